@@ -1,0 +1,35 @@
+"""Kernels for lossless parallel decoding of masked-diffusion language models.
+
+Everything a decoder does between two forwards, as a handful of batch-invariant ops::
+
+    import freedave_kernels as fk
+
+    token_ids, confidence = fk.predict_tokens(logits, drafts, mask_token_id)
+    step = fk.draft_step(drafts, token_ids, confidence, num_drafts, mask_token_id, draft_steps=8)
+
+The same ops are registered with the dispatcher as ``torch.ops.freedave.*``.
+"""
+
+from freedave_kernels import _library
+from freedave_kernels.backends import BackendUnavailableError, available_backends, use_backend
+from freedave_kernels.ops.build_drafts import build_drafts
+from freedave_kernels.ops.draft_step import DraftStep, draft_step
+from freedave_kernels.ops.predict_tokens import predict_tokens
+from freedave_kernels.ops.rank_positions import rank_positions
+from freedave_kernels.ops.select_transfer import select_transfer
+from freedave_kernels.ops.verify_drafts import verify_drafts
+
+__version__ = _library.VERSION
+
+__all__ = [
+    "BackendUnavailableError",
+    "DraftStep",
+    "available_backends",
+    "build_drafts",
+    "draft_step",
+    "predict_tokens",
+    "rank_positions",
+    "select_transfer",
+    "use_backend",
+    "verify_drafts",
+]

@@ -1,0 +1,50 @@
+"""Loads the native ops library once, and keeps the reason when it cannot be loaded.
+
+The library registers ``torch.ops.freedave.*`` and has no Python symbols, so it is loaded by torch rather than imported.
+``FREEDAVE_LIBRARY=/path/to/libfreedave_ops.so`` loads another build of it (a sanitizer build, say).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+PATH = Path(os.environ.get("FREEDAVE_LIBRARY") or Path(__file__).with_name("libfreedave_ops.so"))
+
+LOAD_ERROR: Exception | None = None
+try:
+    torch.ops.load_library(str(PATH))
+except (OSError, RuntimeError) as error:
+    LOAD_ERROR = error
+
+try:
+    VERSION = metadata.version("freedave-kernels")
+except metadata.PackageNotFoundError:  # a source tree on sys.path that was never installed
+    VERSION = "0+uninstalled"
+
+
+def native_op(name: str) -> Callable[..., Any]:
+    """``torch.ops.freedave.<name>``; without the library, a function that raises what kept it from loading."""
+    if LOAD_ERROR is None:
+        return getattr(torch.ops.freedave, name).default
+
+    def missing(*_: Any) -> Any:
+        from freedave_kernels import backends
+
+        return backends.implementation("cpu")
+
+    return missing
+
+
+def register_fake(name: str) -> Callable[[F], F]:
+    """Registers the decorated function as the shape-only kernel of ``torch.ops.freedave.<name>`` (if that exists)."""
+    if LOAD_ERROR is None:
+        return torch.library.register_fake(f"freedave::{name}")
+    return lambda function: function

@@ -1,0 +1,80 @@
+"""Argument errors in the user's terms: which argument of which op, what was expected, what came.
+
+Everything here reads metadata only (dtype, shape, device), never a tensor's values, so a check cannot synchronise.
+The native library checks the same conditions tersely; these run when it refuses a call, and before every other backend.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+ORDERS = ("confidence", "left_to_right")
+INTEGER_DTYPES = (torch.int32, torch.int64)
+
+
+def _names(dtypes: Sequence[torch.dtype]) -> str:
+    return " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
+def expect_tensor(op: str, name: str, value: Any, dtypes: Sequence[torch.dtype], min_dims: int = 0) -> None:
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{op}: {name} must be a {_names(dtypes)} tensor, got {type(value).__name__}")
+    if value.dtype not in dtypes:
+        raise TypeError(f"{op}: {name} must be {_names(dtypes)}, got {_names([value.dtype])}")
+    if value.dim() < min_dims:
+        raise ValueError(f"{op}: {name} must have at least {min_dims} dimensions, got shape {tuple(value.shape)}")
+
+
+def expect_shape(op: str, name: str, value: torch.Tensor, shape: Sequence[int], meaning: str) -> None:
+    if tuple(value.shape) != tuple(shape):
+        raise ValueError(f"{op}: {name} must have shape {tuple(shape)} ({meaning}), got {tuple(value.shape)}")
+
+
+def expect_dims(op: str, name: str, value: torch.Tensor, dims: str) -> None:
+    """`dims` spells the dimensions, as in "B, K, L"."""
+    if value.dim() != dims.count(",") + 1:
+        raise ValueError(f"{op}: {name} must have shape [{dims}], got {tuple(value.shape)}")
+
+
+def expect_same_device(op: str, first: torch.Tensor, first_name: str, **others: torch.Tensor | None) -> None:
+    for name, value in others.items():
+        if value is not None and value.device != first.device:
+            raise ValueError(f"{op}: {name} must be on {first.device} like {first_name}, got {value.device}")
+
+
+def expect_int(op: str, name: str, value: Any, minimum: int | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
+    if minimum is not None and value < minimum:
+        raise ValueError(f"{op}: {name} must be at least {minimum}, got {value}")
+
+
+def expect_choice(op: str, name: str, value: Any, choices: Sequence[str]) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{op}: {name} must be a str, got {type(value).__name__}")
+    if value not in choices:
+        raise ValueError(f"{op}: {name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def expect_threshold(op: str, value: Any) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{op}: threshold must be a float, got {type(value).__name__}")
+    if math.isnan(value):
+        raise ValueError(f"{op}: threshold must be a number, got nan")
+
+
+def expect_bool(op: str, name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be a bool, got {type(value).__name__}")
+
+
+def expect_order(op: str, order: Any, block_length: Any) -> None:
+    expect_choice(op, "order", order, ORDERS)
+    if block_length is not None:
+        expect_int(op, "block_length", block_length, minimum=1)

@@ -1,0 +1,142 @@
+"""Which implementation of the ops runs, and how a user forces one.
+
+By default the tensors' device decides. ``use_backend("reference")`` or ``FREEDAVE_BACKEND=reference`` forces one; a forced
+backend that cannot serve a call raises `BackendUnavailableError` and never falls back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+
+from freedave_kernels import _library
+
+BACKENDS = ("reference", "cpu", "triton", "cuda")
+# "auto" undoes FREEDAVE_BACKEND inside a `with use_backend("auto")`.
+CHOICES = (*BACKENDS, "auto")
+
+OPS = ("predict_tokens", "rank_positions", "select_transfer", "build_drafts", "verify_drafts", "draft_step")
+
+
+class BackendUnavailableError(RuntimeError):
+    """The backend that was asked for cannot run here; the message says why and what to do."""
+
+
+def available_backends() -> dict[str, str | None]:
+    """Every backend by name: None where it can run on this machine, else the reason and the remedy."""
+    return {name: unavailable(name) for name in BACKENDS}
+
+
+def unavailable(name: str) -> str | None:
+    """Why backend `name` cannot run on this machine, or None if it can."""
+    if name == "reference":
+        return None
+    if name == "triton":
+        return "this version has no Triton kernels; use 'cpu' for CPU tensors or 'reference' for any device"
+    if _library.LOAD_ERROR is not None:
+        return f"the native library {_library.PATH} did not load ({_library.LOAD_ERROR}); rebuild with `pip install .`"
+    if name == "cuda" and not _registered("CUDA"):
+        return "this version has no CUDA kernels; use 'reference' for CUDA tensors"
+    if name == "cuda" and not torch.cuda.is_available():
+        return "torch sees no CUDA device; check the driver and that torch is a CUDA build"
+    return None
+
+
+def _registered(dispatch_key: str) -> bool:
+    return all(torch._C._dispatch_has_kernel_for_dispatch_key(f"freedave::{op}", dispatch_key) for op in OPS)
+
+
+class Implementation:
+    """One backend's functions: `implementation.draft_step(...)` takes every argument of the op's signature by position."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._native_device = {"cpu": "cpu", "cuda": "cuda"}.get(name)
+        if self._native_device is None:
+            for op in OPS:
+                module = importlib.import_module(f"freedave_kernels.{name}.{op}")
+                setattr(self, op, getattr(module, op))
+        else:
+            for op in OPS:
+                setattr(self, op, self._on_device(op))
+
+    def _on_device(self, op: str) -> Callable[..., Any]:
+        native = getattr(torch.ops.freedave, op).default
+
+        def run(first: torch.Tensor, *arguments: Any) -> Any:
+            if first.device.type != self._native_device:
+                raise BackendUnavailableError(
+                    f"backend {self.name!r} serves {self._native_device} tensors, but {op} was given a tensor on "
+                    f"{first.device}; move it there, or use a backend for that device (available_backends() lists them)"
+                )
+            return native(first, *arguments)
+
+        return run
+
+    def __getattr__(self, op: str) -> Callable[..., Any]:  # for type checkers: the functions are set in __init__
+        raise AttributeError(op)
+
+
+_implementations: dict[str, Implementation] = {}
+
+
+def implementation(name: str) -> Implementation:
+    """The functions of backend `name`; raises `BackendUnavailableError` when it cannot run here."""
+    found = _implementations.get(name)
+    if found is None:
+        reason = unavailable(name)
+        if reason is not None:
+            raise BackendUnavailableError(f"backend {name!r} is not available: {reason}") from _library.LOAD_ERROR
+        found = _implementations[name] = Implementation(name)
+    return found
+
+
+def _check_name(name: str, source: str) -> str:
+    if name not in CHOICES:
+        raise ValueError(f"{source}: expected one of {', '.join(CHOICES)}, got {name!r}")
+    return name
+
+
+_DEFAULT = _check_name(os.environ.get("FREEDAVE_BACKEND") or "auto", "FREEDAVE_BACKEND")
+
+# None: the device of the tensors decides.
+_forced: ContextVar[str | None] = ContextVar("freedave_backend", default=None if _DEFAULT == "auto" else _DEFAULT)
+
+forced = _forced.get
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Runs every op inside the `with` block on backend `name` ("reference", "cpu", "triton", "cuda", or "auto").
+
+    Raises `ValueError` for an unknown name and `BackendUnavailableError`, with reason and remedy, for a backend that
+    cannot run here. The choice belongs to the current context: other threads and tasks keep theirs.
+    """
+    _check_name(name, "use_backend")
+    if name != "auto":
+        implementation(name)
+    token = _forced.set(None if name == "auto" else name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def for_device(device: torch.device) -> Implementation:
+    """The best backend for tensors on `device`: native kernels where they exist, else the PyTorch reference."""
+    for name in {"cpu": ("cpu",), "cuda": ("cuda", "triton", "reference")}.get(device.type, ("reference",)):
+        if unavailable(name) is None:
+            return implementation(name)
+    return implementation("cpu")  # raises, with the reason: a broken build must not turn into a slow decode
+
+
+def serving(device: torch.device) -> Implementation:
+    """The implementation that a call with tensors on `device` uses now: the forced one, else the best one."""
+    name = forced()
+    return for_device(device) if name is None else implementation(name)

@@ -1,0 +1,113 @@
+"""build_drafts: several decoding steps ahead from one prediction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from freedave_kernels import arguments
+from freedave_kernels._library import native_op, register_fake
+from freedave_kernels.backends import forced, serving
+
+OP = "build_drafts"
+
+_native = native_op(OP)
+
+
+def build_drafts(
+    input_ids: torch.Tensor,
+    token_ids: torch.Tensor,
+    confidence: torch.Tensor,
+    mask_token_id: int,
+    draft_steps: int,
+    *,
+    tokens_per_step: int = 1,
+    threshold: float | None = None,
+    order: str = "confidence",
+    block_length: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Drafts the next `draft_steps` states of each sequence from one prediction of all its masked positions.
+
+    Args:
+        input_ids: `[B, L]` int64, the current states.
+        token_ids: `[B, L]` int64 and confidence: `[B, L]` float32, as `predict_tokens` returns them.
+        mask_token_id: marks masked positions in `input_ids`.
+        draft_steps: K, the number of drafts.
+        tokens_per_step: positions that one step unmasks.
+        threshold: draft 0 is the thresholded state (`select_transfer`); each further draft adds one ranked position.
+        order, block_length: as in `rank_positions`.
+
+    Returns:
+        `drafts [B, K, L]` int64 and `num_drafts [B]` int32. Draft 0 is one static step, so it is right by construction.
+        Draft k is draft k-1 with the next `tokens_per_step` ranked positions filled; a step never crosses a block boundary
+        (static decoding finishes a block first). Without blocks draft k is therefore `rank < tokens_per_step * (k + 1)`,
+        and `num_drafts = min(K, ceil(masked / tokens_per_step))`. Drafts beyond that repeat the last one and are inactive.
+        Nothing is filled beyond a block with a position that cannot be ranked (confidence -inf or NaN).
+
+    Guarantees: drafts are nested, also where confidences tie (lower position first).
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+
+    Source: draft construction of FreeDave (free draft-and-verification).
+    """
+    try:
+        if forced() is None and input_ids.is_cpu:
+            return _native(
+                input_ids, token_ids, confidence, mask_token_id, draft_steps, tokens_per_step, threshold, order, block_length
+            )
+    except (RuntimeError, AttributeError):
+        check_arguments(
+            input_ids, token_ids, confidence, mask_token_id, draft_steps, tokens_per_step, threshold, order, block_length
+        )
+        raise
+    check_arguments(
+        input_ids, token_ids, confidence, mask_token_id, draft_steps, tokens_per_step, threshold, order, block_length
+    )
+    return serving(input_ids.device).build_drafts(
+        input_ids, token_ids, confidence, mask_token_id, draft_steps, tokens_per_step, threshold, order, block_length
+    )
+
+
+def check_arguments(
+    input_ids: Any,
+    token_ids: Any,
+    confidence: Any,
+    mask_token_id: Any,
+    draft_steps: Any,
+    tokens_per_step: Any,
+    threshold: Any,
+    order: Any,
+    block_length: Any,
+) -> None:
+    arguments.expect_tensor(OP, "input_ids", input_ids, [torch.int64])
+    arguments.expect_dims(OP, "input_ids", input_ids, "B, L")
+    if input_ids.shape[1] == 0:
+        raise ValueError(f"{OP}: input_ids must have at least one position, got shape {tuple(input_ids.shape)}")
+    arguments.expect_tensor(OP, "token_ids", token_ids, [torch.int64])
+    arguments.expect_shape(OP, "token_ids", token_ids, input_ids.shape, "like input_ids")
+    arguments.expect_tensor(OP, "confidence", confidence, [torch.float32])
+    arguments.expect_shape(OP, "confidence", confidence, input_ids.shape, "like input_ids")
+    arguments.expect_int(OP, "mask_token_id", mask_token_id)
+    arguments.expect_int(OP, "draft_steps", draft_steps, minimum=1)
+    arguments.expect_int(OP, "tokens_per_step", tokens_per_step, minimum=1)
+    arguments.expect_threshold(OP, threshold)
+    arguments.expect_order(OP, order, block_length)
+    arguments.expect_same_device(OP, input_ids, "input_ids", token_ids=token_ids, confidence=confidence)
+
+
+@register_fake(OP)
+def _(
+    input_ids: torch.Tensor,
+    token_ids: torch.Tensor,
+    confidence: torch.Tensor,
+    mask_token_id: int,
+    draft_steps: int,
+    tokens_per_step: int = 1,
+    threshold: float | None = None,
+    order: str = "confidence",
+    block_length: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    batch, length = input_ids.shape
+    return input_ids.new_empty((batch, draft_steps, length)), input_ids.new_empty((batch,), dtype=torch.int32)

@@ -1,0 +1,241 @@
+"""draft_step: everything between two forwards after predict_tokens, in one launch."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from freedave_kernels import arguments
+from freedave_kernels._library import native_op, register_fake
+from freedave_kernels.backends import forced, serving
+from freedave_kernels.ops.verify_drafts import MATCHES
+
+OP = "draft_step"
+DRAFTINGS = ("recycled", "nested")
+COUNTERS = (
+    "accepted",
+    "steps",
+    "tokens_committed",
+    "masked_in_block",
+    "masked_in_window",
+    "prefix_length",
+    "forward_drafts",
+    "finished",
+    "non_finite",
+    "num_drafts",
+    "ended",
+)
+
+_native = native_op(OP)
+
+
+class DraftStep(NamedTuple):
+    """What `draft_step` returns. The *committed* state is `drafts[:, 0]`: everything unmasked there is final."""
+
+    drafts: torch.Tensor
+    """`[B, K, L]` int64: the next drafts; draft 0 is right by construction."""
+    num_drafts: torch.Tensor
+    """`[B]` int32: how many of them are active (0: nothing was left to fill, and every draft is the committed state)."""
+    token_ids: torch.Tensor
+    """`[B, L]` int64: the accepted draft's predictions, carried over."""
+    confidence: torch.Tensor
+    """`[B, L]` float32: and its confidences."""
+    step_map: torch.Tensor
+    """`[B, L]` int64: the static step that committed each position in this call; -1 for all other positions."""
+    counters: torch.Tensor
+    """`[B, 11]` int64: the properties below side by side, so that one read per step tells a decoder everything."""
+
+    @property
+    def accepted(self) -> torch.Tensor:
+        """`[B]`: index of the accepted input draft."""
+        return self.counters[:, 0]
+
+    @property
+    def steps(self) -> torch.Tensor:
+        """`[B]`: static steps taken by this call."""
+        return self.counters[:, 1]
+
+    @property
+    def tokens_committed(self) -> torch.Tensor:
+        """`[B]`: positions committed by this call."""
+        return self.counters[:, 2]
+
+    @property
+    def masked_in_block(self) -> torch.Tensor:
+        """`[B]`: masked positions left in the committed state's current block."""
+        return self.counters[:, 3]
+
+    @property
+    def masked_in_window(self) -> torch.Tensor:
+        """`[B]`: masked positions left in the committed state."""
+        return self.counters[:, 4]
+
+    @property
+    def prefix_length(self) -> torch.Tensor:
+        """`[B]`: positions in the leading complete blocks of the *accepted draft*: how far the window may slide, because the
+        forward that just ran saw these blocks complete and its keys and values of them are final."""
+        return self.counters[:, 5]
+
+    @property
+    def forward_drafts(self) -> torch.Tensor:
+        """`[B]`: leading active next drafts that still have a masked position, so need a forward."""
+        return self.counters[:, 6]
+
+    @property
+    def finished(self) -> torch.Tensor:
+        """`[B]`: 1 when nothing is masked in the window, or the sequence has ended."""
+        return self.counters[:, 7]
+
+    @property
+    def non_finite(self) -> torch.Tensor:
+        """`[B]`: first position of the accepted draft's current block whose logits were not finite, else -1."""
+        return self.counters[:, 8]
+
+    @property
+    def ended(self) -> torch.Tensor:
+        """`[B]`: 1 when a leading complete block of the committed state ends with `eos_token_id`."""
+        return self.counters[:, 10]
+
+
+def draft_step(
+    drafts: torch.Tensor,
+    token_ids: torch.Tensor,
+    confidence: torch.Tensor,
+    num_drafts: torch.Tensor,
+    mask_token_id: int,
+    draft_steps: int,
+    *,
+    tokens_per_step: int = 1,
+    threshold: float | None = None,
+    order: str = "confidence",
+    block_length: int | None = None,
+    drafting: str = "recycled",
+    match: str = "exact",
+    eos_token_id: int | None = None,
+    step: torch.Tensor | None = None,
+) -> DraftStep:
+    """Verifies drafts against their predictions, commits the last right one and builds the next drafts.
+
+    Args:
+        drafts: `[B, J, L]` int64, the drafts that were forwarded; draft 0 is right by construction.
+        token_ids: `[B, J, L]` int64 and confidence: `[B, J, L]` float32, the predictions at each draft, as
+            `predict_tokens` returns them.
+        num_drafts: `[B]` int32 or int64, how many drafts are active.
+        mask_token_id: marks masked positions.
+        draft_steps: K, the number of drafts to build. With 1, this is static decoding.
+        tokens_per_step, threshold, order, block_length: the static step, as in `build_drafts`.
+        drafting: how the next drafts are made. "nested": from the accepted draft's predictions alone (`build_drafts`).
+            "recycled": draft 0 so; each further draft fills the position ranked first by the predictions of the input
+            draft nearest (in Hamming distance, ties to the lowest index) to the draft built last. Positions that this
+            nearest draft has filled already take the accepted draft's predictions.
+        match: as in `verify_drafts`.
+        eos_token_id: a finished block that ends with it ends its sequence.
+        step: `[B]` int64, static steps taken so far (None: 0); only offsets `step_map`.
+
+    Returns:
+        `DraftStep`. Result for result equal to composing the other ops, which a test checks.
+
+    Guarantees: every call commits at least one static step where anything can be ranked, and at most J of them; what is
+    committed is what static decoding (`draft_steps=1`) commits, whatever the drafts. No host synchronisation.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+
+    Source: FreeDave (free draft-and-verification); recycled drafting is this project's own.
+    """
+    try:
+        if forced() is None and drafts.is_cpu:
+            return DraftStep._make(
+                _native(
+                    drafts, token_ids, confidence, num_drafts, mask_token_id, draft_steps, tokens_per_step, threshold,
+                    order, block_length, drafting, match, eos_token_id, step,
+                )
+            )  # fmt: skip
+    except (RuntimeError, AttributeError):
+        check_arguments(
+            drafts, token_ids, confidence, num_drafts, mask_token_id, draft_steps, tokens_per_step, threshold,
+            order, block_length, drafting, match, eos_token_id, step,
+        )  # fmt: skip
+        raise
+    check_arguments(
+        drafts, token_ids, confidence, num_drafts, mask_token_id, draft_steps, tokens_per_step, threshold,
+        order, block_length, drafting, match, eos_token_id, step,
+    )  # fmt: skip
+    return DraftStep._make(
+        serving(drafts.device).draft_step(
+            drafts, token_ids, confidence, num_drafts, mask_token_id, draft_steps, tokens_per_step, threshold,
+            order, block_length, drafting, match, eos_token_id, step,
+        )
+    )  # fmt: skip
+
+
+def check_arguments(
+    drafts: Any,
+    token_ids: Any,
+    confidence: Any,
+    num_drafts: Any,
+    mask_token_id: Any,
+    draft_steps: Any,
+    tokens_per_step: Any,
+    threshold: Any,
+    order: Any,
+    block_length: Any,
+    drafting: Any,
+    match: Any,
+    eos_token_id: Any,
+    step: Any,
+) -> None:
+    arguments.expect_tensor(OP, "drafts", drafts, [torch.int64])
+    arguments.expect_dims(OP, "drafts", drafts, "B, J, L")
+    if 0 in drafts.shape[1:]:
+        raise ValueError(f"{OP}: drafts must hold a draft and a position at least, got shape {tuple(drafts.shape)}")
+    arguments.expect_tensor(OP, "token_ids", token_ids, [torch.int64])
+    arguments.expect_shape(OP, "token_ids", token_ids, drafts.shape, "like drafts")
+    arguments.expect_tensor(OP, "confidence", confidence, [torch.float32])
+    arguments.expect_shape(OP, "confidence", confidence, drafts.shape, "like drafts")
+    arguments.expect_tensor(OP, "num_drafts", num_drafts, arguments.INTEGER_DTYPES)
+    arguments.expect_shape(OP, "num_drafts", num_drafts, drafts.shape[:1], "one count a sequence")
+    arguments.expect_int(OP, "mask_token_id", mask_token_id)
+    arguments.expect_int(OP, "draft_steps", draft_steps, minimum=1)
+    arguments.expect_int(OP, "tokens_per_step", tokens_per_step, minimum=1)
+    arguments.expect_threshold(OP, threshold)
+    arguments.expect_order(OP, order, block_length)
+    arguments.expect_choice(OP, "drafting", drafting, DRAFTINGS)
+    arguments.expect_choice(OP, "match", match, MATCHES)
+    if eos_token_id is not None:
+        arguments.expect_int(OP, "eos_token_id", eos_token_id)
+    if step is not None:
+        arguments.expect_tensor(OP, "step", step, [torch.int64])
+        arguments.expect_shape(OP, "step", step, drafts.shape[:1], "one step a sequence")
+    arguments.expect_same_device(
+        OP, drafts, "drafts", token_ids=token_ids, confidence=confidence, num_drafts=num_drafts, step=step
+    )
+
+
+@register_fake(OP)
+def _(
+    drafts: torch.Tensor,
+    token_ids: torch.Tensor,
+    confidence: torch.Tensor,
+    num_drafts: torch.Tensor,
+    mask_token_id: int,
+    draft_steps: int,
+    tokens_per_step: int = 1,
+    threshold: float | None = None,
+    order: str = "confidence",
+    block_length: int | None = None,
+    drafting: str = "recycled",
+    match: str = "exact",
+    eos_token_id: int | None = None,
+    step: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    batch, _, length = drafts.shape
+    return (
+        drafts.new_empty((batch, draft_steps, length)),
+        drafts.new_empty((batch,), dtype=torch.int32),
+        token_ids.new_empty((batch, length)),
+        confidence.new_empty((batch, length)),
+        drafts.new_empty((batch, length)),
+        drafts.new_empty((batch, len(COUNTERS))),
+    )

@@ -1,0 +1,122 @@
+"""predict_tokens: the arg max token of every masked position, and how sure the model is of it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from freedave_kernels import arguments
+from freedave_kernels._library import native_op, register_fake
+from freedave_kernels.backends import forced, serving
+
+OP = "predict_tokens"
+MEASURES = ("prob", "margin", "neg_entropy")
+LOGIT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+_native = native_op(OP)
+
+
+def predict_tokens(
+    logits: torch.Tensor,
+    input_ids: torch.Tensor,
+    mask_token_id: int,
+    *,
+    mask_index: torch.Tensor | None = None,
+    measure: str = "prob",
+    suppress_tokens: Sequence[int] | torch.Tensor | None = None,
+    logits_shift: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Predicts every masked position: its arg max token and the model's confidence in it.
+
+    Args:
+        logits: `[*, L, V]` float16, bfloat16 or float32; the last dimension contiguous, any leading strides.
+        input_ids: `[*, L]` int64. Positions equal to `mask_token_id` are masked.
+        mask_token_id: may lie outside the vocabulary of the logits.
+        mask_index: `[*, L]` bool, overrides `input_ids == mask_token_id`.
+        measure: "prob", the softmax probability of the chosen token; "margin", its distance to the probability of the
+            second best; "neg_entropy", sum p log p.
+        suppress_tokens: ids (a sequence, or an int64 tensor `[S]`) that can never be chosen and leave the softmax; a
+            tensor's ids outside the vocabulary are ignored.
+        logits_shift: position i reads row i-1 and position 0 row 0 (Dream). No shifted copy is made.
+
+    Returns:
+        `token_ids [*, L]` int64 and `confidence [*, L]` float32. Positions that are not masked are not read: they return
+        their input id and confidence -inf. So does a masked position whose row has a NaN, a +inf, or nothing above -inf.
+
+    Guarantees: equal logits go to the lower token id; float32 accumulation, confidence within 1e-6 relative of float64;
+    a row's result is bitwise the same whatever the batch, the number of threads or of SMs; logits are read once.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+        BackendUnavailableError: a forced backend cannot serve the call.
+
+    Source: confidence-ranked unmasking of LLaDA (arXiv:2502.09992) and Dream (arXiv:2508.15487).
+    """
+    try:
+        if suppress_tokens is not None and not isinstance(suppress_tokens, torch.Tensor):
+            suppress_tokens = _token_tensor(tuple(suppress_tokens), logits.shape[-1], logits.device)
+        if forced() is None and logits.is_cpu:
+            return _native(logits, input_ids, mask_token_id, mask_index, measure, suppress_tokens, logits_shift)
+    except (RuntimeError, AttributeError, TypeError):
+        check_arguments(logits, input_ids, mask_token_id, mask_index, measure, suppress_tokens, logits_shift)
+        raise
+    check_arguments(logits, input_ids, mask_token_id, mask_index, measure, suppress_tokens, logits_shift)
+    return serving(logits.device).predict_tokens(
+        logits, input_ids, mask_token_id, mask_index, measure, suppress_tokens, logits_shift
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _token_tensor(token_ids: tuple[int, ...], vocab: int, device: torch.device) -> torch.Tensor:
+    """A list of ids as a tensor, copied to the device once: a decoder passes the same list every step."""
+    for token_id in token_ids:
+        arguments.expect_int(OP, "suppress_tokens", token_id)
+        if not 0 <= token_id < vocab:
+            raise ValueError(f"{OP}: suppress_tokens must lie in [0, {vocab}) (the vocabulary), got {token_id}")
+    return torch.tensor(token_ids, dtype=torch.int64, device=device)
+
+
+def check_arguments(
+    logits: Any, input_ids: Any, mask_token_id: Any, mask_index: Any, measure: Any, suppress_tokens: Any, logits_shift: Any
+) -> None:
+    arguments.expect_tensor(OP, "logits", logits, LOGIT_DTYPES, min_dims=2)
+    if logits.shape[-1] == 0:
+        raise ValueError(f"{OP}: logits must have a vocabulary of at least 1, got shape {tuple(logits.shape)}")
+    if logits.shape[-1] > 1 and logits.stride(-1) != 1:
+        raise ValueError(f"{OP}: the vocabulary dimension of logits must be contiguous, got strides {logits.stride()}")
+    arguments.expect_tensor(OP, "input_ids", input_ids, [torch.int64])
+    arguments.expect_shape(OP, "input_ids", input_ids, logits.shape[:-1], "logits without the vocabulary")
+    arguments.expect_int(OP, "mask_token_id", mask_token_id)
+    if mask_index is not None:
+        arguments.expect_tensor(OP, "mask_index", mask_index, [torch.bool])
+        arguments.expect_shape(OP, "mask_index", mask_index, input_ids.shape, "like input_ids")
+    arguments.expect_choice(OP, "measure", measure, MEASURES)
+    if suppress_tokens is not None:
+        if not isinstance(suppress_tokens, (torch.Tensor, Sequence)) or isinstance(suppress_tokens, str):
+            kind = type(suppress_tokens).__name__
+            raise TypeError(f"{OP}: suppress_tokens must be a sequence of ints or an int64 tensor, got {kind}")
+        if isinstance(suppress_tokens, torch.Tensor):
+            arguments.expect_tensor(OP, "suppress_tokens", suppress_tokens, [torch.int64])
+            arguments.expect_dims(OP, "suppress_tokens", suppress_tokens, "S")
+    arguments.expect_bool(OP, "logits_shift", logits_shift)
+    suppressed = suppress_tokens if isinstance(suppress_tokens, torch.Tensor) else None
+    arguments.expect_same_device(
+        OP, logits, "logits", input_ids=input_ids, mask_index=mask_index, suppress_tokens=suppressed
+    )
+
+
+@register_fake(OP)
+def _(
+    logits: torch.Tensor,
+    input_ids: torch.Tensor,
+    mask_token_id: int,
+    mask_index: torch.Tensor | None = None,
+    measure: str = "prob",
+    suppress_tokens: torch.Tensor | None = None,
+    logits_shift: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    shape = input_ids.shape
+    return input_ids.new_empty(shape), logits.new_empty(shape, dtype=torch.float32)

@@ -1,0 +1,108 @@
+"""select_transfer: the unmasking rules of existing decoders on one ranking."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from freedave_kernels import arguments
+from freedave_kernels._library import native_op, register_fake
+from freedave_kernels.backends import forced, serving
+
+OP = "select_transfer"
+FALLBACKS = ("top", "top_if_fewer", "top_always")
+
+_native = native_op(OP)
+
+
+def select_transfer(
+    confidence: torch.Tensor,
+    mask_index: torch.Tensor,
+    *,
+    num_transfer: int | torch.Tensor = 1,
+    threshold: float | None = None,
+    strict: bool = False,
+    fallback: str = "top",
+    order: str = "confidence",
+    block_length: int | None = None,
+) -> torch.Tensor:
+    """Selects the masked positions that one step unmasks.
+
+    Args:
+        confidence: `[*, L]` float32.
+        mask_index: `[*, L]` bool, True where a position is masked.
+        num_transfer: how many positions, an int >= 0 or an int32/int64 tensor `[*]`; clamped to what can be ranked.
+        threshold: also (or instead) every position with `confidence >= threshold`, compared in float32.
+        strict: `confidence > threshold`.
+        fallback: with a threshold, when the first `num_transfer` ranked positions are taken: "top", when nothing passes;
+            "top_if_fewer", instead of the passing ones when these are fewer; "top_always", in addition to them.
+        order: "confidence" or "left_to_right". Left to right, the leading run of masked positions that pass is taken.
+        block_length: only the current block, the lowest with a masked position, transfers. None: one block.
+
+    Returns:
+        `transfer_index [*, L]` bool. Rows with no masked position transfer nothing; positions whose confidence is -inf or
+        NaN are never taken.
+
+    Guarantees: ties as in `rank_positions`.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+
+    Source: top-k of LLaDA (arXiv:2502.09992), confidence threshold of Fast-dLLM (arXiv:2505.22618).
+    """
+    count, counts = (1, num_transfer) if isinstance(num_transfer, torch.Tensor) else (num_transfer, None)
+    try:
+        if forced() is None and confidence.is_cpu:
+            return _native(
+                confidence, mask_index, count, counts, threshold, strict, fallback, order, block_length
+            )
+    except (RuntimeError, AttributeError):
+        check_arguments(confidence, mask_index, num_transfer, threshold, strict, fallback, order, block_length)
+        raise
+    check_arguments(confidence, mask_index, num_transfer, threshold, strict, fallback, order, block_length)
+    return serving(confidence.device).select_transfer(
+        confidence, mask_index, count, counts, threshold, strict, fallback, order, block_length
+    )
+
+
+def check_arguments(
+    confidence: Any,
+    mask_index: Any,
+    num_transfer: Any,
+    threshold: Any,
+    strict: Any,
+    fallback: Any,
+    order: Any,
+    block_length: Any,
+) -> None:
+    arguments.expect_tensor(OP, "confidence", confidence, [torch.float32], min_dims=1)
+    arguments.expect_tensor(OP, "mask_index", mask_index, [torch.bool])
+    arguments.expect_shape(OP, "mask_index", mask_index, confidence.shape, "like confidence")
+    counts = None
+    if isinstance(num_transfer, torch.Tensor):
+        counts = num_transfer
+        arguments.expect_tensor(OP, "num_transfer", counts, arguments.INTEGER_DTYPES)
+        arguments.expect_shape(OP, "num_transfer", counts, confidence.shape[:-1], "one count a row")
+    else:
+        arguments.expect_int(OP, "num_transfer", num_transfer, minimum=0)
+    arguments.expect_threshold(OP, threshold)
+    arguments.expect_bool(OP, "strict", strict)
+    arguments.expect_choice(OP, "fallback", fallback, FALLBACKS)
+    arguments.expect_order(OP, order, block_length)
+    arguments.expect_same_device(OP, confidence, "confidence", mask_index=mask_index, num_transfer=counts)
+
+
+@register_fake(OP)
+def _(
+    confidence: torch.Tensor,
+    mask_index: torch.Tensor,
+    num_transfer: int = 1,
+    num_transfer_per_row: torch.Tensor | None = None,
+    threshold: float | None = None,
+    strict: bool = False,
+    fallback: str = "top",
+    order: str = "confidence",
+    block_length: int | None = None,
+) -> torch.Tensor:
+    return mask_index.new_empty(mask_index.shape)

@@ -1,0 +1,169 @@
+"""draft_step in plain PyTorch: the other ops, composed."""
+
+from __future__ import annotations
+
+import torch
+
+from freedave_kernels.reference.build_drafts import build_drafts
+from freedave_kernels.reference.rank_positions import block_of, rankable
+from freedave_kernels.reference.select_transfer import in_current_block, select_transfer
+from freedave_kernels.reference.verify_drafts import accept_chain
+
+
+def draft_step(
+    drafts: torch.Tensor,
+    token_ids: torch.Tensor,
+    confidence: torch.Tensor,
+    num_drafts: torch.Tensor,
+    mask_token_id: int,
+    draft_steps: int,
+    tokens_per_step: int,
+    threshold: float | None,
+    order: str,
+    block_length: int | None,
+    drafting: str,
+    match: str,
+    eos_token_id: int | None,
+    step: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    batch, count, length = drafts.shape
+    rows = torch.arange(batch, device=drafts.device)
+    static_step = (mask_token_id, 1, tokens_per_step, threshold, order, block_length)
+
+    # Verify: each draft's target is one static step from it under its own predictions.
+    flat = [x.reshape(batch * count, length) for x in (drafts, token_ids, confidence)]
+    targets = build_drafts(*flat, *static_step)[0].view(batch, count, length)
+    accepted, hop = accept_chain(drafts, targets, num_drafts, match, mask_token_id)
+
+    # Draft again from the accepted state.
+    state, carried_tokens, carried_confidence = (x[rows, accepted] for x in (drafts, token_ids, confidence))
+    settings = (mask_token_id, draft_steps, tokens_per_step, threshold, order, block_length)
+    next_drafts, next_count = build_drafts(state, carried_tokens, carried_confidence, *settings)
+    if drafting == "recycled":
+        next_drafts, next_count = _recycle(
+            next_drafts[:, 0], next_count, drafts, token_ids, confidence, num_drafts, accepted, *settings
+        )
+
+    # Account for what is final now: the committed state is the next draft 0.
+    committed = next_drafts[:, 0]
+    hops = hop[rows, accepted]
+    taken = torch.zeros_like(hops) if step is None else step
+    step_map = _step_map(drafts, committed, hop, hops, taken, mask_token_id)
+    counters = _counters(
+        accepted, hops, step_map, next_drafts, next_count, state, carried_confidence, mask_token_id, block_length, eos_token_id
+    )
+    return next_drafts, next_count, carried_tokens, carried_confidence, step_map, counters
+
+
+def _recycle(
+    first: torch.Tensor,
+    first_count: torch.Tensor,
+    drafts: torch.Tensor,
+    token_ids: torch.Tensor,
+    confidence: torch.Tensor,
+    num_drafts: torch.Tensor,
+    accepted: torch.Tensor,
+    mask_token_id: int,
+    draft_steps: int,
+    tokens_per_step: int,
+    threshold: float | None,
+    order: str,
+    block_length: int | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The next drafts from all input drafts' predictions; `first` is draft 0, which the accepted draft's alone decide."""
+    batch, count, length = drafts.shape
+    rows = torch.arange(batch, device=drafts.device)
+    index = torch.arange(count, device=drafts.device)
+    inactive = index >= num_drafts[:, None].clamp(min=1)
+    picks = tokens_per_step if threshold is None else 1
+
+    state, built = first, [first]
+    num_built = first_count.clamp(max=1)
+    for _ in range(1, draft_steps):
+        distance = (drafts != state[:, None]).sum(-1).masked_fill(inactive, length + 1)
+        nearest = torch.where(distance == distance.amin(-1, keepdim=True), index, count).amin(-1)
+        open_there = drafts[rows, nearest] == mask_token_id
+        token = torch.where(open_there, token_ids[rows, nearest], token_ids[rows, accepted])
+        certainty = torch.where(open_there, confidence[rows, nearest], confidence[rows, accepted])
+
+        masked = state == mask_token_id
+        pick = select_transfer(certainty, masked, picks, None, None, False, "top", order, block_length)
+        pick = pick & (num_built == len(built))[:, None]  # a chain that has ended stays ended
+        state = torch.where(pick, token, state)
+        num_built = num_built + pick.any(-1)
+        built.append(state)
+    return torch.stack(built, 1), num_built.int()
+
+
+def _step_map(
+    drafts: torch.Tensor,
+    committed: torch.Tensor,
+    hop: torch.Tensor,
+    hops: torch.Tensor,
+    taken: torch.Tensor,
+    mask_token_id: int,
+) -> torch.Tensor:
+    """`[B, L]`: the static step that committed each position in this call. Hop h of the chain is static step h - 1."""
+    count = drafts.shape[1]
+    in_chain = (drafts != mask_token_id) & (hop < count)[..., None]
+    first_hop = torch.where(in_chain, hop[..., None], count).amin(1)
+    static_step = torch.where(first_hop < count, first_hop - 1, hops[:, None])  # else: filled in the new draft 0
+    new = (drafts[:, 0] == mask_token_id) & (committed != mask_token_id)
+    return torch.where(new, taken[:, None] + static_step, -1)
+
+
+def _counters(
+    accepted: torch.Tensor,
+    hops: torch.Tensor,
+    step_map: torch.Tensor,
+    drafts: torch.Tensor,
+    num_drafts: torch.Tensor,
+    state: torch.Tensor,
+    confidence: torch.Tensor,
+    mask_token_id: int,
+    block_length: int | None,
+    eos_token_id: int | None,
+) -> torch.Tensor:
+    batch, count, length = drafts.shape
+    position = torch.arange(length, device=drafts.device)
+    block = block_of(length, block_length, drafts.device)
+    committed = drafts[:, 0]
+    masked = committed == mask_token_id
+
+    open_before = state == mask_token_id
+    current, complete = _first_open_block(masked, block_length)
+    _, reusable = _first_open_block(open_before, block_length)
+
+    needs_forward = (drafts == mask_token_id).any(-1) & (torch.arange(count, device=drafts.device) < num_drafts[:, None])
+    ended = torch.zeros_like(accepted, dtype=torch.bool)
+    if eos_token_id is not None:
+        last_of_block = block != torch.cat([block[1:], block.new_full((1,), -1)])
+        ended = (last_of_block & (committed == eos_token_id) & (position < complete[:, None])).any(-1)
+
+    broken = open_before & in_current_block(open_before, block_length) & ~rankable(confidence, open_before)
+    first_broken = torch.where(broken, position, length).amin(-1)
+
+    columns = [
+        accepted,
+        hops + (num_drafts > 0),
+        (step_map >= 0).sum(-1),
+        (masked & (block == current[:, None])).sum(-1),
+        masked.sum(-1),
+        reusable,
+        needs_forward.long().cumprod(-1).sum(-1),
+        ended | ~masked.any(-1),
+        torch.where(first_broken < length, first_broken, -1),
+        num_drafts,
+        ended,
+    ]
+    return torch.stack([column.long() for column in columns], -1)
+
+
+def _first_open_block(masked: torch.Tensor, block_length: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """`[B]` each: the lowest block with a masked position, and how many positions the complete blocks before it hold."""
+    length = masked.shape[-1]
+    size = block_length or length
+    position = torch.arange(length, device=masked.device)
+    first = torch.where(masked, position, length).amin(-1)
+    block = first // size
+    return block, torch.where(first < length, block * size, length)

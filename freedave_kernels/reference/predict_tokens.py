@@ -1,0 +1,62 @@
+"""predict_tokens in plain PyTorch, in float64."""
+
+from __future__ import annotations
+
+import torch
+
+NEVER = float("-inf")
+
+
+def predict_tokens(
+    logits: torch.Tensor,
+    input_ids: torch.Tensor,
+    mask_token_id: int,
+    mask_index: torch.Tensor | None,
+    measure: str,
+    suppress_tokens: torch.Tensor | None,
+    logits_shift: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    masked = input_ids == mask_token_id if mask_index is None else mask_index
+    length, vocab = logits.shape[-2:]
+    x = logits
+    if logits_shift:
+        x = x[..., (torch.arange(length, device=x.device) - 1).clamp(min=0), :]
+    x = x.double()
+    if suppress_tokens is not None:
+        x = x.masked_fill(_suppressed(suppress_tokens, vocab), NEVER)
+
+    top = x.amax(-1, keepdim=True)  # NaN wherever the row has one
+    vocabulary = torch.arange(vocab, device=x.device)
+    token = torch.where(x == top, vocabulary, vocab).amin(-1)  # the lowest id among equal logits
+    usable = masked & top.squeeze(-1).isfinite()
+
+    # Differences to the top; a row that is not usable is replaced so that no NaN travels on.
+    x = torch.where(usable[..., None], x - top, 0.0)
+    confidence = {"prob": _prob, "margin": _margin, "neg_entropy": _neg_entropy}[measure](x, token)
+    return torch.where(usable, token, input_ids), torch.where(usable, confidence.float(), NEVER)
+
+
+def _suppressed(token_ids: torch.Tensor, vocab: int) -> torch.Tensor:
+    inside = torch.where((token_ids >= 0) & (token_ids < vocab), token_ids, vocab)  # the rest goes to a spare entry
+    flags = torch.zeros(vocab + 1, dtype=torch.bool, device=token_ids.device)
+    return flags.scatter(0, inside, True)[:vocab]
+
+
+def _prob(x: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+    return 1 / x.exp().sum(-1)
+
+
+def _margin(x: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+    others = x.scatter(-1, token.clamp(max=x.shape[-1] - 1)[..., None], NEVER)
+    # p1 - p2 = (1 - exp(second - top)) / sum, without the cancellation of the plain difference.
+    return -torch.expm1(others.amax(-1)) / x.exp().sum(-1)
+
+
+def _neg_entropy(x: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+    # sum p log p = (sum e^x x) / sum e^x - log sum e^x. The terms at the top are counted apart from the rest: next to a 1,
+    # the rest of a confident row would lose its digits, and it is all that the entropy consists of.
+    weight = x.exp()
+    tops = (x == 0).sum(-1)
+    rest = torch.where(x < 0, weight, 0.0).sum(-1)
+    weighted = torch.where(weight > 0, weight * x, 0.0).sum(-1)
+    return weighted / (tops + rest) - (tops.double().log() + torch.log1p(rest / tops))

@@ -1,0 +1,1 @@
+"""Diffusion language models: how a checkpoint is read, and how its forward is called on drafts."""

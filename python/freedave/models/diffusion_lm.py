@@ -1,0 +1,113 @@
+"""DiffusionLM: a masked-diffusion language model as the decoder sees it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from freedave.attention import use_bidirectional_attention
+from freedave.cache import PrefixCache
+
+ATTENTIONS = ("block_causal", "full")
+
+# Classes whose logits are exactly lm_head(backbone output), so that the head can run on a few rows only.
+_PLAIN_HEADS = frozenset({"Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM", "Glm4MoeForCausalLM"})
+
+
+class DiffusionLM:
+    """A masked-diffusion language model.
+
+    Args:
+        model: any module called as transformers causal language models are. A transformers model is put into evaluation
+            mode and switched to bidirectional attention.
+        mask_token_id: the id of the mask token; must lie inside the model's input vocabulary.
+        attention: "block_causal" (SDAR, TraDo, LLaDA2: positions see their own block and earlier ones) or "full" (LLaDA,
+            Dream).
+        block_length: tokens a block, aligned at position 0. Needed for "block_causal"; for "full", the default of
+            `generate` (None: the whole answer is one block).
+        logits_shift: the logits of position i stand in row i-1 (Dream). Full attention only.
+        eos_token_id: a finished block that ends with it ends the sequence.
+        tokenizer: a transformers tokenizer, or None.
+        name: shown to people.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        mask_token_id: int,
+        *,
+        attention: str = "block_causal",
+        block_length: int | None = None,
+        logits_shift: bool = False,
+        eos_token_id: int | None = None,
+        tokenizer: Any = None,
+        name: str | None = None,
+    ) -> None:
+        if not isinstance(model, torch.nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        if attention not in ATTENTIONS:
+            raise ValueError(f"attention must be one of {', '.join(ATTENTIONS)}, got {attention!r}")
+        if block_length is not None and block_length < 1:
+            raise ValueError(f"block_length must be at least 1, got {block_length}")
+        if attention == "block_causal" and block_length is None:
+            raise ValueError("block_length is needed for block-causal attention (SDAR and TraDo were trained with 4)")
+        if attention == "block_causal" and logits_shift:
+            raise ValueError("logits_shift needs full attention: a window's first row would belong to the cached prefix")
+
+        self.model = model.eval()
+        self.mask_token_id = mask_token_id
+        self.attention = attention
+        self.block_length = block_length
+        self.logits_shift = logits_shift
+        self.eos_token_id = eos_token_id
+        self.tokenizer = tokenizer
+        self.name = name or type(model).__name__
+
+        config = getattr(model, "config", None)
+        self.vocab_size: int | None = getattr(config, "vocab_size", None)
+        self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
+        if mask_token_id < 0 or (self.vocab_size is not None and mask_token_id >= self.vocab_size):
+            raise ValueError(
+                f"mask_token_id {mask_token_id} is outside the model's vocabulary of {self.vocab_size} tokens: "
+                "this checkpoint and this mask token do not belong together"
+            )
+        self._plain_head = type(model).__name__ in _PLAIN_HEADS
+        self._needs_mask = not use_bidirectional_attention(model)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    def logits(
+        self,
+        input_ids: torch.Tensor,
+        rows: torch.Tensor,
+        *,
+        position_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        cache: PrefixCache | None = None,
+    ) -> torch.Tensor:
+        """One forward of `input_ids [J, T]`; the logits `[R, V]` of its flattened positions `rows [R]`.
+
+        `position_ids [1, T]` (None: from 0), `attention_mask [1, 1, T, prefix + T]` bool (None: everything is visible).
+        """
+        if attention_mask is None and self._needs_mask:
+            seen = input_ids.shape[1] + (0 if cache is None else cache.get_seq_length())
+            attention_mask = torch.ones(1, 1, input_ids.shape[1], seen, dtype=torch.bool, device=input_ids.device)
+        arguments: dict[str, Any] = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": cache,
+            "use_cache": cache is not None,
+        }
+        model: Any = self.model
+        if self._plain_head:  # the vocabulary projection runs on the rows that are read, not on every position
+            hidden = model.base_model(**arguments).last_hidden_state
+            return model.get_output_embeddings()(hidden.flatten(0, 1)[rows])
+        return model(**arguments).logits.flatten(0, 1)[rows]
