@@ -108,7 +108,13 @@ _DEFAULT = _check_name(os.environ.get("FREEDAVE_BACKEND") or "auto", "FREEDAVE_B
 # None: the device of the tensors decides.
 _forced: ContextVar[str | None] = ContextVar("freedave_backend", default=None if _DEFAULT == "auto" else _DEFAULT)
 
-forced = _forced.get
+
+
+@torch.compiler.assume_constant_result  # Dynamo cannot trace a ContextVar
+def forced() -> str | None:
+    """The backend in force, or None where the device of the tensors decides."""
+    return _forced.get()
+
 
 
 @contextlib.contextmanager
@@ -116,7 +122,8 @@ def use_backend(name: str) -> Iterator[None]:
     """Runs every op inside the `with` block on backend `name` ("reference", "cpu", "triton", "cuda", or "auto").
 
     Raises `ValueError` for an unknown name and `BackendUnavailableError`, with reason and remedy, for a backend that
-    cannot run here. The choice belongs to the current context: other threads and tasks keep theirs.
+    cannot run here. The choice belongs to the current context: other threads and tasks keep theirs, and a function that
+    torch.compile has compiled keeps the backend it was compiled with.
     """
     _check_name(name, "use_backend")
     if name != "auto":

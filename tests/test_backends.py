@@ -1,0 +1,119 @@
+"""Which implementation runs, and how a user forces one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+
+import freedave_kernels as fk
+import pytest
+import torch
+from freedave_kernels import backends
+
+CONFIDENCE, MASKED = torch.tensor([0.5, 0.9]), torch.tensor([True, True])
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, check=False
+    )
+
+
+def spy(monkeypatch: pytest.MonkeyPatch, name: str) -> list[str]:
+    """Records the calls of rank_positions that backend `name` serves."""
+    calls: list[str] = []
+    implementation = backends.implementation(name)
+    original = implementation.rank_positions
+    monkeypatch.setattr(implementation, "rank_positions", lambda *a: calls.append(name) or original(*a), raising=False)
+    return calls
+
+
+def test_example(monkeypatch):
+    calls = spy(monkeypatch, "reference")
+    fk.rank_positions(CONFIDENCE, MASKED)
+    assert calls == []
+    with fk.use_backend("reference"):
+        fk.rank_positions(CONFIDENCE, MASKED)
+        assert calls == ["reference"]
+        with fk.use_backend("cpu"):
+            fk.rank_positions(CONFIDENCE, MASKED)
+        with fk.use_backend("auto"):
+            fk.rank_positions(CONFIDENCE, MASKED)
+        assert calls == ["reference"]
+    fk.rank_positions(CONFIDENCE, MASKED)
+    assert calls == ["reference"]
+
+
+def test_the_native_library_is_there():
+    """The suite means nothing without it: every contract test would run on the reference alone."""
+    available = fk.available_backends()
+    assert set(available) == set(backends.BACKENDS)
+    assert available["reference"] is None
+    assert available["cpu"] is None
+
+
+def test_unavailable_backends_say_why():
+    for name, reason in fk.available_backends().items():
+        if reason is not None:
+            with pytest.raises(fk.BackendUnavailableError, match=name), fk.use_backend(name):
+                pass
+            assert ";" in reason  # the reason; the remedy
+
+
+def test_unknown_names():
+    with pytest.raises(ValueError, match="use_backend: expected one of reference, cpu, triton, cuda, auto, got 'gpu'"):
+        fk.use_backend("gpu").__enter__()
+
+
+def test_a_forced_backend_never_falls_back():
+    with fk.use_backend("cpu"), pytest.raises(fk.BackendUnavailableError, match="serves cpu tensors.*on meta"):
+        fk.rank_positions(CONFIDENCE.to("meta"), MASKED.to("meta"))
+
+
+def test_other_threads_keep_their_choice(monkeypatch):
+    calls = spy(monkeypatch, "reference")
+    with fk.use_backend("reference"):
+        thread = threading.Thread(target=fk.rank_positions, args=(CONFIDENCE, MASKED))
+        thread.start()
+        thread.join()
+    assert calls == []
+
+
+def test_environment_sets_the_default():
+    code = "import freedave_kernels as fk; from freedave_kernels import backends; print(backends.forced())"
+    assert run_python(code, FREEDAVE_BACKEND="reference").stdout.strip() == "reference"
+    assert run_python(code, FREEDAVE_BACKEND="auto").stdout.strip() == "None"
+    failed = run_python(code, FREEDAVE_BACKEND="fast")
+    assert failed.returncode != 0 and "FREEDAVE_BACKEND: expected one of" in failed.stderr
+
+
+def test_importing_the_ops_does_not_import_transformers():
+    code = "import freedave_kernels, sys; print('transformers' in sys.modules, 'freedave' in sys.modules)"
+    assert run_python(code).stdout.split() == ["False", "False"]
+
+
+def test_a_library_that_does_not_load_is_reported():
+    """Importing still works, `cpu` says why it cannot run, and a call raises instead of using the reference."""
+    code = (
+        "import torch, freedave_kernels as fk\n"
+        "print(fk.available_backends()['cpu'])\n"
+        "try:\n"
+        "    fk.rank_positions(torch.ones(2), torch.ones(2, dtype=torch.bool))\n"
+        "except fk.BackendUnavailableError as error:\n"
+        "    print('raised', error.__cause__ is not None)\n"
+        "with fk.use_backend('reference'):\n"
+        "    print(fk.rank_positions(torch.ones(2), torch.ones(2, dtype=torch.bool)).tolist())\n"
+    )
+    result = run_python(code, FREEDAVE_LIBRARY="/nowhere/libfreedave_ops.so")
+    lines = result.stdout.strip().splitlines()
+    assert "did not load" in lines[0] and "pip install" in lines[0]
+    assert lines[1:] == ["raised True", "[0, 1]"]
+
+
+@pytest.mark.parametrize("op", backends.OPS)
+def test_ops_are_registered_with_the_dispatcher(op):
+    assert hasattr(torch.ops.freedave, op)
+    schema = str(getattr(torch.ops.freedave, op).default._schema)
+    assert schema.startswith(f"freedave::{op}(")

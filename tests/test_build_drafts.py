@@ -1,0 +1,168 @@
+"""build_drafts: the contract, on every backend."""
+
+from __future__ import annotations
+
+import math
+
+import freedave_kernels as fk
+import pytest
+import torch
+from conftest import golden_ops
+from freedave_kernels.reference import build_drafts as reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from states import INF, MASK, block_lengths, orders, predictions, thresholds
+
+M = MASK
+IDS = torch.tensor([[1, M, M, M, M]])
+TOKENS = torch.tensor([[1, 2, 3, 4, 5]])
+CONFIDENCE = torch.tensor([[-INF, 0.5, 0.9, 0.5, 0.7]])
+
+
+def test_example(backend):
+    """Four drafts, each with one more position filled; the most confident first, ties to the lower position."""
+    drafts, num_drafts = fk.build_drafts(IDS, TOKENS, CONFIDENCE, M, draft_steps=5)
+    assert drafts[0].tolist() == [[1, M, 3, M, M], [1, M, 3, M, 5], [1, 2, 3, M, 5], [1, 2, 3, 4, 5], [1, 2, 3, 4, 5]]
+    assert num_drafts.tolist() == [4] and num_drafts.dtype == torch.int32
+
+
+def test_several_tokens_a_step(backend):
+    drafts, num_drafts = fk.build_drafts(IDS, TOKENS, CONFIDENCE, M, 4, tokens_per_step=3)
+    assert drafts[0, :2].tolist() == [[1, 2, 3, M, 5], [1, 2, 3, 4, 5]] and num_drafts.tolist() == [2]
+
+
+def test_a_step_never_crosses_a_block(backend):
+    """Static decoding finishes a block first: with 3 positions left in it, steps of 2 take 2, then 1, then 2."""
+    ids, tokens = torch.full((1, 6), M), torch.arange(6)[None]
+    confidence = torch.tensor([[0.1, 0.2, 0.3, 0.9, 0.8, 0.7]])
+    drafts, num_drafts = fk.build_drafts(ids, tokens, confidence, M, 5, tokens_per_step=2, block_length=3)
+    assert [(draft != M).sum().item() for draft in drafts[0]] == [2, 3, 5, 6, 6]
+    assert num_drafts.tolist() == [4]
+
+
+def test_threshold(backend):
+    drafts, num_drafts = fk.build_drafts(IDS, TOKENS, CONFIDENCE, M, 4, threshold=0.6)
+    assert drafts[0, :3].tolist() == [[1, M, 3, M, 5], [1, 2, 3, M, 5], [1, 2, 3, 4, 5]] and num_drafts.tolist() == [3]
+
+
+def test_nothing_beyond_a_block_that_cannot_finish(backend):
+    confidence = torch.tensor([[-INF, 0.5, -INF, 0.5, 0.7]])
+    drafts, num_drafts = fk.build_drafts(IDS, TOKENS, confidence, M, 4, block_length=3)
+    assert drafts[0, -1].tolist() == [1, 2, M, M, M] and num_drafts.tolist() == [1]
+
+
+def test_nothing_masked(backend):
+    drafts, num_drafts = fk.build_drafts(TOKENS, TOKENS, CONFIDENCE, M, 3)
+    assert torch.equal(drafts[0], TOKENS.repeat(3, 1)) and num_drafts.tolist() == [0]
+
+
+@pytest.mark.parametrize("case", golden_ops())
+def test_golden(backend, case):
+    arguments = case["input_ids"], case["token_ids"].long(), case["confidence"].float(), case["mask_token_id"]
+    drafts, num_drafts = fk.build_drafts(*arguments, case["draft_steps"], order=case["order"])
+    assert torch.equal(drafts, case["drafts"])
+    masked = (case["input_ids"] == case["mask_token_id"]).sum(-1)
+    assert num_drafts.tolist() == masked.clamp(max=case["draft_steps"]).tolist()
+    assert torch.equal(fk.build_drafts(*arguments, 1, order=case["order"])[0][:, 0], case["one"])
+
+
+SETTINGS = {
+    "draft_steps": st.integers(1, 12),
+    "tokens_per_step": st.integers(1, 5),
+    "threshold": thresholds(),
+    "order": orders(),
+    "block_length": block_lengths(),
+}
+
+
+@given(prediction=predictions(), **SETTINGS)
+@settings(max_examples=400)
+def test_agrees_with_the_oracle(
+    native_backend, prediction, draft_steps, tokens_per_step, threshold, order, block_length
+):
+    arguments = (prediction.input_ids, prediction.token_ids, prediction.confidence, M, draft_steps)
+    drafts, num_drafts = fk.build_drafts(
+        *arguments, tokens_per_step=tokens_per_step, threshold=threshold, order=order, block_length=block_length
+    )
+    expected = reference.build_drafts(*arguments, tokens_per_step, threshold, order, block_length)
+    assert torch.equal(drafts, expected[0]) and torch.equal(num_drafts, expected[1])
+
+
+@given(prediction=predictions(), draft_steps=st.integers(1, 12), tokens_per_step=st.integers(1, 5), order=orders())
+def test_one_ranking_gives_every_draft(backend, prediction, draft_steps, tokens_per_step, order):
+    """Without blocks, draft k is `rank < tokens_per_step * (k + 1)`."""
+    masked = prediction.input_ids == M
+    rank = fk.rank_positions(prediction.confidence, masked, order=order)
+    drafts, num_drafts = fk.build_drafts(
+        prediction.input_ids, prediction.token_ids, prediction.confidence, M, draft_steps,
+        tokens_per_step=tokens_per_step, order=order,
+    )  # fmt: skip
+    for k in range(draft_steps):
+        ranked = (rank < tokens_per_step * (k + 1)) & (rank < rank.shape[-1])
+        assert torch.equal(drafts[:, k], torch.where(ranked, prediction.token_ids, prediction.input_ids))
+    ranked = (masked & (prediction.confidence > -INF)).sum(-1).tolist()
+    assert num_drafts.tolist() == [min(draft_steps, math.ceil(count / tokens_per_step)) for count in ranked]
+
+
+@given(prediction=predictions(batch=5), **SETTINGS)
+@settings(max_examples=50)
+def test_a_sequence_does_not_depend_on_its_batch(
+    backend, threads, prediction, draft_steps, tokens_per_step, threshold, order, block_length
+):
+    def build(rows: slice):
+        return fk.build_drafts(
+            prediction.input_ids[rows], prediction.token_ids[rows], prediction.confidence[rows], M, draft_steps,
+            tokens_per_step=tokens_per_step, threshold=threshold, order=order, block_length=block_length,
+        )  # fmt: skip
+
+    together = build(slice(None))
+    alone = [build(slice(row, row + 1)) for row in range(5)]
+    assert torch.equal(together[0], torch.cat([drafts for drafts, _ in alone]))
+    assert torch.equal(together[1], torch.cat([count for _, count in alone]))
+
+
+def test_strided_inputs(backend):
+    wide = [torch.stack([x, x + 1], 1)[:, 0] for x in (IDS, TOKENS)]
+    confidence = torch.stack([CONFIDENCE, CONFIDENCE * 2], -1)[..., 0]
+    expected = fk.build_drafts(IDS, TOKENS, CONFIDENCE, M, 3)
+    assert torch.equal(fk.build_drafts(*wide, confidence, M, 3)[0], expected[0])
+
+
+def test_opcheck_and_compile():
+    op = torch.ops.freedave.build_drafts.default
+    torch.library.opcheck(op, (IDS, TOKENS, CONFIDENCE, M, 3))
+    torch.library.opcheck(op, (IDS, TOKENS, CONFIDENCE, M, 3, 2, 0.5, "left_to_right", 2))
+    compiled = torch.compile(lambda *a: fk.build_drafts(*a, M, 3)[0] + 1, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(IDS, TOKENS, CONFIDENCE), fk.build_drafts(IDS, TOKENS, CONFIDENCE, M, 3)[0] + 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"input_ids": IDS[0]}, ValueError, r"input_ids must have shape \[B, L\], got \(5,\)"),
+        ({"input_ids": IDS.float()}, TypeError, "input_ids must be int64, got float32"),
+        ({"input_ids": IDS[:, :0]}, ValueError, "input_ids must have at least one position"),
+        ({"token_ids": TOKENS[:, :4]}, ValueError, r"token_ids must have shape \(1, 5\)"),
+        ({"token_ids": TOKENS.int()}, TypeError, "token_ids must be int64, got int32"),
+        ({"confidence": CONFIDENCE.double()}, TypeError, "confidence must be float32, got float64"),
+        ({"confidence": CONFIDENCE[0]}, ValueError, r"confidence must have shape \(1, 5\)"),
+        ({"mask_token_id": "m"}, TypeError, "mask_token_id must be an int, got str"),
+        ({"draft_steps": 0}, ValueError, "draft_steps must be at least 1, got 0"),
+        ({"tokens_per_step": 0}, ValueError, "tokens_per_step must be at least 1, got 0"),
+        ({"threshold": float("nan")}, ValueError, "threshold must be a number, got nan"),
+        ({"order": "x"}, ValueError, "order must be one of"),
+        ({"block_length": 0}, ValueError, "block_length must be at least 1, got 0"),
+        ({"token_ids": TOKENS.to("meta")}, ValueError, "token_ids must be on cpu like input_ids, got meta"),
+    ],
+    ids=str,
+)
+def test_argument_errors(backend, change, error, message):
+    arguments = {
+        "input_ids": IDS,
+        "token_ids": TOKENS,
+        "confidence": CONFIDENCE,
+        "mask_token_id": M,
+        "draft_steps": 2,
+    }
+    with pytest.raises(error, match="build_drafts: " + message):
+        fk.build_drafts(**(arguments | change))

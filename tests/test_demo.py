@@ -1,0 +1,128 @@
+"""The demo's measurement: accuracy, losslessness and cost of every mode on held-out problems."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+import freedave
+from freedave.demo import comparison
+from freedave.demo.comparison import STATIC, Mode, Settings, Tally, compare, decode, identical, response_text
+from freedave.demo.tasks import TASKS, Problem, problems
+
+SETTINGS = Settings(problems_per_task=2, draft_steps=(8,))
+
+
+@pytest.fixture(scope="module")
+def lm() -> freedave.DiffusionLM:
+    return freedave.load_model("demo")
+
+
+def test_freedave_gives_the_static_answers_in_fewer_forwards(lm: freedave.DiffusionLM) -> None:
+    decodes = []
+    result = compare(lm, SETTINGS, on_decode=lambda: decodes.append(1))
+
+    static, nested, recycled = (result.totals[mode] for mode in SETTINGS.modes)
+    assert static.problems == nested.problems == recycled.problems == len(TASKS) * 2
+    assert result.lossless
+    assert static.right == nested.right == recycled.right
+    assert static.tokens == nested.tokens == recycled.tokens
+    assert recycled.forwards <= nested.forwards < static.forwards / 3
+    assert len(decodes) == 3 * static.problems
+
+
+def test_the_embedded_model_answers_held_out_problems(lm: freedave.DiffusionLM) -> None:
+    held_out = [problem for task in TASKS for problem in problems(task, "test", 5, seed=1)]
+    outputs = [decode(lm, problem, Mode(8), SETTINGS) for problem in held_out]
+    right = [problem.check(response_text(lm, output)) for problem, output in zip(held_out, outputs, strict=True)]
+    assert sum(right) >= 19
+
+
+def test_tallies_add_up_what_generate_reports(lm: freedave.DiffusionLM) -> None:
+    result = compare(lm, dataclasses.replace(SETTINGS, problems_per_task=1))
+    (problem,) = problems("sorting", "test", 1, comparison.SEED)
+    static = freedave.generate(
+        lm,
+        torch.tensor([lm.tokenizer(problem.prompt)["input_ids"]]),
+        max_new_tokens=comparison.MAX_NEW_TOKENS,
+        draft_steps=1,
+        block_length=16,
+    )
+    tally = result.tallies["sorting"][STATIC]
+    assert (tally.forwards, tally.tokens) == (static.num_forwards, static.stats.tokens)
+    assert tally.right == problem.check(response_text(lm, static))
+    assert result.totals[STATIC].forwards == sum(task[STATIC].forwards for task in result.tallies.values())
+
+
+def test_the_longest_response_fits(lm: freedave.DiffusionLM) -> None:
+    longest = max(
+        len(lm.tokenizer(problem.response)["input_ids"])
+        for task in TASKS
+        for problem in problems(task, "test", 500, seed=2)
+    )
+    assert longest < comparison.MAX_NEW_TOKENS
+
+
+def test_the_worked_example_has_every_mode(lm: freedave.DiffusionLM) -> None:
+    result = compare(lm, dataclasses.replace(SETTINGS, problems_per_task=1))
+    assert tuple(result.example.outputs) == SETTINGS.modes
+    assert result.example.problem.task == "addition"
+
+
+def test_a_decode_that_differs_is_noticed(lm: freedave.DiffusionLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def different_steps(*arguments: object, **settings: object) -> freedave.DecodeOutput:
+        output = freedave.generate(*arguments, **settings)  # type: ignore[arg-type]
+        if settings["drafting"] == "nested":
+            output.step_map[0, :2] = output.step_map[0, :2].flip(0)
+        return output
+
+    monkeypatch.setattr(comparison, "generate", different_steps)
+    result = compare(lm, dataclasses.replace(SETTINGS, problems_per_task=1))
+    assert not result.lossless
+    assert [tally.identical for tally in result.totals.values()] == [len(TASKS), 0, len(TASKS)]
+
+
+def test_identical_means_tokens_and_steps(lm: freedave.DiffusionLM) -> None:
+    (problem,) = problems("addition", "test", 1, seed=3)
+    output = decode(lm, problem, STATIC, SETTINGS)
+    for part in ("sequences", "step_map"):
+        other = dataclasses.replace(output, **{part: getattr(output, part).clone()})
+        assert identical(other, output)
+        getattr(other, part)[0, -1] += 1
+        assert not identical(other, output)
+
+
+def test_an_answer_ends_at_the_first_end_of_sequence(lm: freedave.DiffusionLM) -> None:
+    problem = Problem("addition", "1+2=", "1+2+0:03 #03")
+    output = decode(lm, problem, STATIC, SETTINGS)
+    response = lm.tokenizer(problem.response)["input_ids"]
+    new = output.sequences[0, -output.step_map.shape[1] :]
+    new.fill_(lm.eos_token_id)
+    new[: len(response)] = torch.tensor(response)
+    new[len(response) + 1] = response[0]
+    assert response_text(lm, output) == problem.response
+
+
+def test_modes() -> None:
+    assert [mode.name for mode in Settings(draft_steps=(4, 8)).modes] == [
+        "static",
+        "nested K=4",
+        "recycled K=4",
+        "nested K=8",
+        "recycled K=8",
+    ]
+    assert Tally(2, 2, 2, 10, 30) + Tally(1, 0, 1, 5, 10) == Tally(3, 2, 3, 15, 40)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"problems_per_task": 0}, "at least 1 problem a task"),
+        ({"draft_steps": (8, 1)}, r"draft_steps must be at least 2 \(1 is static decoding\), got 1"),
+    ],
+)
+def test_settings_errors(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Settings(**settings)  # type: ignore[arg-type]

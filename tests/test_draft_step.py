@@ -1,0 +1,257 @@
+"""draft_step: the contract, on every backend."""
+
+from __future__ import annotations
+
+import freedave_kernels as fk
+import pytest
+import torch
+from conftest import golden_ops
+from freedave_kernels.ops.draft_step import COUNTERS
+from freedave_kernels.reference import draft_step as reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from states import INF, MASK, block_lengths, orders, thresholds, verifications
+
+M = MASK
+# Two drafts of [M, M, M, M]: the second fills one more position.
+DRAFTS = torch.tensor([[[1, M, M, M], [1, 2, M, M]]])
+TOKENS = torch.tensor([[[1, 2, 3, 4], [1, 2, 3, 5]]])
+CONFIDENCE = torch.tensor([[[-INF, 0.9, 0.8, 0.7], [-INF, -INF, 0.5, 0.6]]])
+ACTIVE = torch.tensor([2], dtype=torch.int32)
+
+
+def test_example(backend):
+    """Draft 1 is what static decoding reaches from draft 0, so it is accepted; its prediction seeds the next drafts."""
+    step = fk.draft_step(DRAFTS, TOKENS, CONFIDENCE, ACTIVE, M, draft_steps=2)
+    assert step.accepted.tolist() == [1]
+    assert step.drafts[0].tolist() == [[1, 2, M, 5], [1, 2, 3, 5]] and step.num_drafts.tolist() == [2]
+    assert step.token_ids.tolist() == [[1, 2, 3, 5]] and step.confidence[0, 2:].tolist() == pytest.approx([0.5, 0.6])
+    assert step.step_map.tolist() == [[-1, 0, -1, 1]]  # two static steps in one call
+    assert dict(zip(COUNTERS, step.counters[0].tolist(), strict=True)) == {
+        "accepted": 1,
+        "steps": 2,
+        "tokens_committed": 2,
+        "masked_in_block": 1,
+        "masked_in_window": 1,
+        "prefix_length": 0,
+        "forward_drafts": 1,
+        "finished": 0,
+        "non_finite": -1,
+        "num_drafts": 2,
+        "ended": 0,
+    }
+
+
+def test_static_decoding_is_one_draft(backend):
+    step = fk.draft_step(DRAFTS[:, :1], TOKENS[:, :1], CONFIDENCE[:, :1], torch.tensor([1]), M, draft_steps=1)
+    assert step.drafts.tolist() == [[[1, 2, M, M]]] and step.steps.tolist() == [1]
+
+
+def test_recycled_drafts_follow_the_rejected_ones(backend):
+    """Draft 1 guessed the wrong position, yet knew that position 3 would be surer than 2 by now."""
+    drafts = torch.tensor([[[1, M, M, M], [1, M, 3, M]]])
+    confidence = torch.tensor([[[-INF, 0.9, 0.8, 0.7], [-INF, 0.5, -INF, 0.6]]])
+    tokens = torch.tensor([[[1, 2, 3, 4], [1, 2, 3, 5]]])
+    nested = fk.draft_step(drafts, tokens, confidence, ACTIVE, M, 3, drafting="nested")
+    recycled = fk.draft_step(drafts, tokens, confidence, ACTIVE, M, 3, drafting="recycled")
+    assert nested.accepted.tolist() == recycled.accepted.tolist() == [0]
+    assert nested.drafts[0].tolist() == [[1, 2, M, M], [1, 2, 3, M], [1, 2, 3, 4]]
+    # Draft 0 [1 2 M M] is nearest to input draft 0; then [1 2 3 M], nearest to input draft 1, takes its token 5.
+    assert recycled.drafts[0].tolist() == [[1, 2, M, M], [1, 2, 3, M], [1, 2, 3, 5]]
+
+
+def test_end_of_sequence(backend):
+    """A complete block that ends with the end-of-sequence token ends the sequence, whatever is masked after it."""
+    drafts = torch.tensor([[[1, 2, M, M]], [[1, M, M, M]]])
+    tokens = torch.tensor([[[1, 2, 3, 3]], [[1, 2, 3, 3]]])
+    confidence = torch.where(drafts == M, 0.5, -INF)
+    step = fk.draft_step(drafts, tokens, confidence, torch.tensor([1, 1]), M, 2, block_length=2, eos_token_id=2)
+    assert step.ended.tolist() == [1, 1] and step.finished.tolist() == [1, 1]
+    assert step.prefix_length.tolist() == [2, 0]  # the second block was completed only now: not in the forward's cache
+    step = fk.draft_step(drafts, tokens, confidence, torch.tensor([1, 1]), M, 2, block_length=4, eos_token_id=2)
+    assert step.ended.tolist() == [0, 0]
+
+
+def test_non_finite_logits_are_reported(backend):
+    confidence = CONFIDENCE.clone()
+    confidence[0, :, 2] = -INF
+    step = fk.draft_step(DRAFTS, TOKENS, confidence, ACTIVE, M, 2)
+    assert step.non_finite.tolist() == [2]
+    far = fk.draft_step(DRAFTS, TOKENS, confidence, ACTIVE, M, 2, block_length=2)
+    assert far.non_finite.tolist() == [2]  # the accepted draft has finished block 0: block 1 is its current one
+    near = fk.draft_step(DRAFTS[:, :1], TOKENS[:, :1], confidence[:, :1], torch.tensor([1]), M, 2, block_length=2)
+    assert near.non_finite.tolist() == [-1]  # nothing is decided there yet
+
+
+@pytest.mark.parametrize("drafting", ["nested", "recycled"])
+@pytest.mark.parametrize("case", golden_ops())
+def test_golden(backend, case, drafting):
+    mask = case["mask_token_id"]
+    active = (case["input_ids"] == mask).sum(-1).clamp(max=case["draft_steps"])
+    token_ids, confidence = fk.predict_tokens(case["draft_logits"], case["drafts"], mask)
+    step = fk.draft_step(
+        case["drafts"], token_ids, confidence, active, mask, case["draft_steps"], order=case["order"], drafting=drafting
+    )
+    assert torch.equal(step.accepted, case["accepted_exact"].long())
+    rows = torch.arange(len(active))
+    assert torch.equal(step.drafts[:, 0], case["targets"][rows, step.accepted])
+
+
+@st.composite
+def calls(draw):
+    order, block_length = draw(orders()), draw(block_lengths())
+    tokens_per_step = draw(st.sampled_from([1, 1, 2, 3]))
+    state = draw(verifications(block_length, order, tokens_per_step))
+    arguments = {
+        "draft_steps": draw(st.integers(1, 9)),
+        "tokens_per_step": tokens_per_step,
+        "threshold": draw(thresholds()),
+        "order": order,
+        "block_length": block_length,
+        "drafting": draw(st.sampled_from(["recycled", "nested"])),
+        "match": draw(st.sampled_from(["exact", "exact", "subset"])),
+        "eos_token_id": draw(st.sampled_from([None, 0, 3])),
+        "step": draw(st.sampled_from([None, torch.arange(len(state.num_drafts)) * 10])),
+    }
+    return state, arguments
+
+
+def run(state, arguments):
+    return fk.draft_step(state.drafts, state.token_ids, state.confidence, state.num_drafts, M, **arguments)
+
+
+@given(call=calls())
+@settings(max_examples=600)
+def test_agrees_with_the_oracle(native_backend, call):
+    state, arguments = call
+    expected = reference.draft_step(
+        state.drafts, state.token_ids, state.confidence, state.num_drafts, M, *arguments.values()
+    )
+    for name, ours, theirs in zip(fk.DraftStep._fields, run(state, arguments), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@given(call=calls())
+@settings(max_examples=300)
+def test_equals_the_composition_of_the_other_ops(backend, call):
+    state, arguments = call
+    static = {name: arguments[name] for name in ("tokens_per_step", "threshold", "order", "block_length")}
+    step = run(state, arguments)
+    batch, count, _ = state.drafts.shape
+
+    flat = [x.flatten(0, 1) for x in (state.drafts, state.token_ids, state.confidence)]
+    targets = fk.build_drafts(*flat, M, 1, **static)[0].view_as(state.drafts)
+    accepted = fk.verify_drafts(
+        state.drafts, targets, num_drafts=state.num_drafts, match=arguments["match"], mask_token_id=M
+    )
+    assert torch.equal(step.accepted, accepted)
+
+    rows = torch.arange(batch)
+    carried = [x[rows, accepted] for x in (state.drafts, state.token_ids, state.confidence)]
+    drafts, num_drafts = fk.build_drafts(*carried, M, arguments["draft_steps"], **static)
+    assert torch.equal(step.token_ids, carried[1])
+    torch.testing.assert_close(step.confidence, carried[2], rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(step.drafts[:, 0], drafts[:, 0])
+    if arguments["drafting"] == "nested":
+        assert torch.equal(step.drafts, drafts) and torch.equal(step.num_drafts, num_drafts)
+
+    committed = step.drafts[:, 0]
+    new = (state.drafts[:, 0] == M) & (committed != M)
+    assert torch.equal(step.step_map >= 0, new)
+    assert torch.equal(step.tokens_committed, new.sum(-1))
+    assert torch.equal(step.masked_in_window, (committed == M).sum(-1))
+
+
+@given(call=calls())
+@settings(max_examples=50)
+def test_a_sequence_does_not_depend_on_its_batch(backend, threads, call):
+    state, arguments = call
+    together = run(state, arguments)
+    for b in range(len(state.num_drafts)):
+        row = slice(b, b + 1)
+        alone = fk.draft_step(
+            state.drafts[row], state.token_ids[row], state.confidence[row], state.num_drafts[row], M,
+            **(arguments | {"step": None if arguments["step"] is None else arguments["step"][row]}),
+        )  # fmt: skip
+        for ours, theirs in zip(together, alone, strict=True):
+            torch.testing.assert_close(ours[row], theirs, rtol=0, atol=0, equal_nan=True)
+
+
+def test_large_batches(native_backend, threads):
+    """Enough work to be split over threads."""
+    random = torch.Generator().manual_seed(0)
+    drafts = torch.where(torch.rand(64, 8, 64, generator=random) < 0.7, M, 1).cummin(1).values
+    token_ids = torch.where(drafts == M, torch.randint(M, drafts.shape, generator=random), drafts)
+    confidence = torch.where(drafts == M, torch.rand(drafts.shape, generator=random), -INF)
+    active = torch.full((64,), 8)
+    step = fk.draft_step(drafts, token_ids, confidence, active, M, 16, block_length=16)
+    expected = reference.draft_step(
+        drafts, token_ids, confidence, active, M, 16, 1, None, "confidence", 16, "recycled", "exact", None, None
+    )
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(step, expected, strict=True))
+
+
+def test_strided_inputs(backend):
+    wide = [torch.stack([x, x + 1], 1)[:, 0] for x in (DRAFTS, TOKENS)]
+    confidence = torch.stack([CONFIDENCE, CONFIDENCE * 2], -1)[..., 0]
+    active = torch.tensor([[2, 9]])[:, 0]
+    expected = fk.draft_step(DRAFTS, TOKENS, CONFIDENCE, ACTIVE, M, 3)
+    for ours, theirs in zip(fk.draft_step(*wide, confidence, active, M, 3), expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_opcheck_and_compile():
+    op = torch.ops.freedave.draft_step.default
+    torch.library.opcheck(op, (DRAFTS, TOKENS, CONFIDENCE, ACTIVE, M, 3))
+    everything = (M, 3, 2, 0.5, "left_to_right", 2, "nested", "subset", 0, torch.tensor([4]))
+    torch.library.opcheck(op, (DRAFTS, TOKENS, CONFIDENCE, ACTIVE, *everything))
+
+    def decode(logits, drafts, num_drafts):
+        token_ids, confidence = fk.predict_tokens(logits, drafts, M)
+        step = fk.draft_step(drafts, token_ids, confidence, num_drafts, M, 4)
+        return step.drafts, step.accepted + 1
+
+    logits = torch.randn(1, 2, 4, 6, generator=torch.Generator().manual_seed(0))
+    compiled = torch.compile(decode, fullgraph=True, backend="aot_eager")
+    for ours, plain in zip(compiled(logits, DRAFTS, ACTIVE), decode(logits, DRAFTS, ACTIVE), strict=True):
+        assert torch.equal(ours, plain)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"drafts": DRAFTS[0]}, ValueError, r"drafts must have shape \[B, J, L\], got \(2, 4\)"),
+        ({"drafts": DRAFTS.int()}, TypeError, "drafts must be int64, got int32"),
+        ({"drafts": [1]}, TypeError, "drafts must be a int64 tensor, got list"),
+        ({"token_ids": TOKENS[:, :1]}, ValueError, r"token_ids must have shape \(1, 2, 4\)"),
+        ({"token_ids": TOKENS.float()}, TypeError, "token_ids must be int64, got float32"),
+        ({"confidence": CONFIDENCE.double()}, TypeError, "confidence must be float32, got float64"),
+        ({"confidence": CONFIDENCE[:, :, :2]}, ValueError, r"confidence must have shape \(1, 2, 4\)"),
+        ({"num_drafts": torch.tensor([2.0])}, TypeError, "num_drafts must be int32 or int64, got float32"),
+        ({"num_drafts": torch.tensor([2, 2])}, ValueError, r"num_drafts must have shape \(1,\)"),
+        ({"mask_token_id": None}, TypeError, "mask_token_id must be an int, got NoneType"),
+        ({"draft_steps": 0}, ValueError, "draft_steps must be at least 1, got 0"),
+        ({"tokens_per_step": -1}, ValueError, "tokens_per_step must be at least 1, got -1"),
+        ({"threshold": float("nan")}, ValueError, "threshold must be a number, got nan"),
+        ({"order": "down"}, ValueError, "order must be one of"),
+        ({"block_length": 0}, ValueError, "block_length must be at least 1, got 0"),
+        ({"drafting": "tree"}, ValueError, "drafting must be one of recycled, nested, got 'tree'"),
+        ({"match": "some"}, ValueError, "match must be one of exact, subset, got 'some'"),
+        ({"eos_token_id": "e"}, TypeError, "eos_token_id must be an int, got str"),
+        ({"step": torch.tensor([0], dtype=torch.int32)}, TypeError, "step must be int64, got int32"),
+        ({"step": torch.tensor([0, 1])}, ValueError, r"step must have shape \(1,\)"),
+        ({"num_drafts": ACTIVE.to("meta")}, ValueError, "num_drafts must be on cpu like drafts, got meta"),
+    ],
+    ids=str,
+)
+def test_argument_errors(backend, change, error, message):
+    arguments = {
+        "drafts": DRAFTS,
+        "token_ids": TOKENS,
+        "confidence": CONFIDENCE,
+        "num_drafts": ACTIVE,
+        "mask_token_id": M,
+        "draft_steps": 2,
+    }
+    with pytest.raises(error, match="draft_step: " + message):
+        fk.draft_step(**(arguments | change))

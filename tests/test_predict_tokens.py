@@ -1,0 +1,278 @@
+"""predict_tokens: the contract, on every backend."""
+
+from __future__ import annotations
+
+import math
+
+import freedave_kernels as fk
+import pytest
+import torch
+from conftest import golden_ops
+from freedave_kernels.reference import predict_tokens as reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from states import INF, generator
+
+MASK = 9
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+MEASURES = ["prob", "margin", "neg_entropy"]
+
+
+def oracle(logits, input_ids, *, mask_index=None, measure="prob", suppress_tokens=None, logits_shift=False):
+    return reference.predict_tokens(logits, input_ids, MASK, mask_index, measure, suppress_tokens, logits_shift)
+
+
+def assert_close(result, expected):
+    token_ids, confidence = result
+    assert token_ids.dtype == torch.int64 and confidence.dtype == torch.float32
+    assert torch.equal(token_ids, expected[0])
+    torch.testing.assert_close(confidence, expected[1], rtol=1e-6, atol=0, equal_nan=False)
+
+
+def test_example(backend):
+    """Two masked positions are predicted; the given token is left alone, whatever its row says."""
+    logits = torch.tensor([[0.0, 2.0, 1.0], [9.0, 9.0, 9.0], [3.0, 3.0, -INF]])
+    input_ids = torch.tensor([MASK, 4, MASK])
+    token_ids, confidence = fk.predict_tokens(logits, input_ids, MASK)
+    assert token_ids.tolist() == [1, 4, 0]  # equal logits: the lower id
+    assert confidence.tolist() == pytest.approx([1 / (1 + math.exp(-1) + math.exp(-2)), -INF, 0.5])
+
+
+@pytest.mark.parametrize("case", golden_ops())
+def test_golden(backend, case):
+    masked = case["input_ids"] == case["mask_token_id"]
+    token_ids, confidence = fk.predict_tokens(case["logits"], case["input_ids"], case["mask_token_id"])
+    assert torch.equal(token_ids[masked], case["token_ids"][masked].long())
+    torch.testing.assert_close(confidence[masked], case["confidence"][masked].float(), rtol=1e-6, atol=0)
+
+
+@st.composite
+def calls(draw):
+    leading = draw(st.sampled_from([(), (1,), (0,), (2,), (2, 2)]))
+    length = draw(st.integers(0, 6))
+    vocab = draw(st.one_of(st.integers(1, 200), st.sampled_from([1000, 4096, 5000, 16384, 16391, 33000])))
+    dtype = draw(st.sampled_from(DTYPES))
+    random = generator(draw(st.integers(0, 2**32)))
+    shape = (*leading, length, vocab)
+    logits = torch.randn(shape, generator=random) * draw(st.sampled_from([0.0, 0.1, 3.0, 40.0]))
+    if draw(st.booleans()):
+        logits = logits.round()
+    holes = draw(st.sampled_from([0.0, 0.0, 0.3, 1.0]))
+    logits[torch.rand(shape, generator=random) < holes] = -INF
+    if draw(st.integers(0, 3)) == 0:
+        logits[torch.rand(shape, generator=random) < 2 / vocab] = draw(st.sampled_from([math.nan, INF]))
+    logits = logits.to(dtype)
+    layout = draw(st.sampled_from(["contiguous", "padded rows", "every other row", "expanded"]))
+    if layout == "padded rows":
+        logits = torch.cat([logits, logits[..., :1]], -1)[..., :vocab]
+    elif layout == "every other row":
+        logits = torch.stack([logits, logits.neg()], -2).flatten(-3, -2)[..., ::2, :]
+    elif layout == "expanded" and length:
+        logits = logits[..., :1, :].expand(shape)
+    input_ids = torch.randint(0, 9, shape[:-1], generator=random)
+    masked = torch.rand(shape[:-1], generator=random) < draw(st.sampled_from([0.0, 0.5, 1.0]))
+    arguments = {"measure": draw(st.sampled_from(MEASURES)), "logits_shift": draw(st.booleans())}
+    if draw(st.booleans()):
+        arguments["mask_index"] = masked
+    else:
+        input_ids = torch.where(masked, MASK, input_ids)
+    if draw(st.booleans()):
+        arguments["suppress_tokens"] = torch.tensor(
+            draw(st.lists(st.integers(-2, vocab + 2), max_size=5)), dtype=torch.int64
+        )
+    return logits, input_ids, arguments
+
+
+@given(call=calls())
+@settings(max_examples=400)
+def test_agrees_with_the_oracle(native_backend, call):
+    logits, input_ids, arguments = call
+    assert_close(fk.predict_tokens(logits, input_ids, MASK, **arguments), oracle(logits, input_ids, **arguments))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("measure", MEASURES)
+def test_a_real_vocabulary(native_backend, dtype, measure):
+    logits = (torch.randn(6, 151936, generator=generator(0)) * 3).to(dtype)
+    logits[0] *= 20  # confident: the entropy is all in the tail
+    input_ids = torch.full((6,), MASK)
+    assert_close(fk.predict_tokens(logits, input_ids, MASK, measure=measure), oracle(logits, input_ids, measure=measure))
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_very_confident_rows_keep_their_digits(backend, measure):
+    """p = 1 - 1e-13: a sum that adds the tail to a 1 in float32 would return an entropy of 0 exactly."""
+    logits = torch.zeros(1, 1000)
+    logits[0, 17] = 37.0
+    tail = 999 * math.exp(-37.0)
+    expected = {
+        "prob": 1 / (1 + tail),
+        "margin": (1 - math.exp(-37.0)) / (1 + tail),
+        "neg_entropy": -37.0 * tail / (1 + tail) - math.log1p(tail),
+    }[measure]
+    token_ids, confidence = fk.predict_tokens(logits, torch.tensor([MASK]), MASK, measure=measure)
+    assert token_ids.item() == 17
+    assert confidence.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("places", [(0, 1), (7, 8), (15, 16), (63, 64), (4095, 4096), (16383, 16384), (16384, 39999), (39998, 39999)])
+def test_ties_go_to_the_lower_token(backend, dtype, places):
+    """The two maxima straddle vector, tile and chunk edges."""
+    logits = torch.randn(1, 40000, generator=generator(1)).clamp(max=3.0).to(dtype)
+    logits[0, list(places)] = 5.0
+    token_ids, confidence = fk.predict_tokens(logits, torch.tensor([MASK]), MASK, measure="margin")
+    assert token_ids.item() == places[0]
+    assert confidence.item() == 0.0
+
+
+@pytest.mark.parametrize("vocab", [1, 2, 3, 31, 32, 33, 16385])
+def test_all_equal_rows(backend, vocab):
+    for measure, expected in {
+        "prob": 1 / vocab,
+        "margin": 1.0 if vocab == 1 else 0.0,
+        "neg_entropy": -math.log(vocab),
+    }.items():
+        result = fk.predict_tokens(torch.full((1, vocab), -2.5), torch.tensor([MASK]), MASK, measure=measure)
+        assert result[0].item() == 0
+        assert result[1].item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("place", [0, 5, 4096, 16384, 16999])
+@pytest.mark.parametrize("value", [math.nan, INF])
+def test_broken_rows_are_never_chosen(backend, dtype, place, value):
+    logits = torch.randn(3, 17000, generator=generator(2)).to(dtype)
+    logits[0, place] = value
+    logits[1] = -INF
+    input_ids = torch.full((3,), MASK)
+    token_ids, confidence = fk.predict_tokens(logits, input_ids, MASK)
+    assert token_ids[:2].tolist() == [MASK, MASK] and confidence[:2].tolist() == [-INF, -INF]
+    assert_close((token_ids[2:], confidence[2:]), oracle(logits[2:], input_ids[2:]))
+
+
+def test_minus_infinity_has_probability_zero(backend):
+    logits = torch.full((1, 5000), -INF)
+    logits[0, [3, 4999]] = torch.tensor([1.0, 0.0])
+    for measure in MEASURES:
+        few = fk.predict_tokens(torch.tensor([[1.0, 0.0]]), torch.tensor([MASK]), MASK, measure=measure)
+        many = fk.predict_tokens(logits, torch.tensor([MASK]), MASK, measure=measure)
+        assert many[0].item() == 3
+        assert many[1].item() == pytest.approx(few[1].item(), rel=1e-6)
+
+
+def test_suppressed_tokens_leave_the_softmax(backend):
+    logits = torch.tensor([[1.0, 5.0, 2.0, 5.0]])
+    ids = torch.tensor([MASK])
+    for suppress in ([1, 3], (3, 1, 1), torch.tensor([3, 1, -1, 4])):  # repeats, and ids outside the vocabulary
+        token_ids, confidence = fk.predict_tokens(logits, ids, MASK, suppress_tokens=suppress)
+        assert token_ids.item() == 2
+        assert confidence.item() == pytest.approx(1 / (1 + math.exp(-1)), rel=1e-6)
+    assert fk.predict_tokens(logits, ids, MASK, suppress_tokens=range(4))[1].item() == -INF
+    broken = logits.clone()
+    broken[0, 3] = math.nan  # a suppressed token's logit is not looked at
+    assert fk.predict_tokens(broken, ids, MASK, suppress_tokens=[3])[0].item() == 1
+
+
+def test_shifted_logits(backend):
+    """Position i reads row i-1, position 0 row 0, in every sequence of the batch."""
+    logits = torch.randn(2, 5, 40, generator=generator(3))
+    input_ids = torch.full((2, 5), MASK)
+    shifted = torch.cat([logits[:, :1], logits[:, :-1]], 1)
+    result = fk.predict_tokens(logits, input_ids, MASK, logits_shift=True)
+    expected = fk.predict_tokens(shifted, input_ids, MASK)
+    assert all(torch.equal(ours, plain) for ours, plain in zip(result, expected, strict=True))
+
+
+def test_mask_index_overrides_the_mask_token(backend):
+    logits = torch.randn(4, 10, generator=generator(4))
+    input_ids = torch.tensor([MASK, 1, MASK, 2])
+    mask_index = torch.tensor([False, True, True, False])
+    token_ids, confidence = fk.predict_tokens(logits, input_ids, MASK, mask_index=mask_index)
+    assert confidence.isneginf().tolist() == [True, False, False, True]
+    assert token_ids[[0, 3]].tolist() == [MASK, 2]
+
+
+def test_mask_token_outside_the_vocabulary(backend):
+    logits = torch.randn(2, 10, generator=generator(5))
+    token_ids, confidence = fk.predict_tokens(logits, torch.tensor([126336, 3]), 126336)
+    assert token_ids[0] < 10 and token_ids[1] == 3 and confidence[0] > 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("vocab", [50, 16385, 70001])
+def test_a_row_does_not_depend_on_its_batch(backend, threads, dtype, vocab):
+    """Bitwise, alone or among others, masked or not, contiguous or strided, on one thread or two."""
+    logits = torch.randn(12, vocab, generator=generator(6)).to(dtype)
+    input_ids = torch.full((12,), MASK)
+    token_ids, confidence = fk.predict_tokens(logits, input_ids, MASK)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    alone = [fk.predict_tokens(logits[row : row + 1].clone(), input_ids[:1], MASK) for row in range(12)]
+    torch.set_num_threads(before)
+    assert torch.equal(token_ids, torch.cat([row[0] for row in alone]))
+    assert torch.equal(confidence, torch.cat([row[1] for row in alone]))
+    some = torch.where(torch.arange(12) % 3 == 0, input_ids, 1)
+    assert torch.equal(fk.predict_tokens(logits, some, MASK)[1][::3], confidence[::3])
+    unaligned = torch.cat([logits[:, :1], logits], 1)[:, 1:]
+    assert torch.equal(fk.predict_tokens(unaligned, input_ids, MASK)[1], confidence)
+
+
+def test_inputs_are_left_alone(backend):
+    logits, input_ids = torch.randn(3, 20, generator=generator(7)), torch.tensor([MASK, 2, MASK])
+    copies = logits.clone(), input_ids.clone()
+    token_ids, _ = fk.predict_tokens(logits, input_ids, MASK, suppress_tokens=[int(logits[0].argmax())])
+    token_ids.fill_(0)
+    assert torch.equal(logits, copies[0]) and torch.equal(input_ids, copies[1])
+
+
+def test_opcheck():
+    logits = torch.randn(2, 3, 40, generator=generator(8))
+    input_ids = torch.tensor([[MASK, 1, MASK], [2, MASK, 3]])
+    op = torch.ops.freedave.predict_tokens.default
+    torch.library.opcheck(op, (logits, input_ids, MASK))
+    extra = (input_ids == 1, "margin", torch.tensor([3, 5]), True)
+    torch.library.opcheck(op, (logits.bfloat16(), input_ids, MASK, *extra))
+
+
+def test_compiles_without_graph_breaks():
+    def step(logits, input_ids):
+        return fk.predict_tokens(logits * 2, input_ids, MASK, measure="margin", suppress_tokens=[3])
+
+    logits, input_ids = torch.randn(2, 4, 30, generator=generator(9)), torch.full((2, 4), MASK)
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    assert all(torch.equal(a, b) for a, b in zip(compiled(logits, input_ids), step(logits, input_ids), strict=True))
+
+
+LOGITS, IDS = torch.zeros(2, 3, 10), torch.zeros(2, 3, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"logits": [1.0]}, TypeError, "logits must be a float16 or bfloat16 or float32 tensor, got list"),
+        ({"logits": LOGITS.double()}, TypeError, "logits must be float16 or bfloat16 or float32, got float64"),
+        ({"logits": torch.zeros(10)}, ValueError, r"logits must have at least 2 dimensions, got shape \(10,\)"),
+        ({"logits": torch.zeros(2, 3, 0)}, ValueError, "vocabulary of at least 1"),
+        ({"logits": LOGITS.mT.contiguous().mT}, ValueError, "vocabulary dimension of logits must be contiguous"),
+        ({"input_ids": IDS.int()}, TypeError, "input_ids must be int64, got int32"),
+        ({"input_ids": IDS[:1]}, ValueError, r"input_ids must have shape \(2, 3\).*got \(1, 3\)"),
+        ({"input_ids": None}, TypeError, "input_ids must be a int64 tensor, got NoneType"),
+        ({"mask_token_id": 1.5}, TypeError, "mask_token_id must be an int, got float"),
+        ({"mask_index": IDS}, TypeError, "mask_index must be bool, got int64"),
+        ({"mask_index": IDS[0].bool()}, ValueError, r"mask_index must have shape \(2, 3\)"),
+        ({"measure": "entropy"}, ValueError, "measure must be one of prob, margin, neg_entropy, got 'entropy'"),
+        ({"suppress_tokens": [10]}, ValueError, r"suppress_tokens must lie in \[0, 10\)"),
+        ({"suppress_tokens": ["a"]}, TypeError, "suppress_tokens must be an int, got str"),
+        ({"suppress_tokens": 3}, TypeError, "suppress_tokens must be a sequence of ints or an int64 tensor, got int"),
+        ({"suppress_tokens": torch.tensor([1], dtype=torch.int32)}, TypeError, "suppress_tokens must be int64, got int32"),
+        ({"suppress_tokens": torch.tensor([[1]])}, ValueError, r"suppress_tokens must have shape \[S\]"),
+        ({"logits_shift": 1}, TypeError, "logits_shift must be a bool, got int"),
+        ({"input_ids": IDS.to("meta")}, ValueError, "input_ids must be on cpu like logits, got meta"),
+    ],
+    ids=str,
+)
+def test_argument_errors(backend, change, error, message):
+    arguments = {"logits": LOGITS, "input_ids": IDS, "mask_token_id": MASK} | change
+    with pytest.raises(error, match=message):
+        fk.predict_tokens(**arguments)

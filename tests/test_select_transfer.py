@@ -1,0 +1,146 @@
+"""select_transfer: the contract, on every backend."""
+
+from __future__ import annotations
+
+import freedave_kernels as fk
+import pytest
+import torch
+from conftest import golden_ops
+from freedave_kernels.reference import select_transfer as reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from states import INF, block_lengths, orders, rows, thresholds
+
+CONFIDENCE = torch.tensor([0.3, 0.9, 0.5, 0.9, 0.6])
+MASKED = torch.tensor([True, True, True, True, False])
+
+
+def selected(**arguments) -> list[int]:
+    return fk.select_transfer(CONFIDENCE, MASKED, **arguments).nonzero().flatten().tolist()
+
+
+def test_example(backend):
+    """The unmasking rules of LLaDA (top-k) and Fast-dLLM (threshold, at least one)."""
+    assert selected(num_transfer=1) == [1]
+    assert selected(num_transfer=3) == [1, 2, 3]
+    assert selected(threshold=0.5) == [1, 2, 3]
+    assert selected(threshold=0.95) == [1]
+
+
+def test_strict(backend):
+    assert selected(threshold=0.9) == [1, 3]
+    assert selected(threshold=0.9, strict=True) == [1]
+    assert selected(threshold=0.5, strict=True) == [1, 3]
+
+
+def test_fallbacks(backend):
+    assert selected(threshold=0.9, num_transfer=3, fallback="top") == [1, 3]
+    assert selected(threshold=0.9, num_transfer=3, fallback="top_if_fewer") == [1, 2, 3]
+    assert selected(threshold=0.5, num_transfer=1, fallback="top_if_fewer") == [1, 2, 3]
+    assert selected(threshold=0.95, num_transfer=2, fallback="top_always") == [1, 3]
+    assert selected(threshold=0.5, num_transfer=1, fallback="top_always") == [1, 2, 3]
+    assert selected(threshold=0.95, num_transfer=0) == []
+
+
+def test_left_to_right_takes_the_leading_run(backend):
+    assert selected(order="left_to_right", num_transfer=2) == [0, 1]
+    assert selected(order="left_to_right", threshold=0.3) == [0, 1, 2, 3]
+    assert selected(order="left_to_right", threshold=0.5) == [0]  # nothing leads: the fallback
+
+
+def test_only_the_current_block_transfers(backend):
+    assert selected(num_transfer=4, block_length=2) == [0, 1]
+    assert selected(threshold=0.5, block_length=2) == [1]
+
+
+def test_counts_per_row(backend):
+    confidence, masked = CONFIDENCE.repeat(3, 1), MASKED.repeat(3, 1)
+    for dtype in (torch.int32, torch.int64):
+        chosen = fk.select_transfer(confidence, masked, num_transfer=torch.tensor([0, 2, 99], dtype=dtype))
+        assert chosen.sum(-1).tolist() == [0, 2, 4]
+
+
+def test_nothing_to_transfer(backend):
+    """No masked position; none that can be ranked; and a current block that is stuck."""
+    none = torch.zeros(5, dtype=torch.bool)
+    assert not fk.select_transfer(CONFIDENCE, none, threshold=0.0).any()
+    assert not fk.select_transfer(torch.full((5,), -INF), MASKED, num_transfer=2).any()
+    stuck = torch.tensor([-INF, float("nan"), 0.5, 0.9, 0.6])
+    assert not fk.select_transfer(stuck, MASKED, block_length=2).any()
+
+
+@pytest.mark.parametrize("case", golden_ops())
+def test_golden(backend, case):
+    masked = case["input_ids"] == case["mask_token_id"]
+    chosen = fk.select_transfer(
+        case["confidence"].float(), masked, threshold=case["threshold"], order=case["order"]
+    )
+    assert torch.equal(torch.where(chosen, case["token_ids"].long(), case["input_ids"]), case["thresholded"])
+
+
+@given(
+    row=rows(),
+    order=orders(),
+    block_length=block_lengths(),
+    threshold=thresholds(),
+    num_transfer=st.one_of(st.integers(0, 50), st.just("tensor")),
+    strict=st.booleans(),
+    fallback=st.sampled_from(["top", "top_if_fewer", "top_always"]),
+    data=st.data(),
+)
+@settings(max_examples=400)
+def test_agrees_with_the_oracle(
+    native_backend, row, order, block_length, threshold, num_transfer, strict, fallback, data
+):
+    per_row = None
+    if num_transfer == "tensor":
+        shape = row.confidence.shape[:-1]
+        dtype = data.draw(st.sampled_from([torch.int32, torch.int64]))
+        per_row = torch.randint(-1, 9, shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    chosen = fk.select_transfer(
+        row.confidence,
+        row.mask_index,
+        num_transfer=num_transfer if per_row is None else per_row,
+        threshold=threshold,
+        strict=strict,
+        fallback=fallback,
+        order=order,
+        block_length=block_length,
+    )
+    count = num_transfer if per_row is None else 1
+    expected = reference.select_transfer(
+        row.confidence, row.mask_index, count, per_row, threshold, strict, fallback, order, block_length
+    )
+    assert torch.equal(chosen, expected)
+
+
+def test_opcheck_and_compile():
+    confidence, masked = torch.rand(2, 9), torch.rand(2, 9) < 0.5
+    op = torch.ops.freedave.select_transfer.default
+    torch.library.opcheck(op, (confidence, masked, 2, None, 0.5, True, "top_always", "confidence", 4))
+    torch.library.opcheck(op, (confidence, masked, 1, torch.tensor([1, 2])))
+    compiled = torch.compile(lambda c, m: ~fk.select_transfer(c, m, threshold=0.4), fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(confidence, masked), ~fk.select_transfer(confidence, masked, threshold=0.4))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"confidence": CONFIDENCE.half()}, TypeError, "confidence must be float32, got float16"),
+        ({"mask_index": MASKED[:3]}, ValueError, r"mask_index must have shape \(5,\)"),
+        ({"num_transfer": -1}, ValueError, "num_transfer must be at least 0, got -1"),
+        ({"num_transfer": 1.5}, TypeError, "num_transfer must be an int, got float"),
+        ({"num_transfer": torch.tensor([1, 2])}, ValueError, r"num_transfer must have shape \(\)"),
+        ({"num_transfer": torch.tensor(1.0)}, TypeError, "num_transfer must be int32 or int64, got float32"),
+        ({"threshold": "high"}, TypeError, "threshold must be a float, got str"),
+        ({"threshold": float("nan")}, ValueError, "threshold must be a number, got nan"),
+        ({"fallback": "none"}, ValueError, "fallback must be one of top, top_if_fewer, top_always, got 'none'"),
+        ({"order": "up"}, ValueError, "order must be one of"),
+        ({"block_length": -4}, ValueError, "block_length must be at least 1, got -4"),
+        ({"mask_index": MASKED.to("meta")}, ValueError, "mask_index must be on cpu like confidence"),
+    ],
+    ids=str,
+)
+def test_argument_errors(backend, change, error, message):
+    with pytest.raises(error, match="select_transfer: " + message):
+        fk.select_transfer(**({"confidence": CONFIDENCE, "mask_index": MASKED} | change))
