@@ -15,6 +15,9 @@ import torch
 
 GOLDEN = Path(__file__).parent / "golden"
 
+# The models of the tests are tiny: a second thread costs more than it brings, above all where other jobs share the machine.
+torch.set_num_threads(1)
+
 BACKENDS = [name for name, reason in fk.available_backends().items() if reason is None]
 NATIVE_BACKENDS = [name for name in BACKENDS if name != "reference"]
 

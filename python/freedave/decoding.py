@@ -13,12 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from freedave_kernels import DraftStep, draft_step
-from freedave_kernels.ops.draft_step import COUNTERS
 
 from freedave.draft_forward import CachedForward, DraftForward, UncachedForward, predict_drafts
 from freedave.models.diffusion_lm import DiffusionLM
 from freedave.settings import Settings, check_prompt, resolve_settings
+from freedave_kernels import DraftStep, draft_step
+from freedave_kernels.ops.draft_step import COUNTERS
 
 
 class NonFiniteLogitsError(RuntimeError):
@@ -53,7 +53,7 @@ class DecodeStats:
     """Where forwards and time went.
 
     `accepted_lengths`: static steps committed by each forward. `draft_rows`: draft forwards in all, the compute that was
-    spent. Seconds are wall time; the forward includes the vocabulary projection.
+    spent. Seconds are wall time; the forward is the model's, with the vocabulary projection and the cache.
     """
 
     accepted_lengths: list[int] = field(default_factory=list)
@@ -146,37 +146,35 @@ def generate(
     return out
 
 
-@torch.inference_mode()
 def _decode(
     lm: DiffusionLM, prompt: torch.Tensor, settings: Settings, on_step: Callable[[Commit], None] | None
 ) -> DecodeOutput:
     began = time.perf_counter()
-    state = _State(lm, prompt, settings)
-    while not state.finished:
-        start = time.perf_counter()
-        token_ids, confidence = state.predict()
-        state.stats.forward_seconds += time.perf_counter() - start
-        step = draft_step(
-            state.drafts[None],
-            token_ids[None],
-            confidence[None],
-            state.num_drafts,
-            lm.mask_token_id,
-            settings.draft_steps,
-            tokens_per_step=settings.tokens_per_step,
-            threshold=settings.threshold,
-            order=settings.order,
-            block_length=settings.block_length,
-            drafting=settings.drafting,
-            eos_token_id=settings.eos_token_id,
-            step=state.steps_taken,
-        )
-        commit = state.advance(step)
-        if on_step is not None:
-            on_step(commit())
-    out = state.output()
-    out.stats.total_seconds = time.perf_counter() - began
-    return out
+    with torch.inference_mode():
+        state = _State(lm, prompt, settings)
+        while not state.finished:
+            token_ids, confidence = state.predict()
+            step = draft_step(
+                state.drafts[None],
+                token_ids[None],
+                confidence[None],
+                state.num_drafts,
+                lm.mask_token_id,
+                settings.draft_steps,
+                tokens_per_step=settings.tokens_per_step,
+                threshold=settings.threshold,
+                order=settings.order,
+                block_length=settings.block_length,
+                drafting=settings.drafting,
+                eos_token_id=settings.eos_token_id,
+                step=state.steps_taken,
+            )
+            commit = state.advance(step)
+            if on_step is not None:
+                on_step(commit())
+        state.close()
+    state.stats.total_seconds = time.perf_counter() - began
+    return state.output()
 
 
 class _State:
@@ -208,10 +206,12 @@ class _State:
 
     def predict(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Forwards the drafts: predictions `[K, L]` of each."""
-        self.stats.draft_rows += self._forwarded
-        return predict_drafts(
+        prediction = predict_drafts(
             self._forward, self.drafts, self._start, self._forwarded, self._lm.mask_token_id, self._suppressed
         )
+        self.stats.draft_rows += self._forwarded
+        self.stats.forward_seconds += prediction.forward_seconds
+        return prediction.token_ids, prediction.confidence
 
     def advance(self, step: DraftStep) -> Callable[[], Commit]:
         """Commits what the forward proved and moves the window; returns the description of the commit, made on demand."""
@@ -290,15 +290,18 @@ class _State:
             finished=self.finished,
         )
 
-    def output(self) -> DecodeOutput:
-        new = slice(self._prompt_length, self._end)
+    def close(self) -> None:
+        """After the last forward: what drafts ran ahead into, beyond the end of the sequence, static decoding never starts."""
         ended = self._end_of_sequence()
-        if ended is not None:  # drafts may have run ahead into blocks that static decoding never starts
+        if ended is not None:
             assert self._settings.eos_token_id is not None
             self._sequence[ended:] = self._settings.eos_token_id
             self._step_map[ended:] = -1
             self._forward_map[ended:] = -1
-        self.stats.tokens = int((self._step_map[new] >= 0).sum())
+        self.stats.tokens = int((self._step_map[self._prompt_length : self._end] >= 0).sum())
+
+    def output(self) -> DecodeOutput:
+        new = slice(self._prompt_length, self._end)
         return DecodeOutput(
             sequences=self._sequence[None, : self._end].clone(),
             step_map=self._step_map[None, new].clone(),

@@ -6,14 +6,15 @@ A policy is two calls: `predict(drafts, start)` forwards the drafts of a window 
 
 from __future__ import annotations
 
-from typing import Protocol
+import time
+from typing import NamedTuple, Protocol
 
 import torch
-from freedave_kernels import predict_tokens
 
 from freedave.attention import block_causal_mask
 from freedave.cache import PrefixCache
 from freedave.models.diffusion_lm import DiffusionLM
+from freedave_kernels import predict_tokens
 
 
 class DraftForward(Protocol):
@@ -79,6 +80,14 @@ class UncachedForward:
         pass  # nothing is stored: the decoder's sequence holds what is final
 
 
+class DraftPrediction(NamedTuple):
+    """`token_ids [K, L]` int64 and `confidence [K, L]` float32 at each draft, and the wall time of the model's forward."""
+
+    token_ids: torch.Tensor
+    confidence: torch.Tensor
+    forward_seconds: float
+
+
 def predict_drafts(
     forward: DraftForward,
     drafts: torch.Tensor,
@@ -86,16 +95,18 @@ def predict_drafts(
     forwarded: int,
     mask_token_id: int,
     suppress_tokens: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Predicts the masked positions of the first `forwarded` of `drafts [K, L]`: `token_ids`, `confidence`, `[K, L]`.
+) -> DraftPrediction:
+    """Predicts the masked positions of the first `forwarded` of `drafts [K, L]`.
 
     The vocabulary projection runs on those positions only. All others return their own id and confidence -inf, like the
     positions that `predict_tokens` does not read.
     """
-    rows = (drafts[:forwarded] == mask_token_id).flatten().nonzero().squeeze(1)
+    flat = drafts.flatten()
+    rows = (flat[: forwarded * drafts.shape[1]] == mask_token_id).nonzero().squeeze(1)
+    began = time.perf_counter()
     logits = forward.logits(drafts[:forwarded], start, rows)
-    masked_ids = drafts.flatten()[rows]
-    predicted, certainty = predict_tokens(logits, masked_ids, mask_token_id, suppress_tokens=suppress_tokens)
-    token_ids = drafts.flatten().index_copy(0, rows, predicted)
-    confidence = torch.full_like(token_ids, float("-inf"), dtype=torch.float32).index_copy_(0, rows, certainty)
-    return token_ids.view_as(drafts), confidence.view_as(drafts)
+    seconds = time.perf_counter() - began
+    predicted, certainty = predict_tokens(logits, flat[rows], mask_token_id, suppress_tokens=suppress_tokens)
+    token_ids = flat.index_copy(0, rows, predicted)
+    confidence = certainty.new_full(flat.shape, float("-inf")).index_copy_(0, rows, certainty)
+    return DraftPrediction(token_ids.view_as(drafts), confidence.view_as(drafts), seconds)

@@ -7,10 +7,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from freedave_kernels.arguments import ORDERS
-from freedave_kernels.ops.draft_step import DRAFTINGS
 
 from freedave.models.diffusion_lm import DiffusionLM
+from freedave_kernels.arguments import ORDERS, expect_choice, expect_int, expect_threshold
+from freedave_kernels.ops.draft_step import DRAFTINGS
 
 CACHES = ("auto", "none", "prefix", "dual")
 
@@ -77,17 +77,16 @@ def resolve_settings(
     eos_token_id: int | None,
 ) -> Settings:
     """Checks `generate`'s arguments; raises `TypeError` or `ValueError` naming the argument."""
-    _at_least_one("max_new_tokens", max_new_tokens)
-    _at_least_one("draft_steps", draft_steps)
-    _at_least_one("tokens_per_step", tokens_per_step)
+    expect_int("generate", "max_new_tokens", max_new_tokens, minimum=1)
+    expect_int("generate", "draft_steps", draft_steps, minimum=1)
+    expect_int("generate", "tokens_per_step", tokens_per_step, minimum=1)
     if block_length is None:
         block_length = lm.block_length or max_new_tokens
-    _at_least_one("block_length", block_length)
-    _one_of("order", order, ORDERS)
-    _one_of("drafting", drafting, DRAFTINGS)
-    _one_of("cache", cache, CACHES)
-    if threshold is not None and math.isnan(threshold):
-        raise ValueError("threshold must be a number, got nan")
+    expect_int("generate", "block_length", block_length, minimum=1)
+    expect_choice("generate", "order", order, ORDERS)
+    expect_choice("generate", "drafting", drafting, DRAFTINGS)
+    expect_choice("generate", "cache", cache, CACHES)
+    expect_threshold("generate", threshold)
     if cache in ("prefix", "dual"):
         raise ValueError(
             f"cache={cache!r} is not available in this version; use 'auto': the exact cache for block-causal models, and no "
@@ -95,6 +94,8 @@ def resolve_settings(
         )
     if eos_token_id is None:
         eos_token_id = lm.eos_token_id
+    elif eos_token_id < 0 or (lm.vocab_size is not None and eos_token_id >= lm.vocab_size):
+        raise ValueError(f"eos_token_id {eos_token_id} is outside the model's vocabulary of {lm.vocab_size} tokens")
 
     length = prompt_length + max_new_tokens
     first_block = prompt_length
@@ -119,15 +120,3 @@ def resolve_settings(
         first_block=first_block,
         sequence_length=length,
     )
-
-
-def _at_least_one(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-
-
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

@@ -1,0 +1,314 @@
+"""generate: lossless against static decoding, in the fewest forwards, for every setting."""
+
+from __future__ import annotations
+
+import json
+
+import freedave
+import freedave_kernels as fk
+import pytest
+import torch
+from conftest import GOLDEN
+from freedave.decoding import _compare
+from tiny_models import MASK, golden_lm, golden_model, prompt
+
+
+def test_example():
+    """FreeDave returns what static decoding returns, token for token and step for step, in fewer forwards."""
+    lm = golden_lm()
+    static = freedave.generate(lm, prompt(), max_new_tokens=32, draft_steps=1)
+    fast = freedave.generate(lm, prompt(), max_new_tokens=32, draft_steps=8)
+    assert torch.equal(fast.sequences, static.sequences)
+    assert torch.equal(fast.step_map, static.step_map)
+    assert static.num_forwards == 32 and fast.num_forwards < 28
+
+
+DECODES = json.loads((GOLDEN / "decodes.json").read_text())
+BLOCK_CAUSAL = [
+    pytest.param(case, id=f"block{case['block_length']}-{case['order']}-prompt{len(case['prompt'])}")
+    for case in DECODES
+    if case["family"] == "block_causal"
+]
+
+
+@pytest.mark.parametrize("drafting", ["nested", "recycled"])
+@pytest.mark.parametrize("draft_steps", [1, 2, 4, 8])
+@pytest.mark.parametrize("case", BLOCK_CAUSAL)
+def test_golden_decodes(backend, case, draft_steps, drafting):
+    """The public implementation's tokens and steps, in no more forwards than can be attained."""
+    lm = golden_lm(block_length=case["block_length"])
+    out = freedave.generate(
+        lm,
+        torch.tensor([case["prompt"]]),
+        max_new_tokens=len(case["sequence"]) - len(case["prompt"]),
+        draft_steps=draft_steps,
+        order=case["order"],
+        drafting=drafting,
+    )
+    assert out.sequences[0].tolist() == case["sequence"]
+    assert out.step_map[0].tolist() == case["step"]
+    recycled = drafting == "recycled" and draft_steps > 1
+    attainable = case["attainable_forwards_recycled" if recycled else "attainable_forwards"]
+    assert out.num_forwards <= attainable[f"d{draft_steps}"]
+    assert out.num_forwards <= case["public_static_forwards"]
+
+
+SETTINGS = [
+    {},
+    {"tokens_per_step": 2},
+    {"tokens_per_step": 3, "block_length": 8},
+    {"threshold": 0.2},
+    {"threshold": 0.1, "block_length": 8, "tokens_per_step": 2},
+    {"order": "left_to_right"},
+    {"order": "left_to_right", "threshold": 0.15},
+    {"block_length": 1},
+    {"block_length": 5},
+    {"block_length": 16},
+    {"block_length": 64},
+    {"max_new_tokens": 1},
+    {"max_new_tokens": 13},
+]
+
+
+@pytest.mark.parametrize("drafting", ["nested", "recycled"])
+@pytest.mark.parametrize("options", SETTINGS, ids=str)
+@pytest.mark.parametrize("family", ["block_causal", "full", "full_shifted"])
+def test_lossless_for_every_setting(family, options, drafting):
+    lm = golden_lm(family)
+    for seed, draft_steps in [(0, 2), (1, 4), (2, 8), (3, 16)]:
+        out = freedave.generate(
+            lm,
+            prompt(5 + seed * 2, seed),
+            draft_steps=draft_steps,
+            drafting=drafting,
+            check_lossless=True,
+            **({"max_new_tokens": 20} | options),
+        )
+        assert not (out.sequences == MASK).any() and (out.step_map >= 0).all()
+        assert out.num_forwards <= out.static.num_forwards
+        # Both found the same steps, so FreeDave's forwards add up to at least as many.
+        assert sum(out.stats.accepted_lengths) >= int(out.step_map.max()) + 1
+
+
+@pytest.mark.parametrize("draft_steps", [1, 4])
+def test_the_cache_is_exact(draft_steps):
+    """Recomputing the whole sequence in every forward gives the same decode."""
+    lm = golden_lm(block_length=8)
+    for seed in range(3):
+        cached, uncached = (
+            freedave.generate(lm, prompt(11, seed), max_new_tokens=40, draft_steps=draft_steps, cache=cache)
+            for cache in ("auto", "none")
+        )
+        assert torch.equal(cached.sequences, uncached.sequences)
+        assert torch.equal(cached.step_map, uncached.step_map)
+        assert cached.num_forwards == uncached.num_forwards
+
+
+def test_static_decoding_takes_one_forward_a_step():
+    """No forward only stores a block, only looks at masks, or only reads the prompt."""
+    model = golden_model("block_causal")
+    calls = []
+    hook = model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: calls.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    try:
+        out = freedave.generate(golden_lm(), prompt(8), max_new_tokens=32, draft_steps=1)
+    finally:
+        hook.remove()
+    assert out.num_forwards == len(calls) == 32
+    assert calls[0] == (1, 12)  # the prompt's two blocks and the first masked one, in one forward
+    assert max(calls[1:]) == (1, 8)  # a finished block and the next one, never the prefix again
+
+
+def test_the_vocabulary_projection_sees_masked_positions_of_active_drafts_only():
+    model = golden_model("block_causal")
+    drafts, projected = [], []
+    hooks = [
+        model.model.register_forward_pre_hook(
+            lambda module, args, kwargs: drafts.append(kwargs["input_ids"]), with_kwargs=True
+        ),
+        model.lm_head.register_forward_pre_hook(lambda module, args: projected.append(args[0].shape[0])),
+    ]
+    try:
+        freedave.generate(golden_lm(block_length=8), prompt(8), max_new_tokens=24, draft_steps=8)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert projected == [int((input_ids == MASK).sum()) for input_ids in drafts]
+    assert all((input_ids == MASK).any(-1).all() for input_ids in drafts)  # a finished draft is not forwarded
+
+
+class Plain(torch.nn.Module):
+    """A model that is not a transformers class: explicit masks, and logits at every position."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, input_ids, attention_mask, position_ids, past_key_values, use_cache):
+        assert attention_mask.dtype == torch.bool and attention_mask.dim() == 4
+        return self.inner(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+        )
+
+
+@pytest.mark.parametrize("family", ["block_causal", "full", "full_shifted"])
+def test_any_module_called_like_a_causal_lm(family):
+    native = golden_lm(family)
+    plain = freedave.DiffusionLM(
+        Plain(native.model),
+        MASK,
+        attention=native.attention,
+        block_length=native.block_length,
+        logits_shift=native.logits_shift,
+    )
+    for lm in (native, plain):
+        out = freedave.generate(lm, prompt(6), max_new_tokens=16, draft_steps=4, check_lossless=True)
+        sequences = out.sequences if lm is native else sequences  # noqa: F821 - set by the first round
+    assert torch.equal(out.sequences, sequences)
+
+
+def test_max_new_tokens_cuts_whole_blocks():
+    lm = golden_lm()
+    whole = freedave.generate(lm, prompt(8), max_new_tokens=32, draft_steps=4)
+    cut = freedave.generate(lm, prompt(8), max_new_tokens=10, draft_steps=4)
+    assert cut.sequences.shape == (1, 18) and cut.step_map.shape == (1, 10)
+    assert torch.equal(cut.sequences, whole.sequences[:, :18])
+    assert torch.equal(cut.step_map, whole.step_map[:, :10])
+
+
+@pytest.mark.parametrize("draft_steps", [1, 3, 8])
+@pytest.mark.parametrize("family", ["block_causal", "full"])
+def test_end_of_sequence(family, draft_steps):
+    """A finished block that ends with the end-of-sequence token ends the decode; the rest is filled with that token."""
+    whole = freedave.generate(golden_lm(family, block_length=4), prompt(8), max_new_tokens=32, draft_steps=1)
+    ends = whole.sequences[0, 8:].view(8, 4)[:, -1].tolist()
+    eos = ends[2]
+    length = 4 * (ends.index(eos) + 1)
+    lm = golden_lm(family, block_length=4, eos_token_id=eos)
+    out = freedave.generate(lm, prompt(8), max_new_tokens=32, draft_steps=draft_steps)
+    assert out.sequences[0, 8 : 8 + length].tolist() == whole.sequences[0, 8 : 8 + length].tolist()
+    assert (out.sequences[0, 8 + length :] == eos).all()
+    assert torch.equal(out.step_map[0, :length], whole.step_map[0, :length]) and (out.step_map[0, length:] == -1).all()
+    assert (out.forward_map[0, length:] == -1).all() and out.stats.tokens == length
+    assert out.num_forwards <= length
+
+
+def test_on_step_reports_every_commit():
+    commits = []
+    out = freedave.generate(golden_lm(), prompt(6), max_new_tokens=17, draft_steps=4, on_step=commits.append)
+    assert [commit.forward for commit in commits] == list(range(out.num_forwards))
+    assert [commit.steps for commit in commits] == out.stats.accepted_lengths
+    assert [commit.finished for commit in commits] == [False] * (out.num_forwards - 1) + [True]
+    tokens, steps, forwards = {}, {}, {}
+    for commit in commits:
+        assert commit.total == 17
+        tokens |= dict(zip(commit.positions, commit.token_ids, strict=True))
+        steps |= dict(zip(commit.positions, commit.step_of, strict=True))
+        forwards |= dict.fromkeys(commit.positions, commit.forward)
+        assert commit.tokens == len(tokens)
+    assert [tokens[i] for i in range(17)] == out.sequences[0, 6:].tolist()
+    assert [steps[i] for i in range(17)] == out.step_map[0].tolist()
+    assert [forwards[i] for i in range(17)] == out.forward_map[0].tolist()
+
+
+def test_stats():
+    out = freedave.generate(golden_lm(), prompt(8), max_new_tokens=32, draft_steps=4)
+    stats = out.stats
+    assert len(stats.accepted_lengths) == out.num_forwards and sum(stats.accepted_lengths) == 32
+    assert stats.tokens == 32 and stats.tokens_per_forward == 32 / out.num_forwards
+    assert max(stats.accepted_lengths) <= 4 and min(stats.accepted_lengths) >= 1
+    assert out.num_forwards <= stats.draft_rows <= 4 * out.num_forwards
+    assert 0 < stats.forward_seconds < stats.total_seconds
+    assert stats.other_seconds == stats.total_seconds - stats.forward_seconds
+
+
+def test_backends_decode_alike():
+    outputs = []
+    for name in ("reference", "cpu"):
+        with fk.use_backend(name):
+            outputs.append(freedave.generate(golden_lm(block_length=8), prompt(9), max_new_tokens=30, draft_steps=6))
+    assert torch.equal(outputs[0].sequences, outputs[1].sequences)
+    assert torch.equal(outputs[0].step_map, outputs[1].step_map)
+    assert outputs[0].num_forwards == outputs[1].num_forwards
+
+
+@pytest.mark.parametrize("draft_steps", [1, 4])
+def test_non_finite_logits_name_the_position(draft_steps):
+    """The embedding of one token is broken: the decode stops once that token is in the sequence, not before."""
+    model = golden_model("block_causal")
+    healthy = freedave.generate(golden_lm(), prompt(8), max_new_tokens=16)
+    broken = int(healthy.sequences[0, 12])
+    kept = model.model.embed_tokens.weight[broken].clone()
+    try:
+        model.model.embed_tokens.weight.data[broken] = float("nan")
+        with pytest.raises(freedave.NonFiniteLogitsError, match=r"sequence 0: the logits of position \d+ are not finite"):
+            freedave.generate(golden_lm(), prompt(8), max_new_tokens=32, draft_steps=draft_steps)
+    finally:
+        model.model.embed_tokens.weight.data[broken] = kept
+
+
+def test_a_difference_is_reported():
+    lm = golden_lm()
+    out = freedave.generate(lm, prompt(8), max_new_tokens=8, draft_steps=4)
+    other = freedave.generate(lm, prompt(8), max_new_tokens=8, draft_steps=1)
+    _compare(out, other)
+    other.sequences[0, 10] += 1
+    with pytest.raises(freedave.LosslessnessError, match="1 of 8 tokens differ.*first difference is at generated position 2"):
+        _compare(out, other)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"input_ids": [[1]]}, TypeError, "input_ids must be an int64 tensor, got list"),
+        ({"input_ids": torch.zeros(1, 4)}, TypeError, "input_ids must be an int64 tensor, got torch.float32"),
+        ({"input_ids": torch.zeros(4, dtype=torch.int64)}, ValueError, r"input_ids must have shape \[1, prompt\].*\(4,\)"),
+        ({"input_ids": torch.zeros(2, 4, dtype=torch.int64)}, ValueError, "decode several prompts in several calls"),
+        ({"input_ids": torch.zeros(1, 0, dtype=torch.int64)}, ValueError, "the prompt is empty"),
+        ({"input_ids": torch.tensor([[1, MASK]])}, ValueError, r"holds the mask token \(id 63\) at position 1"),
+        ({"input_ids": torch.tensor([[1, 64]])}, ValueError, "vocabulary has 64 tokens"),
+        ({"input_ids": torch.tensor([[-1]])}, ValueError, "token ids from -1 to -1"),
+        ({"max_new_tokens": 0}, ValueError, "max_new_tokens must be at least 1, got 0"),
+        ({"max_new_tokens": 2.0}, TypeError, "max_new_tokens must be an int, got float"),
+        ({"max_new_tokens": 600}, ValueError, "need 604 positions in blocks of 4, but the model has 512"),
+        ({"draft_steps": 0}, ValueError, "draft_steps must be at least 1, got 0"),
+        ({"block_length": 0}, ValueError, "block_length must be at least 1, got 0"),
+        ({"tokens_per_step": 0}, ValueError, "tokens_per_step must be at least 1, got 0"),
+        ({"order": "random"}, ValueError, "order must be one of confidence, left_to_right, got 'random'"),
+        ({"drafting": "tree"}, ValueError, "drafting must be one of recycled, nested, got 'tree'"),
+        ({"threshold": float("nan")}, ValueError, "threshold must be a number, got nan"),
+        ({"threshold": "0.9"}, TypeError, "threshold must be a float, got str"),
+        ({"cache": "dual"}, ValueError, "cache='dual' is not available in this version; use 'auto'"),
+        ({"cache": "fast"}, ValueError, "cache must be one of auto, none, prefix, dual, got 'fast'"),
+        ({"eos_token_id": 64}, ValueError, "eos_token_id 64 is outside the model's vocabulary of 64 tokens"),
+    ],
+    ids=str,
+)
+def test_argument_errors(options, error, message):
+    with pytest.raises(error, match=message):
+        freedave.generate(golden_lm(), **({"input_ids": prompt(4), "max_new_tokens": 8} | options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mask_token_id": 64}, "mask_token_id 64 is outside the model's vocabulary of 64 tokens"),
+        ({"mask_token_id": -1}, "mask_token_id -1 is outside"),
+        ({"attention": "causal"}, "attention must be one of block_causal, full, got 'causal'"),
+        ({"block_length": 0}, "block_length must be at least 1, got 0"),
+        ({"block_length": None}, "block_length is needed for block-causal attention"),
+        ({"logits_shift": True}, "logits_shift needs full attention"),
+    ],
+    ids=str,
+)
+def test_model_argument_errors(options, message):
+    arguments = {"mask_token_id": MASK, "attention": "block_causal", "block_length": 4} | options
+    with pytest.raises(ValueError, match=message):
+        freedave.DiffusionLM(golden_model("block_causal"), **arguments)
+    with pytest.raises(TypeError, match="model must be a torch.nn.Module, got str"):
+        freedave.DiffusionLM("model", MASK)

@@ -1,0 +1,39 @@
+"""The tiny random models of the golden decodes, and how to make others."""
+
+from __future__ import annotations
+
+import functools
+import json
+from typing import Any
+
+import torch
+import transformers
+from conftest import GOLDEN
+from freedave import DiffusionLM
+from safetensors.torch import load_file
+
+MASK = 63
+CLASSES = {"qwen2": transformers.Qwen2ForCausalLM, "qwen3": transformers.Qwen3ForCausalLM}
+
+
+@functools.cache
+def golden_model(family: str) -> transformers.PreTrainedModel:
+    """One of "block_causal" (Qwen3), "full" (Qwen3), "full_shifted" (Qwen2); 64 tokens, 2 layers, random weights."""
+    config = json.loads((GOLDEN / f"{family}.config.json").read_text())
+    model_class = CLASSES[config["model_type"]]
+    model = model_class(model_class.config_class(**config))
+    model.load_state_dict(load_file(GOLDEN / f"{family}.safetensors"))
+    return model
+
+
+def golden_lm(family: str = "block_causal", **options: Any) -> DiffusionLM:
+    defaults: dict[str, Any] = {
+        "block_causal": {"attention": "block_causal", "block_length": 4},
+        "full": {"attention": "full"},
+        "full_shifted": {"attention": "full", "logits_shift": True},
+    }[family]
+    return DiffusionLM(golden_model(family), MASK, **(defaults | options))
+
+
+def prompt(length: int = 8, seed: int = 0) -> torch.Tensor:
+    return torch.randint(MASK, (1, length), generator=torch.Generator().manual_seed(seed))
