@@ -117,7 +117,7 @@ def test_static_decoding_takes_one_forward_a_step():
         hook.remove()
     assert out.num_forwards == len(calls) == 32
     assert calls[0] == (1, 12)  # the prompt's two blocks and the first masked one, in one forward
-    assert max(calls[1:]) == (1, 8)  # a finished block and the next one, never the prefix again
+    assert set(calls[1:]) == {(1, 4), (2, 4)}  # a block, or a finished one and the next; never the prefix again
 
 
 def test_the_vocabulary_projection_sees_masked_positions_of_active_drafts_only():
@@ -135,7 +135,7 @@ def test_the_vocabulary_projection_sees_masked_positions_of_active_drafts_only()
         for hook in hooks:
             hook.remove()
     assert projected == [int((input_ids == MASK).sum()) for input_ids in drafts]
-    assert all((input_ids == MASK).any(-1).all() for input_ids in drafts)  # a finished draft is not forwarded
+    assert all((input_ids == MASK).any() for input_ids in drafts)
 
 
 class Plain(torch.nn.Module):
@@ -222,7 +222,7 @@ def test_stats():
     assert len(stats.accepted_lengths) == out.num_forwards and sum(stats.accepted_lengths) == 32
     assert stats.tokens == 32 and stats.tokens_per_forward == 32 / out.num_forwards
     assert max(stats.accepted_lengths) <= 4 and min(stats.accepted_lengths) >= 1
-    assert out.num_forwards <= stats.draft_rows <= 4 * out.num_forwards
+    assert 32 <= stats.positions_computed <= out.num_forwards * 4 * 8  # 4 drafts of 2 blocks at most
     assert 0 < stats.forward_seconds < stats.total_seconds
     assert stats.other_seconds == stats.total_seconds - stats.forward_seconds
 

@@ -1,7 +1,7 @@
 """The attention of a draft forward: what each position may see, and the call that computes it.
 
-Drafts are the batch rows of one forward. A row sees the committed prefix and its own draft, never another draft, so a
-draft's result does not depend on its neighbours; on CPU it is bit-identical to a forward of that draft alone.
+The batch rows of a forward are drafts, or blocks of drafts. A row sees the committed prefix and its own draft, never
+another one, so a draft's result does not depend on its neighbours.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def bidirectional_attention(
     """Scaled dot product attention that is causal only where the mask says so (transformers' attention interface).
 
     The interface's own choice for "no mask" is causal. `query [K, H, L, D]`, `key` and `value [K, G, T, D]` with H a
-    multiple of G, mask `[1, 1, L, T]` bool or None; returns `[K, L, H, D]`.
+    multiple of G, mask bool, broadcast to `[K, H, L, T]`, or None; returns `[K, L, H, D]`.
     """
     out = F.scaled_dot_product_attention(
         query,
@@ -53,12 +53,12 @@ def use_bidirectional_attention(model: torch.nn.Module) -> bool:
     return True
 
 
-def block_causal_mask(start: int, end: int, block_length: int, device: torch.device) -> torch.Tensor | None:
-    """Which positions below `end` each of the positions `start ... end - 1` sees: its own block and earlier ones.
+def block_causal_mask(length: int, block_length: int, device: torch.device) -> torch.Tensor | None:
+    """Which positions each of `length` positions sees: those of its own block and of earlier ones.
 
-    Blocks are aligned at position 0. Returns `[1, 1, end - start, end]` bool, or None where everything is visible.
+    Blocks are aligned at position 0. Returns `[1, 1, length, length]` bool, or None where everything is visible.
     """
-    if start // block_length == (end - 1) // block_length:
+    if length <= block_length:
         return None
-    block = torch.arange(end, device=device) // block_length
-    return (block[start:, None] >= block)[None, None]
+    block = torch.arange(length, device=device) // block_length
+    return (block[:, None] >= block)[None, None]

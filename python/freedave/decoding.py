@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from freedave.draft_forward import CachedForward, DraftForward, UncachedForward, predict_drafts
+from freedave.draft_forward import CachedForward, DraftForward, DraftWindow, UncachedForward, predict_drafts
 from freedave.models.diffusion_lm import DiffusionLM
 from freedave.settings import Settings, check_prompt, resolve_settings
 from freedave_kernels import DraftStep, draft_step
@@ -52,13 +52,13 @@ class Commit:
 class DecodeStats:
     """Where forwards and time went.
 
-    `accepted_lengths`: static steps committed by each forward. `draft_rows`: draft forwards in all, the compute that was
-    spent. Seconds are wall time; the forward is the model's, with the vocabulary projection and the cache.
+    `accepted_lengths`: static steps committed by each forward. `positions_computed`: token positions that went through the
+    model in all forwards, the compute that was spent. Seconds are wall time; the forward is the model's, with the vocabulary projection and the cache.
     """
 
     accepted_lengths: list[int] = field(default_factory=list)
     tokens: int = 0
-    draft_rows: int = 0
+    positions_computed: int = 0
     forward_seconds: float = 0.0
     total_seconds: float = 0.0
 
@@ -155,7 +155,7 @@ def _decode(
         while not state.finished:
             token_ids, confidence = state.predict()
             step = draft_step(
-                state.drafts[None],
+                state.window.drafts[None],
                 token_ids[None],
                 confidence[None],
                 state.num_drafts,
@@ -198,18 +198,14 @@ class _State:
         self.finished = False
 
         # The first forward has one "draft": the state with nothing generated, which is right by definition.
-        self._start = settings.first_block
-        open_state = self._sequence[self._start :]
-        self.drafts = open_state[: self._window_length(open_state)].clone()[None]
         self.num_drafts = torch.ones(1, dtype=torch.int32, device=prompt.device)
-        self._forwarded = 1
+        first = self._sequence[None, settings.first_block : settings.first_block + settings.block_length]
+        self.window = self._open_window(first, first.tolist(), settings.first_block)
 
     def predict(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Forwards the drafts: predictions `[K, L]` of each."""
-        prediction = predict_drafts(
-            self._forward, self.drafts, self._start, self._forwarded, self._lm.mask_token_id, self._suppressed
-        )
-        self.stats.draft_rows += self._forwarded
+        prediction = predict_drafts(self._forward, self.window, self._lm.mask_token_id, self._suppressed)
+        self.stats.positions_computed += self._forward.computed
         self.stats.forward_seconds += prediction.forward_seconds
         return prediction.token_ids, prediction.confidence
 
@@ -218,11 +214,10 @@ class _State:
         counters = dict(zip(COUNTERS, step.counters[0].tolist(), strict=True))  # the one read of a step
         if counters["non_finite"] >= 0:
             raise NonFiniteLogitsError(
-                f"sequence 0: the logits of position {self._start + counters['non_finite']} are not finite (forward "
+                f"sequence 0: the logits of position {self.window.start + counters['non_finite']} are not finite (forward "
                 f"{len(self.stats.accepted_lengths)}); check the weights and the dtype of the model"
             )
-        length = self.drafts.shape[1]
-        window = slice(self._start, self._start + length)
+        window = slice(self.window.start, self.window.start + self.window.drafts.shape[1])
         committed = step.drafts[0, 0]
         new = step.step_map[0] >= 0
         self._sequence[window] = committed
@@ -245,26 +240,26 @@ class _State:
     def _move_window(self, step: DraftStep, counters: dict[str, int]) -> None:
         passed = counters["prefix_length"]
         self._forward.keep(counters["accepted"], passed)
-        self._start += passed
-        last = step.drafts[0, max(counters["num_drafts"] - 1, 0), passed:]
-        beyond = self._sequence[self._start + last.shape[0] :]
-        length = self._window_length(torch.cat([last, beyond]))
-
-        self.drafts = step.drafts[0, :, passed : passed + length]
+        drafts = step.drafts[0, :, passed:]
         self.num_drafts = step.num_drafts
-        self._forwarded = counters["forward_drafts"]
-        if self.drafts.shape[1] < length:  # fresh positions, so that now every draft has something to predict
-            fresh = beyond[: length - self.drafts.shape[1]]
-            self.drafts = torch.cat([self.drafts, fresh.expand(self.drafts.shape[0], -1)], dim=1)
-            self._forwarded = counters["num_drafts"]
+        self.window = self._open_window(drafts, drafts[: counters["num_drafts"]].tolist(), self.window.start + passed)
 
-    def _window_length(self, furthest: torch.Tensor) -> int:
-        """How far the next K drafts of state `furthest` can reach: up to the block that step K fills.
+    def _open_window(self, drafts: torch.Tensor, states: list[list[int]], start: int) -> DraftWindow:
+        """The window from `start` for `drafts [K, l]`, of which `states` are active, as long as their next drafts need."""
+        fresh = [self._lm.mask_token_id] * (self._sequence.shape[0] - start - drafts.shape[1])
+        reach = [self._reach(state + fresh) for state in states]
+        length = reach[-1]  # the last draft is the furthest
+        if length > drafts.shape[1]:
+            beyond = self._sequence[start + drafts.shape[1] : start + length]
+            drafts = torch.cat([drafts, beyond.expand(drafts.shape[0], -1)], dim=1)
+        states = [(state + fresh)[:length] for state in states]
+        states = [state for state in states if self._lm.mask_token_id in state]  # a finished draft predicts nothing
+        return DraftWindow(drafts[:, :length].contiguous(), start, states, reach[: len(states)])
 
-        Every other draft is behind `furthest`, so its next drafts reach no further.
-        """
+    def _reach(self, state: list[int]) -> int:
+        """How far the next K drafts of `state` can get: to the end of the block that step K fills."""
         settings = self._settings
-        masked = (furthest == self._lm.mask_token_id).tolist()
+        masked = [token_id == self._lm.mask_token_id for token_id in state]
         length, steps = 0, 0
         while length < len(masked) and steps < settings.draft_steps:
             in_block = sum(masked[length : length + settings.block_length])
