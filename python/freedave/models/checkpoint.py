@@ -98,6 +98,7 @@ def _load_weights(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> t
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # only so that the report names them
         )
     except Exception as error:  # safetensors, JSON and shape errors come in many types
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -115,8 +116,12 @@ def _load_weights(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> t
 REPORTED = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
 
 
-def _some(names: Any) -> str:
-    names = sorted(str(name) for name in names)
+def _some(entries: Any) -> str:
+    """The first few names; a wrong shape comes as (name, shape in the file, shape by config.json)."""
+    names = sorted(
+        f"{entry[0]} is {list(entry[1])}, by config.json {list(entry[2])}" if isinstance(entry, tuple) else str(entry)
+        for entry in entries
+    )
     rest = f" and {len(names) - 4} more" if len(names) > 4 else ""
     return ", ".join(names[:4]) + rest
 

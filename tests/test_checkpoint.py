@@ -1,0 +1,150 @@
+"""load_model: native checkpoints load; everything else is one clear error."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import freedave
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import MASK, golden_lm, golden_model, prompt
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A native checkpoint of the tiny block-causal model."""
+    model = golden_model("block_causal")
+    save_file({name: tensor.clone() for name, tensor in model.state_dict().items()}, tmp_path / "model.safetensors")
+    config = json.loads((Path(__file__).parent / "golden" / "block_causal.config.json").read_text())
+    config |= {"mask_token_id": MASK, "attention": "block_causal", "block_length": 4, "eos_token_id": 5}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+def change_config(folder: Path, **changes) -> None:
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))
+
+
+def test_example(folder):
+    lm = freedave.load_model(folder)
+    assert (lm.mask_token_id, lm.attention, lm.block_length, lm.eos_token_id) == (MASK, "block_causal", 4, 5)
+    assert lm.vocab_size == 64 and lm.max_positions == 512 and lm.tokenizer is None
+    lm.eos_token_id = None
+    ours = freedave.generate(lm, prompt(), max_new_tokens=16, draft_steps=4)
+    theirs = freedave.generate(golden_lm(), prompt(), max_new_tokens=16, draft_steps=4)
+    assert torch.equal(ours.sequences, theirs.sequences) and torch.equal(ours.step_map, theirs.step_map)
+
+
+def test_the_embedded_model():
+    lm = freedave.load_model("demo")
+    assert lm.attention == "block_causal" and lm.block_length == 16 and lm.tokenizer is not None
+    assert lm.tokenizer.convert_tokens_to_ids("<mask>") == lm.mask_token_id
+    assert next(lm.model.parameters()).dtype == torch.float32
+    assert 0.8e6 < sum(parameter.numel() for parameter in lm.model.parameters()) < 3e6
+
+
+def test_dtype(folder):
+    assert next(freedave.load_model(folder, dtype=torch.bfloat16).model.parameters()).dtype == torch.bfloat16
+
+
+def damage_missing_folder(folder):
+    shutil.rmtree(folder)
+
+
+def damage_no_config(folder):
+    (folder / "config.json").unlink()
+
+
+def damage_config_syntax(folder):
+    (folder / "config.json").write_text("{")
+
+
+def damage_family(folder):
+    change_config(folder, model_type="gpt2")
+
+
+def damage_no_mask(folder):
+    change_config(folder, mask_token_id=...)
+
+
+def damage_mask_type(folder):
+    change_config(folder, mask_token_id="<mask>")
+
+
+def damage_mask_range(folder):
+    change_config(folder, mask_token_id=64)
+
+
+def damage_no_block_length(folder):
+    change_config(folder, block_length=...)
+
+
+def damage_attention(folder):
+    change_config(folder, attention="sideways")
+
+
+def damage_no_weights(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def damage_truncated(folder):
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+
+
+def damage_missing_key(folder):
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors")
+
+
+def damage_extra_key(folder):
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {"model.layers.7.bias": torch.zeros(3)}, folder / "model.safetensors")
+
+
+def damage_shape(folder):
+    change_config(folder, intermediate_size=96)
+
+
+def damage_tokenizer(folder):
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    (folder / "tokenizer.json").write_text("[]")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (damage_missing_folder, "no checkpoint folder at .*give a local folder, or 'demo'"),
+        (damage_no_config, "has no config.json"),
+        (damage_config_syntax, "config.json is not valid JSON"),
+        (damage_family, "unknown model family 'gpt2'; this version loads native checkpoints of qwen2, qwen3, llama"),
+        (damage_no_mask, "mask_token_id missing"),
+        (damage_mask_type, "mask_token_id must be an integer, got '<mask>'"),
+        (damage_mask_range, "mask_token_id 64 is outside the model's vocabulary of 64 tokens"),
+        (damage_no_block_length, "block_length is needed for block-causal attention"),
+        (damage_attention, "attention must be one of block_causal, full, got 'sideways'"),
+        (damage_no_weights, "has no .safetensors weights"),
+        (damage_truncated, "the weights cannot be loaded"),
+        (damage_missing_key, "missing keys: model.layers.1.mlp.up_proj.weight"),
+        (damage_extra_key, "unexpected keys: model.layers.7.bias"),
+        (damage_shape, "model.layers.0.mlp"),
+        (damage_tokenizer, "the tokenizer cannot be loaded"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_damaged_checkpoints(folder, damage, message):
+    damage(folder)
+    with pytest.raises(freedave.CheckpointError, match=message) as caught:
+        freedave.load_model(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_code_in_a_checkpoint_is_never_run(folder):
+    change_config(folder, auto_map={"AutoModelForCausalLM": "evil.Model", "AutoConfig": "evil.Config"})
+    (folder / "evil.py").write_text("raise SystemExit('executed')")
+    assert freedave.load_model(folder).block_length == 4
