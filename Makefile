@@ -1,0 +1,57 @@
+# make setup   creates .venv, installs the pins and builds the native code (cheap when nothing changed)
+# make demo    decodes held-out problems with the embedded model, statically and with FreeDave
+# make test    every test; test-asan runs the op contract tests against an ASan+UBSan build
+# make lint    ruff, clang-format, mypy
+# make bench   op timings against eager PyTorch
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PINS := $(wildcard requirements/*.txt)
+NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
+CXX_FILES = $(shell find csrc \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \))
+OP_TESTS = tests/test_predict_tokens.py tests/test_rank_positions.py tests/test_select_transfer.py \
+           tests/test_build_drafts.py tests/test_verify_drafts.py tests/test_draft_step.py
+
+.PHONY: setup demo test test-asan lint bench clean
+.DELETE_ON_ERROR:
+
+setup: $(VENV)/.built
+
+$(VENV)/.installed: $(PINS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make setup PYTHON=python3.x")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed; Debian/Ubuntu: apt install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet -r requirements/build.txt -r requirements/demo.txt -r requirements/dev.txt
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.installed $(NATIVE)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	@touch $@
+
+demo: setup
+	$(BIN)/freedave demo
+
+test: setup
+	$(BIN)/python -m pytest -q
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	$(BIN)/mypy
+
+# The interpreter is not instrumented, so the sanitizer runtimes are loaded ahead of it. Every allocation goes through malloc
+# (PYTHONMALLOC), and leak checking is off: the interpreter and torch keep memory until exit.
+test-asan: setup
+	$(BIN)/cmake -S . -B build/asan -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+	  -DPython_EXECUTABLE=$(abspath $(BIN))/python -DFREEDAVE_SANITIZE=address,undefined -DFREEDAVE_CUDA=off -DFREEDAVE_WERROR=ON
+	$(BIN)/cmake --build build/asan --target freedave_ops
+	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so) $$(c++ -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
+	  FREEDAVE_LIBRARY=$(abspath build/asan/libfreedave_ops.so) $(BIN)/python -m pytest -q $(OP_TESTS)
+
+bench: setup
+	$(BIN)/python -m benchmarks ops
+	$(BIN)/python -m benchmarks step
+
+clean:
+	rm -rf build dist *.egg-info freedave_kernels/*.so $(VENV)/.built .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,96 @@
+"""The baseline: what the public FreeDave implementation does between two forwards, in plain PyTorch.
+
+Same results (without ties, blocks and non-finite logits, which it does not treat). Whatever it does once a draft or once a
+sequence, a top-k, a scatter, a comparison read back by the host, is done so here; nothing is made slower than it is there.
+"""
+
+from __future__ import annotations
+
+import torch
+
+NEVER = float("-inf")
+
+
+def predict_tokens(
+    logits: torch.Tensor, input_ids: torch.Tensor, mask_token_id: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    mask_index = input_ids == mask_token_id
+    masked_logits = logits[mask_index]
+    chosen = masked_logits.argmax(-1)
+    probability = torch.softmax(masked_logits, -1).gather(-1, chosen[:, None]).squeeze(-1)
+    token_ids = input_ids.clone()
+    token_ids[mask_index] = chosen
+    confidence = torch.full(input_ids.shape, NEVER)
+    confidence[mask_index] = probability.float()
+    return token_ids, confidence
+
+
+def rank_positions(confidence: torch.Tensor, mask_index: torch.Tensor) -> torch.Tensor:
+    order = torch.where(mask_index, confidence, NEVER).sort(-1, descending=True).indices
+    rank = order.argsort(-1)
+    return torch.where(mask_index, rank, confidence.shape[-1]).int()
+
+
+def select_transfer(confidence: torch.Tensor, mask_index: torch.Tensor, num_transfer: int) -> torch.Tensor:
+    transfer_index = torch.zeros_like(mask_index)
+    for b in range(confidence.shape[0]):
+        ranked = torch.where(mask_index[b], confidence[b], NEVER)
+        transfer_index[b, ranked.topk(min(num_transfer, int(mask_index[b].sum()))).indices] = True
+    return transfer_index
+
+
+def static_step(
+    state: torch.Tensor, token_ids: torch.Tensor, confidence: torch.Tensor, mask_token_id: int, count: int
+) -> torch.Tensor:
+    """`[L]` each: the state with the `count` most confident masked positions filled."""
+    mask_index = state == mask_token_id
+    ranked = torch.where(mask_index, confidence, NEVER)
+    picked = ranked.topk(min(count, int(mask_index.sum()))).indices
+    filled = state.clone()
+    filled[picked] = token_ids[picked]
+    return filled
+
+
+def build_drafts(
+    input_ids: torch.Tensor,
+    token_ids: torch.Tensor,
+    confidence: torch.Tensor,
+    mask_token_id: int,
+    draft_steps: int,
+) -> torch.Tensor:
+    sequences = []
+    for b in range(input_ids.shape[0]):
+        arguments = (input_ids[b], token_ids[b], confidence[b], mask_token_id)
+        sequences.append(torch.stack([static_step(*arguments, k + 1) for k in range(draft_steps)]))
+    return torch.stack(sequences)
+
+
+def verify_drafts(drafts: torch.Tensor, targets: torch.Tensor) -> list[int]:
+    return [_accept(drafts[b], targets[b]) for b in range(drafts.shape[0])]
+
+
+def _accept(drafts: torch.Tensor, targets: torch.Tensor) -> int:
+    accepted = 0
+    for _ in range(1, len(drafts)):
+        reached = [j for j in range(accepted + 1, len(drafts)) if torch.equal(drafts[j], targets[accepted])]
+        if not reached:
+            break
+        accepted = reached[-1]
+    return accepted
+
+
+def draft_step(
+    drafts: torch.Tensor, token_ids: torch.Tensor, confidence: torch.Tensor, mask_token_id: int, draft_steps: int
+) -> torch.Tensor:
+    """Targets of every draft, verification, and the next (nested) drafts, one sequence after the other."""
+    following = []
+    for b in range(drafts.shape[0]):
+        targets = [
+            static_step(state, tokens, certainty, mask_token_id, 1)
+            for state, tokens, certainty in zip(drafts[b], token_ids[b], confidence[b], strict=True)
+        ]
+        a = _accept(drafts[b], torch.stack(targets))
+        following.append(
+            build_drafts(drafts[b, a][None], token_ids[b, a][None], confidence[b, a][None], mask_token_id, draft_steps)
+        )
+    return torch.cat(following)

@@ -1,0 +1,210 @@
+// Everything between two forwards: which drafts were right, what is final, and the next drafts. A thread owns a
+// sequence; its state is a few kilobytes, so the op is bound by the latency of small scans, not by memory.
+#include "cpu/drafting.h"
+#include "cpu/launch.h"
+
+namespace freedave::cpu {
+namespace {
+
+// One sequence: its input drafts and predictions as contiguous rows, and room to work.
+struct Sequence {
+  const int64_t* drafts;
+  const int64_t* token_ids;
+  const float* confidence;
+  int64_t num_drafts;
+  int64_t step;
+};
+
+struct Scratch {
+  std::vector<int64_t> drafts, token_ids, target, ends, chain, distance;
+  std::vector<float> confidence;
+  Keys keys;
+};
+
+// The [K, L] rows of sequence b as one contiguous array: itself where it is one, else a copy.
+template <typename T>
+const T* contiguous_drafts(const Matrix<const T>& matrix, int64_t b, int64_t count, int64_t length,
+                           std::vector<T>& copy) {
+  const int64_t first = matrix.rows.start(b * count);
+  const bool rows_follow = count == 1 || matrix.rows.start(b * count + 1) - first == length;
+  if (matrix.rows.step == 1 && rows_follow) return matrix.data + first;
+  copy.resize(count * length);
+  for (int64_t k = 0; k < count; ++k) {
+    for (int64_t i = 0; i < length; ++i) copy[k * length + i] = matrix.at(b * count + k, i);
+  }
+  return copy.data();
+}
+
+Sequence load(const DraftStepParams& p, int64_t b, Scratch& scratch) {
+  const int64_t count = p.input_drafts;
+  return {contiguous_drafts(p.drafts, b, count, p.length, scratch.drafts),
+          contiguous_drafts(p.token_ids, b, count, p.length, scratch.token_ids),
+          contiguous_drafts(p.confidence, b, count, p.length, scratch.confidence),
+          std::clamp<int64_t>(p.num_drafts.at(b), 1, count),  // draft 0 is right by construction
+          p.step.data ? p.step.at(b) : 0};
+}
+
+// Recycled drafts: draft 0 stands at `drafts` already; each further one takes the predictions of the input draft
+// nearest to the one before it. A draft differs from the one before in the picked positions, so the distances are
+// updated, not recomputed. Returns the number of drafts.
+int64_t recycle(const DraftStepParams& p, const Sequence& s, int64_t accepted, int64_t* drafts, Scratch& scratch) {
+  const int64_t length = p.length;
+  const int64_t mask = p.rule.mask_token_id;
+  const int64_t picks = p.rule.has_threshold ? 1 : p.rule.tokens_per_step;
+  std::vector<int64_t>& distance = scratch.distance;
+  distance.assign(s.num_drafts, 0);
+  for (int64_t j = 0; j < s.num_drafts; ++j) {
+    for (int64_t i = 0; i < length; ++i) distance[j] += s.drafts[j * length + i] != drafts[i];
+  }
+
+  int64_t built = 1;
+  for (; built < p.draft_steps; ++built) {
+    // The lowest index among equal distances.
+    const int64_t nearest = std::min_element(distance.begin(), distance.end()) - distance.begin();
+    const int64_t* before = drafts + (built - 1) * length;
+    const auto source = [&](int64_t i) {
+      return (s.drafts[nearest * length + i] == mask ? nearest : accepted) * length;
+    };
+    const auto is_masked = [&](int64_t i) { return before[i] == mask; };
+    const auto confidence = [&](int64_t i) { return s.confidence[source(i) + i]; };
+    scratch.keys.clear();
+    collect(is_masked, confidence, current_block(is_masked, p.rule.block_length, length), p.rule.order, scratch.keys);
+    const int64_t filled = std::min(picks, static_cast<int64_t>(scratch.keys.size()));
+    if (filled == 0) break;
+    sort_first(scratch.keys.begin(), scratch.keys.end(), filled);
+
+    int64_t* draft = drafts + built * length;
+    std::copy_n(before, length, draft);
+    for (int64_t n = 0; n < filled; ++n) {
+      const int64_t i = position_of(scratch.keys[n]);
+      const int64_t token = s.token_ids[source(i) + i];
+      draft[i] = token;
+      for (int64_t j = 0; j < s.num_drafts; ++j) {
+        const int64_t there = s.drafts[j * length + i];
+        distance[j] += (there != token) - (there != mask);
+      }
+    }
+  }
+  for (int64_t k = built; k < p.draft_steps; ++k)
+    std::copy_n(drafts + (built - 1) * length, length, drafts + k * length);
+  return built;
+}
+
+// The static step that committed each position. `chain` lists the drafts that the hops visited; a position unmasked at
+// hop h was committed by the step that led there, number h - 1, and one that only the new draft 0 fills by the step
+// after.
+int64_t write_step_map(const DraftStepParams& p, const Sequence& s, const int64_t* committed,
+                       const std::vector<int64_t>& chain, int64_t* step_map) {
+  const int64_t mask = p.rule.mask_token_id;
+  const int64_t hops = static_cast<int64_t>(chain.size()) - 1;
+  int64_t tokens_committed = 0;
+  for (int64_t i = 0; i < p.length; ++i) {
+    step_map[i] = -1;
+    if (s.drafts[i] != mask || committed[i] == mask) continue;
+    int64_t hop = 1;
+    while (hop <= hops && s.drafts[chain[hop] * p.length + i] == mask) ++hop;
+    step_map[i] = s.step + hop - 1;
+    tokens_committed += step_map[i] >= 0;
+  }
+  return tokens_committed;
+}
+
+// What the accepted draft says: how much of its prefix is complete, so that its keys and values can be kept, and the
+// lowest position of its current block that has no prediction.
+void count_accepted(const DraftStepParams& p, const int64_t* state, const float* confidence, int64_t* counters) {
+  const auto is_masked = [&](int64_t i) { return state[i] == p.rule.mask_token_id; };
+  const Span block = current_block(is_masked, p.rule.block_length, p.length);
+  int64_t non_finite = block.begin;
+  while (non_finite < block.end && !(is_masked(non_finite) && !is_rankable(confidence[non_finite]))) ++non_finite;
+  counters[static_cast<int>(Counter::kPrefixLength)] = block.begin;
+  counters[static_cast<int>(Counter::kNonFinite)] = non_finite < block.end ? non_finite : -1;
+}
+
+// Leading active drafts that still have a masked position, so need the next forward.
+int64_t count_forward_drafts(const DraftStepParams& p, const int64_t* drafts, int64_t num_drafts) {
+  int64_t count = 0;
+  while (count < num_drafts) {
+    const int64_t* draft = drafts + count * p.length;
+    if (std::find(draft, draft + p.length, p.rule.mask_token_id) == draft + p.length) break;
+    ++count;
+  }
+  return count;
+}
+
+// What the committed state says: what is left of the window, and whether a complete block of its prefix ends the
+// sequence.
+void count_committed(const DraftStepParams& p, const int64_t* committed, int64_t* counters) {
+  const auto is_masked = [&](int64_t i) { return committed[i] == p.rule.mask_token_id; };
+  const Span block = current_block(is_masked, p.rule.block_length, p.length);
+  int64_t in_block = 0, in_window = 0;
+  for (int64_t i = block.begin; i < p.length; ++i) {
+    in_window += is_masked(i);
+    in_block += is_masked(i) && i < block.end;
+  }
+  bool ended = false;
+  for (int64_t begin = 0; p.has_eos_token_id && begin < block.begin;) {
+    const Span complete = block_around(begin, p.rule.block_length, p.length);
+    ended |= committed[complete.end - 1] == p.eos_token_id;
+    begin = complete.end;
+  }
+  counters[static_cast<int>(Counter::kMaskedInBlock)] = in_block;
+  counters[static_cast<int>(Counter::kMaskedInWindow)] = in_window;
+  counters[static_cast<int>(Counter::kFinished)] = ended || in_window == 0;
+  counters[static_cast<int>(Counter::kEnded)] = ended;
+}
+
+void step_sequence(const DraftStepParams& p, int64_t b, Scratch& scratch) {
+  const int64_t length = p.length;
+  const Sequence s = load(p, b, scratch);
+
+  // Verify. A draft's target is one static step from it; only those on the accepted chain are worked out.
+  scratch.chain.clear();
+  scratch.target.resize(length);
+  const auto draft_of = [&](int64_t k) { return s.drafts + k * length; };
+  const auto target_of = [&](int64_t k) {
+    plan_drafts(draft_of(k), s.confidence + k * length, length, p.rule, 1, scratch.keys, scratch.ends);
+    write_drafts(draft_of(k), s.token_ids + k * length, length, 1, scratch.keys, scratch.ends, scratch.target.data());
+    return static_cast<const int64_t*>(scratch.target.data());
+  };
+  const int64_t accepted = accept_chain(
+      draft_of, target_of, [&](int64_t k) { scratch.chain.push_back(k); }, s.num_drafts, length, p.match,
+      p.rule.mask_token_id);
+
+  // Carry the accepted predictions over, and draft again from the accepted state.
+  const int64_t* state = draft_of(accepted);
+  const int64_t* token_ids = s.token_ids + accepted * length;
+  const float* confidence = s.confidence + accepted * length;
+  std::copy_n(token_ids, length, p.next_token_ids + b * length);
+  std::copy_n(confidence, length, p.next_confidence + b * length);
+  int64_t* next = p.next_drafts + b * p.draft_steps * length;
+  const bool recycled = p.drafting == Drafting::kRecycled;
+  int64_t num_drafts =
+      plan_drafts(state, confidence, length, p.rule, recycled ? 1 : p.draft_steps, scratch.keys, scratch.ends);
+  const bool keep_recycling = recycled && num_drafts > 0;
+  write_drafts(state, token_ids, length, keep_recycling ? 1 : p.draft_steps, scratch.keys, scratch.ends, next);
+  if (keep_recycling) num_drafts = recycle(p, s, accepted, next, scratch);
+
+  // Account for it. The new draft 0 is right by construction, so it is the committed state.
+  int64_t* counters = p.counters + b * static_cast<int>(Counter::kCount);
+  const auto count = [&](Counter column) -> int64_t& { return counters[static_cast<int>(column)]; };
+  count(Counter::kAccepted) = accepted;
+  count(Counter::kSteps) = static_cast<int64_t>(scratch.chain.size()) - 1 + (num_drafts > 0);
+  count(Counter::kTokensCommitted) = write_step_map(p, s, next, scratch.chain, p.step_map + b * length);
+  count_accepted(p, state, confidence, counters);
+  count_committed(p, next, counters);
+  count(Counter::kForwardDrafts) = count_forward_drafts(p, next, num_drafts);
+  count(Counter::kNumDrafts) = num_drafts;
+  p.next_num_drafts[b] = static_cast<int32_t>(num_drafts);
+}
+
+}  // namespace
+
+void draft_step(const DraftStepParams& p, ParallelFor run) {
+  const int64_t work = p.length * 4 * (p.input_drafts + p.draft_steps + 2);
+  parallel_for(run, p.batch, grain_for(work), [&](int64_t begin, int64_t end) {
+    thread_local Scratch scratch;
+    for (int64_t b = begin; b < end; ++b) step_sequence(p, b, scratch);
+  });
+}
+
+}  // namespace freedave::cpu

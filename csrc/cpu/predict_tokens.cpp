@@ -1,0 +1,105 @@
+// token[i] = arg max_v x[i, v] and its confidence, e.g. 1 / sum_v exp(x[i, v] - max), for the masked rows i.
+//
+// Work is a list of (masked row, chunk of the vocabulary); every thread takes a run of it, reads each chunk once with
+// the widest SIMD kernel that the CPU has, and leaves a partial softmax. The partials of a row are merged in vocabulary
+// order, so neither the threads nor the rest of the batch can change a bit. Each logit is read once from memory and
+// needs about a dozen instructions a vector: the kernel is bound by memory bandwidth.
+#include <algorithm>
+#include <vector>
+
+#include "cpu/isa.h"
+#include "cpu/launch.h"
+#include "cpu/predict_tokens_chunk.h"
+
+namespace freedave::cpu {
+namespace {
+
+const ChunkKernels& kernels_for(Isa isa) {
+#if FREEDAVE_X86
+  if (isa == Isa::kAvx512) return chunk_kernels_avx512();
+  if (isa == Isa::kAvx2) return chunk_kernels_avx2();
+#else
+  (void)isa;
+#endif
+  return chunk_kernels_baseline();
+}
+
+int64_t element_size(LogitType type) { return type == LogitType::kFloat32 ? 4 : 2; }
+
+bool is_masked(const PredictTokensParams& p, int64_t row, int64_t position, int64_t token) {
+  return p.mask_index.data ? p.mask_index.at(row, position) : token == p.mask_token_id;
+}
+
+// The logits of position `flat` of [*, L], shifted by one position where the model's convention asks for it.
+const char* logits_of(const PredictTokensParams& p, int64_t flat) {
+  const bool shifted = p.logits_shift && flat % p.length > 0;
+  return static_cast<const char*>(p.logits) + p.logit_rows.start(flat - shifted) * element_size(p.logit_type);
+}
+
+// Passes every position that is not masked through, and lists the others.
+void list_masked(const PredictTokensParams& p, std::vector<int64_t>& masked) {
+  masked.clear();
+  for (int64_t row = 0; row < p.input_ids.rows.count; ++row) {
+    for (int64_t position = 0; position < p.length; ++position) {
+      const int64_t flat = row * p.length + position;
+      const int64_t token = p.input_ids.at(row, position);
+      p.token_ids[flat] = token;
+      p.confidence[flat] = -INFINITY;
+      if (is_masked(p, row, position, token)) masked.push_back(flat);
+    }
+  }
+}
+
+// The ids that the kernels look up by chunk: sorted, within the vocabulary.
+void list_suppressed(const PredictTokensParams& p, std::vector<int64_t>& suppressed) {
+  suppressed.clear();
+  for (int64_t s = 0; s < p.num_suppress_tokens; ++s) {
+    const int64_t token = p.suppress_tokens[s * p.suppress_tokens_step];
+    if (token >= 0 && token < p.vocab) suppressed.push_back(token);
+  }
+  std::sort(suppressed.begin(), suppressed.end());
+}
+
+}  // namespace
+
+void predict_tokens(const PredictTokensParams& p, ParallelFor run) {
+  // Kept between calls: a decoder calls this with the same shapes thousands of times.
+  thread_local std::vector<int64_t> masked, suppressed;
+  thread_local std::vector<OnlineSoftmax> partials;
+  list_masked(p, masked);
+  list_suppressed(p, suppressed);
+  const int64_t rows = static_cast<int64_t>(masked.size());
+  const int64_t chunks = (p.vocab + kChunk - 1) / kChunk;
+  partials.resize(rows * chunks);
+
+  const ChunkKernel kernel =
+      kernels_for(chosen_isa()).kernel[static_cast<int>(p.logit_type)][static_cast<int>(p.measure)];
+  const auto chunk_start = [&, positions = masked.data()](int64_t item) {
+    return logits_of(p, positions[item / chunks]) + item % chunks * kChunk * element_size(p.logit_type);
+  };
+  const int64_t* suppressed_begin = suppressed.data();
+  const int64_t* suppressed_end = suppressed_begin + suppressed.size();
+
+  // 128 K logits take some 30 us to read, longer than a thread takes to wake.
+  const int64_t grain = std::max<int64_t>(1, (int64_t{1} << 17) / std::min(p.vocab, kChunk));
+  parallel_for(run, rows * chunks, grain, [&, results = partials.data()](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t first = item % chunks * kChunk;
+      const int64_t size = std::min(kChunk, p.vocab - first);
+      const int64_t* lower = std::lower_bound(suppressed_begin, suppressed_end, first);
+      const int64_t* upper = std::lower_bound(lower, suppressed_end, first + size);
+      results[item] = kernel(
+          {chunk_start(item), size, first, lower, upper - lower, item + 1 < end ? chunk_start(item + 1) : nullptr});
+    }
+  });
+
+  for (int64_t row = 0; row < rows; ++row) {
+    OnlineSoftmax whole = partials[row * chunks];
+    for (int64_t chunk = 1; chunk < chunks; ++chunk) whole = merge(whole, partials[row * chunks + chunk]);
+    if (is_broken(whole)) continue;
+    p.token_ids[masked[row]] = whole.token;
+    p.confidence[masked[row]] = confidence_of(whole, p.measure);
+  }
+}
+
+}  // namespace freedave::cpu

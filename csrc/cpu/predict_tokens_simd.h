@@ -1,0 +1,265 @@
+// One chunk of logits -> OnlineSoftmax: the largest logit and its lowest token, and sum exp(x - max).
+//
+// Included once per instruction set, after that file has defined `Simd` in its unnamed namespace. Everything here is in
+// an unnamed namespace too, and nothing of the C++ library is used: an inline function compiled here for AVX-512 must
+// never be the copy that the linker keeps for the others.
+//
+// The kernel reads memory once: a tile of logits that fits in L1 is scanned for its maximum, then summed relative to
+// the running maximum while the next tile is prefetched. The arg max is found afterwards by rescanning the one tile
+// that held it, so the hot loops carry no indices. Sums run in float32 over at most 8 terms a lane, then in float64.
+#include <math.h>
+#include <string.h>
+
+#include "cpu/predict_tokens_chunk.h"
+#include "freedave/logit_types.h"
+
+namespace freedave::cpu {
+namespace {
+
+constexpr int kTile = 2048;              // elements; 8 KB of float32
+constexpr int kPair = 2 * Simd::kLanes;  // elements a load yields
+constexpr int kPairsPerGroup = 16;       // between two float64 accumulations: 8 terms a lane and accumulator
+constexpr int kGroup = kPairsPerGroup * kPair;
+static_assert(kTile % kGroup == 0);
+
+using Float = Simd::Float;
+
+HD float negative_infinity(float) { return -INFINITY; }
+HD BFloat16 negative_infinity(BFloat16) { return {0xff80}; }
+HD Float16 negative_infinity(Float16) { return {0xfc00}; }
+
+// 2^kScale exp(d) for d <= 0, with relative error below 2e-7 as long as terms of that size count beside exp(0), and
+// below 5e-7 further down; 0 from lowest<kScale>() down, NaN for NaN.
+//
+// d = n ln 2 + r, where n has Simd::kFractionBits binary places. 2^n is made of integers, with a table for the fraction
+// where a register holds one, and e^r of a minimax polynomial that is exact at 0: degree 2 for the table's short r,
+// else 5.
+template <int kScale>
+HD Float exp_nonpositive(Float d) {
+  constexpr float kLog2E = 1.44269504088896341f;
+  // 1.5 * 2^23, scaled: adding it leaves n, rounded, in the low bits of the sum.
+  constexpr float kRound = 12582912.0f / (1 << Simd::kFractionBits) + Simd::kExponentBias + kScale;
+  const Float y = Simd::fma(d, Simd::set(kLog2E), Simd::set(kRound));
+  const Float n = Simd::sub(y, Simd::set(kRound));
+  const Float r = Simd::subtract_ln2(d, n);
+  const Float power = Simd::power_of_two(y);
+  if constexpr (Simd::kFractionBits == 5) {
+    return Simd::fma(Simd::mul(power, r), Simd::fma(r, Simd::set(0.5f), Simd::set(1.00001466f)), power);
+  } else {
+    Float p = Simd::set(8.29030573e-3f);
+    p = Simd::fma(p, r, Simd::set(4.18979749e-2f));
+    p = Simd::fma(p, r, Simd::set(1.66676372e-1f));
+    p = Simd::fma(p, r, Simd::set(4.99991506e-1f));
+    p = Simd::fma(p, r, Simd::set(9.99999702e-1f));
+    p = Simd::fma(p, r, Simd::set(1.0f));
+    return Simd::mul(p, power);
+  }
+}
+
+// Where the exponent's bits become 0. Further down they would wrap, so arguments are clamped here.
+template <int kScale>
+HD Float lowest() {
+  return Simd::set(-0.69314718f * (127 + kScale));
+}
+
+// a - b - fl(a - b), exactly.
+HD Float rounding_of_difference(Float a, Float b, Float difference) {
+  const Float minus_b = Simd::sub(difference, a);
+  return Simd::sub(Simd::sub(a, Simd::sub(difference, minus_b)), Simd::add(b, minus_b));
+}
+
+// The largest element; a NaN is passed over here (the sum finds it).
+template <typename T>
+float tile_max(const T* x, int size) {
+  Float a = Simd::set(-INFINITY), b = a, c = a, d = a, u, v;
+  int i = 0;
+  for (; i + 2 * kPair <= size; i += 2 * kPair) {
+    Simd::load(x + i, u, v);
+    a = Simd::max(u, a);
+    b = Simd::max(v, b);
+    Simd::load(x + i + kPair, u, v);
+    c = Simd::max(u, c);
+    d = Simd::max(v, d);
+  }
+  for (; i < size; i += kPair) {
+    Simd::load(x + i, u, v);
+    a = Simd::max(u, a);
+    b = Simd::max(v, b);
+  }
+  return Simd::reduce_max(Simd::max(Simd::max(a, b), Simd::max(c, d)));
+}
+
+struct TopTwo {
+  float first, second;
+};
+
+HD TopTwo insert(TopTwo top, float x) {
+  if (x > top.first) return {x, top.first};
+  return {top.first, x > top.second ? x : top.second};
+}
+
+// The two largest elements, equal ones counted twice.
+template <typename T>
+TopTwo tile_top_two(const T* x, int size) {
+  Float first[2] = {Simd::set(-INFINITY), Simd::set(-INFINITY)};
+  Float second[2] = {first[0], first[0]};
+  for (int i = 0; i < size; i += kPair) {
+    Float u[2];
+    Simd::load(x + i, u[0], u[1]);
+    for (int j = 0; j < 2; ++j) {
+      second[j] = Simd::max(Simd::min(u[j], first[j]), second[j]);
+      first[j] = Simd::max(u[j], first[j]);
+    }
+  }
+  TopTwo top = {-INFINITY, -INFINITY};
+  for (int j = 0; j < 2; ++j) {
+    float a[Simd::kLanes], b[Simd::kLanes];
+    Simd::store(a, first[j]);
+    Simd::store(b, second[j]);
+    for (int lane = 0; lane < Simd::kLanes; ++lane) top = insert(insert(top, a[lane]), b[lane]);
+  }
+  return top;
+}
+
+// Adds the tile's terms relative to `reference`, which no element exceeds.
+template <Measure kMeasure, typename T>
+HD void add_terms(const T* x, int size, float reference, const char* prefetch, OnlineSoftmax& sum) {
+  constexpr bool kEntropy = kMeasure == Measure::kNegEntropy;
+  // An entropy may consist of terms that float32 cannot hold; they are summed at 2^64 times their size.
+  constexpr int kScale = kEntropy ? 64 : 0;
+  const Float top = Simd::set(reference);
+  Simd::Sum rest = Simd::zero_sum(), weighted = rest, ties = rest;
+  for (int begin = 0; begin < size; begin += kGroup) {
+    Float e[4], w[4], t[4];
+    for (int j = 0; j < 4; ++j) e[j] = w[j] = t[j] = Simd::set(0.0f);
+    const int end = begin + kGroup < size ? begin + kGroup : size;
+    int i = begin;
+    const auto add_pair = [&](int at, int j) __attribute__((always_inline)) {
+      Float u[2];
+      Simd::load(x + at, u[0], u[1]);
+      for (int half = 0; half < 2; ++half) {
+        Float d = Simd::sub(u[half], top);
+        if constexpr (kEntropy) {
+          // The largest terms only count. In a peaked row all others are far below them, where the subtraction rounds
+          // off digits that matter; exp(d + lost) = exp(d) (1 + lost).
+          const Simd::Mask is_top = Simd::equal(u[half], top);
+          const Simd::Mask counts = Simd::at_least(d, lowest<kScale>());
+          const Float lost = Simd::keep(counts, rounding_of_difference(u[half], top, d));
+          d = Simd::max(lowest<kScale>(), d);
+          const Float power = exp_nonpositive<kScale>(d);
+          const Float term = Simd::drop(is_top, Simd::fma(power, lost, power));
+          t[j + half] = Simd::add(t[j + half], Simd::keep(is_top, Simd::set(1.0f)));
+          e[j + half] = Simd::add(e[j + half], term);
+          w[j + half] = Simd::fma(term, d, w[j + half]);
+        } else {
+          e[j + half] = Simd::add(e[j + half], exp_nonpositive<kScale>(Simd::max(lowest<kScale>(), d)));
+        }
+      }
+    };
+    for (; i + 2 * kPair <= end; i += 2 * kPair) {
+      // Fetches as many bytes of the next tile as this iteration consumes of this one.
+      for (int byte = 0; byte < 2 * kPair * static_cast<int>(sizeof(T)); byte += 64) {
+        __builtin_prefetch(prefetch + i * static_cast<int>(sizeof(T)) + byte);
+      }
+      add_pair(i, 0);
+      add_pair(i + kPair, 2);
+    }
+    if (i < end) add_pair(i, 0);
+    rest = Simd::accumulate(rest, Simd::add(Simd::add(e[0], e[1]), Simd::add(e[2], e[3])));
+    if constexpr (kEntropy) {
+      weighted = Simd::accumulate(weighted, Simd::add(Simd::add(w[0], w[1]), Simd::add(w[2], w[3])));
+      ties = Simd::accumulate(ties, Simd::add(Simd::add(t[0], t[1]), Simd::add(t[2], t[3])));
+    }
+  }
+  constexpr double kUnit = kEntropy ? 0x1p-64 : 1.0;
+  sum.rest += kUnit * Simd::total(rest);
+  if constexpr (kEntropy) {
+    sum.weighted += kUnit * Simd::total(weighted);
+    sum.ties += Simd::total(ties);
+  }
+}
+
+// Offset of the first element equal to `value`, which the tile holds.
+template <typename T>
+int find(const T* x, int size, float value) {
+  const Float wanted = Simd::set(value);
+  int i = 0;
+  for (; i + kPair < size; i += kPair) {
+    Float u, v;
+    Simd::load(x + i, u, v);
+    if (Simd::any(Simd::equal(u, wanted), Simd::equal(v, wanted))) break;
+  }
+  while (to_float(x[i]) != value) ++i;
+  return i;
+}
+
+// A tile as the loops want it: whole pairs of vectors, suppressed tokens at -inf. Copied into `buffer` only if it is
+// not already so, which is the end of a row, or a tile with suppressed tokens.
+template <typename T>
+const T* prepare_tile(const Chunk& chunk, int64_t begin, int size, T* buffer) {
+  const T* x = static_cast<const T*>(chunk.logits) + begin;
+  const int64_t first_token = chunk.first_token + begin;
+  bool suppressed = false;
+  for (int64_t s = 0; s < chunk.num_suppressed; ++s) {
+    suppressed |= chunk.suppressed[s] >= first_token && chunk.suppressed[s] < first_token + size;
+  }
+  if (!suppressed && size % kPair == 0) return x;
+  memcpy(buffer, x, size * sizeof(T));
+  for (int i = size; i % kPair != 0; ++i) buffer[i] = negative_infinity(T{});
+  for (int64_t s = 0; suppressed && s < chunk.num_suppressed; ++s) {
+    const int64_t i = chunk.suppressed[s] - first_token;
+    if (i >= 0 && i < size) buffer[i] = negative_infinity(T{});
+  }
+  return buffer;
+}
+
+template <typename T, Measure kMeasure>
+OnlineSoftmax predict_chunk(const Chunk& chunk) {
+  alignas(64) T buffer[kTile];
+  const T* logits = static_cast<const T*>(chunk.logits);
+  OnlineSoftmax sum = empty_softmax();
+  int64_t top_tile = -1;
+
+  for (int64_t begin = 0; begin < chunk.size; begin += kTile) {
+    const int size = chunk.size - begin < kTile ? static_cast<int>(chunk.size - begin) : kTile;
+    const T* x = prepare_tile(chunk, begin, size, buffer);
+    const int padded = (size + kPair - 1) / kPair * kPair;
+
+    // The tile's maximum; terms summed so far move to the new one.
+    OnlineSoftmax tile = empty_softmax();
+    if constexpr (kMeasure == Measure::kMargin) {
+      const TopTwo top = tile_top_two(x, padded);
+      tile.max = top.first;
+      tile.second = top.second;
+    } else {
+      tile.max = tile_max(x, padded);
+    }
+    if (tile.max > -INFINITY) tile.token = chunk.first_token + begin;
+    sum = merge(sum, tile);
+    if (sum.token == tile.token && tile.token >= 0) top_tile = begin;
+
+    const bool last = begin + kTile >= chunk.size;
+    const void* prefetch = last ? (chunk.next ? chunk.next : x) : logits + begin + kTile;
+    const float reference = sum.token >= 0 ? sum.max : 0.0f;
+    add_terms<kMeasure>(x, padded, reference, static_cast<const char*>(prefetch), sum);
+  }
+
+  if (top_tile >= 0) {
+    const int size = chunk.size - top_tile < kTile ? static_cast<int>(chunk.size - top_tile) : kTile;
+    const T* x = prepare_tile(chunk, top_tile, size, buffer);
+    sum.token = chunk.first_token + top_tile + find(x, (size + kPair - 1) / kPair * kPair, sum.max);
+  }
+  return sum;
+}
+
+constexpr ChunkKernels kChunkKernels = {{
+    {predict_chunk<float, Measure::kProb>, predict_chunk<float, Measure::kMargin>,
+     predict_chunk<float, Measure::kNegEntropy>},
+    {predict_chunk<BFloat16, Measure::kProb>, predict_chunk<BFloat16, Measure::kMargin>,
+     predict_chunk<BFloat16, Measure::kNegEntropy>},
+    {predict_chunk<Float16, Measure::kProb>, predict_chunk<Float16, Measure::kMargin>,
+     predict_chunk<Float16, Measure::kNegEntropy>},
+}};
+
+}  // namespace
+}  // namespace freedave::cpu

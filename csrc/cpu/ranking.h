@@ -1,0 +1,73 @@
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "freedave/rows.h"
+#include "freedave/static_step.h"
+#include "freedave/total_order.h"
+
+namespace freedave::cpu {
+
+// Positions as sortable keys; see position_key.
+using Keys = std::vector<uint64_t>;
+
+// Appends the rankable masked positions of `span`, and returns how many masked ones cannot be ranked.
+template <typename IsMasked, typename Confidence>
+int64_t collect(const IsMasked& is_masked, const Confidence& confidence, Span span, Order order, Keys& keys) {
+  int64_t unrankable = 0;
+  for (int64_t i = span.begin; i < span.end; ++i) {
+    if (!is_masked(i)) continue;
+    const float c = confidence(i);
+    if (is_rankable(c)) {
+      keys.push_back(position_key(order, c, i));
+    } else {
+      ++unrankable;
+    }
+  }
+  return unrankable;
+}
+
+// Sorts so that the first `count` of [first, last) come first, in order. One pick needs no sort.
+inline void sort_first(Keys::iterator first, Keys::iterator last, int64_t count) {
+  if (count == 1) {
+    if (first != last) std::iter_swap(first, std::min_element(first, last));
+  } else if (count < last - first) {
+    std::partial_sort(first, first + count, last);
+  } else {
+    std::sort(first, last);
+  }
+}
+
+// Moves to the front the positions that pass the threshold, and returns how many: all of them by confidence, but left
+// to right only the leading run of masked positions. `keys` holds the rankable positions of `span`, ascending.
+template <typename IsMasked, typename Confidence>
+int64_t pass_threshold(const IsMasked& is_masked, const Confidence& confidence, Span span, Order order, float threshold,
+                       bool strict, Keys& keys) {
+  const auto passes = [&](int64_t i) { return strict ? confidence(i) > threshold : confidence(i) >= threshold; };
+  if (order == Order::kConfidence) {
+    const auto middle =
+        std::partition(keys.begin(), keys.end(), [&](uint64_t key) { return passes(position_of(key)); });
+    return middle - keys.begin();
+  }
+  // Left to right, keys ascend by position already, so the leading run is a prefix of them.
+  int64_t count = 0;
+  for (int64_t i = span.begin; i < span.end; ++i) {
+    if (!is_masked(i)) continue;
+    if (!is_rankable(confidence(i)) || !passes(i)) break;
+    ++count;
+  }
+  return count;
+}
+
+// A row as a contiguous array: itself where it is one, else a copy in `scratch`.
+template <typename T>
+const T* contiguous_row(const Matrix<const T>& matrix, int64_t row, int64_t length, std::vector<T>& scratch) {
+  const T* start = matrix.data + matrix.rows.start(row);
+  if (matrix.rows.step == 1) return start;
+  scratch.resize(length);
+  for (int64_t i = 0; i < length; ++i) scratch[i] = start[i * matrix.rows.step];
+  return scratch.data();
+}
+
+}  // namespace freedave::cpu

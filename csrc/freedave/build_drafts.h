@@ -1,0 +1,20 @@
+#pragma once
+#include <cstdint>
+
+#include "freedave/rows.h"
+#include "freedave/static_step.h"
+
+namespace freedave {
+
+struct BuildDraftsParams {
+  Matrix<const int64_t> input_ids;
+  Matrix<const int64_t> token_ids;
+  Matrix<const float> confidence;
+  int64_t length;
+  int64_t draft_steps;
+  StepRule rule;
+  int64_t* drafts;      // contiguous [B, K, L]
+  int32_t* num_drafts;  // [B]
+};
+
+}  // namespace freedave

@@ -1,0 +1,66 @@
+#pragma once
+#include <math.h>
+#include <stdint.h>
+
+#include "freedave/host_device.h"
+#include "freedave/total_order.h"
+
+namespace freedave {
+
+enum class Measure : int32_t { kProb, kMargin, kNegEntropy };
+
+// What is known of a softmax after part of a row: enough for the arg max and every measure of confidence, in one pass.
+// For the entropy, terms equal to the maximum are counted apart from those below it: a peaked row's entropy lives in
+// digits that 1 + rest would round away. The other measures leave `ties` 0 and keep every term in `rest`.
+struct OnlineSoftmax {
+  float max;        // largest logit, -INFINITY when there is none
+  float second;     // second largest, equal to max on a tie (kept for the margin only)
+  int64_t token;    // lowest id whose logit is max, -1 when there is none
+  double ties;      // how many logits equal max
+  double rest;      // sum of exp(x - max) over the others; NaN when a logit was NaN or +inf
+  double weighted;  // sum of (x - max) exp(x - max)
+};
+
+HD OnlineSoftmax empty_softmax() { return {-INFINITY, -INFINITY, -1, 0.0, 0.0, 0.0}; }
+
+// Both parts of a row together. Merged in a fixed order, the result is bitwise reproducible.
+HD OnlineSoftmax merge(const OnlineSoftmax& a, const OnlineSoftmax& b) {
+  const bool a_leads = b.token < 0 || (a.token >= 0 && token_comes_first(a.max, a.token, b.max, b.token));
+  OnlineSoftmax lead = a_leads ? a : b;
+  const OnlineSoftmax& other = a_leads ? b : a;
+  if (other.token < 0) {  // nothing above -inf: adds no term, but a NaN stays a NaN
+    lead.rest += other.rest;
+    return lead;
+  }
+  lead.second = lead.second > other.max ? lead.second : other.max;
+  if (other.max == lead.max) {
+    lead.ties += other.ties;
+    lead.rest += other.rest;
+    lead.weighted += other.weighted;
+    return lead;
+  }
+  const double shift = static_cast<double>(other.max) - static_cast<double>(lead.max);
+  const double scale = exp(shift);
+  const double terms = other.ties + other.rest;
+  lead.rest += scale * terms;
+  lead.weighted += scale * (other.weighted + shift * terms);
+  return lead;
+}
+
+// A row with a NaN, a +inf, or nothing above -inf has no prediction.
+HD bool is_broken(const OnlineSoftmax& s) {
+  return s.token < 0 || !(s.max < INFINITY) || !(s.rest < static_cast<double>(INFINITY));
+}
+
+// How sure the model is of the arg max: p1, p1 - p2, or sum p log p. No difference of nearly equal numbers is taken.
+HD float confidence_of(const OnlineSoftmax& s, Measure measure) {
+  const double sum = s.ties + s.rest;
+  if (measure == Measure::kProb) return static_cast<float>(1.0 / sum);
+  if (measure == Measure::kMargin) {
+    return static_cast<float>(-expm1(static_cast<double>(s.second) - static_cast<double>(s.max)) / sum);
+  }
+  // sum p log p = sum e (t - log Z) / Z with t = x - max and e = exp(t): two terms of one sign.
+  return static_cast<float>(s.weighted / sum - (log(s.ties) + log1p(s.rest / s.ties)));
+}
+
+}  // namespace freedave

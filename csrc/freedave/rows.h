@@ -1,0 +1,51 @@
+#pragma once
+#include <cstdint>
+
+#include "freedave/host_device.h"
+
+namespace freedave {
+
+// How the rows of a [*, L] tensor lie in memory. Leading dimensions that follow one another without a gap are merged,
+// so nearly every tensor has one; a slice of a batch of drafts has two. Strides are in elements and may be 0 or
+// overlap.
+struct Rows {
+  static constexpr int kMaxDims = 8;
+  int64_t count;           // product of the leading sizes
+  int64_t step;            // stride of the last dimension
+  int32_t dims;            // leading dimensions after merging
+  int64_t size[kMaxDims];  // outermost first
+  int64_t stride[kMaxDims];
+
+  HD int64_t start(int64_t row) const {
+    if (dims == 1) return row * stride[0];
+    int64_t offset = 0;
+    for (int d = dims - 1; d >= 0; --d) {
+      offset += row % size[d] * stride[d];
+      row /= size[d];
+    }
+    return offset;
+  }
+};
+
+// A [*, L] tensor as kernels see it.
+template <typename T>
+struct Matrix {
+  T* data;
+  Rows rows;
+
+  HD T& at(int64_t row, int64_t position) const { return data[rows.start(row) + position * rows.step]; }
+};
+
+// One int32 or int64 number a row.
+struct Counts {
+  const void* data;  // null when the caller gave none
+  bool is_int32;
+  Rows rows;
+
+  HD int64_t at(int64_t row) const {
+    const int64_t offset = rows.start(row);
+    return is_int32 ? static_cast<const int32_t*>(data)[offset] : static_cast<const int64_t*>(data)[offset];
+  }
+};
+
+}  // namespace freedave

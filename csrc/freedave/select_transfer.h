@@ -1,0 +1,27 @@
+#pragma once
+#include <cstdint>
+
+#include "freedave/rows.h"
+#include "freedave/total_order.h"
+
+namespace freedave {
+
+// What happens when a threshold passes nothing, or too little.
+enum class Fallback : int32_t { kTop, kTopIfFewer, kTopAlways };
+
+struct SelectTransferParams {
+  Matrix<const float> confidence;
+  Matrix<const bool> mask_index;
+  int64_t length;
+  int64_t block_length;
+  Order order;
+  int64_t num_transfer;
+  Counts num_transfer_per_row;  // [*]; overrides num_transfer where given
+  bool has_threshold;
+  float threshold;
+  bool strict;
+  Fallback fallback;
+  bool* transfer_index;  // contiguous [*, L]
+};
+
+}  // namespace freedave

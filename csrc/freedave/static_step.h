@@ -1,0 +1,40 @@
+#pragma once
+#include <cstdint>
+
+#include "freedave/host_device.h"
+#include "freedave/total_order.h"
+
+namespace freedave {
+
+// One step of static decoding, the step that everything else must agree with.
+struct StepRule {
+  int64_t mask_token_id;
+  int64_t tokens_per_step;
+  int64_t block_length;  // the window's length when the caller gave none
+  bool has_threshold;
+  float threshold;
+  Order order;
+};
+
+// Positions [begin, end) of a window.
+struct Span {
+  int64_t begin, end;
+};
+
+// The block that `position` lies in; the last block may be shorter.
+HD Span block_around(int64_t position, int64_t block_length, int64_t length) {
+  const int64_t begin = position - position % block_length;
+  const int64_t end = block_length < length - begin ? begin + block_length : length;
+  return {begin, end};
+}
+
+// The current block: the lowest with a masked position. Empty, at the end of the window, when nothing is masked.
+template <typename IsMasked>
+HD Span current_block(const IsMasked& is_masked, int64_t block_length, int64_t length) {
+  for (int64_t i = 0; i < length; ++i) {
+    if (is_masked(i)) return block_around(i, block_length, length);
+  }
+  return {length, length};
+}
+
+}  // namespace freedave

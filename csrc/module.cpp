@@ -1,0 +1,58 @@
+// freedave_kernels._C: what was built, and what of it this machine can run.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "cpu/isa.h"
+#include "git_state.h"
+
+namespace {
+
+using freedave::cpu::Isa;
+
+template <typename Predicate>
+std::vector<std::string> isas_where(Predicate predicate) {
+  std::vector<std::string> names;
+  for (const Isa isa : freedave::cpu::kIsas) {
+    if (predicate(isa)) names.emplace_back(freedave::cpu::name(isa));
+  }
+  return names;
+}
+
+std::vector<std::string> cuda_architectures() {
+  std::vector<std::string> architectures;
+  if (!FREEDAVE_HAS_CUDA) return architectures;
+  std::istringstream words(FREEDAVE_CUDA_ARCHS);
+  for (std::string word; words >> word;) architectures.push_back(word);
+  return architectures;
+}
+
+pybind11::dict build() {
+  pybind11::dict build;
+  build["version"] = FREEDAVE_VERSION;
+  build["git_commit"] = kGitCommit;
+  build["git_dirty"] = kGitDirty;
+  build["compiler"] = FREEDAVE_COMPILER;
+  build["build_type"] = FREEDAVE_BUILD_TYPE;
+  build["sanitize"] = FREEDAVE_SANITIZE;
+  build["cuda"] = static_cast<bool>(FREEDAVE_HAS_CUDA);
+  build["cuda_architectures"] = cuda_architectures();
+  build["cpu_isas"] = isas_where(freedave::cpu::is_compiled);
+  return build;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "What was built: see build, usable_cpu_isas() and cpu_isa().";
+  m.attr("build") = build();
+  m.def(
+      "usable_cpu_isas", [] { return isas_where(freedave::cpu::is_usable); },
+      "The compiled instruction sets that this machine can run, slowest first.");
+  m.def(
+      "cpu_isa", [] { return freedave::cpu::name(freedave::cpu::chosen_isa()); },
+      "The instruction set that the CPU kernels use: the best usable one, or what FREEDAVE_CPU_ISA names.");
+}
