@@ -83,6 +83,11 @@ class Implementation:
         raise AttributeError(op)
 
 
+def _check_name(name: str, source: str) -> None:
+    if name not in CHOICES:
+        raise ValueError(f"{source}: expected one of {', '.join(CHOICES)}, got {name!r}")
+
+
 _implementations: dict[str, Implementation] = {}
 
 
@@ -90,6 +95,7 @@ def implementation(name: str) -> Implementation:
     """The functions of backend `name`; raises `BackendUnavailableError` when it cannot run here."""
     found = _implementations.get(name)
     if found is None:
+        _check_name(name, "FREEDAVE_BACKEND")
         reason = unavailable(name)
         if reason is not None:
             raise BackendUnavailableError(f"backend {name!r} is not available: {reason}") from _library.LOAD_ERROR
@@ -97,24 +103,16 @@ def implementation(name: str) -> Implementation:
     return found
 
 
-def _check_name(name: str, source: str) -> str:
-    if name not in CHOICES:
-        raise ValueError(f"{source}: expected one of {', '.join(CHOICES)}, got {name!r}")
-    return name
-
-
-_DEFAULT = _check_name(os.environ.get("FREEDAVE_BACKEND") or "auto", "FREEDAVE_BACKEND")
-
-# None: the device of the tensors decides.
+# None: the device of the tensors decides. A wrong name in the environment is reported by the first op that runs: an
+# import that fails could not be caught by programs that want to show it to a person.
+_DEFAULT = os.environ.get("FREEDAVE_BACKEND") or "auto"
 _forced: ContextVar[str | None] = ContextVar("freedave_backend", default=None if _DEFAULT == "auto" else _DEFAULT)
-
 
 
 @torch.compiler.assume_constant_result  # Dynamo cannot trace a ContextVar
 def forced() -> str | None:
     """The backend in force, or None where the device of the tensors decides."""
     return _forced.get()
-
 
 
 @contextlib.contextmanager

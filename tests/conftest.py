@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import freedave_kernels as fk
 import hypothesis
 import numpy as np
 import pytest
 import torch
+
+import freedave_kernels as fk
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -59,5 +60,7 @@ def golden_ops() -> list[Any]:
     cases = json.loads((GOLDEN / "ops.json").read_text())["cases"]
     for case in cases:
         prefix = case["name"] + "/"
-        case |= {key.removeprefix(prefix): torch.from_numpy(arrays[key]) for key in arrays.files if key.startswith(prefix)}
+        case |= {
+            key.removeprefix(prefix): torch.from_numpy(arrays[key]) for key in arrays.files if key.startswith(prefix)
+        }
     return [pytest.param(case, id=case["name"]) for case in cases]

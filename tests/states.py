@@ -27,10 +27,8 @@ def choose(values: list[float], shape: tuple[int, ...], random: torch.Generator)
 def confidences(draw: st.DrawFn, shape: tuple[int, ...]) -> torch.Tensor:
     """Float32 of `shape`; continuous or tied, sometimes with values that are never ranked."""
     random = generator(draw(st.integers(0, 2**32)))
-    if draw(st.booleans()):
-        value = torch.rand(shape, generator=random)
-    else:
-        value = choose(CONFIDENCES, shape, random)
+    continuous = draw(st.booleans())
+    value = torch.rand(shape, generator=random) if continuous else choose(CONFIDENCES, shape, random)
     if draw(st.integers(0, 3)) == 0:
         broken = choose(BROKEN, shape, random)
         value = torch.where(torch.rand(shape, generator=random) < 0.15, broken, value)
@@ -116,14 +114,14 @@ def verifications(draw: st.DrawFn, block_length: int | None, order: str, tokens_
 
     prediction = draw(predictions())
     count = draw(st.integers(1, 9))
-    drafts, num_drafts = build_drafts(
-        prediction.input_ids, prediction.token_ids, prediction.confidence, MASK, count, tokens_per_step, None, order, block_length
-    )
+    ids, tokens, confidence = prediction.input_ids, prediction.token_ids, prediction.confidence
+    rule = (tokens_per_step, None, order, block_length)
+    drafts, num_drafts = build_drafts(ids, tokens, confidence, MASK, count, *rule)
     random = generator(draw(st.integers(0, 2**32)))
     change = torch.rand(drafts.shape, generator=random) < draw(st.sampled_from([0.0, 0.02, 0.1, 0.5]))
     masked = drafts == MASK
-    tokens = torch.randint(MASK, drafts.shape, generator=random)
-    token_ids = torch.where(change, tokens, prediction.token_ids[:, None])
+    others = torch.randint(MASK, drafts.shape, generator=random)
+    token_ids = torch.where(change, others, prediction.token_ids[:, None])
     confidence = torch.where(change, draw(confidences(tuple(drafts.shape))), prediction.confidence[:, None])
     return Verification(
         drafts,

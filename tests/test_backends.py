@@ -7,9 +7,10 @@ import subprocess
 import sys
 import threading
 
-import freedave_kernels as fk
 import pytest
 import torch
+
+import freedave_kernels as fk
 from freedave_kernels import backends
 
 CONFIDENCE, MASKED = torch.tensor([0.5, 0.9]), torch.tensor([True, True])
@@ -85,8 +86,12 @@ def test_environment_sets_the_default():
     code = "import freedave_kernels as fk; from freedave_kernels import backends; print(backends.forced())"
     assert run_python(code, FREEDAVE_BACKEND="reference").stdout.strip() == "reference"
     assert run_python(code, FREEDAVE_BACKEND="auto").stdout.strip() == "None"
-    failed = run_python(code, FREEDAVE_BACKEND="fast")
-    assert failed.returncode != 0 and "FREEDAVE_BACKEND: expected one of" in failed.stderr
+    call = "import torch, freedave_kernels as fk; fk.rank_positions(torch.ones(2), torch.ones(2, dtype=torch.bool))"
+    failed = run_python(call, FREEDAVE_BACKEND="fast")
+    assert failed.returncode != 0
+    assert (
+        "ValueError: FREEDAVE_BACKEND: expected one of reference, cpu, triton, cuda, auto, got 'fast'" in failed.stderr
+    )
 
 
 def test_importing_the_ops_does_not_import_transformers():

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 
-import freedave_kernels as fk
 import pytest
 import torch
 from conftest import golden_ops
-from freedave_kernels.reference import build_drafts as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from states import INF, MASK, block_lengths, orders, predictions, thresholds
+
+import freedave_kernels as fk
+from freedave_kernels.reference import build_drafts as reference
 
 M = MASK
 IDS = torch.tensor([[1, M, M, M, M]])

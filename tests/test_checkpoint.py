@@ -6,11 +6,12 @@ import json
 import shutil
 from pathlib import Path
 
-import freedave
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import MASK, golden_lm, golden_model, prompt
+
+import freedave
 
 
 @pytest.fixture

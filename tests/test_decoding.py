@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 
-import freedave
-import freedave_kernels as fk
 import pytest
 import torch
 from conftest import GOLDEN
-from freedave.decoding import _compare
 from tiny_models import MASK, golden_lm, golden_model, prompt
+
+import freedave
+import freedave_kernels as fk
+from freedave.decoding import _compare
 
 
 def test_example():
@@ -246,7 +247,9 @@ def test_non_finite_logits_name_the_position(draft_steps):
     kept = model.model.embed_tokens.weight[broken].clone()
     try:
         model.model.embed_tokens.weight.data[broken] = float("nan")
-        with pytest.raises(freedave.NonFiniteLogitsError, match=r"sequence 0: the logits of position \d+ are not finite"):
+        with pytest.raises(
+            freedave.NonFiniteLogitsError, match=r"sequence 0: the logits of position \d+ are not finite"
+        ):
             freedave.generate(golden_lm(), prompt(8), max_new_tokens=32, draft_steps=draft_steps)
     finally:
         model.model.embed_tokens.weight.data[broken] = kept
@@ -258,7 +261,9 @@ def test_a_difference_is_reported():
     other = freedave.generate(lm, prompt(8), max_new_tokens=8, draft_steps=1)
     _compare(out, other)
     other.sequences[0, 10] += 1
-    with pytest.raises(freedave.LosslessnessError, match="1 of 8 tokens differ.*first difference is at generated position 2"):
+    with pytest.raises(
+        freedave.LosslessnessError, match="1 of 8 tokens differ.*first difference is at generated position 2"
+    ):
         _compare(out, other)
 
 
@@ -267,7 +272,11 @@ def test_a_difference_is_reported():
     [
         ({"input_ids": [[1]]}, TypeError, "input_ids must be an int64 tensor, got list"),
         ({"input_ids": torch.zeros(1, 4)}, TypeError, "input_ids must be an int64 tensor, got torch.float32"),
-        ({"input_ids": torch.zeros(4, dtype=torch.int64)}, ValueError, r"input_ids must have shape \[1, prompt\].*\(4,\)"),
+        (
+            {"input_ids": torch.zeros(4, dtype=torch.int64)},
+            ValueError,
+            r"input_ids must have shape \[1, prompt\].*\(4,\)",
+        ),
         ({"input_ids": torch.zeros(2, 4, dtype=torch.int64)}, ValueError, "decode several prompts in several calls"),
         ({"input_ids": torch.zeros(1, 0, dtype=torch.int64)}, ValueError, "the prompt is empty"),
         ({"input_ids": torch.tensor([[1, MASK]])}, ValueError, r"holds the mask token \(id 63\) at position 1"),

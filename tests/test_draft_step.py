@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import freedave_kernels as fk
 import pytest
 import torch
 from conftest import golden_ops
-from freedave_kernels.ops.draft_step import COUNTERS
-from freedave_kernels.reference import draft_step as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from states import INF, MASK, block_lengths, orders, thresholds, verifications
+
+import freedave_kernels as fk
+from freedave_kernels.ops.draft_step import COUNTERS
+from freedave_kernels.reference import draft_step as reference
 
 M = MASK
 # Two drafts of [M, M, M, M]: the second fills one more position.
@@ -116,6 +117,11 @@ def calls(draw):
     return state, arguments
 
 
+def assert_same(ours, theirs, name):
+    """Bitwise, with NaN equal to NaN."""
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True, msg=lambda text: f"{name}: {text}")
+
+
 def run(state, arguments):
     return fk.draft_step(state.drafts, state.token_ids, state.confidence, state.num_drafts, M, **arguments)
 
@@ -128,7 +134,7 @@ def test_agrees_with_the_oracle(native_backend, call):
         state.drafts, state.token_ids, state.confidence, state.num_drafts, M, *arguments.values()
     )
     for name, ours, theirs in zip(fk.DraftStep._fields, run(state, arguments), expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True, msg=lambda text, name=name: f"{name}: {text}")
+        assert_same(ours, theirs, name)
 
 
 @given(call=calls())
@@ -137,7 +143,7 @@ def test_equals_the_composition_of_the_other_ops(backend, call):
     state, arguments = call
     static = {name: arguments[name] for name in ("tokens_per_step", "threshold", "order", "block_length")}
     step = run(state, arguments)
-    batch, count, _ = state.drafts.shape
+    batch = state.drafts.shape[0]
 
     flat = [x.flatten(0, 1) for x in (state.drafts, state.token_ids, state.confidence)]
     targets = fk.build_drafts(*flat, M, 1, **static)[0].view_as(state.drafts)
@@ -150,7 +156,7 @@ def test_equals_the_composition_of_the_other_ops(backend, call):
     carried = [x[rows, accepted] for x in (state.drafts, state.token_ids, state.confidence)]
     drafts, num_drafts = fk.build_drafts(*carried, M, arguments["draft_steps"], **static)
     assert torch.equal(step.token_ids, carried[1])
-    torch.testing.assert_close(step.confidence, carried[2], rtol=0, atol=0, equal_nan=True)
+    assert_same(step.confidence, carried[2], "confidence")
     assert torch.equal(step.drafts[:, 0], drafts[:, 0])
     if arguments["drafting"] == "nested":
         assert torch.equal(step.drafts, drafts) and torch.equal(step.num_drafts, num_drafts)
@@ -174,7 +180,7 @@ def test_a_sequence_does_not_depend_on_its_batch(backend, threads, call):
             **(arguments | {"step": None if arguments["step"] is None else arguments["step"][row]}),
         )  # fmt: skip
         for ours, theirs in zip(together, alone, strict=True):
-            torch.testing.assert_close(ours[row], theirs, rtol=0, atol=0, equal_nan=True)
+            assert_same(ours[row], theirs, b)
 
 
 def test_large_batches(native_backend, threads):

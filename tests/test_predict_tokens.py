@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 
-import freedave_kernels as fk
 import pytest
 import torch
 from conftest import golden_ops
-from freedave_kernels.reference import predict_tokens as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from states import INF, generator
+
+import freedave_kernels as fk
+from freedave_kernels.reference import predict_tokens as reference
 
 MASK = 9
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -96,7 +97,9 @@ def test_a_real_vocabulary(native_backend, dtype, measure):
     logits = (torch.randn(6, 151936, generator=generator(0)) * 3).to(dtype)
     logits[0] *= 20  # confident: the entropy is all in the tail
     input_ids = torch.full((6,), MASK)
-    assert_close(fk.predict_tokens(logits, input_ids, MASK, measure=measure), oracle(logits, input_ids, measure=measure))
+    assert_close(
+        fk.predict_tokens(logits, input_ids, MASK, measure=measure), oracle(logits, input_ids, measure=measure)
+    )
 
 
 @pytest.mark.parametrize("measure", MEASURES)
@@ -116,7 +119,9 @@ def test_very_confident_rows_keep_their_digits(backend, measure):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("places", [(0, 1), (7, 8), (15, 16), (63, 64), (4095, 4096), (16383, 16384), (16384, 39999), (39998, 39999)])
+@pytest.mark.parametrize(
+    "places", [(0, 1), (7, 8), (15, 16), (63, 64), (4095, 4096), (16383, 16384), (16384, 39999), (39998, 39999)]
+)
 def test_ties_go_to_the_lower_token(backend, dtype, places):
     """The two maxima straddle vector, tile and chunk edges."""
     logits = torch.randn(1, 40000, generator=generator(1)).clamp(max=3.0).to(dtype)
@@ -265,7 +270,11 @@ LOGITS, IDS = torch.zeros(2, 3, 10), torch.zeros(2, 3, dtype=torch.int64)
         ({"suppress_tokens": [10]}, ValueError, r"suppress_tokens must lie in \[0, 10\)"),
         ({"suppress_tokens": ["a"]}, TypeError, "suppress_tokens must be an int, got str"),
         ({"suppress_tokens": 3}, TypeError, "suppress_tokens must be a sequence of ints or an int64 tensor, got int"),
-        ({"suppress_tokens": torch.tensor([1], dtype=torch.int32)}, TypeError, "suppress_tokens must be int64, got int32"),
+        (
+            {"suppress_tokens": torch.tensor([1], dtype=torch.int32)},
+            TypeError,
+            "suppress_tokens must be int64, got int32",
+        ),
         ({"suppress_tokens": torch.tensor([[1]])}, ValueError, r"suppress_tokens must have shape \[S\]"),
         ({"logits_shift": 1}, TypeError, "logits_shift must be a bool, got int"),
         ({"input_ids": IDS.to("meta")}, ValueError, "input_ids must be on cpu like logits, got meta"),

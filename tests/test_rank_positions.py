@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import freedave_kernels as fk
 import pytest
 import torch
-from freedave_kernels.reference import rank_positions as reference
 from hypothesis import given
 from states import INF, block_lengths, orders, rows
+
+import freedave_kernels as fk
+from freedave_kernels.reference import rank_positions as reference
 
 
 def test_example(backend):
@@ -46,7 +47,9 @@ def test_agrees_with_the_definition(backend, row, order, block_length):
         row.confidence.reshape(-1, length), row.mask_index.reshape(-1, length), rank.reshape(-1, length), strict=True
     ):
         ranked = [i for i in range(length) if masked[i] and confidence[i] > -INF]
-        ranked.sort(key=lambda i: (i // (block_length or length), -float(confidence[i]) if order == "confidence" else 0, i))
+        ranked.sort(
+            key=lambda i: (i // (block_length or length), -float(confidence[i]) if order == "confidence" else 0, i)
+        )
         expected = [length] * length
         for position, index in enumerate(ranked):
             expected[index] = position
@@ -56,13 +59,17 @@ def test_agrees_with_the_definition(backend, row, order, block_length):
 def test_long_rows(native_backend):
     confidence = torch.rand(3, 3000).mul(50).round()
     masked = torch.rand(3, 3000) < 0.7
-    assert torch.equal(fk.rank_positions(confidence, masked), reference.rank_positions(confidence, masked, "confidence", None))
+    assert torch.equal(
+        fk.rank_positions(confidence, masked), reference.rank_positions(confidence, masked, "confidence", None)
+    )
 
 
 def test_opcheck_and_compile():
     confidence, masked = torch.rand(2, 9), torch.rand(2, 9) < 0.5
     torch.library.opcheck(torch.ops.freedave.rank_positions.default, (confidence, masked, "left_to_right", 4))
-    compiled = torch.compile(lambda c, m: fk.rank_positions(c, m, block_length=3) + 1, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda c, m: fk.rank_positions(c, m, block_length=3) + 1, fullgraph=True, backend="aot_eager"
+    )
     assert torch.equal(compiled(confidence, masked), fk.rank_positions(confidence, masked, block_length=3) + 1)
 
 
@@ -76,7 +83,11 @@ CONFIDENCE, MASKED = torch.rand(2, 4), torch.ones(2, 4, dtype=torch.bool)
         ({"confidence": torch.tensor(1.0)}, ValueError, "confidence must have at least 1 dimensions"),
         ({"confidence": 0.5}, TypeError, "confidence must be a float32 tensor, got float"),
         ({"mask_index": MASKED.int()}, TypeError, "mask_index must be bool, got int32"),
-        ({"mask_index": MASKED[:1]}, ValueError, r"mask_index must have shape \(2, 4\) \(like confidence\), got \(1, 4\)"),
+        (
+            {"mask_index": MASKED[:1]},
+            ValueError,
+            r"mask_index must have shape \(2, 4\) \(like confidence\), got \(1, 4\)",
+        ),
         ({"mask_index": MASKED.to("meta")}, ValueError, "mask_index must be on cpu like confidence, got meta"),
         ({"order": "random"}, ValueError, "order must be one of confidence, left_to_right, got 'random'"),
         ({"order": None}, TypeError, "order must be a str, got NoneType"),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_models import MASK, golden_lm
+
 from freedave.draft_forward import CachedForward, DraftWindow, UncachedForward
 from freedave.segments import plan_segments
-from tiny_models import MASK, golden_lm
 
 M = MASK
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import freedave_kernels as fk
 import pytest
 import torch
 from conftest import golden_ops
-from freedave_kernels.reference import select_transfer as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from states import INF, block_lengths, orders, rows, thresholds
+
+import freedave_kernels as fk
+from freedave_kernels.reference import select_transfer as reference
 
 CONFIDENCE = torch.tensor([0.3, 0.9, 0.5, 0.9, 0.6])
 MASKED = torch.tensor([True, True, True, True, False])
@@ -72,9 +73,7 @@ def test_nothing_to_transfer(backend):
 @pytest.mark.parametrize("case", golden_ops())
 def test_golden(backend, case):
     masked = case["input_ids"] == case["mask_token_id"]
-    chosen = fk.select_transfer(
-        case["confidence"].float(), masked, threshold=case["threshold"], order=case["order"]
-    )
+    chosen = fk.select_transfer(case["confidence"].float(), masked, threshold=case["threshold"], order=case["order"])
     assert torch.equal(torch.where(chosen, case["token_ids"].long(), case["input_ids"]), case["thresholded"])
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import freedave_kernels as fk
 import pytest
 import torch
 from conftest import golden_ops
-from freedave_kernels.reference import verify_drafts as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from states import MASK, generator
+
+import freedave_kernels as fk
+from freedave_kernels.reference import verify_drafts as reference
 
 M = MASK
 DRAFTS = torch.tensor([[[1, M, M], [1, M, 3], [1, 2, 3]]])

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 import transformers
 from conftest import GOLDEN
-from freedave import DiffusionLM
 from safetensors.torch import load_file
+
+from freedave import DiffusionLM
 
 MASK = 63
 CLASSES = {"qwen2": transformers.Qwen2ForCausalLM, "qwen3": transformers.Qwen3ForCausalLM}

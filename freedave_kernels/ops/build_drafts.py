@@ -55,11 +55,27 @@ def build_drafts(
     try:
         if forced() is None and input_ids.is_cpu:
             return _native(
-                input_ids, token_ids, confidence, mask_token_id, draft_steps, tokens_per_step, threshold, order, block_length
+                input_ids,
+                token_ids,
+                confidence,
+                mask_token_id,
+                draft_steps,
+                tokens_per_step,
+                threshold,
+                order,
+                block_length,
             )
     except (RuntimeError, AttributeError):
         check_arguments(
-            input_ids, token_ids, confidence, mask_token_id, draft_steps, tokens_per_step, threshold, order, block_length
+            input_ids,
+            token_ids,
+            confidence,
+            mask_token_id,
+            draft_steps,
+            tokens_per_step,
+            threshold,
+            order,
+            block_length,
         )
         raise
     check_arguments(

@@ -80,7 +80,13 @@ def _token_tensor(token_ids: tuple[int, ...], vocab: int, device: torch.device) 
 
 
 def check_arguments(
-    logits: Any, input_ids: Any, mask_token_id: Any, mask_index: Any, measure: Any, suppress_tokens: Any, logits_shift: Any
+    logits: Any,
+    input_ids: Any,
+    mask_token_id: Any,
+    mask_index: Any,
+    measure: Any,
+    suppress_tokens: Any,
+    logits_shift: Any,
 ) -> None:
     arguments.expect_tensor(OP, "logits", logits, LOGIT_DTYPES, min_dims=2)
     if logits.shape[-1] == 0:

@@ -54,9 +54,7 @@ def select_transfer(
     count, counts = (1, num_transfer) if isinstance(num_transfer, torch.Tensor) else (num_transfer, None)
     try:
         if forced() is None and confidence.is_cpu:
-            return _native(
-                confidence, mask_index, count, counts, threshold, strict, fallback, order, block_length
-            )
+            return _native(confidence, mask_index, count, counts, threshold, strict, fallback, order, block_length)
     except (RuntimeError, AttributeError):
         check_arguments(confidence, mask_index, num_transfer, threshold, strict, fallback, order, block_length)
         raise

@@ -28,16 +28,16 @@ def draft_step(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     batch, count, length = drafts.shape
     rows = torch.arange(batch, device=drafts.device)
-    static_step = (mask_token_id, 1, tokens_per_step, threshold, order, block_length)
+    rule = (tokens_per_step, threshold, order, block_length)
 
     # Verify: each draft's target is one static step from it under its own predictions.
-    flat = [x.reshape(batch * count, length) for x in (drafts, token_ids, confidence)]
-    targets = build_drafts(*flat, *static_step)[0].view(batch, count, length)
+    ids, tokens, certainty = (x.reshape(batch * count, length) for x in (drafts, token_ids, confidence))
+    targets = build_drafts(ids, tokens, certainty, mask_token_id, 1, *rule)[0].view(batch, count, length)
     accepted, hop = accept_chain(drafts, targets, num_drafts, match, mask_token_id)
 
     # Draft again from the accepted state.
     state, carried_tokens, carried_confidence = (x[rows, accepted] for x in (drafts, token_ids, confidence))
-    settings = (mask_token_id, draft_steps, tokens_per_step, threshold, order, block_length)
+    settings = (mask_token_id, draft_steps, *rule)
     next_drafts, next_count = build_drafts(state, carried_tokens, carried_confidence, *settings)
     if drafting == "recycled":
         next_drafts, next_count = _recycle(
@@ -50,7 +50,16 @@ def draft_step(
     taken = torch.zeros_like(hops) if step is None else step
     step_map = _step_map(drafts, committed, hop, hops, taken, mask_token_id)
     counters = _counters(
-        accepted, hops, step_map, next_drafts, next_count, state, carried_confidence, mask_token_id, block_length, eos_token_id
+        accepted,
+        hops,
+        step_map,
+        next_drafts,
+        next_count,
+        state,
+        carried_confidence,
+        mask_token_id,
+        block_length,
+        eos_token_id,
     )
     return next_drafts, next_count, carried_tokens, carried_confidence, step_map, counters
 
@@ -124,7 +133,7 @@ def _counters(
     block_length: int | None,
     eos_token_id: int | None,
 ) -> torch.Tensor:
-    batch, count, length = drafts.shape
+    _, count, length = drafts.shape
     position = torch.arange(length, device=drafts.device)
     block = block_of(length, block_length, drafts.device)
     committed = drafts[:, 0]
@@ -134,7 +143,9 @@ def _counters(
     current, complete = _first_open_block(masked, block_length)
     _, reusable = _first_open_block(open_before, block_length)
 
-    needs_forward = (drafts == mask_token_id).any(-1) & (torch.arange(count, device=drafts.device) < num_drafts[:, None])
+    needs_forward = (drafts == mask_token_id).any(-1) & (
+        torch.arange(count, device=drafts.device) < num_drafts[:, None]
+    )
     ended = torch.zeros_like(accepted, dtype=torch.bool)
     if eos_token_id is not None:
         last_of_block = block != torch.cat([block[1:], block.new_full((1,), -1)])

@@ -10,18 +10,42 @@
 forwards. The ops underneath are `freedave_kernels`.
 """
 
-from freedave.decoding import Commit, DecodeOutput, DecodeStats, LosslessnessError, NonFiniteLogitsError, generate
-from freedave.models.checkpoint import CheckpointError, load_model
-from freedave.models.diffusion_lm import DiffusionLM
+from __future__ import annotations
 
-__all__ = [
-    "CheckpointError",
-    "Commit",
-    "DecodeOutput",
-    "DecodeStats",
-    "DiffusionLM",
-    "LosslessnessError",
-    "NonFiniteLogitsError",
-    "generate",
-    "load_model",
-]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from freedave.decoding import Commit as Commit
+    from freedave.decoding import DecodeOutput as DecodeOutput
+    from freedave.decoding import DecodeStats as DecodeStats
+    from freedave.decoding import LosslessnessError as LosslessnessError
+    from freedave.decoding import NonFiniteLogitsError as NonFiniteLogitsError
+    from freedave.decoding import generate as generate
+    from freedave.models.checkpoint import CheckpointError as CheckpointError
+    from freedave.models.checkpoint import load_model as load_model
+    from freedave.models.diffusion_lm import DiffusionLM as DiffusionLM
+
+# Imported on first use: transformers takes seconds, and `freedave --help` needs none of it.
+_HOMES = {
+    "CheckpointError": "freedave.models.checkpoint",
+    "Commit": "freedave.decoding",
+    "DecodeOutput": "freedave.decoding",
+    "DecodeStats": "freedave.decoding",
+    "DiffusionLM": "freedave.models.diffusion_lm",
+    "LosslessnessError": "freedave.decoding",
+    "NonFiniteLogitsError": "freedave.decoding",
+    "generate": "freedave.decoding",
+    "load_model": "freedave.models.checkpoint",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'freedave' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

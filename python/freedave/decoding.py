@@ -53,7 +53,8 @@ class DecodeStats:
     """Where forwards and time went.
 
     `accepted_lengths`: static steps committed by each forward. `positions_computed`: token positions that went through the
-    model in all forwards, the compute that was spent. Seconds are wall time; the forward is the model's, with the vocabulary projection and the cache.
+    model in all forwards, the compute that was spent. Seconds are wall time, without that of `on_step`; the forward is the
+    model's, with the vocabulary projection and the cache.
     """
 
     accepted_lengths: list[int] = field(default_factory=list)
@@ -171,7 +172,9 @@ def _decode(
             )
             commit = state.advance(step)
             if on_step is not None:
+                paused = time.perf_counter()
                 on_step(commit())
+                began += time.perf_counter() - paused
         state.close()
     state.stats.total_seconds = time.perf_counter() - began
     return state.output()
@@ -286,7 +289,7 @@ class _State:
         )
 
     def close(self) -> None:
-        """After the last forward: what drafts ran ahead into, beyond the end of the sequence, static decoding never starts."""
+        """After the last forward: drafts may have run ahead into blocks that static decoding never starts."""
         ended = self._end_of_sequence()
         if ended is not None:
             assert self._settings.eos_token_id is not None

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
-from freedave_kernels import predict_tokens
 
 from freedave.attention import block_causal_mask
 from freedave.cache import PrefixCache
 from freedave.models.diffusion_lm import DiffusionLM
 from freedave.segments import Segments, plan_segments
+from freedave_kernels import predict_tokens
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,9 @@ class CachedForward:
         size = self._block_length
         self._segments = plan_segments(window.states, window.reach, size, self._lm.mask_token_id)
         blocks = window.drafts.shape[1] // size
-        rows = torch.tensor(self._segments.draft, device=device) * blocks + torch.tensor(self._segments.block, device=device)
+        rows = torch.tensor(self._segments.draft, device=device) * blocks + torch.tensor(
+            self._segments.block, device=device
+        )
         input_ids = window.drafts.view(-1, size)[rows]
         position = rows[:, None] * size + torch.arange(size, device=device)  # in the flattened drafts
         masked = (input_ids == self._lm.mask_token_id).flatten().nonzero().squeeze(1)

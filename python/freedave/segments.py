@@ -36,13 +36,14 @@ def plan_segments(drafts: list[list[int]], reach: list[int], block_length: int, 
         segments: list[int] = []
         for b in range(reach[j] // block_length):
             span = slice(b * block_length, (b + 1) * block_length)
-            finished = mask_token_id not in state[span]
-            if j and finished and b < len(of_draft[-1]) and of_draft[-1][:b] == segments and drafts[j - 1][span] == state[span]:
-                segments.append(of_draft[-1][b])
-                continue
-            segments.append(len(draft))
-            chain.append(segments.copy())
-            draft.append(j)
-            block.append(b)
+            before = of_draft[-1] if j else []
+            same_context = b < len(before) and before[:b] == segments
+            if same_context and mask_token_id not in state[span] and drafts[j - 1][span] == state[span]:
+                segments.append(before[b])
+            else:
+                segments.append(len(draft))
+                chain.append(segments.copy())
+                draft.append(j)
+                block.append(b)
         of_draft.append(segments)
     return Segments(draft, block, chain, of_draft)

@@ -1,4 +1,4 @@
-"""load_model: a checkpoint folder as a `DiffusionLM`. Native transformers classes and safetensors; no code from a checkpoint."""
+"""load_model: a checkpoint folder as a `DiffusionLM`, by native classes and safetensors; its code is never run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be loaded; the message says what is wrong with which file."""
 
 
-def load_model(path: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> DiffusionLM:
+def load_model(
+    path: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> DiffusionLM:
     """Loads a diffusion language model.
 
     Args:
@@ -60,7 +62,9 @@ def load_model(path: str | Path, *, dtype: torch.dtype = torch.float32, device: 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
-        raise CheckpointError(f"no checkpoint folder at {folder}; give a local folder, or 'demo' for the embedded model")
+        raise CheckpointError(
+            f"no checkpoint folder at {folder}; give a local folder, or 'demo' for the embedded model"
+        )
     file = folder / "config.json"
     if not file.is_file():
         raise CheckpointError(f"{folder} has no config.json, so it is not a checkpoint folder")
@@ -82,7 +86,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config["mask_token_id"], int):
         raise CheckpointError(f"{file}: mask_token_id must be an integer, got {config['mask_token_id']!r}")
     if not any(folder.glob("*.safetensors")):
-        raise CheckpointError(f"{folder} has no .safetensors weights; other formats are not read, since they can run code")
+        raise CheckpointError(
+            f"{folder} has no .safetensors weights; other formats are not read, since they can run code"
+        )
     return config
 
 

@@ -56,7 +56,9 @@ class DiffusionLM:
         if attention == "block_causal" and block_length is None:
             raise ValueError("block_length is needed for block-causal attention (SDAR and TraDo were trained with 4)")
         if attention == "block_causal" and logits_shift:
-            raise ValueError("logits_shift needs full attention: a window's first row would belong to the cached prefix")
+            raise ValueError(
+                "logits_shift needs full attention: a window's first row would belong to the cached prefix"
+            )
 
         self.model = model.eval()
         self.mask_token_id = mask_token_id

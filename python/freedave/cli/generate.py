@@ -1,0 +1,245 @@
+"""`freedave generate`: decode one prompt with a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import freedave
+from freedave.picture import Trace, check_picture_path, decode_picture, first_block_of, token_texts
+from freedave.streaming import ProgressBar, StreamingText, Watcher, can_redraw
+
+# The options that are arguments of `freedave.generate`; it checks them, so that both report the same errors.
+SETTINGS = (
+    "max_new_tokens",
+    "draft_steps",
+    "block_length",
+    "tokens_per_step",
+    "order",
+    "threshold",
+    "drafting",
+    "cache",
+)
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand to the parser."""
+    parser = commands.add_parser(
+        "generate",
+        help="decode a prompt",
+        description="Decode a prompt. The text goes to standard output, the statistics to standard error.",
+        epilog="example: freedave generate demo --prompt '48392+7715=' --check-lossless --picture decode.html",
+    )
+    parser.add_argument("model", metavar="MODEL", help='a checkpoint folder, or "demo" for the embedded model')
+    prompt = parser.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--prompt", metavar="TEXT", help="the text to continue")
+    prompt.add_argument("--prompt-ids", metavar="IDS", help="token ids instead of text: 1,2,3")
+
+    decoding = parser.add_argument_group("decoding")
+    decoding.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="(default: %(default)s)")
+    drafts = decoding.add_mutually_exclusive_group()
+    drafts.add_argument("--draft-steps", type=int, default=8, metavar="K", help="drafts a forward (default: 8)")
+    drafts.add_argument(
+        "--static",
+        dest="draft_steps",
+        action="store_const",
+        const=1,
+        help="static decoding, the same as --draft-steps 1",
+    )
+    decoding.add_argument("--block-length", type=int, metavar="L", help="(default: the model's)")
+    decoding.add_argument("--tokens-per-step", type=int, default=1, metavar="N", help="(default: %(default)s)")
+    decoding.add_argument("--order", default="confidence", help="confidence or left_to_right (default: %(default)s)")
+    decoding.add_argument("--threshold", type=float, metavar="P", help="a step commits all tokens this confident")
+    decoding.add_argument("--drafting", default="recycled", help="recycled or nested (default: %(default)s)")
+    decoding.add_argument("--cache", default="auto", help="auto or none (default: %(default)s)")
+
+    output = parser.add_argument_group("output")
+    output.add_argument("--check-lossless", action="store_true", help="also decode statically and compare")
+    output.add_argument(
+        "--picture", metavar="FILE", help="draw the decode order next to static decoding's, as .png or .html"
+    )
+    output.add_argument("--json", action="store_true", help="one JSON object on standard output, and nothing else")
+    output.add_argument(
+        "--stream",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="show tokens appearing in place, on a terminal (default: yes)",
+    )
+    parser.set_defaults(run=run)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What there is to report: the decode, and how it compares with static decoding where that was asked for."""
+
+    arguments: argparse.Namespace
+    lm: freedave.DiffusionLM
+    prompt_ids: list[int]
+    output: freedave.DecodeOutput
+    static: freedave.DecodeOutput | None
+    difference: freedave.LosslessnessError | None
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The generated tokens up to the first end of sequence."""
+        token_ids: list[int] = self.output.sequences[0, len(self.prompt_ids) :].tolist()
+        if self.lm.eos_token_id in token_ids:
+            token_ids = token_ids[: token_ids.index(self.lm.eos_token_id)]
+        return token_ids
+
+    @property
+    def text(self) -> str:
+        """The generated text, or the token ids where there is no tokenizer."""
+        return decode_text(self.lm, self.token_ids)
+
+    @property
+    def name(self) -> str:
+        """What the decode is called next to static decoding."""
+        steps, drafting = self.arguments.draft_steps, self.arguments.drafting
+        return "static decoding" if steps == 1 else f"FreeDave, {steps} {drafting} drafts"
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Decode, print, draw; the exit code."""
+    if arguments.picture:
+        check_picture_path(arguments.picture)
+    lm = freedave.load_model(arguments.model)
+    prompt_ids = encode_prompt(lm, arguments)
+    decoded = decode(lm, prompt_ids, arguments)
+    if arguments.picture:
+        draw(decoded)
+    if arguments.json:
+        print(json.dumps(as_json(decoded), ensure_ascii=False, allow_nan=False))
+    else:
+        report(decoded)
+    if decoded.difference is not None:
+        raise decoded.difference
+    return 0
+
+
+def encode_prompt(lm: freedave.DiffusionLM, arguments: argparse.Namespace) -> list[int]:
+    """The prompt as token ids; raises ValueError for one that the tokenizer cannot write."""
+    if arguments.prompt_ids is not None:
+        try:
+            return [int(part) for part in arguments.prompt_ids.split(",")]
+        except ValueError:
+            raise ValueError(f"--prompt-ids must be numbers like 1,2,3, got {arguments.prompt_ids!r}") from None
+    if lm.tokenizer is None:
+        raise ValueError(f"{arguments.model} has no tokenizer: give the prompt as --prompt-ids 1,2,3")
+    unknown = [c for c in dict.fromkeys(arguments.prompt) if not knows(lm.tokenizer, c)]
+    if unknown:
+        raise ValueError(f"the tokenizer of {arguments.model} does not know {', '.join(map(repr, unknown))}")
+    return list(lm.tokenizer(arguments.prompt)["input_ids"])
+
+
+def knows(tokenizer: Any, character: str) -> bool:
+    """Whether the tokenizer can write a character: neither an error, nor nothing, nor the unknown token."""
+    try:
+        token_ids = tokenizer(character, add_special_tokens=False)["input_ids"]
+    except Exception:  # the tokenizers library raises plain Exception where there is no unknown token
+        return False
+    # White space may be normalised away, which loses nothing.
+    return tokenizer.unk_token_id not in token_ids and (bool(token_ids) or character.isspace())
+
+
+def decode_text(lm: freedave.DiffusionLM, token_ids: list[int]) -> str:
+    """Token ids as text, or as numbers where there is no tokenizer."""
+    if lm.tokenizer is None:
+        return "".join(f"{token_id} " for token_id in token_ids)
+    return str(lm.tokenizer.decode(token_ids))
+
+
+def decode(lm: freedave.DiffusionLM, prompt_ids: list[int], arguments: argparse.Namespace) -> Decoded:
+    """Decode with the settings of the command line, shown while it runs; statically too where they are compared."""
+    input_ids = torch.tensor([prompt_ids], dtype=torch.int64)
+    settings = {name: getattr(arguments, name) for name in SETTINGS}
+    compared = bool(arguments.check_lossless or arguments.picture)
+    if compared:
+        # The first forward of a process is slow; without this it would fall on the first of the two decodes.
+        freedave.generate(lm, input_ids, **{**settings, "max_new_tokens": 1})
+    with watch(lm, arguments) as watcher:
+        try:
+            output = freedave.generate(lm, input_ids, **settings, on_step=watcher, check_lossless=compared)
+        except freedave.LosslessnessError as error:
+            return Decoded(arguments, lm, prompt_ids, error.output, error.static, error)
+    return Decoded(arguments, lm, prompt_ids, output, output.static, None)
+
+
+def watch(lm: freedave.DiffusionLM, arguments: argparse.Namespace) -> Watcher:
+    """Text in place where standard output is a terminal that can redraw, else a progress bar."""
+    if arguments.stream and not arguments.json and can_redraw(sys.stdout):
+        return StreamingText(
+            arguments.max_new_tokens, lambda token_ids: decode_text(lm, token_ids), eos_token_id=lm.eos_token_id
+        )
+    return ProgressBar(arguments.max_new_tokens)
+
+
+def draw(decoded: Decoded) -> None:
+    """The picture: static decoding and, if it was not static itself, the decode."""
+    assert decoded.static is not None
+    lm, arguments = decoded.lm, decoded.arguments
+    block_length = arguments.block_length or lm.block_length or arguments.max_new_tokens
+    traces = [Trace.of("static decoding", lm, decoded.static)]
+    if arguments.draft_steps > 1:
+        traces.append(Trace.of(decoded.name, lm, decoded.output))
+    decode_picture(
+        arguments.picture,
+        traces,
+        prompt_tokens=token_texts(lm, decoded.prompt_ids),
+        first_block=first_block_of(lm, len(decoded.prompt_ids), block_length),
+        block_length=block_length,
+        title=lm.name,
+    )
+
+
+def report(decoded: Decoded) -> None:
+    """The text on standard output; statistics on standard error, so that the text can be piped."""
+    print(decoded.text, flush=True)
+    stats = decoded.output.stats
+    lines = [
+        f"{stats.tokens} tokens in {decoded.output.num_forwards} forwards: {stats.tokens_per_forward:.1f} tokens per "
+        f"forward, {stats.total_seconds:.2f} s ({stats.forward_seconds:.2f} s in the model, "
+        f"{stats.other_seconds:.2f} s outside it)"
+    ]
+    if decoded.static is not None:
+        lines.append(
+            f"identical to static decoding: {'yes' if decoded.difference is None else 'NO'} "
+            f"(static {decoded.static.num_forwards} forwards, FreeDave {decoded.output.num_forwards})"
+        )
+    if decoded.arguments.picture:
+        lines.append(f"picture: {decoded.arguments.picture}")
+    print("\n".join(lines), file=sys.stderr)
+
+
+def as_json(decoded: Decoded) -> dict[str, Any]:
+    """Everything there is to know about the decode, for programs."""
+    output, static, arguments = decoded.output, decoded.static, decoded.arguments
+    return {
+        "model": decoded.lm.name,
+        "prompt_ids": decoded.prompt_ids,
+        "text": decoded.text,
+        "token_ids": decoded.token_ids,
+        "step_map": output.step_map[0].tolist(),
+        "forward_map": output.forward_map[0].tolist(),
+        **costs(output),
+        "settings": {name: getattr(arguments, name) for name in SETTINGS},
+        "static": None if static is None else {"identical": decoded.difference is None, **costs(static)},
+        "picture": arguments.picture,
+    }
+
+
+def costs(output: freedave.DecodeOutput) -> dict[str, Any]:
+    """Forwards, tokens and seconds of one decode."""
+    stats = output.stats
+    return {
+        "num_forwards": output.num_forwards,
+        **dataclasses.asdict(stats),
+        "tokens_per_forward": stats.tokens_per_forward,
+        "other_seconds": stats.other_seconds,
+    }

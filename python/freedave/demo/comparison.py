@@ -1,0 +1,201 @@
+"""The demo's measurement: held-out problems decoded statically and with FreeDave; answers, forwards and seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from freedave import DecodeOutput, DiffusionLM, generate
+
+from .tasks import TASKS, Problem, problems
+
+# The longest response, an eight-item sorting, has 83 tokens.
+MAX_NEW_TOKENS = 96
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One way to decode; `draft_steps=1` is static decoding."""
+
+    draft_steps: int
+    drafting: str = "recycled"
+
+    @property
+    def is_static(self) -> bool:
+        """Whether this is the decoding that the others are compared with."""
+        return self.draft_steps == 1
+
+    @property
+    def name(self) -> str:
+        """What people read: "static", "nested K=8"."""
+        return "static" if self.is_static else f"{self.drafting} K={self.draft_steps}"
+
+
+STATIC = Mode(draft_steps=1)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is decoded, and how."""
+
+    problems_per_task: int = 25
+    draft_steps: tuple[int, ...] = (4, 8, 16)
+    block_length: int = 16
+    cache: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.problems_per_task < 1:
+            raise ValueError(f"at least 1 problem a task is needed, got {self.problems_per_task}")
+        if any(steps < 2 for steps in self.draft_steps):
+            raise ValueError(f"draft_steps must be at least 2 (1 is static decoding), got {min(self.draft_steps)}")
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """Static decoding, then nested and recycled drafting for each number of drafts."""
+        return (STATIC, *(Mode(steps, drafting) for steps in self.draft_steps for drafting in ("nested", "recycled")))
+
+
+@dataclass
+class Tally:
+    """What one mode did on one or more tasks, summed over problems."""
+
+    problems: int = 0
+    right: int = 0
+    identical: int = 0
+    forwards: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    forward_seconds: float = 0.0
+
+    @property
+    def all_identical(self) -> bool:
+        """Whether every decode gave the tokens and the step map of static decoding."""
+        return self.identical == self.problems
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """Tokens that one model forward gave on average."""
+        return self.tokens / self.forwards
+
+    @property
+    def other_share(self) -> float:
+        """The share of the time that went anywhere but into the model's forward."""
+        return 1 - self.forward_seconds / self.seconds
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+
+
+@dataclass
+class WorkedExample:
+    """One problem in full: every mode's decode of it."""
+
+    problem: Problem
+    outputs: dict[Mode, DecodeOutput] = field(default_factory=dict)
+
+
+@dataclass
+class Comparison:
+    """The result: tallies by task and mode, and one worked example."""
+
+    settings: Settings
+    tallies: dict[str, dict[Mode, Tally]]
+    example: WorkedExample
+
+    @property
+    def totals(self) -> dict[Mode, Tally]:
+        """The tallies of all tasks together."""
+        return {mode: sum((task[mode] for task in self.tallies.values()), Tally()) for mode in self.settings.modes}
+
+    @property
+    def fastest(self) -> Mode:
+        """The mode that took the least time (not always the one with the fewest forwards: drafts cost, too)."""
+        totals = self.totals
+        return min(
+            (mode for mode in totals if not mode.is_static), key=lambda mode: totals[mode].seconds, default=STATIC
+        )
+
+    @property
+    def lossless(self) -> bool:
+        """Whether every decode of every mode was identical to static decoding."""
+        return all(tally.all_identical for tally in self.totals.values())
+
+
+def compare(lm: DiffusionLM, settings: Settings, on_decode: Callable[[], object] = lambda: None) -> Comparison:
+    """Decode held-out problems of every task in every mode of `settings`; `on_decode` is called after each decode.
+
+    Modes take turns on each problem, and the one that goes first changes, so that a slow moment of the machine falls on
+    all of them; each has run once, untimed, before the clock starts. All use the same cache.
+    """
+    modes = settings.modes
+    held_out = {task: problems(task, "test", settings.problems_per_task, SEED) for task in TASKS}
+    example = WorkedExample(max(held_out["addition"], key=lambda problem: len(problem.response)))
+    for mode in modes:
+        decode(lm, example.problem, mode, settings)
+
+    tallies = {task: {mode: Tally() for mode in modes} for task in TASKS}
+    for task, task_problems in held_out.items():
+        for index, problem in enumerate(task_problems):
+            outputs: dict[Mode, DecodeOutput] = {}
+            seconds: dict[Mode, float] = {}
+            first = index % len(modes)
+            for mode in (*modes[first:], *modes[:first]):
+                start = time.perf_counter()
+                outputs[mode] = decode(lm, problem, mode, settings)
+                seconds[mode] = time.perf_counter() - start
+                on_decode()
+            for mode in modes:
+                tallies[task][mode] += tally(lm, problem, outputs[mode], outputs[STATIC], seconds[mode])
+            if problem is example.problem:
+                example.outputs = {mode: outputs[mode] for mode in modes}
+    return Comparison(settings, tallies, example)
+
+
+def decode(lm: DiffusionLM, problem: Problem, mode: Mode, settings: Settings, **arguments: Any) -> DecodeOutput:
+    """Decode one problem in one mode; further `arguments` go to `freedave.generate`."""
+    return generate(
+        lm,
+        prompt_ids(lm, problem),
+        max_new_tokens=MAX_NEW_TOKENS,
+        draft_steps=mode.draft_steps,
+        drafting=mode.drafting,
+        block_length=settings.block_length,
+        cache=settings.cache,
+        **arguments,
+    )
+
+
+def prompt_ids(lm: DiffusionLM, problem: Problem) -> torch.Tensor:
+    """The prompt of a problem as `[1, P]` token ids."""
+    return torch.tensor([lm.tokenizer(problem.prompt)["input_ids"]], dtype=torch.int64)
+
+
+def response_text(lm: DiffusionLM, output: DecodeOutput) -> str:
+    """The generated text of a decode, up to its first end of sequence."""
+    token_ids = output.sequences[0, -output.step_map.shape[1] :].tolist()
+    if lm.eos_token_id in token_ids:
+        token_ids = token_ids[: token_ids.index(lm.eos_token_id)]
+    return str(lm.tokenizer.decode(token_ids))
+
+
+def identical(output: DecodeOutput, static: DecodeOutput) -> bool:
+    """Whether two decodes committed the same tokens at the same static steps."""
+    return torch.equal(output.sequences, static.sequences) and torch.equal(output.step_map, static.step_map)
+
+
+def tally(lm: DiffusionLM, problem: Problem, output: DecodeOutput, static: DecodeOutput, seconds: float) -> Tally:
+    """One problem's decode as a tally of one."""
+    return Tally(
+        problems=1,
+        right=int(problem.check(response_text(lm, output))),
+        identical=int(identical(output, static)),
+        forwards=output.num_forwards,
+        tokens=output.stats.tokens,
+        seconds=seconds,
+        forward_seconds=output.stats.forward_seconds,
+    )
