@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from states import INF, generator
 
 import freedave_kernels as fk
+from freedave_kernels._C import cpu_isa, usable_cpu_isas
 from freedave_kernels.reference import predict_tokens as reference
 
 MASK = 9
@@ -89,6 +90,26 @@ def calls(draw):
 def test_agrees_with_the_oracle(native_backend, call):
     logits, input_ids, arguments = call
     assert_close(fk.predict_tokens(logits, input_ids, MASK, **arguments), oracle(logits, input_ids, **arguments))
+
+
+@pytest.mark.parametrize("isa", usable_cpu_isas())
+@given(call=calls())
+@settings(max_examples=100)
+def test_every_instruction_set_agrees_with_the_oracle(isa, call):
+    logits, input_ids, arguments = call
+    with fk.use_backend("cpu"), pytest.MonkeyPatch.context() as environment:
+        environment.setenv("FREEDAVE_CPU_ISA", isa)
+        assert cpu_isa() == isa
+        assert_close(fk.predict_tokens(logits, input_ids, MASK, **arguments), oracle(logits, input_ids, **arguments))
+
+
+def test_an_instruction_set_that_cannot_run(monkeypatch):
+    monkeypatch.setenv("FREEDAVE_CPU_ISA", "avx10")
+    with (
+        fk.use_backend("cpu"),
+        pytest.raises(RuntimeError, match="FREEDAVE_CPU_ISA=avx10 cannot run.*usable: baseline"),
+    ):
+        fk.predict_tokens(LOGITS, IDS, 0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
