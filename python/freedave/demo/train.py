@@ -39,7 +39,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from .tasks import TASKS, Problem, stream
 from .tokenizer import EOS, MASK, build_tokenizer
 
-# Sorting is learnt in minutes; the multiplication table has the most entries.
+# The multiplication table has the most entries to learn.
 MIXTURE = {"addition": 0.26, "subtraction": 0.26, "multiplication": 0.32, "sorting": 0.16}
 LAYOUTS = {"blocks": 0.5, "blocks_unfinished": 0.2, "full": 0.1, "full_unfinished": 0.2}
 # The decoders' default is 16.
@@ -48,7 +48,7 @@ BLOCK_LENGTH = 16
 MAX_NEW_TOKENS = 96
 # Everything after the first <eos> is certain; at full weight it would drown the tokens that are not.
 PADDING_WEIGHT = 0.1
-# Examples to choose from when a row is filled: enough to fill 97 % of every row.
+# Examples to choose from when a row is filled: with this many, rows are 93 % full.
 POOL = 32
 # Numbers that the workers average besides the gradients.
 STATISTICS = 5
