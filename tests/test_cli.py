@@ -398,7 +398,7 @@ def test_demo_json_with_full_attention(tmp_path: Path, capsys: pytest.CaptureFix
     assert result["attention"] == "full"
     assert ", 1 thread, torch " in result["machine"]
     assert result["settings"]["max_new_tokens"] == MAX_NEW_TOKENS
-    static, nested, recycled = result["total"]
+    static, nested, recycled, _ = result["total"]
     assert [row["mode"] for row in result["total"]] == ["static", "nested K=8", "recycled K=8"]
     assert static["tokens"] == nested["tokens"] == recycled["tokens"]
     assert recycled["fewer_forwards"] == static["forwards"] / recycled["forwards"] > 2
@@ -424,7 +424,7 @@ def test_demo_fails_when_a_decode_differs(
     options = ["demo", "--problems", "1", "--draft-steps", "16", "--picture", str(tmp_path / "a.html")]
     assert main(options) == 1
     printed = capsys.readouterr().out
-    assert "NOT LOSSLESS: 2 of 2 FreeDave decodes differ" in printed
+    assert "NOT LOSSLESS: 3 of 3 FreeDave decodes differ" in printed
     assert re.search(r"recycled K=16 +\d/1 +NO \(1\)", printed)
 
 

@@ -66,6 +66,9 @@ SETTINGS = [
     {"block_length": 5},
     {"block_length": 16},
     {"block_length": 64},
+    {"lookahead_steps": 1},
+    {"lookahead_steps": 2, "block_length": 8, "tokens_per_step": 2},
+    {"lookahead_steps": 1, "threshold": 0.15, "block_length": 8},
     {"max_new_tokens": 1},
     {"max_new_tokens": 13},
 ]
@@ -137,6 +140,18 @@ def test_the_vocabulary_projection_sees_masked_positions_of_active_drafts_only()
             hook.remove()
     assert projected == [int((input_ids == MASK).sum()) for input_ids in drafts]
     assert all((input_ids == MASK).any() for input_ids in drafts)
+
+
+def test_a_shorter_lookahead_computes_less():
+    """Fewer positions for a few more forwards; the tokens and steps stay those of static decoding."""
+    lm = golden_lm(block_length=8)
+    full, short = (
+        freedave.generate(lm, prompt(8), max_new_tokens=64, draft_steps=8, lookahead_steps=steps, check_lossless=True)
+        for steps in (None, 1)
+    )
+    assert torch.equal(full.sequences, short.sequences) and torch.equal(full.step_map, short.step_map)
+    assert full.num_forwards <= short.num_forwards < short.static.num_forwards
+    assert short.stats.positions_computed < full.stats.positions_computed
 
 
 class Plain(torch.nn.Module):
@@ -287,6 +302,7 @@ def test_a_difference_is_reported():
         ({"max_new_tokens": 600}, ValueError, "need 604 positions in blocks of 4, but the model has 512"),
         ({"draft_steps": 0}, ValueError, "draft_steps must be at least 1, got 0"),
         ({"block_length": 0}, ValueError, "block_length must be at least 1, got 0"),
+        ({"lookahead_steps": 0}, ValueError, "lookahead_steps must be at least 1, got 0"),
         ({"tokens_per_step": 0}, ValueError, "tokens_per_step must be at least 1, got 0"),
         ({"order": "random"}, ValueError, "order must be one of confidence, left_to_right, got 'random'"),
         ({"drafting": "tree"}, ValueError, "drafting must be one of recycled, nested, got 'tree'"),

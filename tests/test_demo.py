@@ -52,12 +52,13 @@ def result(lm: freedave.DiffusionLM) -> Comparison:
 
 
 def test_freedave_gives_the_static_answers_in_fewer_forwards(result: Comparison) -> None:
-    static, nested, recycled = (result.totals[mode] for mode in SETTINGS.modes)
+    static, nested, recycled, near = (result.totals[mode] for mode in SETTINGS.modes)
     assert static.problems == nested.problems == recycled.problems == len(TASKS) * 2
     assert result.lossless
     assert static.right == nested.right == recycled.right
     assert static.tokens == nested.tokens == recycled.tokens
     assert recycled.forwards <= nested.forwards < static.forwards / 3
+    assert recycled.forwards <= near.forwards < static.forwards / 3
 
 
 def test_the_embedded_model_answers_held_out_problems(lm: freedave.DiffusionLM) -> None:
@@ -120,7 +121,7 @@ def test_a_decode_that_differs_is_noticed(lm: freedave.DiffusionLM, monkeypatch:
     monkeypatch.setattr(comparison, "generate", different_steps)
     result = compare(lm, SETTINGS)
     assert not result.lossless
-    assert [tally.identical for tally in result.totals.values()] == [2, 0, 2]
+    assert [tally.identical for tally in result.totals.values()] == [2, 0, 2, 2]
 
 
 def test_identical_means_tokens_and_steps(lm: freedave.DiffusionLM) -> None:
@@ -149,8 +150,10 @@ def test_modes() -> None:
         "static",
         "nested K=4",
         "recycled K=4",
+        "recycled K=4, ahead 1",
         "nested K=8",
         "recycled K=8",
+        "recycled K=8, ahead 1",
     ]
     assert Tally(2, 2, 2, 10, 30) + Tally(1, 0, 1, 5, 10) == Tally(3, 2, 3, 15, 40)
 

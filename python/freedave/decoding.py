@@ -103,6 +103,7 @@ def generate(
     drafting: str = "recycled",
     cache: str = "auto",
     eos_token_id: int | None = None,
+    lookahead_steps: int | None = None,
     on_step: Callable[[Commit], None] | None = None,
     check_lossless: bool = False,
 ) -> DecodeOutput:
@@ -122,6 +123,9 @@ def generate(
         drafting: "recycled" or "nested" (as published).
         cache: "auto" (exact for block-causal models, none for full attention) or "none".
         eos_token_id: a finished block that ends with it ends the sequence. None: the model's own.
+        lookahead_steps: for how many of its next steps each draft is prepared with predictions; None: for all
+            `draft_steps`, which takes the fewest forwards. Less leaves out following blocks that few drafts get to: many
+            fewer positions are computed for a few more forwards, which is faster where compute is scarce (a CPU).
         on_step: called with a `Commit` after each forward.
         check_lossless: decode statically as well and compare.
 
@@ -138,7 +142,7 @@ def generate(
     prompt = check_prompt(lm, input_ids)
     settings = resolve_settings(
         lm, prompt.shape[0], max_new_tokens, draft_steps, block_length, tokens_per_step, order, threshold, drafting, cache,
-        eos_token_id,
+        eos_token_id, lookahead_steps,
     )  # fmt: skip
     out = _decode(lm, prompt, settings, on_step)
     if check_lossless:
@@ -260,11 +264,11 @@ class _State:
         return DraftWindow(drafts[:, :length].contiguous(), start, states, reach[: len(states)])
 
     def _reach(self, state: list[int]) -> int:
-        """How far the next K drafts of `state` can get: to the end of the block that step K fills."""
+        """How far the next drafts of `state` can get: to the end of the block that the last lookahead step fills."""
         settings = self._settings
         masked = [token_id == self._lm.mask_token_id for token_id in state]
         length, steps = 0, 0
-        while length < len(masked) and steps < settings.draft_steps:
+        while length < len(masked) and steps < settings.lookahead_steps:
             in_block = sum(masked[length : length + settings.block_length])
             length = min(length + settings.block_length, len(masked))
             if settings.threshold is None:

@@ -21,6 +21,7 @@ class Settings:
 
     max_new_tokens: int
     draft_steps: int
+    lookahead_steps: int
     block_length: int
     tokens_per_step: int
     order: str
@@ -36,7 +37,7 @@ class Settings:
 
     def static(self) -> Settings:
         """The same decode, one step a forward."""
-        return dataclasses.replace(self, draft_steps=1)
+        return dataclasses.replace(self, draft_steps=1, lookahead_steps=1)
 
 
 def check_prompt(lm: DiffusionLM, input_ids: torch.Tensor) -> torch.Tensor:
@@ -75,6 +76,7 @@ def resolve_settings(
     drafting: str,
     cache: str,
     eos_token_id: int | None,
+    lookahead_steps: int | None,
 ) -> Settings:
     """Checks `generate`'s arguments; raises `TypeError` or `ValueError` naming the argument."""
     expect_int("generate", "max_new_tokens", max_new_tokens, minimum=1)
@@ -83,6 +85,8 @@ def resolve_settings(
     if block_length is None:
         block_length = lm.block_length or max_new_tokens
     expect_int("generate", "block_length", block_length, minimum=1)
+    if lookahead_steps is not None:
+        expect_int("generate", "lookahead_steps", lookahead_steps, minimum=1)
     expect_choice("generate", "order", order, ORDERS)
     expect_choice("generate", "drafting", drafting, DRAFTINGS)
     expect_choice("generate", "cache", cache, CACHES)
@@ -110,6 +114,7 @@ def resolve_settings(
     return Settings(
         max_new_tokens=max_new_tokens,
         draft_steps=draft_steps,
+        lookahead_steps=min(lookahead_steps or draft_steps, draft_steps),
         block_length=block_length,
         tokens_per_step=tokens_per_step,
         order=order,

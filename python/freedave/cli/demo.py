@@ -55,7 +55,7 @@ def add_parser(commands: Any) -> None:
         nargs="+",
         default=list(defaults.draft_steps),
         metavar="K",
-        help="drafts (default: 4 8 16)",
+        help="drafts (default: 8 16)",
     )
     parser.add_argument("--block-length", type=int, default=defaults.block_length, metavar="L", help="(default: 16)")
     parser.add_argument(
@@ -176,9 +176,9 @@ def report(lm: freedave.DiffusionLM, result: Comparison, pictures: list[str]) ->
 def table(title: str, tallies: dict[Mode, Tally]) -> list[str]:
     """One table: a row for each mode, accuracy beside speed."""
     static = tallies[STATIC]
-    lines = [f"{title:<18}   right  identical  forwards  tokens/forward  seconds  fewer forwards  speed-up"]
+    lines = [f"{title:<26}   right  identical  forwards  tokens/forward  seconds  fewer forwards  speed-up"]
     for mode, tally in tallies.items():
-        line = f"  {mode.name:<16} {f'{tally.right}/{tally.problems}':>7}  {identical_cell(mode, tally):>9}"
+        line = f"  {mode.name:<24} {f'{tally.right}/{tally.problems}':>7}  {identical_cell(mode, tally):>9}"
         line += f"  {tally.forwards:>8}  {tally.tokens_per_forward:>14.1f}  {tally.seconds:>7.2f}"
         if not mode.is_static:
             line += f"  {static.forwards / tally.forwards:>13.1f}x  {static.seconds / tally.seconds:>7.1f}x"
@@ -206,7 +206,7 @@ def worked_example(lm: freedave.DiffusionLM, result: Comparison) -> list[str]:
         stats = output.stats
         total, inside, outside = (1000 * s for s in (stats.total_seconds, stats.forward_seconds, stats.other_seconds))
         lines.append(
-            f"  {mode.name:<16} {output.num_forwards:>3} forwards {total:>6.0f} ms: "
+            f"  {mode.name:<24} {output.num_forwards:>3} forwards {total:>6.0f} ms: "
             f"{inside:.1f} ms in the model's forward, {outside:.1f} ms outside it ({outside / total:.0%})"
         )
     accepted = example.outputs[result.fastest].stats.accepted_lengths

@@ -24,6 +24,7 @@ SETTINGS = (
     "order",
     "threshold",
     "drafting",
+    "lookahead_steps",
     "cache",
 )
 
@@ -57,6 +58,12 @@ def add_parser(commands: Any) -> None:
     decoding.add_argument("--order", default="confidence", help="confidence or left_to_right (default: %(default)s)")
     decoding.add_argument("--threshold", type=float, metavar="P", help="a step commits all tokens this confident")
     decoding.add_argument("--drafting", default="recycled", help="recycled or nested (default: %(default)s)")
+    decoding.add_argument(
+        "--lookahead-steps",
+        type=int,
+        metavar="N",
+        help="compute only what each draft's next N steps can need: 1 is fastest on a CPU (default: K, fewest forwards)",
+    )
     decoding.add_argument("--cache", default="auto", help="auto or none (default: %(default)s)")
 
     output = parser.add_argument_group("output")
