@@ -399,7 +399,7 @@ def test_demo_json_with_full_attention(tmp_path: Path, capsys: pytest.CaptureFix
     assert ", 1 thread, torch " in result["machine"]
     assert result["settings"]["max_new_tokens"] == MAX_NEW_TOKENS
     static, nested, recycled, _ = result["total"]
-    assert [row["mode"] for row in result["total"]] == ["static", "nested K=8", "recycled K=8"]
+    assert [row["mode"] for row in result["total"]] == ["static", "nested K=8", "recycled K=8", "recycled K=8, ahead 1"]
     assert static["tokens"] == nested["tokens"] == recycled["tokens"]
     assert recycled["fewer_forwards"] == static["forwards"] / recycled["forwards"] > 2
     assert result["tasks"] == {"addition": result["total"]}
