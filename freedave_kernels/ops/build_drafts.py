@@ -52,38 +52,17 @@ def build_drafts(
 
     Source: draft construction of FreeDave (free draft-and-verification).
     """
+    call = (
+        input_ids, token_ids, confidence, mask_token_id, draft_steps, tokens_per_step, threshold, order, block_length,
+    )  # fmt: skip
     try:
         if forced() is None and input_ids.is_cpu:
-            return _native(
-                input_ids,
-                token_ids,
-                confidence,
-                mask_token_id,
-                draft_steps,
-                tokens_per_step,
-                threshold,
-                order,
-                block_length,
-            )
+            return _native(*call)
     except (RuntimeError, AttributeError):
-        check_arguments(
-            input_ids,
-            token_ids,
-            confidence,
-            mask_token_id,
-            draft_steps,
-            tokens_per_step,
-            threshold,
-            order,
-            block_length,
-        )
+        check_arguments(*call)
         raise
-    check_arguments(
-        input_ids, token_ids, confidence, mask_token_id, draft_steps, tokens_per_step, threshold, order, block_length
-    )
-    return serving(input_ids.device).build_drafts(
-        input_ids, token_ids, confidence, mask_token_id, draft_steps, tokens_per_step, threshold, order, block_length
-    )
+    check_arguments(*call)
+    return serving(input_ids.device).build_drafts(*call)
 
 
 def check_arguments(

@@ -144,30 +144,18 @@ def draft_step(
 
     Source: FreeDave (free draft-and-verification); recycled drafting is this project's own.
     """
-    try:
-        if forced() is None and drafts.is_cpu:
-            return DraftStep._make(
-                _native(
-                    drafts, token_ids, confidence, num_drafts, mask_token_id, draft_steps, tokens_per_step, threshold,
-                    order, block_length, drafting, match, eos_token_id, step,
-                )
-            )  # fmt: skip
-    except (RuntimeError, AttributeError):
-        check_arguments(
-            drafts, token_ids, confidence, num_drafts, mask_token_id, draft_steps, tokens_per_step, threshold,
-            order, block_length, drafting, match, eos_token_id, step,
-        )  # fmt: skip
-        raise
-    check_arguments(
+    call = (
         drafts, token_ids, confidence, num_drafts, mask_token_id, draft_steps, tokens_per_step, threshold,
         order, block_length, drafting, match, eos_token_id, step,
     )  # fmt: skip
-    return DraftStep._make(
-        serving(drafts.device).draft_step(
-            drafts, token_ids, confidence, num_drafts, mask_token_id, draft_steps, tokens_per_step, threshold,
-            order, block_length, drafting, match, eos_token_id, step,
-        )
-    )  # fmt: skip
+    try:
+        if forced() is None and drafts.is_cpu:
+            return DraftStep._make(_native(*call))
+    except (RuntimeError, AttributeError):
+        check_arguments(*call)
+        raise
+    check_arguments(*call)
+    return DraftStep._make(serving(drafts.device).draft_step(*call))
 
 
 def check_arguments(

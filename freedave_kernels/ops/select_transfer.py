@@ -52,22 +52,22 @@ def select_transfer(
     Source: top-k of LLaDA (arXiv:2502.09992), confidence threshold of Fast-dLLM (arXiv:2505.22618).
     """
     count, counts = (1, num_transfer) if isinstance(num_transfer, torch.Tensor) else (num_transfer, None)
+    call = (confidence, mask_index, count, counts, threshold, strict, fallback, order, block_length)
     try:
         if forced() is None and confidence.is_cpu:
-            return _native(confidence, mask_index, count, counts, threshold, strict, fallback, order, block_length)
+            return _native(*call)
     except (RuntimeError, AttributeError):
-        check_arguments(confidence, mask_index, num_transfer, threshold, strict, fallback, order, block_length)
+        check_arguments(*call)
         raise
-    check_arguments(confidence, mask_index, num_transfer, threshold, strict, fallback, order, block_length)
-    return serving(confidence.device).select_transfer(
-        confidence, mask_index, count, counts, threshold, strict, fallback, order, block_length
-    )
+    check_arguments(*call)
+    return serving(confidence.device).select_transfer(*call)
 
 
 def check_arguments(
     confidence: Any,
     mask_index: Any,
-    num_transfer: Any,
+    count: Any,
+    counts: Any,
     threshold: Any,
     strict: Any,
     fallback: Any,
@@ -77,13 +77,10 @@ def check_arguments(
     arguments.expect_tensor(OP, "confidence", confidence, [torch.float32], min_dims=1)
     arguments.expect_tensor(OP, "mask_index", mask_index, [torch.bool])
     arguments.expect_shape(OP, "mask_index", mask_index, confidence.shape, "like confidence")
-    counts = None
-    if isinstance(num_transfer, torch.Tensor):
-        counts = num_transfer
+    arguments.expect_int(OP, "num_transfer", count, minimum=0)
+    if counts is not None:
         arguments.expect_tensor(OP, "num_transfer", counts, arguments.INTEGER_DTYPES)
         arguments.expect_shape(OP, "num_transfer", counts, confidence.shape[:-1], "one count a row")
-    else:
-        arguments.expect_int(OP, "num_transfer", num_transfer, minimum=0)
     arguments.expect_threshold(OP, threshold)
     arguments.expect_bool(OP, "strict", strict)
     arguments.expect_choice(OP, "fallback", fallback, FALLBACKS)

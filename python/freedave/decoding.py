@@ -218,7 +218,7 @@ class _State:
 
     def advance(self, step: DraftStep) -> Callable[[], Commit]:
         """Commits what the forward proved and moves the window; returns the description of the commit, made on demand."""
-        counters = dict(zip(COUNTERS, step.counters[0].tolist(), strict=True))  # the one read of a step
+        counters = dict(zip(COUNTERS, step.counters[0].tolist(), strict=True))
         if counters["non_finite"] >= 0:
             raise NonFiniteLogitsError(
                 f"sequence 0: the logits of position {self.window.start + counters['non_finite']} are not finite (forward "
