@@ -34,25 +34,30 @@ HD Float16 negative_infinity(Float16) { return {0xfc00}; }
 // d = n ln 2 + r, where n has Simd::kFractionBits binary places. 2^n is made of integers, with a table for the fraction
 // where a register holds one, and e^r of a minimax polynomial that is exact at 0: degree 2 for the table's short r,
 // else 5.
-template <int kScale>
-HD Float exp_nonpositive(Float d) {
+//
+// N vectors advance step by step: a scheduler holds only a few vectors' worth of instructions, so dependent ones must
+// stand apart for the next vectors to start.
+template <int kScale, int N>
+HD void exp_nonpositive(Float (&d)[N]) {
   constexpr float kLog2E = 1.44269504088896341f;
   // 1.5 * 2^23, scaled: adding it leaves n, rounded, in the low bits of the sum.
   constexpr float kRound = 12582912.0f / (1 << Simd::kFractionBits) + Simd::kExponentBias + kScale;
-  const Float y = Simd::fma(d, Simd::set(kLog2E), Simd::set(kRound));
-  const Float n = Simd::sub(y, Simd::set(kRound));
-  const Float r = Simd::subtract_ln2(d, n);
-  const Float power = Simd::power_of_two(y);
+  Float y[N], r[N], p[N];
+  for (int j = 0; j < N; ++j) y[j] = Simd::fma(d[j], Simd::set(kLog2E), Simd::set(kRound));
+  for (int j = 0; j < N; ++j) r[j] = Simd::sub(y[j], Simd::set(kRound));
+  for (int j = 0; j < N; ++j) y[j] = Simd::power_of_two(y[j]);
+  for (int j = 0; j < N; ++j) r[j] = Simd::subtract_ln2(d[j], r[j]);
   if constexpr (Simd::kFractionBits == 5) {
-    return Simd::fma(Simd::mul(power, r), Simd::fma(r, Simd::set(0.5f), Simd::set(1.00001466f)), power);
+    for (int j = 0; j < N; ++j) p[j] = Simd::fma(r[j], Simd::set(0.5f), Simd::set(1.00001466f));
+    for (int j = 0; j < N; ++j) r[j] = Simd::mul(y[j], r[j]);
+    for (int j = 0; j < N; ++j) d[j] = Simd::fma(r[j], p[j], y[j]);
   } else {
-    Float p = Simd::set(8.29030573e-3f);
-    p = Simd::fma(p, r, Simd::set(4.18979749e-2f));
-    p = Simd::fma(p, r, Simd::set(1.66676372e-1f));
-    p = Simd::fma(p, r, Simd::set(4.99991506e-1f));
-    p = Simd::fma(p, r, Simd::set(9.99999702e-1f));
-    p = Simd::fma(p, r, Simd::set(1.0f));
-    return Simd::mul(p, power);
+    constexpr float kPolynomial[] = {4.18979749e-2f, 1.66676372e-1f, 4.99991506e-1f, 9.99999702e-1f, 1.0f};
+    for (int j = 0; j < N; ++j) p[j] = Simd::set(8.29030573e-3f);
+    for (const float coefficient : kPolynomial) {
+      for (int j = 0; j < N; ++j) p[j] = Simd::fma(p[j], r[j], Simd::set(coefficient));
+    }
+    for (int j = 0; j < N; ++j) d[j] = Simd::mul(p[j], y[j]);
   }
 }
 
@@ -134,26 +139,32 @@ HD void add_terms(const T* x, int size, float reference, const char* prefetch, O
     for (int j = 0; j < 4; ++j) e[j] = w[j] = t[j] = Simd::set(0.0f);
     const int end = begin + kGroup < size ? begin + kGroup : size;
     int i = begin;
-    const auto add_pair = [&](int at, int j) __attribute__((always_inline)) {
-      Float u[2];
-      Simd::load(x + at, u[0], u[1]);
-      for (int half = 0; half < 2; ++half) {
-        Float d = Simd::sub(u[half], top);
-        if constexpr (kEntropy) {
+    const auto add_vectors = [&]<int N>(Float(&u)[N]) __attribute__((always_inline)) {
+      if constexpr (kEntropy) {
+        Float lost[N];
+        Simd::Mask is_top[N];
+        for (int j = 0; j < N; ++j) {
           // The largest terms only count. In a peaked row all others are far below them, where the subtraction rounds
           // off digits that matter; exp(d + lost) = exp(d) (1 + lost).
-          const Simd::Mask is_top = Simd::equal(u[half], top);
+          const Float d = Simd::sub(u[j], top);
+          is_top[j] = Simd::equal(u[j], top);
           const Simd::Mask counts = Simd::at_least(d, lowest<kScale>());
-          const Float lost = Simd::keep(counts, rounding_of_difference(u[half], top, d));
-          d = Simd::max(lowest<kScale>(), d);
-          const Float power = exp_nonpositive<kScale>(d);
-          const Float term = Simd::drop(is_top, Simd::fma(power, lost, power));
-          t[j + half] = Simd::add(t[j + half], Simd::keep(is_top, Simd::set(1.0f)));
-          e[j + half] = Simd::add(e[j + half], term);
-          w[j + half] = Simd::fma(term, d, w[j + half]);
-        } else {
-          e[j + half] = Simd::add(e[j + half], exp_nonpositive<kScale>(Simd::max(lowest<kScale>(), d)));
+          lost[j] = Simd::keep(counts, rounding_of_difference(u[j], top, d));
+          u[j] = Simd::max(lowest<kScale>(), d);
         }
+        Float power[N];
+        for (int j = 0; j < N; ++j) power[j] = u[j];
+        exp_nonpositive<kScale>(power);
+        for (int j = 0; j < N; ++j) {
+          const Float term = Simd::drop(is_top[j], Simd::fma(power[j], lost[j], power[j]));
+          t[j] = Simd::add(t[j], Simd::keep(is_top[j], Simd::set(1.0f)));
+          e[j] = Simd::add(e[j], term);
+          w[j] = Simd::fma(term, u[j], w[j]);
+        }
+      } else {
+        for (int j = 0; j < N; ++j) u[j] = Simd::max(lowest<kScale>(), Simd::sub(u[j], top));
+        exp_nonpositive<kScale>(u);
+        for (int j = 0; j < N; ++j) e[j] = Simd::add(e[j], u[j]);
       }
     };
     for (; i + 2 * kPair <= end; i += 2 * kPair) {
@@ -161,10 +172,16 @@ HD void add_terms(const T* x, int size, float reference, const char* prefetch, O
       for (int byte = 0; byte < 2 * kPair * static_cast<int>(sizeof(T)); byte += 64) {
         __builtin_prefetch(prefetch + i * static_cast<int>(sizeof(T)) + byte);
       }
-      add_pair(i, 0);
-      add_pair(i + kPair, 2);
+      Float u[4];
+      Simd::load(x + i, u[0], u[1]);
+      Simd::load(x + i + kPair, u[2], u[3]);
+      add_vectors(u);
     }
-    if (i < end) add_pair(i, 0);
+    if (i < end) {
+      Float u[2];
+      Simd::load(x + i, u[0], u[1]);
+      add_vectors(u);
+    }
     rest = Simd::accumulate(rest, Simd::add(Simd::add(e[0], e[1]), Simd::add(e[2], e[3])));
     if constexpr (kEntropy) {
       weighted = Simd::accumulate(weighted, Simd::add(Simd::add(w[0], w[1]), Simd::add(w[2], w[3])));
