@@ -152,6 +152,21 @@ def test_ties_go_to_the_lower_token(backend, dtype, places):
     assert confidence.item() == 0.0
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("jumps", [(1.0, 15.0, 17.0), (100.0, 250.0, 1000.0), (1000.0, 1.0, 999.0)])
+def test_maxima_far_above_everything_before(native_backend, dtype, jumps):
+    """A scan relative to the maximum so far must notice what it could not have summed."""
+    logits = torch.randn(3, 20000, generator=generator(10)).to(dtype)
+    logits[0, [100, 3000, 17000]] = torch.tensor(jumps, dtype=dtype)
+    logits[1, :3000] = -INF
+    logits[1, [5000, 9000]] = torch.tensor(jumps[:2], dtype=dtype)
+    input_ids = torch.full((3,), MASK)
+    for measure in MEASURES:
+        assert_close(
+            fk.predict_tokens(logits, input_ids, MASK, measure=measure), oracle(logits, input_ids, measure=measure)
+        )
+
+
 @pytest.mark.parametrize("vocab", [1, 2, 3, 31, 32, 33, 16385])
 def test_all_equal_rows(backend, vocab):
     for measure, expected in {

@@ -4,9 +4,10 @@
 // an unnamed namespace too, and nothing of the C++ library is used: an inline function compiled here for AVX-512 must
 // never be the copy that the linker keeps for the others.
 //
-// The kernel reads memory once: a tile of logits that fits in L1 is scanned for its maximum, then summed relative to
-// the running maximum while the next tile is prefetched. The arg max is found afterwards by rescanning the one tile
-// that held it, so the hot loops carry no indices. Sums run in float32 over at most 8 terms a lane, then in float64.
+// The kernel reads memory once: a tile of logits that fits in L1 is summed relative to a reference while the next tile
+// is prefetched. For a probability the reference is the maximum so far and the tile's own maximum is found on the way;
+// the other measures scan the tile for it first. The arg max is found afterwards by rescanning the one tile that held
+// it, so the hot loops carry no indices. Sums run in float32 over at most 8 terms a lane, then in float64.
 #include <math.h>
 #include <string.h>
 
@@ -21,6 +22,9 @@ constexpr int kPair = 2 * Simd::kLanes;  // elements a load yields
 constexpr int kPairsPerGroup = 16;       // between two float64 accumulations: 8 terms a lane and accumulator
 constexpr int kGroup = kPairsPerGroup * kPair;
 static_assert(kTile % kGroup == 0);
+
+// How far an element may lie above the reference of a scan: its term, e^16, is held as accurately as any.
+constexpr float kSlack = 16.0f;
 
 using Float = Simd::Float;
 
@@ -126,22 +130,90 @@ TopTwo tile_top_two(const T* x, int size) {
   return top;
 }
 
-// Adds the tile's terms relative to `reference`, which no element exceeds.
-template <Measure kMeasure, typename T>
-HD void add_terms(const T* x, int size, float reference, const char* prefetch, OnlineSoftmax& sum) {
-  constexpr bool kEntropy = kMeasure == Measure::kNegEntropy;
-  // An entropy may consist of terms that float32 cannot hold; they are summed at 2^64 times their size.
-  constexpr int kScale = kEntropy ? 64 : 0;
-  const Float top = Simd::set(reference);
-  Simd::Sum rest = Simd::zero_sum(), weighted = rest, ties = rest;
+// Hands the tile to `add`, four vectors at a time or two, and calls `end_group` before a lane has summed too many
+// terms. Fetches as many bytes of the next tile as it consumes of this one.
+template <typename T, typename Add, typename EndGroup>
+HD void walk_tile(const T* x, int size, const char* prefetch, const Add& add, const EndGroup& end_group) {
   for (int begin = 0; begin < size; begin += kGroup) {
-    Float e[4], w[4], t[4];
-    for (int j = 0; j < 4; ++j) e[j] = w[j] = t[j] = Simd::set(0.0f);
     const int end = begin + kGroup < size ? begin + kGroup : size;
     int i = begin;
-    const auto add_vectors = [&]<int N>(Float(&u)[N]) __attribute__((always_inline)) {
-      if constexpr (kEntropy) {
-        Float lost[N];
+    for (; i + 2 * kPair <= end; i += 2 * kPair) {
+      for (int byte = 0; byte < 2 * kPair * static_cast<int>(sizeof(T)); byte += 64) {
+        __builtin_prefetch(prefetch + i * static_cast<int>(sizeof(T)) + byte);
+      }
+      Float u[4];
+      Simd::load(x + i, u[0], u[1]);
+      Simd::load(x + i + kPair, u[2], u[3]);
+      add(u);
+    }
+    if (i < end) {
+      Float u[2];
+      Simd::load(x + i, u[0], u[1]);
+      add(u);
+    }
+    end_group();
+  }
+}
+
+// Four float32 accumulators a lane, emptied into float64 at the end of each group.
+struct Terms {
+  Float part[4] = {Simd::set(0.0f), Simd::set(0.0f), Simd::set(0.0f), Simd::set(0.0f)};
+  Simd::Sum sum = Simd::zero_sum();
+
+  HD void end_group() {
+    sum = Simd::accumulate(sum, Simd::add(Simd::add(part[0], part[1]), Simd::add(part[2], part[3])));
+    for (int j = 0; j < 4; ++j) part[j] = Simd::set(0.0f);
+  }
+};
+
+// The tile's maximum and its terms relative to `reference`, in one scan. Terms of elements above the reference exceed
+// 1, which is harmless while they do so by little; the caller looks at the maximum.
+template <typename T>
+HD float scan_tile(const T* x, int size, float reference, const char* prefetch, double& terms) {
+  const Float top = Simd::set(reference);
+  Float m[4];
+  for (int j = 0; j < 4; ++j) m[j] = Simd::set(-INFINITY);
+  Terms e;
+  walk_tile(
+      x, size, prefetch,
+      [&]<int N>(Float(&u)[N]) __attribute__((always_inline)) {
+        for (int j = 0; j < N; ++j) m[j] = Simd::max(u[j], m[j]);
+        for (int j = 0; j < N; ++j) u[j] = Simd::max(lowest<0>(), Simd::sub(u[j], top));
+        exp_nonpositive<0>(u);
+        for (int j = 0; j < N; ++j) e.part[j] = Simd::add(e.part[j], u[j]);
+      },
+      [&]() __attribute__((always_inline)) { e.end_group(); });
+  terms = Simd::total(e.sum);
+  return Simd::reduce_max(Simd::max(Simd::max(m[0], m[1]), Simd::max(m[2], m[3])));
+}
+
+// Adds the tile's terms relative to `reference`, which no element exceeds.
+template <typename T>
+HD void add_terms(const T* x, int size, float reference, const char* prefetch, OnlineSoftmax& sum) {
+  const Float top = Simd::set(reference);
+  Terms e;
+  walk_tile(
+      x, size, prefetch,
+      [&]<int N>(Float(&u)[N]) __attribute__((always_inline)) {
+        for (int j = 0; j < N; ++j) u[j] = Simd::max(lowest<0>(), Simd::sub(u[j], top));
+        exp_nonpositive<0>(u);
+        for (int j = 0; j < N; ++j) e.part[j] = Simd::add(e.part[j], u[j]);
+      },
+      [&]() __attribute__((always_inline)) { e.end_group(); });
+  sum.rest += Simd::total(e.sum);
+}
+
+// The same, with what an entropy needs: terms weighted by their logits, and the largest ones counted apart.
+template <typename T>
+HD void add_entropy_terms(const T* x, int size, float reference, const char* prefetch, OnlineSoftmax& sum) {
+  // An entropy may consist of terms that float32 cannot hold; they are summed at 2^64 times their size.
+  constexpr int kScale = 64;
+  const Float top = Simd::set(reference);
+  Terms e, w, t;
+  walk_tile(
+      x, size, prefetch,
+      [&]<int N>(Float(&u)[N]) __attribute__((always_inline)) {
+        Float lost[N], power[N];
         Simd::Mask is_top[N];
         for (int j = 0; j < N; ++j) {
           // The largest terms only count. In a peaked row all others are far below them, where the subtraction rounds
@@ -150,50 +222,25 @@ HD void add_terms(const T* x, int size, float reference, const char* prefetch, O
           is_top[j] = Simd::equal(u[j], top);
           const Simd::Mask counts = Simd::at_least(d, lowest<kScale>());
           lost[j] = Simd::keep(counts, rounding_of_difference(u[j], top, d));
-          u[j] = Simd::max(lowest<kScale>(), d);
+          power[j] = u[j] = Simd::max(lowest<kScale>(), d);
         }
-        Float power[N];
-        for (int j = 0; j < N; ++j) power[j] = u[j];
         exp_nonpositive<kScale>(power);
         for (int j = 0; j < N; ++j) {
           const Float term = Simd::drop(is_top[j], Simd::fma(power[j], lost[j], power[j]));
-          t[j] = Simd::add(t[j], Simd::keep(is_top[j], Simd::set(1.0f)));
-          e[j] = Simd::add(e[j], term);
-          w[j] = Simd::fma(term, u[j], w[j]);
+          t.part[j] = Simd::add(t.part[j], Simd::keep(is_top[j], Simd::set(1.0f)));
+          e.part[j] = Simd::add(e.part[j], term);
+          w.part[j] = Simd::fma(term, u[j], w.part[j]);
         }
-      } else {
-        for (int j = 0; j < N; ++j) u[j] = Simd::max(lowest<kScale>(), Simd::sub(u[j], top));
-        exp_nonpositive<kScale>(u);
-        for (int j = 0; j < N; ++j) e[j] = Simd::add(e[j], u[j]);
-      }
-    };
-    for (; i + 2 * kPair <= end; i += 2 * kPair) {
-      // Fetches as many bytes of the next tile as this iteration consumes of this one.
-      for (int byte = 0; byte < 2 * kPair * static_cast<int>(sizeof(T)); byte += 64) {
-        __builtin_prefetch(prefetch + i * static_cast<int>(sizeof(T)) + byte);
-      }
-      Float u[4];
-      Simd::load(x + i, u[0], u[1]);
-      Simd::load(x + i + kPair, u[2], u[3]);
-      add_vectors(u);
-    }
-    if (i < end) {
-      Float u[2];
-      Simd::load(x + i, u[0], u[1]);
-      add_vectors(u);
-    }
-    rest = Simd::accumulate(rest, Simd::add(Simd::add(e[0], e[1]), Simd::add(e[2], e[3])));
-    if constexpr (kEntropy) {
-      weighted = Simd::accumulate(weighted, Simd::add(Simd::add(w[0], w[1]), Simd::add(w[2], w[3])));
-      ties = Simd::accumulate(ties, Simd::add(Simd::add(t[0], t[1]), Simd::add(t[2], t[3])));
-    }
-  }
-  constexpr double kUnit = kEntropy ? 0x1p-64 : 1.0;
-  sum.rest += kUnit * Simd::total(rest);
-  if constexpr (kEntropy) {
-    sum.weighted += kUnit * Simd::total(weighted);
-    sum.ties += Simd::total(ties);
-  }
+      },
+      [&]() __attribute__((always_inline)) {
+        e.end_group();
+        w.end_group();
+        t.end_group();
+      });
+  constexpr double kUnit = 0x1p-64;
+  sum.rest += kUnit * Simd::total(e.sum);
+  sum.weighted += kUnit * Simd::total(w.sum);
+  sum.ties += Simd::total(t.sum);
 }
 
 // Offset of the first element equal to `value`, which the tile holds.
@@ -242,8 +289,30 @@ OnlineSoftmax predict_chunk(const Chunk& chunk) {
     const T* x = prepare_tile(chunk, begin, size, buffer);
     const int padded = (size + kPair - 1) / kPair * kPair;
 
-    // The tile's maximum; terms summed so far move to the new one.
+    const bool last = begin + kTile >= chunk.size;
+    const void* next = last ? (chunk.next ? chunk.next : x) : logits + begin + kTile;
+    const char* prefetch = static_cast<const char*>(next);
+
+    // A probability needs only one scan: relative to the maximum so far, or to that of the first few elements.
     OnlineSoftmax tile = empty_softmax();
+    if constexpr (kMeasure == Measure::kProb) {
+      const float guess = sum.token >= 0 ? sum.max : tile_max(x, padded < 2 * kPair ? padded : 2 * kPair);
+      if (guess > -INFINITY) {
+        tile.max = scan_tile(x, padded, guess, prefetch, tile.rest);
+        if (tile.max <= guess + kSlack) {
+          if (tile.max > -INFINITY) {
+            tile.token = chunk.first_token + begin;
+            tile.rest *= exp(static_cast<double>(guess) - static_cast<double>(tile.max));
+          }
+          sum = merge(sum, tile);
+          if (sum.token == tile.token && tile.token >= 0) top_tile = begin;
+          continue;
+        }
+        tile = empty_softmax();
+      }
+    }
+
+    // The tile's maximum; terms summed so far move to the new one.
     if constexpr (kMeasure == Measure::kMargin) {
       const TopTwo top = tile_top_two(x, padded);
       tile.max = top.first;
@@ -255,10 +324,12 @@ OnlineSoftmax predict_chunk(const Chunk& chunk) {
     sum = merge(sum, tile);
     if (sum.token == tile.token && tile.token >= 0) top_tile = begin;
 
-    const bool last = begin + kTile >= chunk.size;
-    const void* prefetch = last ? (chunk.next ? chunk.next : x) : logits + begin + kTile;
     const float reference = sum.token >= 0 ? sum.max : 0.0f;
-    add_terms<kMeasure>(x, padded, reference, static_cast<const char*>(prefetch), sum);
+    if constexpr (kMeasure == Measure::kNegEntropy) {
+      add_entropy_terms(x, padded, reference, prefetch, sum);
+    } else {
+      add_terms(x, padded, reference, prefetch, sum);
+    }
   }
 
   if (top_tile >= 0) {
