@@ -299,13 +299,15 @@ OnlineSoftmax predict_chunk(const Chunk& chunk) {
       const float guess = sum.token >= 0 ? sum.max : tile_max(x, padded < 2 * kPair ? padded : 2 * kPair);
       if (guess > -INFINITY) {
         tile.max = scan_tile(x, padded, guess, prefetch, tile.rest);
+        if (sum.token >= 0 && tile.max <= guess) {  // the maximum stands, and the terms are relative to it already
+          sum.rest += tile.rest;
+          continue;
+        }
         if (tile.max <= guess + kSlack) {
-          if (tile.max > -INFINITY) {
-            tile.token = chunk.first_token + begin;
-            tile.rest *= exp(static_cast<double>(guess) - static_cast<double>(tile.max));
-          }
+          tile.token = chunk.first_token + begin;
+          tile.rest *= exp(static_cast<double>(guess) - static_cast<double>(tile.max));
           sum = merge(sum, tile);
-          if (sum.token == tile.token && tile.token >= 0) top_tile = begin;
+          top_tile = begin;
           continue;
         }
         tile = empty_softmax();
