@@ -1,30 +1,16 @@
 // The ops as torch sees them: schemas, argument checks, outputs, and which launcher serves which device. With
-// tensors.h, the only file that knows tensors.
+// tensors.h and devices.h, the only file that knows tensors.
 //
 // The Python wrappers explain a wrong argument at length; the checks here make a raw torch.ops call memory-safe.
 #include <cmath>
 #include <optional>
 #include <tuple>
 
-#include "cpu/launch.h"
+#include "devices.h"
 #include "tensors.h"
 
 namespace freedave {
 namespace {
-
-void run_on_torch_threads(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*),
-                          void* context) {
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, body, context));
-}
-
-struct Cpu {
-  static void launch(const PredictTokensParams& p) { cpu::predict_tokens(p, run_on_torch_threads); }
-  static void launch(const RankPositionsParams& p) { cpu::rank_positions(p, run_on_torch_threads); }
-  static void launch(const SelectTransferParams& p) { cpu::select_transfer(p, run_on_torch_threads); }
-  static void launch(const BuildDraftsParams& p) { cpu::build_drafts(p, run_on_torch_threads); }
-  static void launch(const VerifyDraftsParams& p) { cpu::verify_drafts(p, run_on_torch_threads); }
-  static void launch(const DraftStepParams& p) { cpu::draft_step(p, run_on_torch_threads); }
-};
 
 Order order_of(const char* op, const Word& order) {
   return choose<Order>(op, "order", order, {"confidence", "left_to_right"});
@@ -110,7 +96,7 @@ std::tuple<Released, Released> predict_tokens(const Tensor& logits_, const Tenso
   Output token_ids(DType::kInt64, input_ids), confidence(DType::kFloat32, input_ids);
   p.token_ids = token_ids.data<int64_t>();
   p.confidence = confidence.data<float>();
-  Device::launch(p);
+  Device::launch(logits, p);
   return {token_ids.release(), confidence.release()};
 }
 
@@ -126,12 +112,12 @@ Released rank_positions(const Tensor& confidence_, const Tensor& mask_index_, co
   const int64_t length = length_of(confidence);
 
   Output rank(DType::kInt32, confidence);
-  Device::launch(RankPositionsParams{.confidence = confidence.matrix<float>(),
-                                     .mask_index = mask_index.matrix<bool>(),
-                                     .length = length,
-                                     .block_length = block_length_of(kOp, block_length, length),
-                                     .order = order_of(kOp, order),
-                                     .rank = rank.data<int32_t>()});
+  Device::launch(confidence, RankPositionsParams{.confidence = confidence.matrix<float>(),
+                                                 .mask_index = mask_index.matrix<bool>(),
+                                                 .length = length,
+                                                 .block_length = block_length_of(kOp, block_length, length),
+                                                 .order = order_of(kOp, order),
+                                                 .rank = rank.data<int32_t>()});
   return rank.release();
 }
 
@@ -153,19 +139,19 @@ Released select_transfer(const Tensor& confidence_, const Tensor& mask_index_, i
   }
 
   Output transfer_index(DType::kBool, confidence);
-  Device::launch(SelectTransferParams{
-      .confidence = confidence.matrix<float>(),
-      .mask_index = mask_index.matrix<bool>(),
-      .length = length,
-      .block_length = block_length_of(kOp, block_length, length),
-      .order = order_of(kOp, order),
-      .num_transfer = expect_at_least(kOp, "num_transfer", num_transfer, 0),
-      .num_transfer_per_row = counts,
-      .has_threshold = threshold.has_value(),
-      .threshold = threshold_of(kOp, threshold),
-      .strict = strict,
-      .fallback = choose<Fallback>(kOp, "fallback", fallback, {"top", "top_if_fewer", "top_always"}),
-      .transfer_index = transfer_index.data<bool>()});
+  Device::launch(confidence, SelectTransferParams{.confidence = confidence.matrix<float>(),
+                                                  .mask_index = mask_index.matrix<bool>(),
+                                                  .length = length,
+                                                  .block_length = block_length_of(kOp, block_length, length),
+                                                  .order = order_of(kOp, order),
+                                                  .num_transfer = expect_at_least(kOp, "num_transfer", num_transfer, 0),
+                                                  .num_transfer_per_row = counts,
+                                                  .has_threshold = threshold.has_value(),
+                                                  .threshold = threshold_of(kOp, threshold),
+                                                  .strict = strict,
+                                                  .fallback = choose<Fallback>(kOp, "fallback", fallback,
+                                                                               {"top", "top_if_fewer", "top_always"}),
+                                                  .transfer_index = transfer_index.data<bool>()});
   return transfer_index.release();
 }
 
@@ -187,14 +173,14 @@ std::tuple<Released, Released> build_drafts(const Tensor& input_ids_, const Tens
 
   Output drafts(DType::kInt64, input_ids, {batch, draft_steps, length});
   Output num_drafts(DType::kInt32, input_ids, {batch});
-  Device::launch(BuildDraftsParams{.input_ids = input_ids.matrix<int64_t>(),
-                                   .token_ids = token_ids.matrix<int64_t>(),
-                                   .confidence = confidence.matrix<float>(),
-                                   .length = length,
-                                   .draft_steps = draft_steps,
-                                   .rule = rule,
-                                   .drafts = drafts.data<int64_t>(),
-                                   .num_drafts = num_drafts.data<int32_t>()});
+  Device::launch(input_ids, BuildDraftsParams{.input_ids = input_ids.matrix<int64_t>(),
+                                              .token_ids = token_ids.matrix<int64_t>(),
+                                              .confidence = confidence.matrix<float>(),
+                                              .length = length,
+                                              .draft_steps = draft_steps,
+                                              .rule = rule,
+                                              .drafts = drafts.data<int64_t>(),
+                                              .num_drafts = num_drafts.data<int32_t>()});
   return {drafts.release(), num_drafts.release()};
 }
 
@@ -215,15 +201,15 @@ Released verify_drafts(const Tensor& drafts_, const Tensor& targets_, const std:
   STD_TORCH_CHECK(rule == Match::kExact || mask_token_id, kOp, ": match='subset' needs mask_token_id, got none");
 
   Output accepted(DType::kInt64, drafts, {drafts.sizes[0]});
-  Device::launch(VerifyDraftsParams{.drafts = drafts.matrix<int64_t>(),
-                                    .targets = targets.matrix<int64_t>(),
-                                    .batch = drafts.sizes[0],
-                                    .draft_steps = expect_at_least(kOp, "K", drafts.sizes[1], 1),
-                                    .length = expect_at_least(kOp, "L", length_of(drafts), 1),
-                                    .num_drafts = counts,
-                                    .match = rule,
-                                    .mask_token_id = mask_token_id.value_or(0),
-                                    .accepted = accepted.data<int64_t>()});
+  Device::launch(drafts, VerifyDraftsParams{.drafts = drafts.matrix<int64_t>(),
+                                            .targets = targets.matrix<int64_t>(),
+                                            .batch = drafts.sizes[0],
+                                            .draft_steps = expect_at_least(kOp, "K", drafts.sizes[1], 1),
+                                            .length = expect_at_least(kOp, "L", length_of(drafts), 1),
+                                            .num_drafts = counts,
+                                            .match = rule,
+                                            .mask_token_id = mask_token_id.value_or(0),
+                                            .accepted = accepted.data<int64_t>()});
   return accepted.release();
 }
 
@@ -260,33 +246,48 @@ std::tuple<Released, Released, Released, Released, Released, Released> draft_ste
   Output next_confidence(DType::kFloat32, drafts, {batch, length});
   Output step_map(DType::kInt64, drafts, {batch, length});
   Output counters(DType::kInt64, drafts, {batch, static_cast<int64_t>(Counter::kCount)});
-  Device::launch(DraftStepParams{.drafts = drafts.matrix<int64_t>(),
-                                 .token_ids = token_ids.matrix<int64_t>(),
-                                 .confidence = confidence.matrix<float>(),
-                                 .num_drafts = num_drafts.counts(),
-                                 .step = taken,
-                                 .batch = batch,
-                                 .input_drafts = input_drafts,
-                                 .draft_steps = draft_steps,
-                                 .length = length,
-                                 .rule = rule,
-                                 .drafting = how,
-                                 .match = match_of(kOp, match),
-                                 .has_eos_token_id = eos_token_id.has_value(),
-                                 .eos_token_id = eos_token_id.value_or(0),
-                                 .next_drafts = next_drafts.data<int64_t>(),
-                                 .next_num_drafts = next_num_drafts.data<int32_t>(),
-                                 .next_token_ids = next_token_ids.data<int64_t>(),
-                                 .next_confidence = next_confidence.data<float>(),
-                                 .step_map = step_map.data<int64_t>(),
-                                 .counters = counters.data<int64_t>()});
+  Device::launch(drafts, DraftStepParams{.drafts = drafts.matrix<int64_t>(),
+                                         .token_ids = token_ids.matrix<int64_t>(),
+                                         .confidence = confidence.matrix<float>(),
+                                         .num_drafts = num_drafts.counts(),
+                                         .step = taken,
+                                         .batch = batch,
+                                         .input_drafts = input_drafts,
+                                         .draft_steps = draft_steps,
+                                         .length = length,
+                                         .rule = rule,
+                                         .drafting = how,
+                                         .match = match_of(kOp, match),
+                                         .has_eos_token_id = eos_token_id.has_value(),
+                                         .eos_token_id = eos_token_id.value_or(0),
+                                         .next_drafts = next_drafts.data<int64_t>(),
+                                         .next_num_drafts = next_num_drafts.data<int32_t>(),
+                                         .next_token_ids = next_token_ids.data<int64_t>(),
+                                         .next_confidence = next_confidence.data<float>(),
+                                         .step_map = step_map.data<int64_t>(),
+                                         .counters = counters.data<int64_t>()});
   return {next_drafts.release(),     next_num_drafts.release(), next_token_ids.release(),
           next_confidence.release(), step_map.release(),        counters.release()};
 }
 
+template <typename Device>
+void implement(torch::stable::detail::StableLibrary& m) {
+  m.impl("predict_tokens", TORCH_BOX(&predict_tokens<Device>));
+  m.impl("rank_positions", TORCH_BOX(&rank_positions<Device>));
+  m.impl("select_transfer", TORCH_BOX(&select_transfer<Device>));
+  m.impl("build_drafts", TORCH_BOX(&build_drafts<Device>));
+  m.impl("verify_drafts", TORCH_BOX(&verify_drafts<Device>));
+  m.impl("draft_step", TORCH_BOX(&draft_step<Device>));
+}
+
 }  // namespace
 
+// Tests run the CUDA kernels on CPU tensors, as a library beside this one.
+#if defined(FREEDAVE_EMULATED)
+STABLE_TORCH_LIBRARY(freedave_emulated, m) {
+#else
 STABLE_TORCH_LIBRARY(freedave, m) {
+#endif
   m.def(
       "predict_tokens(Tensor logits, Tensor input_ids, int mask_token_id, Tensor? mask_index=None, "
       "str measure=\"prob\", Tensor? suppress_tokens=None, bool logits_shift=False) -> (Tensor, Tensor)");
@@ -312,13 +313,13 @@ STABLE_TORCH_LIBRARY(freedave, m) {
       "Tensor step_map, Tensor counters)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(freedave, CPU, m) {
-  m.impl("predict_tokens", TORCH_BOX(&predict_tokens<Cpu>));
-  m.impl("rank_positions", TORCH_BOX(&rank_positions<Cpu>));
-  m.impl("select_transfer", TORCH_BOX(&select_transfer<Cpu>));
-  m.impl("build_drafts", TORCH_BOX(&build_drafts<Cpu>));
-  m.impl("verify_drafts", TORCH_BOX(&verify_drafts<Cpu>));
-  m.impl("draft_step", TORCH_BOX(&draft_step<Cpu>));
-}
+#if defined(FREEDAVE_EMULATED)
+STABLE_TORCH_LIBRARY_IMPL(freedave_emulated, CPU, m) { implement<Cuda>(m); }
+#else
+STABLE_TORCH_LIBRARY_IMPL(freedave, CPU, m) { implement<Cpu>(m); }
+#if FREEDAVE_HAS_CUDA
+STABLE_TORCH_LIBRARY_IMPL(freedave, CUDA, m) { implement<Cuda>(m); }
+#endif
+#endif
 
 }  // namespace freedave

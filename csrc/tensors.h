@@ -41,12 +41,14 @@ namespace freedave {
 
 using torch::stable::Tensor;
 
-enum class DType { kBool, kInt32, kInt64, kFloat32, kBFloat16, kFloat16 };
+enum class DType { kBool, kUInt8, kInt32, kInt64, kFloat32, kBFloat16, kFloat16 };
 
 inline int32_t code(DType dtype) {
   switch (dtype) {
     case DType::kBool:
       return aoti_torch_dtype_bool();
+    case DType::kUInt8:
+      return aoti_torch_dtype_uint8();
     case DType::kInt32:
       return aoti_torch_dtype_int32();
     case DType::kInt64:
@@ -62,7 +64,7 @@ inline int32_t code(DType dtype) {
 }
 
 inline const char* name(DType dtype) {
-  constexpr const char* kNames[] = {"bool", "int32", "int64", "float32", "bfloat16", "float16"};
+  constexpr const char* kNames[] = {"bool", "uint8", "int32", "int64", "float32", "bfloat16", "float16"};
   return kNames[static_cast<int>(dtype)];
 }
 
@@ -128,7 +130,8 @@ struct Argument {
 
   // How rows over the first `leading` dimensions lie in memory; `step` is the stride within a row.
   Rows rows(int64_t leading, int64_t step) const {
-    Rows rows{.count = 1, .step = step, .dims = 0, .size = {}, .stride = {}};
+    Rows rows{.count = 1, .step = step, .row_stride = 0, .dims = 0, .size = {}, .stride = {}};
+    if (leading > 0) rows.row_stride = strides[leading - 1];
     for (int64_t d = 0; d < leading; ++d) rows.count *= sizes[d];
     for (int64_t d = 0; d < leading && rows.count > 0; ++d) {
       if (sizes[d] == 1) continue;

@@ -24,6 +24,15 @@ try:
 except (OSError, RuntimeError) as error:
     LOAD_ERROR = error
 
+# Tests execute the CUDA kernels on CPU tensors, through a second library that registers ``torch.ops.freedave_emulated.*``.
+EMULATED_PATH = os.environ.get("FREEDAVE_EMULATED_LIBRARY")
+EMULATED_LOAD_ERROR: Exception | None = None
+if EMULATED_PATH:
+    try:
+        torch.ops.load_library(EMULATED_PATH)
+    except (OSError, RuntimeError) as error:
+        EMULATED_LOAD_ERROR = error
+
 try:
     VERSION = metadata.version("freedave-kernels")
 except metadata.PackageNotFoundError:  # a source tree on sys.path that was never installed

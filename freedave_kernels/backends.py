@@ -16,8 +16,10 @@ from typing import Any
 import torch
 
 from freedave_kernels import _library
+from freedave_kernels.limits import beyond_limits
 
-BACKENDS = ("reference", "cpu", "triton", "cuda")
+# "cuda_emulated", the CUDA kernels executed on CPU tensors, exists where tests have built it.
+BACKENDS = ("reference", "cpu", "triton", "cuda", *(("cuda_emulated",) if _library.EMULATED_PATH else ()))
 # "auto" undoes FREEDAVE_BACKEND inside a `with use_backend("auto")`.
 CHOICES = (*BACKENDS, "auto")
 
@@ -41,8 +43,14 @@ def unavailable(name: str) -> str | None:
         return "this version has no Triton kernels; use 'cpu' for CPU tensors or 'reference' for any device"
     if _library.LOAD_ERROR is not None:
         return f"the native library {_library.PATH} did not load ({_library.LOAD_ERROR}); rebuild with `pip install .`"
-    if name == "cuda" and not _registered("CUDA"):
-        return "this version has no CUDA kernels; use 'reference' for CUDA tensors"
+    if name == "cuda_emulated" and _library.EMULATED_LOAD_ERROR is not None:
+        return f"{_library.EMULATED_PATH} did not load ({_library.EMULATED_LOAD_ERROR}); rebuild it with `make simt`"
+    if name == "cuda" and torch.version.hip is not None:
+        return "the CUDA kernels do not run on ROCm; use 'triton'"
+    if name == "cuda" and not CUDA_KERNELS:
+        return (
+            "the native library was built without CUDA kernels; rebuild it where nvcc is on PATH, with FREEDAVE_CUDA=on"
+        )
     if name == "cuda" and not torch.cuda.is_available():
         return "torch sees no CUDA device; check the driver and that torch is a CUDA build"
     return None
@@ -52,12 +60,16 @@ def _registered(dispatch_key: str) -> bool:
     return all(torch._C._dispatch_has_kernel_for_dispatch_key(f"freedave::{op}", dispatch_key) for op in OPS)
 
 
+# Whether the native library has kernels for CUDA tensors.
+CUDA_KERNELS = _library.LOAD_ERROR is None and torch.version.hip is None and _registered("CUDA")
+
+
 class Implementation:
     """One backend's functions: `implementation.draft_step(...)` takes every argument of the op's signature by position."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._native_device = {"cpu": "cpu", "cuda": "cuda"}.get(name)
+        self._native_device = {"cpu": "cpu", "cuda": "cuda", "cuda_emulated": "cpu"}.get(name)
         if self._native_device is None:
             for op in OPS:
                 module = importlib.import_module(f"freedave_kernels.{name}.{op}")
@@ -67,7 +79,8 @@ class Implementation:
                 setattr(self, op, self._on_device(op))
 
     def _on_device(self, op: str) -> Callable[..., Any]:
-        native = getattr(torch.ops.freedave, op).default
+        library = torch.ops.freedave_emulated if self.name == "cuda_emulated" else torch.ops.freedave
+        native = getattr(library, op).default
 
         def run(first: torch.Tensor, *arguments: Any) -> Any:
             if first.device.type != self._native_device:
@@ -75,6 +88,12 @@ class Implementation:
                     f"backend {self.name!r} serves {self._native_device} tensors, but {op} was given a tensor on "
                     f"{first.device}; move it there, or use a backend for that device (available_backends() lists them)"
                 )
+            if self.name != "cpu":
+                reason = beyond_limits(op, (first, *arguments))
+                if reason is not None:
+                    raise BackendUnavailableError(
+                        f"{op}: backend {self.name!r} serves {reason}; use the backend 'reference' for this call"
+                    )
             return native(first, *arguments)
 
         return run
@@ -113,6 +132,11 @@ _forced: ContextVar[str | None] = ContextVar("freedave_backend", default=None if
 def forced() -> str | None:
     """The backend in force, or None where the device of the tensors decides."""
     return _forced.get()
+
+
+def runs_native(tensor: torch.Tensor) -> bool:
+    """Whether the native library serves a call with `tensor` now: nothing is forced, and it has kernels for the device."""
+    return forced() is None and (tensor.is_cpu or (CUDA_KERNELS and tensor.is_cuda))
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-import freedave_kernels as fk
-
 GOLDEN = Path(__file__).parent / "golden"
+
+# The CUDA kernels, executed on the CPU (tests/simt; `make simt` builds it): one more backend, for CPU tensors.
+EMULATED = Path(__file__).parents[1] / "build/simt/libfreedave_ops_emulated.so"
+if EMULATED.exists():
+    os.environ.setdefault("FREEDAVE_EMULATED_LIBRARY", str(EMULATED))
+
+import freedave_kernels as fk  # noqa: E402  (the variable is read on import)
 
 # The models of the tests are tiny: a second thread costs more than it brings, above all where other jobs share the machine.
 torch.set_num_threads(1)

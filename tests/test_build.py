@@ -51,18 +51,81 @@ def test_missing_torch(tmp_path):
     assert "torch not found; install it with: pip install torch==2.13.0" in line
 
 
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [("maybe", "FREEDAVE_CUDA is 'maybe'; expected auto, on or off"), ("on", "FREEDAVE_CUDA=on, but")],
-)
-def test_cuda_option(tmp_path, value, message):
+def configure(build: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
     cmake = Path(sys.executable).with_name("cmake")
-    result = subprocess.run(
-        [cmake, "-S", ROOT, "-B", tmp_path, f"-DFREEDAVE_CUDA={value}", f"-DPython_EXECUTABLE={sys.executable}"],
-        env=os.environ | {"PATH": f"{cmake.parent}:{os.environ['PATH']}"},
+    path = f"{cmake.parent}:{os.environ['PATH']}"
+    return subprocess.run(
+        [cmake, "-S", ROOT, "-B", build, "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}", *options],
+        env=os.environ | {"PATH": path, "FREEDAVE_CUDA": "auto"} | environment,
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def failure(build: Path, *options: str, **environment: str) -> str:
+    """The one line in which a configuration that must fail says what is wrong and what to do."""
+    result = configure(build, *options, **environment)
     assert result.returncode != 0
-    assert message in " ".join(result.stderr.split())
+    (line,) = [line.strip() for line in result.stderr.splitlines() if "freedave-kernels:" in line]
+    return line
+
+
+def test_cuda_option(tmp_path):
+    assert "FREEDAVE_CUDA is 'maybe'; expected auto, on or off" in failure(tmp_path, FREEDAVE_CUDA="maybe")
+
+
+def fake_nvcc(folder: Path, script: str) -> str:
+    """An nvcc that does what the test needs; the first line of `script` answers --version."""
+    nvcc = folder / "nvcc"
+    nvcc.write_text(f"#!/bin/sh\n{script}\n")
+    nvcc.chmod(0o755)
+    return str(nvcc)
+
+
+VERSION = 'if [ "$1" = --version ]; then echo "Cuda compilation tools, release {}, V{}.1"; exit; fi'
+ARCHITECTURES = 'if [ "$1" = --list-gpu-arch ]; then printf "compute_80\\ncompute_90\\n"; exit; fi'
+
+
+def test_nvcc_not_found(tmp_path):
+    line = failure(tmp_path, FREEDAVE_CUDA="on", CUDACXX="/nowhere/nvcc")
+    assert "/nowhere/nvcc does not run as nvcc; install the CUDA toolkit and put nvcc on PATH or set CUDACXX" in line
+    assert "build without CUDA: FREEDAVE_CUDA=off" in line
+
+
+def test_nvcc_too_old(tmp_path):
+    line = failure(tmp_path, CUDACXX=fake_nvcc(tmp_path, VERSION.format("11.8", "11.8")))
+    assert "nvcc 11.8" in line and "too old for the kernels, which need CUDA 12.0; install a newer CUDA toolkit" in line
+
+
+def test_architecture_unknown_to_nvcc(tmp_path):
+    nvcc = fake_nvcc(tmp_path, VERSION.format("12.4", "12.4") + "\n" + ARCHITECTURES)
+    line = failure(tmp_path, CUDACXX=nvcc, FREEDAVE_CUDA_ARCHS="90;120")
+    assert "nvcc 12.4 cannot compile for architecture 120 (it knows 80 90); set FREEDAVE_CUDA_ARCHS to" in line
+
+
+def test_architecture_too_old_for_the_kernels(tmp_path):
+    nvcc = fake_nvcc(tmp_path, VERSION.format("12.4", "12.4") + "\n" + ARCHITECTURES.replace("80", "75"))
+    line = failure(tmp_path, CUDACXX=nvcc, FREEDAVE_CUDA_ARCHS="75")
+    assert "the kernels need architecture 80 or later, FREEDAVE_CUDA_ARCHS asks for 75" in line
+
+
+def test_host_compiler_too_new(tmp_path):
+    refusal = (
+        'echo "host_config.h: error: #error -- unsupported GNU version! gcc versions later than 13 are not supported!"'
+    )
+    script = "\n".join([VERSION.format("12.4", "12.4"), ARCHITECTURES, f"{refusal} >&2", "exit 1"])
+    line = failure(tmp_path, CUDACXX=fake_nvcc(tmp_path, script))
+    assert "nvcc 12.4 does not support the host compiler (" in line
+    assert "install an older one and name it, for example CUDAHOSTCXX=g++-12" in line
+
+
+def test_nvcc_that_cannot_compile(tmp_path):
+    script = "\n".join([VERSION.format("12.4", "12.4"), ARCHITECTURES, 'echo "fatal error: no cicc" >&2', "exit 1"])
+    line = failure(tmp_path, CUDACXX=fake_nvcc(tmp_path, script))
+    assert "cannot compile: fatal error: no cicc; repair the CUDA toolkit" in line
+
+
+def test_without_cuda(tmp_path):
+    """FREEDAVE_CUDA=off does not look at nvcc, not even at a broken one."""
+    assert configure(tmp_path, FREEDAVE_CUDA="off", CUDACXX="/nowhere/nvcc").returncode == 0

@@ -7,11 +7,12 @@ import torch
 from conftest import golden_ops
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from states import INF, MASK, block_lengths, orders, thresholds, verifications
+from states import INF, MASK, block_lengths, choose, generator, orders, thresholds, verifications
 
 import freedave_kernels as fk
 from freedave_kernels.ops.draft_step import COUNTERS
 from freedave_kernels.reference import draft_step as reference
+from freedave_kernels.reference.build_drafts import build_drafts as reference_build
 
 M = MASK
 # Two drafts of [M, M, M, M]: the second fills one more position.
@@ -195,6 +196,29 @@ def test_large_batches(native_backend, threads):
         drafts, token_ids, confidence, active, M, 16, 1, None, "confidence", 16, "recycled", "exact", None, None
     )
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(step, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("length", "count", "block_length"), [(33, 32, 8), (64, 9, None), (200, 32, 1), (1024, 32, 96)]
+)
+@pytest.mark.parametrize("rule", [(1, None, "confidence"), (3, None, "confidence"), (2, 0.8, "left_to_right")], ids=str)
+@pytest.mark.parametrize("drafting", ["recycled", "nested"])
+def test_long_windows_and_many_drafts(native_backend, length, count, block_length, rule, drafting):
+    """Windows of several warps, up to the most that the GPU kernels serve."""
+    random = generator(length)
+    state = torch.where(torch.rand(2, length, generator=random) < 0.8, M, 1)
+    tokens = torch.randint(M, (2, length), generator=random)
+    confidence = choose([0.1, 0.5, 0.7, 0.9, -INF, float("nan")], (2, length), random)
+    built, active = reference_build(state, tokens, confidence, M, count, *rule, block_length)
+    token_ids = torch.where(built == M, tokens[:, None], built)
+    certainty = confidence[:, None].repeat(1, count, 1)
+    certainty[:, count // 2 :] = torch.rand(2, count - count // 2, length, generator=random)
+    call = (built, token_ids, certainty, active, M, count, *rule, block_length, drafting, "exact", 1, None)
+    expected = reference.draft_step(*call)
+    names = ("tokens_per_step", "threshold", "order", "block_length", "drafting", "match", "eos_token_id", "step")
+    step = fk.draft_step(*call[:6], **dict(zip(names, call[6:], strict=True)))
+    for name, ours, theirs in zip(fk.DraftStep._fields, step, expected, strict=True):
+        assert_same(ours, theirs, name)
 
 
 def test_strided_inputs(backend):

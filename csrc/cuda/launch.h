@@ -11,12 +11,20 @@
 namespace freedave::cuda {
 
 // The whole interface of the CUDA kernels, one launcher an op, the same parameters as on the CPU. Asynchronous on
-// `stream` of the current device.
-cudaError_t predict_tokens(const PredictTokensParams& p, cudaStream_t stream);
+// `stream` of the current device; nothing is allocated, copied or waited for, so every call can be captured in a graph.
+// predict_tokens is two launches, every other op one.
+cudaError_t predict_tokens(const PredictTokensParams& p, void* workspace, cudaStream_t stream);
 cudaError_t rank_positions(const RankPositionsParams& p, cudaStream_t stream);
 cudaError_t select_transfer(const SelectTransferParams& p, cudaStream_t stream);
 cudaError_t build_drafts(const BuildDraftsParams& p, cudaStream_t stream);
 cudaError_t verify_drafts(const VerifyDraftsParams& p, cudaStream_t stream);
 cudaError_t draft_step(const DraftStepParams& p, cudaStream_t stream);
+
+// Bytes of device memory that predict_tokens works in.
+int64_t predict_tokens_workspace(const PredictTokensParams& p);
+
+// A window is one block of threads, and the agreement of drafts is one word of bits. Callers check.
+inline constexpr int64_t kMaxLength = 1024;
+inline constexpr int64_t kMaxDrafts = 32;
 
 }  // namespace freedave::cuda

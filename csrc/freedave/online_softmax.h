@@ -27,7 +27,7 @@ HD OnlineSoftmax empty_softmax() { return {-INFINITY, -INFINITY, -1, 0.0, 0.0, 0
 HD OnlineSoftmax merge(const OnlineSoftmax& a, const OnlineSoftmax& b) {
   const bool a_leads = b.token < 0 || (a.token >= 0 && token_comes_first(a.max, a.token, b.max, b.token));
   OnlineSoftmax lead = a_leads ? a : b;
-  const OnlineSoftmax& other = a_leads ? b : a;
+  const OnlineSoftmax other = a_leads ? b : a;
   if (other.token < 0) {  // nothing above -inf: adds no term, but a NaN stays a NaN
     lead.rest += other.rest;
     return lead;

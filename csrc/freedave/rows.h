@@ -12,6 +12,7 @@ struct Rows {
   static constexpr int kMaxDims = 8;
   int64_t count;           // product of the leading sizes
   int64_t step;            // stride of the last dimension
+  int64_t row_stride;      // from a row to the next one of the same second last dimension
   int32_t dims;            // leading dimensions after merging
   int64_t size[kMaxDims];  // outermost first
   int64_t stride[kMaxDims];
@@ -34,6 +35,22 @@ struct Matrix {
   Rows rows;
 
   HD T& at(int64_t row, int64_t position) const { return data[rows.start(row) + position * rows.step]; }
+};
+
+// Rows that follow one another in the second last dimension, such as one sequence's drafts. A leading dimension is
+// never merged with half of another, so they lie at equal distances. Strides stay where the parameters are: on a GPU
+// that is constant memory, which instructions read without a register.
+template <typename T>
+struct Slab {
+  const Matrix<T>& matrix;
+  T* data;
+
+  HD Slab(const Matrix<T>& matrix, int64_t first_row)
+      : matrix(matrix), data(matrix.data + matrix.rows.start(first_row)) {}
+
+  HD T& at(int64_t row, int64_t position) const {
+    return data[row * matrix.rows.row_stride + position * matrix.rows.step];
+  }
 };
 
 // One int32 or int64 number a row.

@@ -8,7 +8,7 @@ import torch
 
 from freedave_kernels import arguments
 from freedave_kernels._library import native_op, register_fake
-from freedave_kernels.backends import forced, serving
+from freedave_kernels.backends import runs_native, serving
 
 OP = "build_drafts"
 
@@ -56,7 +56,7 @@ def build_drafts(
         input_ids, token_ids, confidence, mask_token_id, draft_steps, tokens_per_step, threshold, order, block_length,
     )  # fmt: skip
     try:
-        if forced() is None and input_ids.is_cpu:
+        if runs_native(input_ids):
             return _native(*call)
     except (RuntimeError, AttributeError):
         check_arguments(*call)

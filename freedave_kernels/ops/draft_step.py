@@ -8,7 +8,7 @@ import torch
 
 from freedave_kernels import arguments
 from freedave_kernels._library import native_op, register_fake
-from freedave_kernels.backends import forced, serving
+from freedave_kernels.backends import runs_native, serving
 from freedave_kernels.ops.verify_drafts import MATCHES
 
 OP = "draft_step"
@@ -149,7 +149,7 @@ def draft_step(
         order, block_length, drafting, match, eos_token_id, step,
     )  # fmt: skip
     try:
-        if forced() is None and drafts.is_cpu:
+        if runs_native(drafts):
             return DraftStep._make(_native(*call))
     except (RuntimeError, AttributeError):
         check_arguments(*call)

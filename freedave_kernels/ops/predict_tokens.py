@@ -10,7 +10,7 @@ import torch
 
 from freedave_kernels import arguments
 from freedave_kernels._library import native_op, register_fake
-from freedave_kernels.backends import forced, serving
+from freedave_kernels.backends import runs_native, serving
 
 OP = "predict_tokens"
 MEASURES = ("prob", "margin", "neg_entropy")
@@ -58,7 +58,7 @@ def predict_tokens(
     try:
         if suppress_tokens is not None and not isinstance(suppress_tokens, torch.Tensor):
             suppress_tokens = _token_tensor(tuple(suppress_tokens), logits.shape[-1], logits.device)
-        if forced() is None and logits.is_cpu:
+        if runs_native(logits):
             return _native(logits, input_ids, mask_token_id, mask_index, measure, suppress_tokens, logits_shift)
     except (RuntimeError, AttributeError, TypeError):
         check_arguments(logits, input_ids, mask_token_id, mask_index, measure, suppress_tokens, logits_shift)

@@ -8,7 +8,7 @@ import torch
 
 from freedave_kernels import arguments
 from freedave_kernels._library import native_op, register_fake
-from freedave_kernels.backends import forced, serving
+from freedave_kernels.backends import runs_native, serving
 
 OP = "rank_positions"
 
@@ -41,7 +41,7 @@ def rank_positions(
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
     try:
-        if forced() is None and confidence.is_cpu:
+        if runs_native(confidence):
             return _native(confidence, mask_index, order, block_length)
     except (RuntimeError, AttributeError):
         check_arguments(confidence, mask_index, order, block_length)

@@ -8,7 +8,7 @@ import torch
 
 from freedave_kernels import arguments
 from freedave_kernels._library import native_op, register_fake
-from freedave_kernels.backends import forced, serving
+from freedave_kernels.backends import runs_native, serving
 
 OP = "select_transfer"
 FALLBACKS = ("top", "top_if_fewer", "top_always")
@@ -54,7 +54,7 @@ def select_transfer(
     count, counts = (1, num_transfer) if isinstance(num_transfer, torch.Tensor) else (num_transfer, None)
     call = (confidence, mask_index, count, counts, threshold, strict, fallback, order, block_length)
     try:
-        if forced() is None and confidence.is_cpu:
+        if runs_native(confidence):
             return _native(*call)
     except (RuntimeError, AttributeError):
         check_arguments(*call)

@@ -8,7 +8,7 @@ import torch
 
 from freedave_kernels import arguments
 from freedave_kernels._library import native_op, register_fake
-from freedave_kernels.backends import forced, serving
+from freedave_kernels.backends import runs_native, serving
 
 OP = "verify_drafts"
 MATCHES = ("exact", "subset")
@@ -43,7 +43,7 @@ def verify_drafts(
     Source: verification of FreeDave (free draft-and-verification).
     """
     try:
-        if forced() is None and drafts.is_cpu:
+        if runs_native(drafts):
             return _native(drafts, targets, num_drafts, match, mask_token_id)
     except (RuntimeError, AttributeError):
         check_arguments(drafts, targets, num_drafts, match, mask_token_id)

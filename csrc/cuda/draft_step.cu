@@ -1,0 +1,207 @@
+// Everything between two forwards, in one launch: which drafts were right, what is final, and the next drafts.
+//
+// A block of threads owns a sequence, a thread a position. The block walks the chain of drafts: one static step from
+// the current draft, one reduction of agreement bits, one hop; the step that leads nowhere is the next draft 0. The
+// next drafts are a chain of picks (see window.cuh), recycled ones with the predictions of the input draft that is
+// nearest, whose distances every warp keeps in its lanes. A sequence is a few kilobytes that stay in L1: latency-bound.
+#include "cuda/launch.h"
+#include "cuda/verification.cuh"
+#include "freedave/draft_step.h"
+
+namespace freedave::cuda {
+namespace {
+
+// One sequence's input drafts and predictions.
+struct Sequence {
+  Slab<const int64_t> drafts, token_ids;
+  Slab<const float> confidences;
+  int64_t mask_token_id;
+  int num_drafts;
+
+  __device__ Sequence(const DraftStepParams& p, int64_t b)
+      : drafts(p.drafts, b * p.input_drafts),
+        token_ids(p.token_ids, b * p.input_drafts),
+        confidences(p.confidence, b * p.input_drafts),
+        mask_token_id(p.rule.mask_token_id) {
+    const int64_t given = p.num_drafts.at(b);
+    // Draft 0 is right by construction, hence at least one.
+    num_drafts = static_cast<int>(given < 1 ? 1 : given < p.input_drafts ? given : p.input_drafts);
+  }
+
+  __device__ int64_t draft(int k, int i) const { return drafts.at(k, i); }
+  __device__ int64_t token_id(int k, int i) const { return token_ids.at(k, i); }
+  __device__ float confidence(int k, int i) const { return confidences.at(k, i); }
+  __device__ bool is_masked(int k, int i) const { return draft(k, i) == mask_token_id; }
+};
+
+// Hamming distances of the input drafts to a state, draft j's in lane j of every warp.
+class Distances {
+ public:
+  using Counts = uint32_t[kMaxDrafts];
+
+  __device__ Distances(Window& window, const Sequence& sequence, int64_t state, Counts& counts) : sequence_(sequence) {
+    if (window.position < kMaxDrafts) counts[window.position] = 0;
+    __syncthreads();
+    for (int j = 0; j < sequence.num_drafts; ++j) {
+      const bool differs = window.inside && sequence.draft(j, window.position) != state;
+      const unsigned differing = __ballot_sync(kFullWarp, differs);
+      if (lane_id() == 0 && differing != 0)
+        atomicAdd(&counts[j], static_cast<uint32_t>(__popc(static_cast<int>(differing))));
+    }
+    __syncthreads();
+    mine_ = counts[lane_id()];
+  }
+
+  // The lowest index among equal distances.
+  __device__ int nearest() const {
+    // At most 1024 positions and 32 drafts, so both fit in a word.
+    const uint32_t key = mine_ * kMaxDrafts + static_cast<uint32_t>(lane_id());
+    const bool active = lane_id() < sequence_.num_drafts;
+    return static_cast<int>(__reduce_min_sync(kFullWarp, active ? key : 0xffffffffu) % kMaxDrafts);
+  }
+
+  // The state's masked position i now holds `token`.
+  __device__ void fill(int i, int64_t token) {
+    if (lane_id() >= sequence_.num_drafts) return;
+    const int64_t there = sequence_.draft(lane_id(), i);
+    mine_ += static_cast<uint32_t>(there != token) - static_cast<uint32_t>(there != sequence_.mask_token_id);
+  }
+
+ private:
+  const Sequence& sequence_;
+  uint32_t mine_;
+};
+
+// The next drafts, of which `state` is this thread's position in draft 0; writes the others and returns how many there
+// are, and how many of the leading ones have a masked position.
+struct Chain {
+  int num_drafts;
+  int forward_drafts;
+};
+
+__device__ __forceinline__ Chain chain_drafts(const DraftStepParams& p, Window& window, const Sequence& sequence,
+                                              Distances::Counts& counts, int64_t b, int accepted, bool begun,
+                                              int64_t state, bool open_left) {
+  const int64_t mask = p.rule.mask_token_id;
+  const int i = window.position;
+  const bool recycled = p.drafting == Drafting::kRecycled;
+  bool open = window.inside && state == mask;
+  Distances distances(window, sequence, state, counts);
+
+  Chain chain{begun ? 1 : 0, begun && open_left ? 1 : 0};
+  for (int k = 1; k < p.draft_steps; ++k) {
+    if (chain.num_drafts == k) {
+      // Nested drafts take the accepted draft's predictions. Recycled ones take those of the nearest draft, and the
+      // accepted draft's where the nearest has a token already.
+      const int nearest = recycled ? distances.nearest() : accepted;
+      const auto source_of = [&](int position) { return sequence.is_masked(nearest, position) ? nearest : accepted; };
+      const int source = open ? source_of(i) : accepted;
+      const float confidence = open ? sequence.confidence(source, i) : -INFINITY;
+      const Fill fill = fill_first(window, p.rule.order, picks_of(p.rule), open, confidence, [&](int position) {
+        if (recycled) distances.fill(position, sequence.token_id(source_of(position), position));
+      });
+      if (fill.mine) {
+        state = sequence.token_id(source, i);
+        open = recycled && state == mask;
+      }
+      if (fill.count > 0) {
+        ++chain.num_drafts;
+        if (chain.forward_drafts == k) chain.forward_drafts += window.any(window.inside && state == mask);
+      }
+    }
+    if (window.inside) p.next_drafts[(b * p.draft_steps + k) * p.length + i] = state;
+  }
+  return chain;
+}
+
+__global__ void __launch_bounds__(kMaxLength) step_sequences(const __grid_constant__ DraftStepParams p) {
+  FREEDAVE_SHARED(Window::Answers, answers);
+  FREEDAVE_SHARED(Distances::Counts, counts);
+  let_next_kernel_launch();
+  wait_for_previous_kernel();
+  const int64_t b = blockIdx.x;
+  const int64_t mask = p.rule.mask_token_id;
+  const Sequence sequence(p, b);
+  Window window(answers, static_cast<int>(p.length), p.rule.block_length);
+  const int i = window.position;
+
+  // Verify: walk the chain of drafts, each hop one static step. Where it ends, that step leads to the next draft 0.
+  int accepted = 0, hops = 0;
+  int64_t state = window.inside ? sequence.draft(0, i) : 0;
+  const bool was_open = window.inside && state == mask;
+  bool open = was_open;
+  int committed_by = -1;  // the static step, counted from this call's first, that filled this position
+  int64_t committed;
+  Fill fill;
+  for (;;) {
+    const float confidence = open ? sequence.confidence(accepted, i) : -INFINITY;
+    fill = static_step(window, p.rule, open, confidence);
+    committed = fill.mine ? sequence.token_id(accepted, i) : state;
+    const int next = furthest_match(window, accepted, sequence.num_drafts, p.match, mask, committed,
+                                    [&](int j) { return sequence.draft(j, i); });
+    if (next < 0) break;
+    accepted = next;
+    if (window.inside) state = sequence.draft(accepted, i);
+    open = window.inside && state == mask;
+    if (was_open && !open && committed_by < 0) committed_by = hops;
+    ++hops;
+  }
+  if (was_open && committed != mask && committed_by < 0) committed_by = hops;
+  if (committed == mask) committed_by = -1;
+
+  // Carry the accepted predictions over.
+  int64_t step_map = -1;
+  if (window.inside) {
+    p.next_token_ids[b * p.length + i] = sequence.token_id(accepted, i);
+    p.next_confidence[b * p.length + i] = sequence.confidence(accepted, i);
+    if (committed_by >= 0) step_map = (p.step.data ? p.step.at(b) : 0) + committed_by;
+    p.step_map[b * p.length + i] = step_map;
+    p.next_drafts[b * p.draft_steps * p.length + i] = committed;
+  }
+
+  // What the accepted draft says: how much of its prefix is complete, so that its keys and values can be kept, and the
+  // lowest position of its current block that has no prediction.
+  const uint32_t accepted_block = window.current_block(open);
+  const bool broken = open && window.block == accepted_block && !is_rankable(sequence.confidence(accepted, i));
+  const uint32_t non_finite = window.min(broken ? static_cast<uint32_t>(i) : kNoBlock);
+
+  // What the committed state says.
+  const bool left = window.inside && committed == mask;
+  const uint32_t block = window.current_block(left);
+  const int complete = window.begin_of(block);
+  const bool ends_block = (i + 1) % window.block_length == 0 || i + 1 == window.length;
+  const bool ended = window.any(p.has_eos_token_id && i < complete && ends_block && committed == p.eos_token_id);
+  const uint32_t in_block = window.sum(left && window.block == block);
+  const uint32_t in_window = window.sum(left);
+  const uint32_t tokens_committed = window.sum(step_map >= 0);
+
+  const Chain chain = chain_drafts(p, window, sequence, counts, b, accepted, fill.count > 0, committed, in_window > 0);
+
+  if (i > 0) return;
+  int64_t* counters = p.counters + b * static_cast<int>(Counter::kCount);
+  const auto count = [&](Counter column, int64_t value) { counters[static_cast<int>(column)] = value; };
+  count(Counter::kAccepted, accepted);
+  count(Counter::kSteps, hops + (fill.count > 0));
+  count(Counter::kTokensCommitted, tokens_committed);
+  count(Counter::kMaskedInBlock, in_block);
+  count(Counter::kMaskedInWindow, in_window);
+  count(Counter::kPrefixLength, window.begin_of(accepted_block));
+  count(Counter::kForwardDrafts, chain.forward_drafts);
+  count(Counter::kFinished, ended || in_window == 0);
+  count(Counter::kNonFinite, non_finite == kNoBlock ? -1 : static_cast<int64_t>(non_finite));
+  count(Counter::kNumDrafts, chain.num_drafts);
+  count(Counter::kEnded, ended);
+  p.next_num_drafts[b] = chain.num_drafts;
+}
+
+}  // namespace
+
+cudaError_t draft_step(const DraftStepParams& p, cudaStream_t stream) {
+  if (p.batch == 0) return cudaSuccess;
+  if (p.length > kMaxLength || p.draft_steps > kMaxDrafts || p.input_drafts > kMaxDrafts || p.batch > INT32_MAX) {
+    return cudaErrorInvalidValue;
+  }
+  return launch(step_sequences, dim3(static_cast<unsigned>(p.batch)), threads_for(p.length), stream, p);
+}
+
+}  // namespace freedave::cuda

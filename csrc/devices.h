@@ -1,0 +1,100 @@
+#pragma once
+
+// How the kernels of each device are started for given tensors. For ops.cpp alone.
+#include <cstdint>
+
+#include "cpu/launch.h"
+#include "tensors.h"
+
+#if FREEDAVE_HAS_CUDA
+#include <torch/csrc/stable/accelerator.h>
+
+#include "cuda/launch.h"
+
+#if !defined(FREEDAVE_EMULATED)
+// Only CUDA builds of torch have it. Weak, so that the library also loads in others, where nothing calls it.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
+#endif
+#endif
+
+namespace freedave {
+
+inline void run_on_torch_threads(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*),
+                                 void* context) {
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, body, context));
+}
+
+struct Cpu {
+  static void launch(const Argument&, const PredictTokensParams& p) { cpu::predict_tokens(p, run_on_torch_threads); }
+  static void launch(const Argument&, const RankPositionsParams& p) { cpu::rank_positions(p, run_on_torch_threads); }
+  static void launch(const Argument&, const SelectTransferParams& p) { cpu::select_transfer(p, run_on_torch_threads); }
+  static void launch(const Argument&, const BuildDraftsParams& p) { cpu::build_drafts(p, run_on_torch_threads); }
+  static void launch(const Argument&, const VerifyDraftsParams& p) { cpu::verify_drafts(p, run_on_torch_threads); }
+  static void launch(const Argument&, const DraftStepParams& p) { cpu::draft_step(p, run_on_torch_threads); }
+};
+
+#if FREEDAVE_HAS_CUDA
+
+// The device of a tensor as the current one, and its current stream.
+class OnDevice {
+ public:
+#if defined(FREEDAVE_EMULATED)
+  explicit OnDevice(const Argument&) {}
+#else
+  explicit OnDevice(const Argument& like) : guard_(like.device_index) {
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.device_index, &stream_));
+  }
+#endif
+  cudaStream_t stream() const { return static_cast<cudaStream_t>(stream_); }
+
+ private:
+#if !defined(FREEDAVE_EMULATED)
+  torch::stable::accelerator::DeviceGuard guard_;
+#endif
+  void* stream_ = nullptr;
+};
+
+struct Cuda {
+  static void launch(const Argument& like, const PredictTokensParams& p) {
+    const OnDevice device(like);
+    // Handed back to torch's allocator as soon as the kernels are queued; it gives memory to later work of the same
+    // stream only.
+    const Output workspace(DType::kUInt8, like, {cuda::predict_tokens_workspace(p)});
+    expect_success(like.op, cuda::predict_tokens(p, workspace.data<void>(), device.stream()));
+  }
+  static void launch(const Argument& like, const RankPositionsParams& p) {
+    expect_served(like.op, p.length, 0);
+    expect_success(like.op, cuda::rank_positions(p, OnDevice(like).stream()));
+  }
+  static void launch(const Argument& like, const SelectTransferParams& p) {
+    expect_served(like.op, p.length, 0);
+    expect_success(like.op, cuda::select_transfer(p, OnDevice(like).stream()));
+  }
+  static void launch(const Argument& like, const BuildDraftsParams& p) {
+    expect_served(like.op, p.length, p.draft_steps);
+    expect_success(like.op, cuda::build_drafts(p, OnDevice(like).stream()));
+  }
+  static void launch(const Argument& like, const VerifyDraftsParams& p) {
+    expect_served(like.op, p.length, p.draft_steps);
+    expect_success(like.op, cuda::verify_drafts(p, OnDevice(like).stream()));
+  }
+  static void launch(const Argument& like, const DraftStepParams& p) {
+    expect_served(like.op, p.length, p.draft_steps > p.input_drafts ? p.draft_steps : p.input_drafts);
+    expect_success(like.op, cuda::draft_step(p, OnDevice(like).stream()));
+  }
+
+ private:
+  static void expect_served(const char* op, int64_t length, int64_t drafts) {
+    STD_TORCH_CHECK(length <= cuda::kMaxLength, op, ": the CUDA kernels serve windows of at most ", cuda::kMaxLength,
+                    " positions, got ", length, "; use the backend 'reference' for this call");
+    STD_TORCH_CHECK(drafts <= cuda::kMaxDrafts, op, ": the CUDA kernels serve at most ", cuda::kMaxDrafts,
+                    " drafts, got ", drafts, "; use the backend 'reference' for this call");
+  }
+  static void expect_success(const char* op, cudaError_t error) {
+    STD_TORCH_CHECK(error == cudaSuccess, op, ": ", cudaGetErrorString(error));
+  }
+};
+
+#endif
+
+}  // namespace freedave
