@@ -12,8 +12,7 @@
 #include "cuda/launch.h"
 
 #if !defined(FREEDAVE_EMULATED)
-// Only CUDA builds of torch have it. Weak, so that the library also loads in others, where nothing calls it.
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
+#include <dlfcn.h>
 #endif
 #endif
 
@@ -35,6 +34,22 @@ struct Cpu {
 
 #if FREEDAVE_HAS_CUDA
 
+#if !defined(FREEDAVE_EMULATED)
+// torch's aoti_torch_get_current_cuda_stream, null in a torch without CUDA. Looked up in the library that has it: one
+// that is built against a CPU torch does not name libtorch_cuda.so among its needs, and torch loads that out of the
+// global scope, so an undefined symbol, weak or not, would never be bound to it.
+using CurrentStream = AOTITorchError (*)(int32_t device_index, void** stream);
+
+inline CurrentStream current_stream() {
+  static const auto found = [] {
+    void* torch_cuda = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    return reinterpret_cast<CurrentStream>(torch_cuda ? dlsym(torch_cuda, "aoti_torch_get_current_cuda_stream")
+                                                      : nullptr);
+  }();
+  return found;
+}
+#endif
+
 // The device of a tensor as the current one, and its current stream.
 class OnDevice {
  public:
@@ -42,7 +57,9 @@ class OnDevice {
   explicit OnDevice(const Argument&) {}
 #else
   explicit OnDevice(const Argument& like) : guard_(like.device_index) {
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.device_index, &stream_));
+    STD_TORCH_CHECK(current_stream() != nullptr, like.op, ": this torch has no aoti_torch_get_current_cuda_stream; ",
+                    "install a CUDA build of torch 2.13 or later");
+    STABLE_TORCH_ERROR_CODE_CHECK(current_stream()(like.device_index, &stream_));
   }
 #endif
   cudaStream_t stream() const { return static_cast<cudaStream_t>(stream_); }

@@ -323,3 +323,10 @@ STABLE_TORCH_LIBRARY_IMPL(freedave, CUDA, m) { implement<Cuda>(m); }
 #endif
 
 }  // namespace freedave
+
+#if FREEDAVE_HAS_CUDA && !defined(FREEDAVE_EMULATED)
+// Whether the kernels can find the streams of the torch that loaded this library. For checks without a GPU.
+extern "C" __attribute__((visibility("default"))) bool freedave_finds_cuda_streams() {
+  return freedave::current_stream() != nullptr;
+}
+#endif
