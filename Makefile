@@ -3,16 +3,18 @@
 # make test    every test; test-asan runs the op contract tests against an ASan+UBSan build
 # make lint    ruff, clang-format, mypy
 # make bench   op timings against eager PyTorch
+# make wheel   a wheel in dist/; check-cuda-torch tries it in a CPU and in a CUDA torch, without a GPU
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PINS := $(wildcard requirements/*.txt)
+CUDA_VENV := .venv-cuda
+PINS := requirements/build.txt requirements/demo.txt requirements/dev.txt
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 CXX_FILES = $(shell find csrc \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \))
 OP_TESTS = tests/test_predict_tokens.py tests/test_rank_positions.py tests/test_select_transfer.py \
            tests/test_build_drafts.py tests/test_verify_drafts.py tests/test_draft_step.py
 
-.PHONY: setup demo test test-asan lint bench clean
+.PHONY: setup demo test test-asan lint bench wheel check-cuda-torch clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.built
@@ -48,6 +50,27 @@ test-asan: setup
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so) $$(c++ -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
 	  FREEDAVE_LIBRARY=$(abspath build/asan/libfreedave_ops.so) $(BIN)/python -m pytest -q $(OP_TESTS)
+
+wheel: setup
+	rm -f dist/*.whl
+	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+
+# The library is built against a CPU torch; it must load in a CUDA torch, with its CUDA kernels, and build there as well.
+# A separate environment with 5.5 GB of CUDA torch, in .venv-cuda. Needs nvcc, but no GPU.
+CHECK := build/check
+check-cuda-torch: wheel $(CUDA_VENV)/.installed
+	rm -rf $(CHECK) && mkdir -p $(CHECK)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(CHECK)/wheel dist/*.whl
+	$(BIN)/python tests/check_torch.py $(CHECK)/wheel
+	$(CUDA_VENV)/bin/python tests/check_torch.py $(CHECK)/wheel cuda
+	FREEDAVE_CUDA=on FREEDAVE_BUILD_FOLDER=$(abspath $(CHECK)/cmake) \
+	  $(CUDA_VENV)/bin/python -m pip install --quiet --no-build-isolation --no-deps --target $(CHECK)/source .
+	$(CUDA_VENV)/bin/python tests/check_torch.py $(CHECK)/source cuda
+
+$(CUDA_VENV)/.installed: requirements/cuda-torch.txt
+	$(PYTHON) -m venv $(CUDA_VENV)
+	$(CUDA_VENV)/bin/python -m pip install --quiet -r $<
+	@touch $@
 
 bench: setup
 	$(BIN)/python -m benchmarks ops

@@ -47,7 +47,7 @@ class CMakeBuild(build_ext):
             "install it with: pip install torch==2.13.0 (or build without --no-build-isolation)",
         )
 
-        build = ROOT / "build" / "cmake"
+        build = Path(os.environ.get("FREEDAVE_BUILD_FOLDER") or ROOT / "build" / "cmake").absolute()
         command = [
             str(cmake),
             "-S",

@@ -20,7 +20,7 @@ def predict_tokens(
     probability = torch.softmax(masked_logits, -1).gather(-1, chosen[:, None]).squeeze(-1)
     token_ids = input_ids.clone()
     token_ids[mask_index] = chosen
-    confidence = torch.full(input_ids.shape, NEVER)
+    confidence = torch.full(input_ids.shape, NEVER, device=input_ids.device)
     confidence[mask_index] = probability.float()
     return token_ids, confidence
 

@@ -19,6 +19,10 @@ class Timing:
     upper: float
     best: float
 
+    def per(self, count: int) -> Timing:
+        """One of `count` equal parts of the call."""
+        return Timing(self.median / count, self.lower / count, self.upper / count, self.best / count)
+
 
 def interleaved(providers: Mapping[str, Callable[[], object]], rounds: int, seconds: float = 2e-4) -> dict[str, Timing]:
     """Times every provider once a round, in turn; a short call is repeated until it fills `seconds`."""

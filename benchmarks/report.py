@@ -33,8 +33,8 @@ def cpu_model() -> str:
 
 
 class Report:
-    def __init__(self, benchmark: str, machine: str) -> None:
-        self.path = RESULTS / machine / f"{benchmark}.jsonl"
+    def __init__(self, benchmark: str, machine: str, results: Path = RESULTS) -> None:
+        self.path = results / machine / f"{benchmark}.jsonl"
         self.rows: list[dict[str, Any]] = []
         environment = {
             "command": f"python -m benchmarks {benchmark}",
@@ -93,7 +93,7 @@ class Report:
                 f"{_number(row['percent_of_read_bandwidth']):>8}"
             )
 
-    def note(self, text: str, **values: float) -> None:
+    def note(self, text: str, **values: Any) -> None:
         self.rows.append({"note": text, **values})
         print(text)
 

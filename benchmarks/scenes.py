@@ -24,7 +24,7 @@ class DraftScene:
         return DraftScene(self.drafts[:batch], self.token_ids[:batch], self.confidence[:batch], self.num_drafts[:batch])
 
 
-def drafts(batch: int, count: int, length: int) -> DraftScene:
+def drafts(batch: int, count: int, length: int, device: torch.device | str = "cpu") -> DraftScene:
     """Half of the window masked; the predictions bear out the first half of the chain and rank at random after it."""
     state = torch.randint(1000, 2000, (batch, length))
     state[:, torch.randperm(length)[: (length + 1) // 2]] = MASK
@@ -34,12 +34,15 @@ def drafts(batch: int, count: int, length: int) -> DraftScene:
     token_ids = tokens[:, None].repeat(1, count, 1)
     certainty = confidence[:, None].repeat(1, count, 1)
     certainty[:, count // 2 :] = torch.rand(batch, count - count // 2, length)
-    return DraftScene(built, token_ids, certainty, num_drafts)
+    return DraftScene(*(tensor.to(device) for tensor in (built, token_ids, certainty, num_drafts)))
 
 
-def logits(rows: int, masked: int, vocab: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def logits(
+    rows: int, masked: int, vocab: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> tuple[torch.Tensor, torch.Tensor]:
     """`rows` positions in drafts of 32, `masked` of them masked."""
     input_ids = torch.randint(1000, 2000, (rows,))
     input_ids[torch.randperm(rows)[:masked]] = MASK
     length = min(rows, 32)
-    return torch.randn(rows // length, length, vocab).to(dtype), input_ids.view(-1, length)
+    values = torch.randn(rows // length, length, vocab, device=device).to(dtype)
+    return values, input_ids.view(-1, length).to(device)

@@ -27,6 +27,7 @@ torch.set_num_threads(1)
 
 BACKENDS = [name for name, reason in fk.available_backends().items() if reason is None]
 NATIVE_BACKENDS = [name for name in BACKENDS if name != "reference"]
+GPU_BACKENDS = [name for name in BACKENDS if name in ("triton", "cuda", "cuda_emulated")]
 
 # The backend fixture is entered once for all examples of a test, which is what is wanted; machines are noisy, so no deadline.
 hypothesis.settings.register_profile(
@@ -48,6 +49,13 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture(params=NATIVE_BACKENDS)
 def native_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every backend but the oracle."""
+    with fk.use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=GPU_BACKENDS)
+def gpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every backend with GPU kernels, which serve windows of at most 1024 positions and 32 drafts."""
     with fk.use_backend(request.param):
         yield request.param
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from states import INF, block_lengths, orders, rows
 
 import freedave_kernels as fk
+from freedave_kernels.limits import MAX_LENGTH
 from freedave_kernels.reference import rank_positions as reference
 
 
@@ -56,9 +57,12 @@ def test_agrees_with_the_definition(backend, row, order, block_length):
         assert ranks.tolist() == expected
 
 
-def test_long_rows(native_backend):
-    confidence = torch.rand(3, 3000).mul(50).round()
-    masked = torch.rand(3, 3000) < 0.7
+@pytest.mark.parametrize("length", [33, 1000, 1024, 3000])
+def test_long_rows(native_backend, length):
+    if length > MAX_LENGTH and native_backend != "cpu":
+        length = MAX_LENGTH - 1
+    confidence = torch.rand(3, length).mul(50).round()
+    masked = torch.rand(3, length) < 0.7
     assert torch.equal(
         fk.rank_positions(confidence, masked), reference.rank_positions(confidence, masked, "confidence", None)
     )

@@ -29,12 +29,16 @@ __device__ __forceinline__ int warp_id() { return static_cast<int>(threadIdx.x) 
 __device__ __forceinline__ void wait_for_previous_kernel() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
+#elif defined(FREEDAVE_SIMT)
+  cudaGridDependencySynchronize();
 #endif
 }
 
 __device__ __forceinline__ void let_next_kernel_launch() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;");
+#elif defined(FREEDAVE_SIMT)
+  cudaTriggerProgrammaticLaunchCompletion();
 #endif
 }
 

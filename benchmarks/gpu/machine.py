@@ -1,0 +1,134 @@
+"""The machine under test: a GPU, or with --dry-run this CPU in its place; and how a call is timed there."""
+
+from __future__ import annotations
+
+import re
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import freedave_kernels as fk
+from benchmarks.measure import Timing
+
+Calls = Mapping[str, Callable[[], object]]
+
+
+class NoGpuError(RuntimeError):
+    """There is nothing to measure here; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """`backends`: those of ours that are measured; `absent`: why others are not. `rounds`: timed rounds; each times every
+    provider once. `vocabularies`, `rows` (all and masked ones), `batches`: the shapes."""
+
+    dry: bool
+    device: torch.device
+    backends: list[str]
+    absent: dict[str, str]
+    rounds: int
+    vocabularies: list[int]
+    rows: list[tuple[int, int]]
+    batches: list[int]
+
+    @property
+    def name(self) -> str:
+        """As a folder name."""
+        name = "dry-run" if self.dry else torch.cuda.get_device_name(self.device)
+        return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+    def describe(self) -> dict[str, Any]:
+        description: dict[str, Any] = {"dry_run": self.dry, "backends": self.backends, "absent": self.absent}
+        if self.dry:
+            return description
+        properties = torch.cuda.get_device_properties(self.device)
+        return description | {
+            "gpu": properties.name,
+            "capability": f"sm_{properties.major}{properties.minor}",
+            "multiprocessors": properties.multi_processor_count,
+            "memory_gib": round(properties.total_memory / 2**30, 1),
+            "cuda": torch.version.cuda,
+            "driver": _driver(),
+        }
+
+    def times(self, calls: Calls) -> dict[str, Timing]:
+        """Interleaved. On a GPU by events on the stream, each call after the L2 cache was overwritten."""
+        for call in calls.values():
+            call()
+            call()
+        samples = self._cpu_samples(calls) if self.dry else self._gpu_samples(calls)
+        return {name: _timing(values) for name, values in samples.items()}
+
+    def _cpu_samples(self, calls: Calls) -> dict[str, list[float]]:
+        samples: dict[str, list[float]] = {name: [] for name in calls}
+        for _ in range(self.rounds):
+            for name, call in calls.items():
+                start = time.perf_counter()
+                call()
+                samples[name].append(time.perf_counter() - start)
+        return samples
+
+    def _gpu_samples(self, calls: Calls) -> dict[str, list[float]]:
+        l2 = torch.cuda.get_device_properties(self.device).L2_cache_size
+        flush = torch.empty(2 * l2, dtype=torch.uint8, device=self.device)
+        events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in calls}
+        for _ in range(self.rounds):
+            for name, call in calls.items():
+                flush.zero_()
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                call()
+                end.record()
+                events[name].append((start, end))
+            torch.cuda.synchronize(self.device)
+        return {name: [start.elapsed_time(end) / 1e3 for start, end in pairs] for name, pairs in events.items()}
+
+    def replayed(self, call: Callable[[], object], copies: int) -> Callable[[], object]:
+        """`copies` calls as one CUDA graph: what the GPU needs when nothing has to be launched one by one."""
+        if self.dry:
+            return lambda: [call() for _ in range(copies)]
+        call()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for _ in range(copies):
+                call()
+        return graph.replay
+
+    def copy_bandwidth(self) -> float:
+        """Bytes read and written a second by a large device-to-device copy."""
+        source = torch.ones(2**20 if self.dry else 2**30, dtype=torch.uint8, device=self.device)
+        target = torch.empty_like(source)
+        return 2 * source.numel() / self.times({"copy": lambda: target.copy_(source)})["copy"].median
+
+
+def this_machine(dry: bool, rounds: int) -> Machine:
+    available = fk.available_backends()
+    if dry:
+        wanted = ["cuda_emulated" if available.get("cuda_emulated", "") is None else "cpu"]
+        return Machine(True, torch.device("cpu"), wanted, {}, 4, [100, 1000], [(8, 5)], [1, 2])
+    if not torch.cuda.is_available():
+        raise NoGpuError("torch sees no GPU; run this on a machine with one, or with --dry-run to try the code itself")
+    wanted = [name for name in ("cuda", "triton") if available[name] is None]
+    absent = {name: str(reason) for name in ("cuda", "triton") if (reason := available[name]) is not None}
+    device = torch.device("cuda", torch.cuda.current_device())
+    vocabularies = [32000, 126464, 151936, 262144]
+    rows = [(1, 1), (32, 32), (256, 32), (256, 256), (2048, 2048)]
+    return Machine(False, device, wanted, absent, rounds, vocabularies, rows, [1, 8, 32, 128])
+
+
+def _timing(values: list[float]) -> Timing:
+    lower, median, upper = statistics.quantiles(values, n=4)
+    return Timing(median, lower, upper, min(values))
+
+
+def _driver() -> str | None:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return None

@@ -1,0 +1,53 @@
+"""What `make check-cuda-torch` runs under each torch: an installed freedave_kernels must load there and compute.
+
+Needs no GPU. Usage: check_torch.py FOLDER [cuda], where FOLDER holds the installed package and `cuda` says that this torch is
+a CUDA build.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from pathlib import Path
+
+folder = Path(sys.argv[1]).resolve()
+sys.path.insert(0, str(folder))
+
+import torch  # noqa: E402
+
+import freedave_kernels as fk  # noqa: E402
+from freedave_kernels import _C, _library, backends  # noqa: E402
+
+
+def main() -> None:
+    expect_cuda = "cuda" in sys.argv[2:]
+    assert Path(fk.__file__).is_relative_to(folder), f"imported {fk.__file__}, not the package in {folder}"
+    assert _library.LOAD_ERROR is None, _library.LOAD_ERROR
+    assert (torch.version.cuda is not None) == expect_cuda, (
+        f"torch {torch.__version__} is the wrong build for this check"
+    )
+
+    for op in backends.OPS:
+        for key in ("CPU", "CUDA"):
+            assert torch._C._dispatch_has_kernel_for_dispatch_key(f"freedave::{op}", key), f"{op}: nothing for {key}"
+    library = ctypes.CDLL(str(_library.PATH))
+    library.freedave_finds_cuda_streams.restype = ctypes.c_bool
+    assert library.freedave_finds_cuda_streams() == expect_cuda
+
+    logits, drafts = torch.randn(2, 1, 8, 1000), torch.full((2, 1, 8), 7)
+    results = {}
+    for backend in ("cpu", "reference"):
+        with fk.use_backend(backend):
+            token_ids, confidence = fk.predict_tokens(logits, drafts, 7)
+            step = fk.draft_step(drafts, token_ids, confidence, torch.ones(2, dtype=torch.int32), 7, 4)
+            results[backend] = (token_ids, *step)
+    for ours, theirs in zip(results["cpu"], results["reference"], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+
+    print(
+        f"torch {torch.__version__}: {_library.PATH.name} loads, CPU and CUDA kernels of {len(backends.OPS)} ops registered "
+        f"(architectures {', '.join(_C.build['cuda_architectures'])}), CPU ops right"
+    )
+
+
+main()
