@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -20,7 +21,9 @@ EMULATED = Path(__file__).parents[1] / "build/simt/libfreedave_ops_emulated.so"
 if EMULATED.exists():
     os.environ.setdefault("FREEDAVE_EMULATED_LIBRARY", str(EMULATED))
 
-import freedave_kernels as fk  # noqa: E402  (the variable is read on import)
+from on_gpu import on_device  # noqa: E402  (the variable is read when freedave_kernels is imported)
+
+import freedave_kernels as fk  # noqa: E402
 
 # The models of the tests are tiny: a second thread costs more than it brings, above all where other jobs share the machine.
 torch.set_num_threads(1)
@@ -40,24 +43,28 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("contract")
 
 
+def on_backend(name: str) -> Iterator[str]:
+    """Every op on backend `name`, which gets its tensors on a GPU where it runs on one."""
+    on_gpu = name == "cuda" or (name == "triton" and torch.cuda.is_available())
+    with fk.use_backend(name), on_device("cuda") if on_gpu else contextlib.nullcontext():
+        yield name
+
+
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    with fk.use_backend(request.param):
-        yield request.param
+    yield from on_backend(request.param)
 
 
 @pytest.fixture(params=NATIVE_BACKENDS)
 def native_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every backend but the oracle."""
-    with fk.use_backend(request.param):
-        yield request.param
+    yield from on_backend(request.param)
 
 
 @pytest.fixture(params=GPU_BACKENDS)
 def gpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every backend with GPU kernels, which serve windows of at most 1024 positions and 32 drafts."""
-    with fk.use_backend(request.param):
-        yield request.param
+    yield from on_backend(request.param)
 
 
 @pytest.fixture(params=[1, 2])

@@ -15,14 +15,9 @@ from freedave_kernels.backends import OPS
 
 def moved(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     """A copy on `device` with the strides and the offset of the original: `.to` would close the gaps."""
-    storage = tensor.untyped_storage()
-    copy = torch.empty(0, dtype=torch.uint8, device=device).set_(
-        torch.frombuffer(bytearray(bytes(storage)), dtype=torch.uint8).to(device).untyped_storage()
-        if storage.nbytes()
-        else torch.empty(0, dtype=torch.uint8, device=device).untyped_storage()
-    )
+    storage = tensor.untyped_storage().clone().to(device=device)
     return torch.empty(0, dtype=tensor.dtype, device=device).set_(
-        copy.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride()
+        storage, tensor.storage_offset(), tensor.shape, tensor.stride()
     )
 
 

@@ -1,0 +1,115 @@
+"""What only a GPU can show: streams, graphs, synchronisations. `python -m benchmarks gpu` runs these too."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import BACKENDS
+from on_gpu import moved, on_device, through
+from states import MASK, generator
+
+import freedave_kernels as fk
+
+GPU = [name for name in ("cuda", "triton") if name in BACKENDS and torch.cuda.is_available()]
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+
+
+class Step:
+    """What a decoder does between two forwards."""
+
+    def __init__(self, device: str, batch: int = 2, count: int = 8, length: int = 32, vocab: int = 40000) -> None:
+        random = generator(3)
+        drafts = torch.where(torch.rand(batch, count, length, generator=random) < 0.6, MASK, 1)
+        self.drafts, self.count = drafts.to(device), count
+        self.logits = torch.randn(batch, count, length, vocab, generator=random).to(device)
+        self.active = torch.full((batch,), count, dtype=torch.int32, device=device)
+
+    def __call__(self) -> list[torch.Tensor]:
+        token_ids, confidence = fk.predict_tokens(self.logits, self.drafts, MASK)
+        step = fk.draft_step(self.drafts, token_ids, confidence, self.active, MASK, self.count)
+        return [token_ids, confidence, *step]
+
+
+def assert_same(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> None:
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.cpu(), other.cpu(), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("view", [(slice(None), slice(1, None, 2)), (slice(1, 2),), (slice(0, 0),)], ids=str)
+def test_tensors_move_with_their_layout(view):
+    tensor = torch.arange(24.0).view(4, 6)[view]
+    copy = moved(tensor, "cpu")
+    assert torch.equal(copy, tensor) and copy.stride() == tensor.stride()
+    assert copy.storage_offset() == tensor.storage_offset()
+    assert tensor.numel() == 0 or copy.data_ptr() != tensor.data_ptr()
+
+
+def test_ops_get_moved_tensors_and_answer_on_the_cpu():
+    seen = []
+    confidence, masked = torch.rand(2, 4), torch.ones(2, 4, dtype=torch.bool)
+
+    def spy(*arguments, **named):
+        seen.extend([*arguments, *named.values()])
+        return fk.rank_positions(*arguments, **named)
+
+    assert torch.equal(through(spy, "cpu")(confidence, mask_index=masked), fk.rank_positions(confidence, masked))
+    assert seen[0].data_ptr() != confidence.data_ptr() and torch.equal(seen[0], confidence)
+    assert seen[1].data_ptr() != masked.data_ptr() and torch.equal(seen[1], masked)
+    with on_device("cpu"):
+        step = Step("cpu", vocab=40)()
+    assert_same(step, Step("cpu", vocab=40)())
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", GPU)
+def test_a_stream_of_ones_own(name):
+    """Work on the current stream, whichever it is: a kernel on the default stream would read logits not yet written."""
+    run = Step("cuda")
+    with fk.use_backend(name):
+        expected = [tensor.clone() for tensor in run()]
+        final = run.logits.clone()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(50_000_000)
+            run.logits.zero_().add_(final)
+            result = run()
+        stream.synchronize()
+    assert_same(result, expected)
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", GPU)
+def test_a_step_never_waits(name):
+    run = Step("cuda")
+    with fk.use_backend(name):
+        run()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            run()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", GPU)
+def test_a_step_in_a_cuda_graph(name):
+    """Captured once, replayed with other logits."""
+    run = Step("cuda")
+    with fk.use_backend(name):
+        run()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = run()
+        for seed in range(3):
+            run.logits.copy_(torch.randn(run.logits.shape, generator=generator(seed)))
+            graph.replay()
+            assert_same(captured, run())
+
+
+@needs_gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="torch sees fewer than two GPUs")
+def test_another_device_than_the_current_one():
+    expected, result = Step("cuda:0")(), Step("cuda:1")()
+    assert all(tensor.device.index == 1 for tensor in result)
+    assert_same(result, expected)
