@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import freedave_kernels as fk
 from freedave_kernels import _C
 
