@@ -214,11 +214,13 @@ Released verify_drafts(const Tensor& drafts_, const Tensor& targets_, const std:
 }
 
 template <typename Device>
-std::tuple<Released, Released, Released, Released, Released, Released> draft_step(
-    const Tensor& drafts_, const Tensor& token_ids_, const Tensor& confidence_, const Tensor& num_drafts_,
-    int64_t mask_token_id, int64_t draft_steps, int64_t tokens_per_step, std::optional<double> threshold,
-    const Word& order, std::optional<int64_t> block_length, const Word& drafting, const Word& match,
-    std::optional<int64_t> eos_token_id, const std::optional<Tensor>& step_) {
+std::tuple<Released, Released, Released> draft_step(const Tensor& drafts_, const Tensor& token_ids_,
+                                                    const Tensor& confidence_, const Tensor& num_drafts_,
+                                                    int64_t mask_token_id, int64_t draft_steps, int64_t tokens_per_step,
+                                                    std::optional<double> threshold, const Word& order,
+                                                    std::optional<int64_t> block_length, const Word& drafting,
+                                                    const Word& match, std::optional<int64_t> eos_token_id,
+                                                    const std::optional<Tensor>& step_) {
   constexpr const char* kOp = "draft_step";
   const Argument drafts(kOp, "drafts", drafts_);
   const Argument token_ids(kOp, "token_ids", token_ids_);
@@ -241,11 +243,8 @@ std::tuple<Released, Released, Released, Released, Released, Released> draft_ste
   const Drafting how = choose<Drafting>(kOp, "drafting", drafting, {"recycled", "nested"});
 
   Output next_drafts(DType::kInt64, drafts, {batch, draft_steps, length});
-  Output next_num_drafts(DType::kInt32, drafts, {batch});
-  Output next_token_ids(DType::kInt64, drafts, {batch, length});
   Output next_confidence(DType::kFloat32, drafts, {batch, length});
-  Output step_map(DType::kInt64, drafts, {batch, length});
-  Output counters(DType::kInt64, drafts, {batch, static_cast<int64_t>(Counter::kCount)});
+  Output record(DType::kInt64, drafts, {batch, record_width(length)});
   Device::launch(drafts, DraftStepParams{.drafts = drafts.matrix<int64_t>(),
                                          .token_ids = token_ids.matrix<int64_t>(),
                                          .confidence = confidence.matrix<float>(),
@@ -261,13 +260,9 @@ std::tuple<Released, Released, Released, Released, Released, Released> draft_ste
                                          .has_eos_token_id = eos_token_id.has_value(),
                                          .eos_token_id = eos_token_id.value_or(0),
                                          .next_drafts = next_drafts.data<int64_t>(),
-                                         .next_num_drafts = next_num_drafts.data<int32_t>(),
-                                         .next_token_ids = next_token_ids.data<int64_t>(),
                                          .next_confidence = next_confidence.data<float>(),
-                                         .step_map = step_map.data<int64_t>(),
-                                         .counters = counters.data<int64_t>()});
-  return {next_drafts.release(),     next_num_drafts.release(), next_token_ids.release(),
-          next_confidence.release(), step_map.release(),        counters.release()};
+                                         .record = record.data<int64_t>()});
+  return {next_drafts.release(), next_confidence.release(), record.release()};
 }
 
 template <typename Device>
@@ -309,8 +304,7 @@ STABLE_TORCH_LIBRARY(freedave, m) {
       "draft_step(Tensor drafts, Tensor token_ids, Tensor confidence, Tensor num_drafts, int mask_token_id, "
       "int draft_steps, int tokens_per_step=1, float? threshold=None, str order=\"confidence\", "
       "int? block_length=None, str drafting=\"recycled\", str match=\"exact\", int? eos_token_id=None, "
-      "Tensor? step=None) -> (Tensor drafts, Tensor num_drafts, Tensor token_ids, Tensor confidence, "
-      "Tensor step_map, Tensor counters)");
+      "Tensor? step=None) -> (Tensor drafts, Tensor confidence, Tensor record)");
 }
 
 #if defined(FREEDAVE_EMULATED)

@@ -174,7 +174,8 @@ void step_sequence(const DraftStepParams& p, int64_t b, Scratch& scratch) {
   const int64_t* state = draft_of(accepted);
   const int64_t* token_ids = s.token_ids + accepted * length;
   const float* confidence = s.confidence + accepted * length;
-  std::copy_n(token_ids, length, p.next_token_ids + b * length);
+  const Record record = record_of(p, b);
+  std::copy_n(token_ids, length, record.next_token_ids);
   std::copy_n(confidence, length, p.next_confidence + b * length);
   int64_t* next = p.next_drafts + b * p.draft_steps * length;
   const bool recycled = p.drafting == Drafting::kRecycled;
@@ -185,16 +186,14 @@ void step_sequence(const DraftStepParams& p, int64_t b, Scratch& scratch) {
   if (keep_recycling) num_drafts = recycle(p, s, accepted, next, scratch);
 
   // Account for it. The new draft 0 is right by construction, so it is the committed state.
-  int64_t* counters = p.counters + b * static_cast<int>(Counter::kCount);
-  const auto count = [&](Counter column) -> int64_t& { return counters[static_cast<int>(column)]; };
+  const auto count = [&](Counter column) -> int64_t& { return record.counters[static_cast<int>(column)]; };
   count(Counter::kAccepted) = accepted;
   count(Counter::kSteps) = static_cast<int64_t>(scratch.chain.size()) - 1 + (num_drafts > 0);
-  count(Counter::kTokensCommitted) = write_step_map(p, s, next, scratch.chain, p.step_map + b * length);
-  count_accepted(p, state, confidence, counters);
-  count_committed(p, next, counters);
+  count(Counter::kTokensCommitted) = write_step_map(p, s, next, scratch.chain, record.step_map);
+  count_accepted(p, state, confidence, record.counters);
+  count_committed(p, next, record.counters);
   count(Counter::kForwardDrafts) = count_forward_drafts(p, next, num_drafts);
   count(Counter::kNumDrafts) = num_drafts;
-  p.next_num_drafts[b] = static_cast<int32_t>(num_drafts);
 }
 
 }  // namespace

@@ -152,10 +152,10 @@ __global__ void __launch_bounds__(kMaxLength) step_sequences(const __grid_consta
   // Carry the accepted predictions over.
   int64_t step_map = -1;
   if (window.inside) {
-    p.next_token_ids[b * p.length + i] = sequence.token_id(accepted, i);
+    record_of(p, b).next_token_ids[i] = sequence.token_id(accepted, i);
     p.next_confidence[b * p.length + i] = sequence.confidence(accepted, i);
     if (committed_by >= 0) step_map = (p.step.data ? p.step.at(b) : 0) + committed_by;
-    p.step_map[b * p.length + i] = step_map;
+    record_of(p, b).step_map[i] = step_map;
     p.next_drafts[b * p.draft_steps * p.length + i] = committed;
   }
 
@@ -178,7 +178,7 @@ __global__ void __launch_bounds__(kMaxLength) step_sequences(const __grid_consta
   const Chain chain = chain_drafts(p, window, sequence, counts, b, accepted, fill.count > 0, committed, in_window > 0);
 
   if (i > 0) return;
-  int64_t* counters = p.counters + b * static_cast<int>(Counter::kCount);
+  int64_t* counters = record_of(p, b).counters;
   const auto count = [&](Counter column, int64_t value) { counters[static_cast<int>(column)] = value; };
   count(Counter::kAccepted, accepted);
   count(Counter::kSteps, hops + (fill.count > 0));
@@ -191,7 +191,6 @@ __global__ void __launch_bounds__(kMaxLength) step_sequences(const __grid_consta
   count(Counter::kNonFinite, non_finite == kNoBlock ? -1 : static_cast<int64_t>(non_finite));
   count(Counter::kNumDrafts, chain.num_drafts);
   count(Counter::kEnded, ended);
-  p.next_num_drafts[b] = chain.num_drafts;
 }
 
 }  // namespace

@@ -31,71 +31,89 @@ _native = native_op(OP)
 
 
 class DraftStep(NamedTuple):
-    """What `draft_step` returns. The *committed* state is `drafts[:, 0]`: everything unmasked there is final."""
+    """What `draft_step` returns. The *committed* state is `drafts[:, 0]`: everything unmasked there is final.
+
+    Integers about a sequence lie side by side in `record`, so that one tensor is made, and one read tells a decoder
+    everything; all properties are views of it.
+    """
 
     drafts: torch.Tensor
     """`[B, K, L]` int64: the next drafts; draft 0 is right by construction."""
-    num_drafts: torch.Tensor
-    """`[B]` int32: how many of them are active (0: nothing was left to fill, and every draft is the committed state)."""
-    token_ids: torch.Tensor
-    """`[B, L]` int64: the accepted draft's predictions, carried over."""
     confidence: torch.Tensor
-    """`[B, L]` float32: and its confidences."""
-    step_map: torch.Tensor
-    """`[B, L]` int64: the static step that committed each position in this call; -1 for all other positions."""
-    counters: torch.Tensor
-    """`[B, 11]` int64: the properties below side by side, so that one read per step tells a decoder everything."""
+    """`[B, L]` float32: the accepted draft's confidences, carried over."""
+    record: torch.Tensor
+    """`[B, 11 + 2 L]` int64: `counters`, `token_ids`, `step_map`."""
+
+    @property
+    def counters(self) -> torch.Tensor:
+        """`[B, 11]`: the numbers below and `num_drafts`, in the order of `COUNTERS`."""
+        return self.record[:, : len(COUNTERS)]
+
+    @property
+    def token_ids(self) -> torch.Tensor:
+        """`[B, L]`: the accepted draft's predictions, carried over."""
+        return self.record[:, len(COUNTERS) : len(COUNTERS) + self.drafts.shape[-1]]
+
+    @property
+    def step_map(self) -> torch.Tensor:
+        """`[B, L]`: the static step that committed each position in this call; -1 for all other positions."""
+        return self.record[:, len(COUNTERS) + self.drafts.shape[-1] :]
+
+    @property
+    def num_drafts(self) -> torch.Tensor:
+        """`[B]`: how many drafts are active (0: nothing was left to fill, and every draft is the committed state)."""
+        return self.record[:, 9]
 
     @property
     def accepted(self) -> torch.Tensor:
         """`[B]`: index of the accepted input draft."""
-        return self.counters[:, 0]
+        return self.record[:, 0]
 
     @property
     def steps(self) -> torch.Tensor:
         """`[B]`: static steps taken by this call."""
-        return self.counters[:, 1]
+        return self.record[:, 1]
 
     @property
     def tokens_committed(self) -> torch.Tensor:
         """`[B]`: positions committed by this call."""
-        return self.counters[:, 2]
+        return self.record[:, 2]
 
     @property
     def masked_in_block(self) -> torch.Tensor:
         """`[B]`: masked positions left in the committed state's current block."""
-        return self.counters[:, 3]
+        return self.record[:, 3]
 
     @property
     def masked_in_window(self) -> torch.Tensor:
         """`[B]`: masked positions left in the committed state."""
-        return self.counters[:, 4]
+        return self.record[:, 4]
 
     @property
     def prefix_length(self) -> torch.Tensor:
         """`[B]`: positions in the leading complete blocks of the *accepted draft*: how far the window may slide, because the
         forward that just ran saw these blocks complete and its keys and values of them are final."""
-        return self.counters[:, 5]
+        return self.record[:, 5]
 
     @property
     def forward_drafts(self) -> torch.Tensor:
         """`[B]`: leading active next drafts that still have a masked position, so need a forward."""
-        return self.counters[:, 6]
+        return self.record[:, 6]
 
     @property
     def finished(self) -> torch.Tensor:
         """`[B]`: 1 when nothing is masked in the window, or the sequence has ended."""
-        return self.counters[:, 7]
+        return self.record[:, 7]
 
     @property
     def non_finite(self) -> torch.Tensor:
         """`[B]`: first position of the accepted draft's current block whose logits were not finite, else -1."""
-        return self.counters[:, 8]
+        return self.record[:, 8]
 
     @property
     def ended(self) -> torch.Tensor:
         """`[B]`: 1 when a leading complete block of the committed state ends with `eos_token_id`."""
-        return self.counters[:, 10]
+        return self.record[:, 10]
 
 
 def draft_step(
@@ -217,13 +235,10 @@ def _(
     match: str = "exact",
     eos_token_id: int | None = None,
     step: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     batch, _, length = drafts.shape
     return (
         drafts.new_empty((batch, draft_steps, length)),
-        drafts.new_empty((batch,), dtype=torch.int32),
-        token_ids.new_empty((batch, length)),
         confidence.new_empty((batch, length)),
-        drafts.new_empty((batch, length)),
-        drafts.new_empty((batch, len(COUNTERS))),
+        drafts.new_empty((batch, len(COUNTERS) + 2 * length)),
     )

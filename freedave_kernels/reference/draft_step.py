@@ -25,7 +25,7 @@ def draft_step(
     match: str,
     eos_token_id: int | None,
     step: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     batch, count, length = drafts.shape
     rows = torch.arange(batch, device=drafts.device)
     rule = (tokens_per_step, threshold, order, block_length)
@@ -61,7 +61,7 @@ def draft_step(
         block_length,
         eos_token_id,
     )
-    return next_drafts, next_count, carried_tokens, carried_confidence, step_map, counters
+    return next_drafts, carried_confidence, torch.cat([counters, carried_tokens, step_map], -1)
 
 
 def _recycle(

@@ -226,9 +226,10 @@ class _State:
             )
         window = slice(self.window.start, self.window.start + self.window.drafts.shape[1])
         committed = step.drafts[0, 0]
-        new = step.step_map[0] >= 0
+        step_map = step.step_map[0]
+        new = step_map >= 0
         self._sequence[window] = committed
-        self._step_map[window] = torch.where(new, step.step_map[0], self._step_map[window])
+        self._step_map[window] = torch.where(new, step_map, self._step_map[window])
         self._forward_map[window].masked_fill_(new, len(self.stats.accepted_lengths))
         self.stats.accepted_lengths.append(counters["steps"])
         self.steps_taken = self.steps_taken + step.steps
