@@ -11,7 +11,9 @@
 
 #include "cuda/launch.h"
 
-#if !defined(FREEDAVE_EMULATED)
+#if defined(FREEDAVE_EMULATED)
+#include "simt/control.h"
+#else
 // Only CUDA builds of torch have it. Weak, so that the library also loads in others, where nothing calls it.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
 #endif
@@ -91,6 +93,9 @@ struct Cuda {
                     " drafts, got ", drafts, "; use the backend 'reference' for this call");
   }
   static void expect_success(const char* op, cudaError_t error) {
+#if defined(FREEDAVE_EMULATED)
+    simt_synchronize();  // tells ThreadSanitizer that whatever follows comes after the kernels
+#endif
     STD_TORCH_CHECK(error == cudaSuccess, op, ": ", cudaGetErrorString(error));
   }
 };
