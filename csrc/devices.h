@@ -11,7 +11,9 @@
 
 #include "cuda/launch.h"
 
-#if !defined(FREEDAVE_EMULATED)
+#if defined(FREEDAVE_EMULATED)
+#include "simt/control.h"
+#else
 #include <dlfcn.h>
 #endif
 #endif
@@ -108,6 +110,9 @@ struct Cuda {
                     " drafts, got ", drafts, "; use the backend 'reference' for this call");
   }
   static void expect_success(const char* op, cudaError_t error) {
+#if defined(FREEDAVE_EMULATED)
+    simt_synchronize();  // tells ThreadSanitizer that whatever follows comes after the kernels
+#endif
     STD_TORCH_CHECK(error == cudaSuccess, op, ": ", cudaGetErrorString(error));
   }
 };

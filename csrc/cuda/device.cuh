@@ -30,7 +30,7 @@ __device__ __forceinline__ void wait_for_previous_kernel() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #elif defined(FREEDAVE_SIMT)
-  cudaGridDependencySynchronize();
+  cudaGridDependencySynchronize();  // the emulator refuses an overlapping launch of a kernel that never waits
 #endif
 }
 

@@ -52,7 +52,19 @@ SyncPoint new_sync_point() {
   return points + last;
 }
 
-char grid_finished[8];  // a sync point
+char block_begins[8], grid_finished[8];  // sync points
+
+#if SIMT_TSAN
+// To ThreadSanitizer, who runs as this thread. Creating such an identity takes half a millisecond, so they are kept, and
+// chosen so that a block and the next, and a kernel and the next, have different ones: what is done twice under one
+// identity is in order. What blocks owe one another is nothing, what kernels do is in wait_for_previous_kernel.
+void* tsan_identity(std::uint64_t block, std::uint64_t launch, int thread) {
+  static void* identities[4][kMaxThreads];
+  void*& identity = identities[block % 2 + launch % 2 * 2][thread];
+  if (identity == nullptr) identity = __tsan_create_fiber(0);
+  return identity;
+}
+#endif
 
 bool same(const Site& a, const Site& b) {
   return a.line() == b.line() && a.column() == b.column() && std::strcmp(a.file_name(), b.file_name()) == 0;
@@ -87,7 +99,7 @@ struct Warp {
 
 struct Block {
   bool running = false;
-  std::uint64_t number = 0;  // of all blocks ever
+  std::uint64_t number = 0, launch = 0;  // of all ever
   int threads = 0, exited = 0;
   Meeting barrier;
   Arrivals arrivals{}, barrier_result{};
@@ -104,6 +116,7 @@ Block block;
 Fiber host;
 Thread* current = nullptr;
 Kernel kernel;
+bool has_waited;  // some thread of this launch, for the previous kernel
 Schedule schedule;
 std::uint64_t random_state;
 std::uint64_t ready[kMaxThreads / 64];  // a bit a thread
@@ -203,6 +216,7 @@ void exit_thread() {
 
 void begin_thread() {
   has_begun();
+  acquire(block_begins);
   kernel.call(kernel.address, memory.parameters());
   exit_thread();
 }
@@ -268,17 +282,11 @@ void begin_block() {
     thread.fiber.stack_bytes = BlockMemory::stack_bytes();
     prepare(thread.fiber, begin_thread);
 #if SIMT_TSAN
-    thread.fiber.tsan = __tsan_create_fiber(0);
+    thread.fiber.tsan = tsan_identity(block.number, block.launch, t);
 #endif
     make_ready(t);
   }
-}
-
-void end_block() {
-#if SIMT_TSAN
-  for (int t = 0; t < block.threads; ++t) __tsan_destroy_fiber(threads[t].fiber.tsan);
-#endif
-  memory.end_block();
+  release(block_begins);
 }
 
 void run_block() {
@@ -291,17 +299,25 @@ void run_block() {
   threadIdx = current->index;
   switch_to(host, current->fiber);
   block.running = false;
-  if (!block.failed && block.exited < block.threads) {
-    block.failed = true;
-    describe_deadlock();
-  }
   if (!block.failed) {
-    if (const char* name = memory.overrun()) {
-      block.failed = true;
-      std::snprintf(block.failure, sizeof(block.failure), "wrote beyond the end of shared variable '%s'", name);
+    const char* overrun = memory.overrun();
+    block.failed = block.exited < block.threads || overrun != nullptr;
+    if (block.exited < block.threads) {
+      describe_deadlock();
+    } else if (overrun != nullptr) {
+      std::snprintf(block.failure, sizeof(block.failure), "wrote beyond the end of shared variable '%s'", overrun);
     }
   }
-  end_block();
+#if SIMT_TSAN
+  // Threads dropped where they stood have done what they did before the host goes on.
+  for (int t = 0; block.failed && t < block.threads; ++t) {
+    __tsan_switch_to_fiber(threads[t].fiber.tsan, __tsan_switch_to_fiber_no_sync);
+    release(grid_finished);
+  }
+  __tsan_switch_to_fiber(host.tsan, __tsan_switch_to_fiber_no_sync);
+  if (block.failed) host_waits();
+#endif
+  memory.end_block();
 }
 
 }  // namespace
@@ -420,6 +436,7 @@ void* dynamic_shared(const Site& site) {
 
 void wait_for_previous_kernel(const Site& site) {
   lane_of_caller(site);
+  has_waited = true;
   acquire(grid_finished);
 }
 
@@ -436,6 +453,8 @@ Outcome run(const cudaLaunchConfig_t& config, const Kernel& launched, const Sche
   blockDim = config.blockDim;
   block.dynamic_shared_bytes = config.dynamicSmemBytes;
   block.failed = false;
+  ++block.launch;
+  has_waited = false;
   memory.begin_launch(static_cast<int>(blockDim.x * blockDim.y * blockDim.z), kernel, schedule);
 
   const std::uint64_t blocks = std::uint64_t{gridDim.x} * gridDim.y * gridDim.z;
@@ -455,8 +474,12 @@ Outcome run(const cudaLaunchConfig_t& config, const Kernel& launched, const Sche
       char where[64];
       std::snprintf(where, sizeof(where), "block (%u, %u, %u), ", blockIdx.x, blockIdx.y, blockIdx.z);
       outcome.failure = std::string(where) + block.failure;
-      break;
+      return outcome;
     }
+  }
+  if (programmatic && !has_waited) {
+    // Nor would it be complete before the previous one: the next kernel, waiting for this one, would not wait for both.
+    outcome.failure = "launched with programmatic serialization, but no thread calls cudaGridDependencySynchronize";
   }
   return outcome;
 }

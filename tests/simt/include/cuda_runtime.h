@@ -5,7 +5,6 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
-#include <tuple>
 #include <type_traits>
 #include <utility>
 
@@ -104,7 +103,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   static_assert(size <= simt::kMaxParameterBytes);
   alignas(16) char parameters[size + 1];
   std::size_t i = 0;
-  const auto store = [&]<typename Param>(const Param& value) {
+  [[maybe_unused]] const auto store = [&]<typename Param>(const Param& value) {
     std::memcpy(parameters + offsets.at[i++], &value, sizeof(value));
   };
   (store(static_cast<const Params&>(args)), ...);
