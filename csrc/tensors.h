@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <cstring>
 #include <initializer_list>
 #include <memory>
 #include <string>
@@ -207,6 +208,9 @@ class Output {
     }
     STABLE_TORCH_ERROR_CODE_CHECK(
         aoti_torch_empty_strided(dims, sizes, strides, code(dtype), like.device_type, like.device_index, &handle_));
+#if defined(FREEDAVE_EMULATED)
+    poison(sizes, dims, dtype);
+#endif
   }
   Output(DType dtype, const Argument& like, std::initializer_list<int64_t> sizes)
       : Output(dtype, like, sizes.begin(), static_cast<int64_t>(sizes.size())) {}
@@ -227,6 +231,16 @@ class Output {
   Released release() { return {std::exchange(handle_, nullptr)}; }
 
  private:
+#if defined(FREEDAVE_EMULATED)
+  // What a kernel does not write must show in tests.
+  void poison(const int64_t* sizes, int64_t dims, DType dtype) {
+    constexpr size_t kBytes[] = {1, 1, 4, 8, 4, 2, 2};
+    size_t bytes = kBytes[static_cast<int>(dtype)];
+    for (int64_t d = 0; d < dims; ++d) bytes *= static_cast<size_t>(sizes[d]);
+    if (bytes > 0) memset(data<void>(), 0xa5, bytes);
+  }
+#endif
+
   AtenTensorHandle handle_ = nullptr;
 };
 
