@@ -355,8 +355,11 @@ __device__ __forceinline__ Place place_of(const PredictTokensParams& p, uint32_t
   return {flat / length, flat % length};
 }
 
+// Blocks that an SM shall hold, which caps a thread's registers: enough bytes in flight, and no spills.
+constexpr int blocks_per_sm(Measure measure) { return measure == Measure::kNegEntropy ? 6 : 8; }
+
 template <typename T, Measure kMeasure, bool kAligned>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, blocks_per_sm(kMeasure))
     scan_chunks(const __grid_constant__ PredictTokensParams p, OnlineSoftmax* __restrict__ partials, uint32_t rows) {
   FREEDAVE_SHARED(SuppressedBits, suppressed);
   FREEDAVE_SHARED(Scratch<kMeasure>, scratch);
