@@ -11,8 +11,11 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+import triton_interpreter
 
-import freedave_kernels as fk
+triton_interpreter.use_where_there_is_no_gpu()
+
+import freedave_kernels as fk  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -21,6 +24,10 @@ torch.set_num_threads(1)
 
 BACKENDS = [name for name, reason in fk.available_backends().items() if reason is None]
 NATIVE_BACKENDS = [name for name in BACKENDS if name != "reference"]
+
+INTERPRETED = fk.triton.interpreting() and "triton" in BACKENDS
+if INTERPRETED:
+    triton_interpreter.keep_language_patched()
 
 # The backend fixture is entered once for all examples of a test, which is what is wanted; machines are noisy, so no deadline.
 hypothesis.settings.register_profile(
@@ -31,6 +38,36 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )
 hypothesis.settings.load_profile("contract")
+
+
+# The interpreter takes milliseconds where a kernel takes microseconds, and has no threads.
+EXAMPLES_INTERPRETED = 0.25
+
+
+def interpreted(item: pytest.Item) -> bool:
+    """Whether a test runs Triton kernels in the interpreter."""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return INTERPRETED and "triton" in (parameters.get("backend"), parameters.get("native_backend"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    repeated = [item for item in items if interpreted(item) and item.callspec.params.get("threads", 1) > 1]
+    config.hook.pytest_deselected(items=repeated)
+    items[:] = [item for item in items if item not in repeated]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Fewer Hypothesis examples where the interpreter runs them; every other backend keeps its own number."""
+    settings = getattr(item.obj, "_hypothesis_internal_use_settings", None)
+    if settings is None or not interpreted(item):
+        return (yield)
+    fewer = hypothesis.settings(settings, max_examples=max(20, int(settings.max_examples * EXAMPLES_INTERPRETED)))
+    item.obj._hypothesis_internal_use_settings = fewer
+    try:
+        return (yield)
+    finally:
+        item.obj._hypothesis_internal_use_settings = settings
 
 
 @pytest.fixture(params=BACKENDS)
