@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from freedave_kernels import _library
+from freedave_kernels import _library, triton
 from freedave_kernels.limits import beyond_limits
 
 # "cuda_emulated", the CUDA kernels executed on CPU tensors, exists where tests have built it.
@@ -40,7 +40,7 @@ def unavailable(name: str) -> str | None:
     if name == "reference":
         return None
     if name == "triton":
-        return "this version has no Triton kernels; use 'cpu' for CPU tensors or 'reference' for any device"
+        return triton.unavailable()
     if _library.LOAD_ERROR is not None:
         return f"the native library {_library.PATH} did not load ({_library.LOAD_ERROR}); rebuild with `pip install .`"
     if name == "cuda_emulated" and _library.EMULATED_LOAD_ERROR is not None:
@@ -69,32 +69,35 @@ class Implementation:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._native_device = {"cpu": "cpu", "cuda": "cuda", "cuda_emulated": "cpu"}.get(name)
-        if self._native_device is None:
+        if name == "reference":
             for op in OPS:
                 module = importlib.import_module(f"freedave_kernels.{name}.{op}")
                 setattr(self, op, getattr(module, op))
+        elif name == "triton":
+            registration = importlib.import_module("freedave_kernels.triton.registration")
+            for op in OPS:
+                setattr(self, op, self._on_device(registration.DEVICE, op, registration.register(op)))
         else:
             for op in OPS:
-                setattr(self, op, self._on_device(op))
+                device, library = (
+                    ("cpu", torch.ops.freedave_emulated) if name == "cuda_emulated" else (name, torch.ops.freedave)
+                )
+                setattr(self, op, self._on_device(device, op, getattr(library, op).default))
 
-    def _on_device(self, op: str) -> Callable[..., Any]:
-        library = torch.ops.freedave_emulated if self.name == "cuda_emulated" else torch.ops.freedave
-        native = getattr(library, op).default
-
+    def _on_device(self, device: str, op: str, overload: Callable[..., Any]) -> Callable[..., Any]:
         def run(first: torch.Tensor, *arguments: Any) -> Any:
-            if first.device.type != self._native_device:
+            if first.device.type != device:
                 raise BackendUnavailableError(
-                    f"backend {self.name!r} serves {self._native_device} tensors, but {op} was given a tensor on "
+                    f"backend {self.name!r} serves {device} tensors, but {op} was given a tensor on "
                     f"{first.device}; move it there, or use a backend for that device (available_backends() lists them)"
                 )
-            if self.name != "cpu":
+            if self.name.startswith("cuda"):
                 reason = beyond_limits(op, (first, *arguments))
                 if reason is not None:
                     raise BackendUnavailableError(
                         f"{op}: backend {self.name!r} serves {reason}; use the backend 'reference' for this call"
                     )
-            return native(first, *arguments)
+            return overload(first, *arguments)
 
         return run
 
@@ -159,10 +162,20 @@ def use_backend(name: str) -> Iterator[None]:
 
 def for_device(device: torch.device) -> Implementation:
     """The best backend for tensors on `device`: native kernels where they exist, else the PyTorch reference."""
-    for name in {"cpu": ("cpu",), "cuda": ("cuda", "triton", "reference")}.get(device.type, ("reference",)):
-        if unavailable(name) is None:
-            return implementation(name)
-    return implementation("cpu")  # raises, with the reason: a broken build must not turn into a slow decode
+    return implementation(_best_for(device.type))
+
+
+_best: dict[str, str] = {}  # what a machine has does not change, and looking takes longer than a launch
+
+
+@torch.compiler.assume_constant_result  # it cannot trace this search either; loaded here, the implementation is found
+def _best_for(device_type: str) -> str:
+    if device_type not in _best:
+        candidates = {"cpu": ("cpu",), "cuda": ("cuda", "triton", "reference")}.get(device_type, ("reference",))
+        usable = [name for name in candidates if unavailable(name) is None]
+        # Where there is none, the first raises, with the reason: a broken build must not turn into a slow decode.
+        _best[device_type] = implementation([*usable, candidates[0]][0]).name
+    return _best[device_type]
 
 
 def serving(device: torch.device) -> Implementation:

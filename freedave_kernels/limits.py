@@ -1,4 +1,4 @@
-"""What the GPU kernels can serve: a window is one block of threads, and the agreement of drafts is one word of bits."""
+"""What the CUDA kernels can serve: a window is one block of threads, and the agreement of drafts is one word of bits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ MAX_DRAFTS = 32
 
 
 def beyond_limits(op: str, call: tuple[Any, ...]) -> str | None:
-    """Why the GPU kernels cannot serve a call (the op's arguments by position, checked already), or None if they can."""
+    """Why the CUDA kernels cannot serve a call (the op's arguments by position, checked already), or None if they can."""
     if op == "predict_tokens":
         return None
     length = call[0].shape[-1]

@@ -13,6 +13,7 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+import triton_interpreter
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -20,6 +21,8 @@ GOLDEN = Path(__file__).parent / "golden"
 EMULATED = Path(__file__).parents[1] / "build/simt/libfreedave_ops_emulated.so"
 if EMULATED.exists():
     os.environ.setdefault("FREEDAVE_EMULATED_LIBRARY", str(EMULATED))
+
+triton_interpreter.use_where_there_is_no_gpu()
 
 from on_gpu import on_device  # noqa: E402  (the variable is read when freedave_kernels is imported)
 
@@ -30,7 +33,11 @@ torch.set_num_threads(1)
 
 BACKENDS = [name for name, reason in fk.available_backends().items() if reason is None]
 NATIVE_BACKENDS = [name for name in BACKENDS if name != "reference"]
-GPU_BACKENDS = [name for name in BACKENDS if name in ("triton", "cuda", "cuda_emulated")]
+CUDA_BACKENDS = [name for name in BACKENDS if name in ("cuda", "cuda_emulated")]
+
+INTERPRETED = fk.triton.interpreting() and "triton" in BACKENDS
+if INTERPRETED:
+    triton_interpreter.keep_language_patched()
 
 # The backend fixture is entered once for all examples of a test, which is what is wanted; machines are noisy, so no deadline.
 hypothesis.settings.register_profile(
@@ -50,6 +57,36 @@ def on_backend(name: str) -> Iterator[str]:
         yield name
 
 
+# The interpreter takes milliseconds where a kernel takes microseconds, and has no threads.
+EXAMPLES_INTERPRETED = 0.25
+
+
+def interpreted(item: pytest.Item) -> bool:
+    """Whether a test runs Triton kernels in the interpreter."""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return INTERPRETED and "triton" in (parameters.get("backend"), parameters.get("native_backend"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    repeated = [item for item in items if interpreted(item) and item.callspec.params.get("threads", 1) > 1]
+    config.hook.pytest_deselected(items=repeated)
+    items[:] = [item for item in items if item not in repeated]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Fewer Hypothesis examples where the interpreter runs them; every other backend keeps its own number."""
+    settings = getattr(item.obj, "_hypothesis_internal_use_settings", None)
+    if settings is None or not interpreted(item):
+        return (yield)
+    fewer = hypothesis.settings(settings, max_examples=max(20, int(settings.max_examples * EXAMPLES_INTERPRETED)))
+    item.obj._hypothesis_internal_use_settings = fewer
+    try:
+        return (yield)
+    finally:
+        item.obj._hypothesis_internal_use_settings = settings
+
+
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     yield from on_backend(request.param)
@@ -61,9 +98,9 @@ def native_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     yield from on_backend(request.param)
 
 
-@pytest.fixture(params=GPU_BACKENDS)
-def gpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every backend with GPU kernels, which serve windows of at most 1024 positions and 32 drafts."""
+@pytest.fixture(params=CUDA_BACKENDS)
+def cuda_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The CUDA kernels, on a GPU or emulated: they serve windows of at most 1024 positions and 32 drafts."""
     yield from on_backend(request.param)
 
 

@@ -13,6 +13,7 @@ import torch
 import freedave_kernels as fk
 from freedave_kernels import backends
 
+NAMES = ", ".join([*backends.BACKENDS, "auto"])  # those of this session: with the emulated kernels where they are built
 CONFIDENCE, MASKED = torch.tensor([0.5, 0.9]), torch.tensor([True, True])
 
 
@@ -64,7 +65,7 @@ def test_unavailable_backends_say_why():
 
 
 def test_unknown_names():
-    with pytest.raises(ValueError, match="use_backend: expected one of reference, cpu, triton, cuda, auto, got 'gpu'"):
+    with pytest.raises(ValueError, match=f"use_backend: expected one of {NAMES}, got 'gpu'"):
         fk.use_backend("gpu").__enter__()
 
 
@@ -89,9 +90,7 @@ def test_environment_sets_the_default():
     call = "import torch, freedave_kernels as fk; fk.rank_positions(torch.ones(2), torch.ones(2, dtype=torch.bool))"
     failed = run_python(call, FREEDAVE_BACKEND="fast")
     assert failed.returncode != 0
-    assert (
-        "ValueError: FREEDAVE_BACKEND: expected one of reference, cpu, triton, cuda, auto, got 'fast'" in failed.stderr
-    )
+    assert f"ValueError: FREEDAVE_BACKEND: expected one of {NAMES}, got 'fast'" in failed.stderr
 
 
 def test_importing_the_ops_does_not_import_transformers():

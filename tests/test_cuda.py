@@ -125,7 +125,7 @@ LONG, MANY = MAX_LENGTH + 1, MAX_DRAFTS + 1
         (lambda x: fk.draft_step(*[x(1, 1, 4)] * 2, x(1, 1, 4).float(), x(1), 0, MANY), f"drafts, got {MANY}"),
     ],
 )
-def test_limits(gpu_backend, call, message):
+def test_limits(cuda_backend, call, message):
     """Windows and drafts beyond what the kernels serve: a clear error, and the name of a backend that does."""
     with pytest.raises(fk.BackendUnavailableError, match=f"at most .*{message}; use the backend 'reference'"):
         call(lambda *shape: torch.zeros(shape, dtype=torch.int64))

@@ -59,7 +59,7 @@ def test_agrees_with_the_definition(backend, row, order, block_length):
 
 @pytest.mark.parametrize("length", [33, 1000, 1024, 3000])
 def test_long_rows(native_backend, length):
-    if length > MAX_LENGTH and native_backend != "cpu":
+    if length > MAX_LENGTH and native_backend.startswith("cuda"):
         length = MAX_LENGTH - 1
     confidence = torch.rand(3, length).mul(50).round()
     masked = torch.rand(3, length) < 0.7

@@ -93,7 +93,7 @@ def check_arguments(
 
 
 @register_fake(OP)
-def _(
+def fake(
     input_ids: torch.Tensor,
     token_ids: torch.Tensor,
     confidence: torch.Tensor,

@@ -220,7 +220,7 @@ def check_arguments(
 
 
 @register_fake(OP)
-def _(
+def fake(
     drafts: torch.Tensor,
     token_ids: torch.Tensor,
     confidence: torch.Tensor,

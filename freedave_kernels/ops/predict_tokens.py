@@ -115,7 +115,7 @@ def check_arguments(
 
 
 @register_fake(OP)
-def _(
+def fake(
     logits: torch.Tensor,
     input_ids: torch.Tensor,
     mask_token_id: int,

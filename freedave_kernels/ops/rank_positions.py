@@ -59,7 +59,7 @@ def check_arguments(confidence: Any, mask_index: Any, order: Any, block_length: 
 
 
 @register_fake(OP)
-def _(
+def fake(
     confidence: torch.Tensor, mask_index: torch.Tensor, order: str = "confidence", block_length: int | None = None
 ) -> torch.Tensor:
     return confidence.new_empty(confidence.shape, dtype=torch.int32)

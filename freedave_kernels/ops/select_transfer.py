@@ -89,7 +89,7 @@ def check_arguments(
 
 
 @register_fake(OP)
-def _(
+def fake(
     confidence: torch.Tensor,
     mask_index: torch.Tensor,
     num_transfer: int = 1,

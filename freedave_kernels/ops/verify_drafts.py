@@ -71,7 +71,7 @@ def check_arguments(drafts: Any, targets: Any, num_drafts: Any, match: Any, mask
 
 
 @register_fake(OP)
-def _(
+def fake(
     drafts: torch.Tensor,
     targets: torch.Tensor,
     num_drafts: torch.Tensor | None = None,

@@ -1,0 +1,332 @@
+"""Everything between two forwards: which drafts were right, what is final, and the next drafts.
+
+A program owns a sequence. Its state, one window, lies across the threads; input drafts are compared a tile of rows at a
+time; the chain of accepted drafts, and each pick of the next drafts, is a reduction or two. One launch, whose time is the
+latency of those reductions: a few for each step accepted and each draft built.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from freedave_kernels.ops.draft_step import COUNTERS
+from freedave_kernels.triton.launch import Kernel
+from freedave_kernels.triton.select_transfer import as_float32
+from freedave_kernels.triton.static_step import (
+    BLOCK_SHIFT,
+    NO_KEY,
+    NOT_FILLED,
+    POSITION_MASK,
+    expect_length,
+    is_rankable,
+    plan_drafts,
+    position_keys,
+    static_step,
+    warps_for,
+)
+from freedave_kernels.triton.verify_drafts import furthest_equal, tile_of
+
+WIDTH = tl.constexpr(len(COUNTERS))
+
+
+@triton.jit
+def any_of(flags):
+    return tl.max(flags.to(tl.int32), axis=0) > 0
+
+
+@triton.jit
+def count_of(flags):
+    return tl.sum(flags.to(tl.int32), axis=0)
+
+
+@triton.jit
+def complete_prefix(masked, position, length, block_length):
+    """How many positions the complete blocks before the first masked position hold."""
+    first = tl.min(tl.where(masked, position, length), axis=0)
+    return tl.where(first < length, first // block_length * block_length, length)
+
+
+@triton.jit
+def distances(
+    drafts, state, k, active, position, length, draft_row, draft_step, COUNT: tl.constexpr, TILE: tl.constexpr
+):
+    """`[COUNT]`: in how many positions each input draft differs from `state`."""
+    distance = tl.zeros([COUNT], tl.int32)
+    for begin in range(0, active, TILE):
+        row = begin + tl.arange(0, TILE)
+        inside = (row < active)[:, None] & (position < length)[None, :]
+        place = row.to(tl.int64)[:, None] * draft_row + position.to(tl.int64)[None, :] * draft_step
+        draft = tl.load(drafts + place, mask=inside, other=0)
+        differs = tl.sum((inside & (draft != state[None, :])).to(tl.int32), axis=1)
+        if TILE == COUNT:
+            distance = differs
+        else:
+            distance += tl.sum(tl.where(k[:, None] == row[None, :], differs[None, :], 0), axis=1)
+    return distance
+
+
+SIZES = [
+    "count", "length", "draft_steps", "mask_token_id", "tokens_per_step", "block_length", "eos_token_id",
+    "drafts_sequence", "drafts_row", "drafts_step", "tokens_sequence", "tokens_row", "tokens_step",
+    "confidence_sequence", "confidence_row", "confidence_step", "num_drafts_step", "taken_step",
+]  # fmt: skip
+TENSORS = [
+    "drafts", "token_ids", "confidence", "num_drafts", "taken",
+    "next_drafts", "next_confidence", "record",
+]  # fmt: skip
+
+
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=TENSORS)
+def step_sequence(
+    drafts,
+    token_ids,
+    confidence,
+    num_drafts,
+    taken,
+    next_drafts,
+    next_confidence,
+    record,
+    threshold: tl.float32,
+    count: tl.int32,
+    length: tl.int32,
+    draft_steps: tl.int32,
+    mask_token_id: tl.int64,
+    tokens_per_step: tl.int32,
+    block_length: tl.int32,
+    eos_token_id: tl.int64,
+    drafts_sequence: tl.int64,
+    drafts_row: tl.int64,
+    drafts_step: tl.int64,
+    tokens_sequence: tl.int64,
+    tokens_row: tl.int64,
+    tokens_step: tl.int64,
+    confidence_sequence: tl.int64,
+    confidence_row: tl.int64,
+    confidence_step: tl.int64,
+    num_drafts_step: tl.int64,
+    taken_step: tl.int64,
+    LENGTH: tl.constexpr,
+    COUNT: tl.constexpr,
+    TILE: tl.constexpr,
+    HAS_THRESHOLD: tl.constexpr,
+    LEFT_TO_RIGHT: tl.constexpr,
+    RECYCLED: tl.constexpr,
+    SUBSET: tl.constexpr,
+    HAS_EOS: tl.constexpr,
+    HAS_TAKEN: tl.constexpr,
+):
+    sequence = tl.program_id(0).to(tl.int64)
+    drafts += sequence * drafts_sequence
+    token_ids += sequence * tokens_sequence
+    confidence += sequence * confidence_sequence
+    record += sequence * (WIDTH + 2 * length)  # counters, then next token ids, then the step map
+    position = tl.arange(0, LENGTH)
+    inside = position < length
+    draft_at = drafts + position.to(tl.int64) * drafts_step
+    token_at = token_ids + position.to(tl.int64) * tokens_step
+    confidence_at = confidence + position.to(tl.int64) * confidence_step
+    active = tl.load(num_drafts + sequence * num_drafts_step).to(tl.int64)
+    active = tl.minimum(tl.maximum(active, 1), count).to(tl.int32)  # draft 0 is right by construction
+
+    # Verify. From a draft to the furthest later one that is its target, the state one static step after it.
+    given = tl.load(draft_at, mask=inside, other=0)
+    open_before = inside & (given == mask_token_id)
+    state = given
+    tokens = tl.load(token_at, mask=inside, other=0)
+    value = tl.load(confidence_at, mask=inside, other=0.0)
+    filled_by_hop = tl.full([LENGTH], NOT_FILLED, tl.int32)
+    accepted = 0
+    hops = 0
+    moving = active > 1
+    while moving:
+        masked = inside & (state == mask_token_id)
+        keys = position_keys(value, masked, position, block_length, LEFT_TO_RIGHT)
+        picked = static_step(keys, value, masked, position, tokens_per_step, threshold, HAS_THRESHOLD, LEFT_TO_RIGHT)
+        target = tl.where(picked, tokens, state)
+        furthest = furthest_equal(
+            drafts, target, accepted, active, position, length, mask_token_id, drafts_row, drafts_step, TILE, SUBSET
+        )
+        moving = furthest > accepted
+        if moving:
+            accepted = furthest
+            hops += 1
+            state = tl.load(draft_at + accepted.to(tl.int64) * drafts_row, mask=inside, other=0)
+            tokens = tl.load(token_at + accepted.to(tl.int64) * tokens_row, mask=inside, other=0)
+            value = tl.load(confidence_at + accepted.to(tl.int64) * confidence_row, mask=inside, other=0.0)
+            fresh = open_before & (state != mask_token_id) & (filled_by_hop == NOT_FILLED)
+            filled_by_hop = tl.where(fresh, hops, filled_by_hop)
+        moving = moving & (accepted + 1 < active)
+
+    # Carry the accepted predictions over, and draft again from the accepted state.
+    tl.store(record + WIDTH + position, tokens, mask=inside)
+    tl.store(next_confidence + sequence * length + position, value, mask=inside)
+    masked = inside & (state == mask_token_id)
+    keys = position_keys(value, masked, position, block_length, LEFT_TO_RIGHT)
+    if RECYCLED:
+        draft_of, planned = plan_drafts(
+            keys, value, masked, position, 1, tokens_per_step, threshold, LENGTH, HAS_THRESHOLD, LEFT_TO_RIGHT
+        )
+    else:
+        draft_of, planned = plan_drafts(
+            keys, value, masked, position, draft_steps, tokens_per_step, threshold, LENGTH, HAS_THRESHOLD, LEFT_TO_RIGHT
+        )
+    committed = tl.where(draft_of == 0, tokens, state)  # right by construction
+    still_masked = inside & (committed == mask_token_id)
+    next_at = next_drafts + sequence * draft_steps * length + position
+    tl.store(next_at, committed, mask=inside)
+    built = planned
+    needs_forward = (any_of(still_masked) & (planned > 0)).to(tl.int32)
+    written = tl.maximum(planned, 1)
+    draft = committed
+    if RECYCLED:
+        # Each further draft takes the predictions of the input draft nearest to the one before it. It differs from that
+        # one in the picked positions alone, so the distances are updated, not counted again.
+        k = tl.arange(0, COUNT)
+        distance = distances(drafts, draft, k, active, position, length, drafts_row, drafts_step, COUNT, TILE)
+        picks = tokens_per_step
+        if HAS_THRESHOLD:
+            picks = 1
+        going = (planned > 0) & (built < draft_steps)
+        while going:
+            lowest = tl.min(tl.where(k < active, distance, NOT_FILLED), axis=0)
+            nearest = tl.min(tl.where((k < active) & (distance == lowest), k, COUNT), axis=0).to(tl.int64)
+            open_there = tl.load(draft_at + nearest * drafts_row, mask=inside, other=0) == mask_token_id
+            masked = inside & (draft == mask_token_id)
+            known = masked & open_there
+            token = tl.load(token_at + nearest * tokens_row, mask=known, other=0)
+            token = tl.where(known, token, tokens)
+            certainty = tl.load(confidence_at + nearest * confidence_row, mask=known, other=0.0)
+            certainty = tl.where(known, certainty, value)
+            keys = position_keys(certainty, masked, position, block_length, LEFT_TO_RIGHT)
+            block = tl.min(keys, axis=0) >> BLOCK_SHIFT
+            filled = 0
+            picking = built < draft_steps
+            while picking:
+                best = tl.min(keys, axis=0)
+                picking = is_rankable(best) & ((best >> BLOCK_SHIFT) == block)
+                if picking:
+                    spot = best & POSITION_MASK
+                    here = position == spot
+                    chosen = tl.sum(tl.where(here, token, 0), axis=0)
+                    draft = tl.where(here, chosen, draft)
+                    keys = tl.where(here, NO_KEY, keys)
+                    there = tl.load(drafts + k.to(tl.int64) * drafts_row + spot * drafts_step, mask=k < active, other=0)
+                    distance += (there != chosen).to(tl.int32) - (there != mask_token_id).to(tl.int32)
+                    filled += 1
+                picking = picking & (filled < picks)
+            going = filled > 0
+            if going:
+                tl.store(next_at + built * length, draft, mask=inside)
+                open_still = any_of(inside & (draft == mask_token_id)) & (needs_forward == built)
+                built += 1
+                needs_forward += open_still.to(tl.int32)
+            going = going & (built < draft_steps)
+        written = tl.maximum(built, 1)
+    else:
+        for n in range(1, planned):
+            draft = tl.where(draft_of <= n, tokens, state)
+            tl.store(next_at + n * length, draft, mask=inside)
+            open_still = any_of(inside & (draft == mask_token_id)) & (needs_forward == n)
+            needs_forward += open_still.to(tl.int32)
+    for n in range(written, draft_steps):  # those beyond the last repeat it
+        tl.store(next_at + n * length, draft, mask=inside)
+
+    # Account for what is final now. What hop h unmasked was committed by the static step before it, number h - 1; what
+    # only the new draft 0 fills, by the step after the last hop.
+    steps = tl.where(filled_by_hop == NOT_FILLED, hops, filled_by_hop - 1).to(tl.int64)
+    if HAS_TAKEN:
+        steps += tl.load(taken + sequence * taken_step)
+    steps = tl.where(open_before & ~still_masked, steps, -1)
+    tl.store(record + WIDTH + length + position, steps, mask=inside)
+
+    open_accepted = inside & (state == mask_token_id)
+    reusable = complete_prefix(open_accepted, position, length, block_length)
+    broken = open_accepted & (position < reusable + block_length) & ~(value > float("-inf"))
+    first_broken = tl.min(tl.where(broken, position, length), axis=0)
+    complete = complete_prefix(still_masked, position, length, block_length)
+    in_window = count_of(still_masked)
+    ended = 0
+    if HAS_EOS:
+        last_of_block = ((position + 1) % block_length == 0) | (position + 1 == length)
+        ended = any_of(last_of_block & (committed == eos_token_id) & (position < complete)).to(tl.int32)
+    tl.store(record + 0, accepted)
+    tl.store(record + 1, hops + (built > 0).to(tl.int32))
+    tl.store(record + 2, count_of(steps >= 0))
+    tl.store(record + 3, count_of(still_masked & (position < complete + block_length)))
+    tl.store(record + 4, in_window)
+    tl.store(record + 5, reusable)
+    tl.store(record + 6, needs_forward)
+    tl.store(record + 7, ((ended > 0) | (in_window == 0)).to(tl.int32))
+    tl.store(record + 8, tl.where(first_broken < length, first_broken, -1))
+    tl.store(record + 9, built)
+    tl.store(record + 10, ended)
+
+
+STEP_SEQUENCE = Kernel(step_sequence)
+
+
+def draft_step(
+    drafts: torch.Tensor,
+    token_ids: torch.Tensor,
+    confidence: torch.Tensor,
+    num_drafts: torch.Tensor,
+    mask_token_id: int,
+    draft_steps: int,
+    tokens_per_step: int,
+    threshold: float | None,
+    order: str,
+    block_length: int | None,
+    drafting: str,
+    match: str,
+    eos_token_id: int | None,
+    step: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    batch, count, length = drafts.shape
+    expect_length("draft_step", length)
+    next_drafts = drafts.new_empty((batch, draft_steps, length))
+    next_confidence = confidence.new_empty((batch, length))
+    record = drafts.new_empty((batch, len(COUNTERS) + 2 * length))
+    taken = drafts if step is None else step
+    padded, tile = tile_of(count, length)
+    STEP_SEQUENCE.launch(
+        (batch, 1, 1),
+        (
+            drafts,
+            token_ids,
+            confidence,
+            num_drafts,
+            taken,
+            next_drafts,
+            next_confidence,
+            record,
+            as_float32(threshold),
+            count,
+            length,
+            draft_steps,
+            mask_token_id,
+            min(tokens_per_step, length),
+            min(block_length or length, length),
+            eos_token_id or 0,
+            *drafts.stride(),
+            *token_ids.stride(),
+            *confidence.stride(),
+            num_drafts.stride(0),
+            taken.stride(0),
+        ),
+        (
+            padded,
+            triton.next_power_of_2(count),
+            tile,
+            threshold is not None,
+            order == "left_to_right",
+            drafting == "recycled",
+            match == "subset",
+            eos_token_id is not None,
+            step is not None,
+        ),
+        (num_drafts.dtype,),
+        warps_for(padded * tile),
+    )
+    return next_drafts, next_confidence, record

@@ -1,0 +1,84 @@
+"""Launches a Triton kernel without Triton's per-call inspection of its arguments.
+
+A `kernel[grid](...)` call looks at every argument again to find the binary that fits it, and compiles another one when a
+size happens to be 1 or divisible by 16. Here a kernel is compiled once for each key that its launcher spells out (dtypes,
+constants); sizes and strides are never looked at, so that a batch that grows does not stall a decoder.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+
+# What decides is how `triton.jit` wrapped the kernels, when they were imported.
+INTERPRETED: bool = triton.knobs.runtime.interpret
+ROCM: bool = torch.version.hip is not None
+
+
+class Kernel:
+    """A jitted function whose runtime arguments come first and whose constants come last."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+        self.compiled: dict[Any, Any] = {}
+
+    def launch(
+        self,
+        grid: tuple[int, int, int],
+        arguments: tuple[Any, ...],
+        constants: tuple[Any, ...],
+        dtypes: tuple[torch.dtype, ...] = (),
+        num_warps: int = 4,
+        max_registers: int = 0,
+    ) -> None:
+        """Runs on the device of `arguments[0]`, on its current stream. A grid without programs launches nothing.
+
+        `dtypes` are those of arguments that may come in more than one; the dtypes of all others must follow from
+        `constants`. The kernel must not be specialised on any value that `constants` do not decide.
+        """
+        if 0 in grid:
+            return
+        if INTERPRETED:
+            self.function[grid](*arguments, *constants)
+            return
+        device = arguments[0].get_device()
+        if device != torch.cuda.current_device():
+            with torch.cuda.device(device):
+                self.launch(grid, arguments, constants, dtypes, num_warps, max_registers)
+            return
+        key = (device, constants, dtypes, num_warps, max_registers)
+        compiled = self.compiled.get(key)
+        if compiled is not None:
+            compiled[grid](*arguments, *constants)
+            return
+        self.compiled[key] = self.function[grid](*arguments, *constants, **options(num_warps, max_registers, ROCM))
+
+
+def options(num_warps: int, max_registers: int = 0, rocm: bool = False) -> dict[str, Any]:
+    """Compiler options; the same ahead of time. A fused multiply-add stands where the source says so, nowhere else."""
+    chosen: dict[str, Any] = {"num_warps": num_warps, "enable_fp_fusion": False}
+    if max_registers and not rocm:
+        chosen["maxnreg"] = max_registers
+    return chosen
+
+
+def outer_stride(tensor: torch.Tensor, inner_dims: int) -> int | None:
+    """The one stride that walks all dimensions but the last `inner_dims`, or None where none does; 0 for a single step."""
+    stride, steps = 0, 1
+    for dim in range(tensor.dim() - inner_dims - 1, -1, -1):
+        size = tensor.shape[dim]
+        if size == 1:
+            continue
+        if steps > 1 and tensor.stride(dim) != stride * steps:
+            return None
+        if steps == 1:
+            stride = tensor.stride(dim)
+        steps *= size
+    return stride
+
+
+def as_rows(tensor: torch.Tensor) -> torch.Tensor:
+    """A `[*, L]` tensor as `[N, L]`: a view wherever one stride walks the leading dimensions, else a copy (L is small)."""
+    return tensor if tensor.dim() == 2 else tensor.reshape(-1, tensor.shape[-1])

@@ -1,0 +1,120 @@
+"""transfer[i] = whether position i is unmasked now, by the rule of some decoder: the first ranked, those above a
+threshold, or both. A program owns a row; the first ranked are found by one reduction each.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+import triton
+import triton.language as tl
+
+from freedave_kernels.triton.launch import Kernel, as_rows
+from freedave_kernels.triton.static_step import expect_length, first_ranked, passing, position_keys, warps_for
+
+SIZES = [
+    "length", "num_transfer", "count_step", "block_length", "confidence_row", "confidence_step", "mask_row", "mask_step",
+]  # fmt: skip
+
+
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=["confidence", "mask_index", "counts", "transfer"])
+def select_row(
+    confidence,
+    mask_index,
+    counts,
+    transfer,
+    threshold: tl.float32,
+    length: tl.int32,
+    num_transfer: tl.int32,
+    count_step: tl.int64,
+    block_length: tl.int32,
+    confidence_row: tl.int64,
+    confidence_step: tl.int64,
+    mask_row: tl.int64,
+    mask_step: tl.int64,
+    LENGTH: tl.constexpr,
+    HAS_COUNTS: tl.constexpr,
+    HAS_THRESHOLD: tl.constexpr,
+    STRICT: tl.constexpr,
+    FALLBACK: tl.constexpr,
+    LEFT_TO_RIGHT: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    position = tl.arange(0, LENGTH)
+    inside = position < length
+    masked = tl.load(mask_index + row * mask_row + position.to(tl.int64) * mask_step, mask=inside, other=0) != 0
+    value = tl.load(confidence + row * confidence_row + position.to(tl.int64) * confidence_step, mask=masked, other=0.0)
+    keys = position_keys(value, masked, position, block_length, LEFT_TO_RIGHT)
+    if HAS_COUNTS:
+        count = tl.load(counts + row * count_step).to(tl.int64)
+        num_transfer = tl.minimum(tl.maximum(count, 0), length).to(tl.int32)
+
+    top = first_ranked(keys, position, num_transfer)
+    if HAS_THRESHOLD:
+        passes = passing(keys, value, masked, position, threshold, STRICT, LEFT_TO_RIGHT)
+        if FALLBACK == "top_always":
+            chosen = passes | top
+        else:
+            # The first ranked are never more than there are, which is what `count` is clamped to.
+            needed = 1 if FALLBACK == "top" else tl.sum(top.to(tl.int32), axis=0)
+            enough = tl.sum(passes.to(tl.int32), axis=0) >= needed
+            chosen = (enough & passes) | (~enough & top)
+    else:
+        chosen = top
+    tl.store(transfer + row * length + position, chosen, mask=inside)
+
+
+SELECT_ROW = Kernel(select_row)
+
+
+def select_transfer(
+    confidence: torch.Tensor,
+    mask_index: torch.Tensor,
+    num_transfer: int,
+    num_transfer_per_row: torch.Tensor | None,
+    threshold: float | None,
+    strict: bool,
+    fallback: str,
+    order: str,
+    block_length: int | None,
+) -> torch.Tensor:
+    transfer_index = mask_index.new_empty(mask_index.shape)
+    if transfer_index.numel() == 0:
+        return transfer_index
+    length = confidence.shape[-1]
+    expect_length("select_transfer", length)
+    confidence, mask_index = as_rows(confidence), as_rows(mask_index)
+    counts = confidence if num_transfer_per_row is None else num_transfer_per_row.reshape(-1)
+    SELECT_ROW.launch(
+        (confidence.shape[0], 1, 1),
+        (
+            confidence,
+            mask_index,
+            counts,
+            transfer_index,
+            as_float32(threshold),
+            length,
+            min(num_transfer, length),
+            counts.stride(0),
+            min(block_length or length, length),
+            *confidence.stride(),
+            *mask_index.stride(),
+        ),
+        (
+            triton.next_power_of_2(length),
+            num_transfer_per_row is not None,
+            threshold is not None,
+            strict,
+            fallback,
+            order == "left_to_right",
+        ),
+        (counts.dtype,),
+        warps_for(length),
+    )
+    return transfer_index
+
+
+def as_float32(threshold: float | None) -> float:
+    """Confidences are compared in float32; 0 where there is no threshold."""
+    return 0.0 if threshold is None else ctypes.c_float(threshold).value

@@ -1,0 +1,157 @@
+"""One step of static decoding as Triton functions: the total order of positions, and which of them a step unmasks.
+
+A row of at most MAX_LENGTH positions lies across a program's threads, and everything is found by repeated minima: the next
+position to unmask is the masked one with the smallest key. Steps unmask a position or a few, so a step is a reduction or
+a few, over values that never leave the registers.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from freedave_kernels.backends import BackendUnavailableError
+
+MAX_LENGTH = 4096  # positions; a program holds a row, or several short ones
+
+# A key is (block, descending confidence, position), most significant first.
+POSITION_BITS = tl.constexpr(15)
+BLOCK_SHIFT = tl.constexpr(47)
+POSITION_MASK = tl.constexpr((1 << 15) - 1)
+UNRANKABLE = tl.constexpr(0xFFFFFFFF)  # beyond every confidence's: last in its block, and ends every chain of picks
+NO_KEY = tl.constexpr((1 << 63) - 1)  # not masked
+NOT_FILLED = tl.constexpr((1 << 31) - 1)  # by any draft
+
+
+@triton.jit
+def descending(confidence):
+    """Integers in [0, 2^32) that order as the confidences do, largest confidence first; UNRANKABLE for NaN and -inf."""
+    bits = (confidence + 0.0).to(tl.int32, bitcast=True)  # -0.0 and 0.0 are equal confidences, hence + 0
+    ordered = tl.where(bits < 0, bits, ~bits & 0x7FFFFFFF).to(tl.int64) & 0xFFFFFFFF
+    return tl.where(confidence > float("-inf"), ordered, UNRANKABLE)
+
+
+@triton.jit
+def position_keys(confidence, masked, position, block_length, LEFT_TO_RIGHT: tl.constexpr):
+    """int64 keys that are smallest where unmasking comes first: lower block, higher confidence, lower position."""
+    order = descending(confidence)
+    if LEFT_TO_RIGHT:
+        order = tl.where(order == UNRANKABLE, order, 0)
+    block = (position // block_length).to(tl.int64)
+    return tl.where(masked, (block << BLOCK_SHIFT) | (order << POSITION_BITS) | position, NO_KEY)
+
+
+@triton.jit
+def is_rankable(key):
+    """Also false for NO_KEY."""
+    return ((key >> POSITION_BITS) & UNRANKABLE) != UNRANKABLE
+
+
+@triton.jit
+def first_ranked(keys, position, count):
+    """The first `count` positions of the current block, the lowest with a masked position, that can be ranked."""
+    block = tl.min(keys, axis=0) >> BLOCK_SHIFT
+    picked = position < 0
+    taken = 0
+    going = taken < count
+    while going:
+        best = tl.min(keys, axis=0)
+        going = is_rankable(best) & ((best >> BLOCK_SHIFT) == block)
+        here = going & (position == (best & POSITION_MASK))
+        picked = picked | here
+        keys = tl.where(here, NO_KEY, keys)
+        taken += 1
+        going = going & (taken < count)
+    return picked
+
+
+@triton.jit
+def passing(keys, confidence, masked, position, threshold, STRICT: tl.constexpr, LEFT_TO_RIGHT: tl.constexpr):
+    """Positions of the current block whose confidence passes; left to right, the leading run of masked ones that do."""
+    in_block = masked & ((keys >> BLOCK_SHIFT) == (tl.min(keys, axis=0) >> BLOCK_SHIFT))
+    if STRICT:
+        passes = in_block & is_rankable(keys) & (confidence > threshold)
+    else:
+        passes = in_block & is_rankable(keys) & (confidence >= threshold)
+    if LEFT_TO_RIGHT:
+        end = tl.min(tl.where(in_block & ~passes, position, POSITION_MASK), axis=0)
+        passes = passes & (position < end)
+    return passes
+
+
+@triton.jit
+def static_step(
+    keys,
+    confidence,
+    masked,
+    position,
+    tokens_per_step,
+    threshold,
+    HAS_THRESHOLD: tl.constexpr,
+    LEFT_TO_RIGHT: tl.constexpr,
+):
+    """The positions that one step of static decoding unmasks."""
+    if HAS_THRESHOLD:
+        picked = passing(keys, confidence, masked, position, threshold, False, LEFT_TO_RIGHT)
+        if tl.max(picked.to(tl.int32), axis=0) == 0:
+            picked = first_ranked(keys, position, tokens_per_step)
+    else:
+        picked = first_ranked(keys, position, tokens_per_step)
+    return picked
+
+
+@triton.jit
+def plan_drafts(
+    keys,
+    confidence,
+    masked,
+    position,
+    draft_steps,
+    tokens_per_step,
+    threshold,
+    LENGTH: tl.constexpr,
+    HAS_THRESHOLD: tl.constexpr,
+    LEFT_TO_RIGHT: tl.constexpr,
+):
+    """Numbers each position with the nested draft that fills it, or NOT_FILLED, and counts the drafts.
+
+    A draft never crosses a block. A masked position that cannot be ranked ends the plan after its block.
+    """
+    draft_of = tl.full([LENGTH], NOT_FILLED, tl.int32)
+    planned = 0
+    per_draft = tokens_per_step
+    going = planned < draft_steps
+    if HAS_THRESHOLD:  # draft 0 fills what passes, or the first ranked; every further draft fills one
+        first = static_step(keys, confidence, masked, position, tokens_per_step, threshold, True, LEFT_TO_RIGHT)
+        draft_of = tl.where(first, 0, draft_of)
+        keys = tl.where(first, NO_KEY, keys)
+        planned = tl.max(first.to(tl.int32), axis=0)
+        per_draft = planned  # 1, where there is a plan at all
+        going = planned > 0
+
+    filled = per_draft  # the draft before, so to speak, is full
+    block = tl.min(keys, axis=0) >> BLOCK_SHIFT
+    while going:
+        best = tl.min(keys, axis=0)
+        opens = (filled == per_draft) | ((best >> BLOCK_SHIFT) != block)
+        going = is_rankable(best) & ~(opens & (planned == draft_steps))
+        planned += (going & opens).to(tl.int32)
+        filled = tl.where(opens, 1, filled + 1)
+        block = best >> BLOCK_SHIFT
+        here = going & (position == (best & POSITION_MASK))
+        draft_of = tl.where(here, planned - 1, draft_of)
+        keys = tl.where(here, NO_KEY, keys)
+    return draft_of, planned
+
+
+def expect_length(op: str, length: int) -> None:
+    if length > MAX_LENGTH:
+        raise BackendUnavailableError(
+            f"backend 'triton' serves rows of at most {MAX_LENGTH} positions, but {op} was given {length}; shorten the "
+            "window, or use a backend that serves them (available_backends() lists them)"
+        )
+
+
+def warps_for(elements: int) -> int:
+    """Up to 8 elements a thread: a single warp, which needs no shared memory to reduce, holds a usual window."""
+    return min(16, max(1, elements // 256))
