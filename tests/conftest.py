@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 from collections.abc import Iterator
@@ -37,6 +38,13 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )
 hypothesis.settings.load_profile("contract")
+
+
+@pytest.fixture(autouse=True)
+def schedule_of_emulated_kernels() -> None:
+    """Launches take turns in three orders of threads and blocks, forward, reverse and random, the same in every run."""
+    if "cuda_emulated" in BACKENDS:
+        assert ctypes.CDLL(os.environ["FREEDAVE_EMULATED_LIBRARY"]).simt_schedule(b"mixed:1") == 0
 
 
 @pytest.fixture(params=BACKENDS)
