@@ -1,6 +1,8 @@
 # make setup   creates .venv, installs the pins and builds the native code (cheap when nothing changed)
 # make demo    decodes held-out problems with the embedded model, statically and with FreeDave
 # make test    every test; test-asan runs the op contract tests against an ASan+UBSan build
+# make simt    builds what executes the CUDA kernels on the CPU (part of make test); test-simt-asan and test-simt-tsan run
+#              the contract tests on it with sanitizers, coverage-cuda writes which lines of the kernels tests execute
 # make lint    ruff, clang-format, mypy
 # make bench   op timings against eager PyTorch
 # make wheel   a wheel in dist/; check-cuda-torch tries it in a CPU and in a CUDA torch, without a GPU
@@ -10,11 +12,15 @@ BIN := $(VENV)/bin
 CUDA_VENV := .venv-cuda
 PINS := requirements/build.txt requirements/demo.txt requirements/dev.txt
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
-CXX_FILES = $(shell find csrc \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \))
+CXX_FILES = $(shell find csrc tests/simt \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \))
 OP_TESTS = tests/test_predict_tokens.py tests/test_rank_positions.py tests/test_select_transfer.py \
            tests/test_build_drafts.py tests/test_verify_drafts.py tests/test_draft_step.py
 
-.PHONY: setup demo test test-asan lint bench wheel check-cuda-torch clean
+# What every CMake build beside the installed one begins with.
+CMAKE_HERE = $(BIN)/cmake -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+             -DPython_EXECUTABLE=$(abspath $(BIN))/python -DFREEDAVE_CUDA=off
+
+.PHONY: setup demo test test-asan simt test-simt-asan test-simt-tsan coverage-cuda lint bench wheel check-cuda-torch clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.built
@@ -32,7 +38,7 @@ $(VENV)/.built: $(VENV)/.installed $(NATIVE)
 demo: setup
 	$(BIN)/freedave demo
 
-test: setup
+test: setup simt
 	$(BIN)/python -m pytest -q
 
 lint: setup
@@ -43,13 +49,44 @@ lint: setup
 
 # The interpreter is not instrumented, so the sanitizer runtimes are loaded ahead of it. Every allocation goes through malloc
 # (PYTHONMALLOC), and leak checking is off: the interpreter and torch keep memory until exit.
+ASAN_RUN = LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so) $$(c++ -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc
+
 test-asan: setup
-	$(BIN)/cmake -S . -B build/asan -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
-	  -DPython_EXECUTABLE=$(abspath $(BIN))/python -DFREEDAVE_SANITIZE=address,undefined -DFREEDAVE_CUDA=off -DFREEDAVE_WERROR=ON
+	$(CMAKE_HERE) -B build/asan -DFREEDAVE_SANITIZE=address,undefined -DFREEDAVE_WERROR=ON
 	$(BIN)/cmake --build build/asan --target freedave_ops
-	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so) $$(c++ -print-file-name=libstdc++.so)" \
-	  ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
-	  FREEDAVE_LIBRARY=$(abspath build/asan/libfreedave_ops.so) $(BIN)/python -m pytest -q $(OP_TESTS)
+	$(ASAN_RUN) FREEDAVE_LIBRARY=$(abspath build/asan/libfreedave_ops.so) $(BIN)/python -m pytest -q $(OP_TESTS)
+
+simt: setup
+	$(CMAKE_HERE) -B build/simt -DFREEDAVE_SIMT=ON > build/simt.log || { cat build/simt.log; exit 1; }
+	$(BIN)/cmake --build build/simt --target simt_all
+
+test-simt-asan: setup
+	$(CMAKE_HERE) -B build/simt-asan -DFREEDAVE_SIMT=ON -DFREEDAVE_SANITIZE=address,undefined -DFREEDAVE_WERROR=ON
+	$(BIN)/cmake --build build/simt-asan --target simt_all
+	build/simt-asan/simt_selftest $$(build/simt-asan/simt_selftest)
+	$(ASAN_RUN) FREEDAVE_EMULATED_LIBRARY=$(abspath build/simt-asan/libfreedave_ops_emulated.so) \
+	  $(BIN)/python -m pytest -q $(OP_TESTS) -k cuda_emulated
+
+# ThreadSanitizer wants addresses where it expects them (setarch -R), and takes a thousand times as long: the examples and
+# the recorded cases of every op, in every order.
+TSAN_RUN = TSAN_OPTIONS=halt_on_error=1:report_thread_leaks=0:ignore_noninstrumented_modules=1 setarch $$(uname -m) -R
+
+test-simt-tsan: setup
+	$(CMAKE_HERE) -B build/simt-tsan -DFREEDAVE_SIMT=ON -DFREEDAVE_SANITIZE=thread -DFREEDAVE_WERROR=ON
+	$(BIN)/cmake --build build/simt-tsan --target simt_all
+	$(TSAN_RUN) build/simt-tsan/simt_selftest $$(build/simt-tsan/simt_selftest)
+	$(TSAN_RUN) env LD_PRELOAD="$$(c++ -print-file-name=libtsan.so)" OMP_NUM_THREADS=1 \
+	  FREEDAVE_EMULATED_LIBRARY=$(abspath build/simt-tsan/libfreedave_ops_emulated.so) \
+	  $(BIN)/python -m pytest -q $(OP_TESTS) -k 'cuda_emulated and (example or golden)'
+
+coverage-cuda: setup
+	$(CMAKE_HERE) -B build/simt-coverage -DFREEDAVE_SIMT=ON -DFREEDAVE_COVERAGE=ON
+	$(BIN)/cmake --build build/simt-coverage --target freedave_ops_emulated
+	find build/simt-coverage -name '*.gcda' -delete
+	FREEDAVE_EMULATED_LIBRARY=$(abspath build/simt-coverage/libfreedave_ops_emulated.so) \
+	  $(BIN)/python -m pytest -q $(OP_TESTS) -k cuda_emulated
+	$(BIN)/python tests/simt/kernel_coverage.py build/simt-coverage docs/cuda-coverage.md
 
 wheel: setup
 	rm -f dist/*.whl

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 from collections.abc import Iterator
@@ -85,6 +86,13 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         return (yield)
     finally:
         item.obj._hypothesis_internal_use_settings = settings
+
+
+@pytest.fixture(autouse=True)
+def schedule_of_emulated_kernels() -> None:
+    """Launches take turns in three orders of threads and blocks, forward, reverse and random, the same in every run."""
+    if "cuda_emulated" in BACKENDS:
+        assert ctypes.CDLL(os.environ["FREEDAVE_EMULATED_LIBRARY"]).simt_schedule(b"mixed:1") == 0
 
 
 @pytest.fixture(params=BACKENDS)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import EMULATED
 from states import MASK, generator
 
 import freedave_kernels as fk
@@ -23,12 +22,11 @@ CSRC = Path(__file__).parents[1] / "csrc"
 @pytest.fixture
 def emulator() -> Iterator[ctypes.CDLL]:
     """The library that executes the kernels on the CPU, with its counters and switches."""
-    library = ctypes.CDLL(str(EMULATED))
+    library = ctypes.CDLL(os.environ["FREEDAVE_EMULATED_LIBRARY"])
     library.simt_launches.restype = ctypes.c_ulonglong
     library.simt_launch.restype = ctypes.c_char_p
     with fk.use_backend("cuda_emulated"):
         yield library
-    library.simt_schedule(os.environ.get("SIMT_SCHEDULE", "forward").encode())
     library.simt_multiprocessors(4)
 
 

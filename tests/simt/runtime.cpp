@@ -23,7 +23,9 @@ struct Record {
 
 std::mutex mutex;  // guards what follows, and is held while a kernel runs
 bool scheduled = false;
+bool mixed = false;  // launches take turns: forward, reverse, random from a seed of their own
 Schedule schedule;
+std::uint64_t launches_since_scheduled = 0;
 int multiprocessors = 4;
 unsigned long long launches = 0;
 std::deque<Record> records;  // the latest first
@@ -31,16 +33,38 @@ std::deque<Record> records;  // the latest first
 thread_local cudaError_t last_error = cudaSuccess;
 thread_local std::string last_failure;
 
-bool parse(const char* text, Schedule& parsed) {
+bool set_schedule(const char* text) {
   const std::string name = text;
-  if (name == "forward" || name == "reverse") {
-    parsed = {name == "forward" ? Schedule::Order::kForward : Schedule::Order::kReverse, 0};
-    return true;
+  const bool is_random = name.starts_with("random:"), is_mixed = name.starts_with("mixed:");
+  Schedule wanted;
+  if (is_random || is_mixed) {
+    const char* digits = text + name.find(':') + 1;
+    char* end = nullptr;
+    wanted = {Schedule::Order::kRandom, std::strtoull(digits, &end, 10)};
+    if (*digits < '0' || *digits > '9' || *end != '\0') return false;
+  } else if (name == "reverse") {
+    wanted.order = Schedule::Order::kReverse;
+  } else if (name != "forward") {
+    return false;
   }
-  char *begin = const_cast<char*>(text) + 7, *end = begin;
-  if (!name.starts_with("random:") || *begin < '0' || *begin > '9') return false;
-  parsed = {Schedule::Order::kRandom, std::strtoull(begin, &end, 10)};
-  return *end == '\0';
+  scheduled = true;
+  mixed = is_mixed;
+  schedule = wanted;
+  launches_since_scheduled = 0;
+  return true;
+}
+
+Schedule schedule_of_launch() {
+  const std::uint64_t launch = launches_since_scheduled++;
+  if (!mixed) return schedule;
+  if (launch % 3 == 0) return {Schedule::Order::kForward, 0};
+  if (launch % 3 == 1) return {Schedule::Order::kReverse, 0};
+  return {Schedule::Order::kRandom, schedule.seed + launch};
+}
+
+std::string name_of(const Schedule& schedule) {
+  if (schedule.order == Schedule::Order::kRandom) return "random:" + std::to_string(schedule.seed);
+  return schedule.order == Schedule::Order::kForward ? "forward" : "reverse";
 }
 
 cudaError_t refuse(cudaError_t error, const std::string& why) {
@@ -85,19 +109,20 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const Kernel& kernel) {
   }
   if (!scheduled) {
     const char* wanted = std::getenv("SIMT_SCHEDULE");
-    if (wanted != nullptr && !parse(wanted, schedule)) {
-      return refuse(cudaErrorInvalidValue,
-                    std::string("SIMT_SCHEDULE is '") + wanted + "'; expected forward, reverse or random:SEED");
+    if (!set_schedule(wanted != nullptr ? wanted : "forward")) {
+      return refuse(cudaErrorInvalidValue, std::string("SIMT_SCHEDULE is '") + wanted +
+                                               "'; expected forward, reverse, random:SEED or mixed:SEED");
     }
-    scheduled = true;
   }
 
-  const Outcome outcome = run(config, kernel, schedule, programmatic);
+  const Schedule now = schedule_of_launch();
+  const Outcome outcome = run(config, kernel, now, programmatic);
   ++launches;
   records.push_front({config, kernel.address, outcome.static_shared_bytes, programmatic});
   if (records.size() > 64) records.pop_back();
   if (!outcome.failure.empty()) {
-    return refuse(cudaErrorLaunchFailure, kernel_name(kernel.address) + ": " + outcome.failure);
+    return refuse(cudaErrorLaunchFailure,
+                  kernel_name(kernel.address) + ": " + outcome.failure + " [schedule " + name_of(now) + "]");
   }
   return cudaSuccess;
 }
@@ -106,9 +131,7 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const Kernel& kernel) {
 
 int simt_schedule(const char* text) {
   const std::lock_guard lock(simt::mutex);
-  if (!simt::parse(text, simt::schedule)) return 1;
-  simt::scheduled = true;
-  return 0;
+  return simt::set_schedule(text) ? 0 : 1;
 }
 
 void simt_multiprocessors(int count) {

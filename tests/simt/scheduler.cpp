@@ -55,8 +55,8 @@ SyncPoint new_sync_point() {
 char block_begins[8], grid_finished[8];  // sync points
 
 #if SIMT_TSAN
-// To ThreadSanitizer, who runs as this thread. Creating such an identity takes half a millisecond, so they are kept, and
-// chosen so that a block and the next, and a kernel and the next, have different ones: what is done twice under one
+// To ThreadSanitizer, who runs as this thread. Creating such an identity takes half a millisecond, so they are kept,
+// and chosen so that a block and the next, and a kernel and the next, have different ones: what is done twice under one
 // identity is in order. What blocks owe one another is nothing, what kernels do is in wait_for_previous_kernel.
 void* tsan_identity(std::uint64_t block, std::uint64_t launch, int thread) {
   static void* identities[4][kMaxThreads];

@@ -1,5 +1,5 @@
-// Runs the small kernels and compares with the same sums done in a loop. `selftest` lists the cases, `selftest CASE` runs
-// one and exits with 1, and a message, when a value is wrong or a launch fails. SIMT_SCHEDULE chooses the order.
+// Runs the small kernels and compares with the same sums done in a loop. `selftest` lists the cases, `selftest CASE`
+// runs one and exits with 1, and a message, when a value is wrong or a launch fails. SIMT_SCHEDULE chooses the order.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -202,7 +202,10 @@ void test_refusals() {
   expect(cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, 0) == cudaSuccess && value == 7, "seven");
   refuse(cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, 1), cudaErrorInvalidDevice, "one device");
   expect(simt_schedule("sideways") == 1 && simt_schedule("random:") == 1 && simt_schedule("random:1x") == 1, "parsed");
-  expect(simt_schedule("random:18") == 0, "not parsed");
+  expect(simt_schedule("random:18") == 0 && simt_schedule("mixed:1") == 0, "not parsed");
+  for (const char* schedule : {"[schedule forward]", "[schedule reverse]", "[schedule random:3]"}) {
+    refuse(expect_positive(x.data(), 4), cudaErrorLaunchFailure, schedule);
+  }
 }
 
 void test_host_threads() {
@@ -221,10 +224,12 @@ struct Case {
   void (*run)();
 };
 constexpr Case kCases[] = {
-    {"row_sums", test_row_sums},         {"row_tops", test_row_tops},       {"sort_rows", test_sort_rows},
-    {"histogram", test_histogram},       {"suffix_sums", test_suffix_sums}, {"votes", test_votes},
-    {"double_all", test_double_all},     {"reverse", test_reverse},         {"flat_indices", test_flat_indices},
-    {"squares_then_sums", test_squares_then_sums}, {"refusals", test_refusals}, {"host_threads", test_host_threads},
+    {"row_sums", test_row_sums},         {"row_tops", test_row_tops},
+    {"sort_rows", test_sort_rows},       {"histogram", test_histogram},
+    {"suffix_sums", test_suffix_sums},   {"votes", test_votes},
+    {"double_all", test_double_all},     {"reverse", test_reverse},
+    {"flat_indices", test_flat_indices}, {"squares_then_sums", test_squares_then_sums},
+    {"refusals", test_refusals},         {"host_threads", test_host_threads},
 };
 
 }  // namespace

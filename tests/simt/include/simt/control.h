@@ -3,8 +3,9 @@
 // What tests ask of the emulator, callable through ctypes. Every library that contains the emulator has its own.
 #define SIMT_API extern "C" __attribute__((visibility("default")))
 
-// Order of blocks, and of the threads of a block between barriers: "forward", "reverse" or "random:SEED". Overrides the
-// environment variable SIMT_SCHEDULE. Each launch starts anew from the seed. Returns 0, or 1 for anything else.
+// Order of blocks, and of the threads of a block between barriers: "forward", "reverse", "random:SEED", or "mixed:SEED"
+// (launches take turns in the three). Overrides the environment variable SIMT_SCHEDULE; without either, forward. A
+// launch depends on no other, except that turns are counted from this call. Returns 0, or 1 for anything else.
 SIMT_API int simt_schedule(const char* schedule);
 
 // What cudaDevAttrMultiProcessorCount answers; 4 at first.
