@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 import freedave_kernels as fk
 from benchmarks import eager, scenes
 from benchmarks.measure import interleaved, readers, slope
 from benchmarks.report import Report
-from benchmarks.scenes import MASK
+from benchmarks.scenes import MASK, DraftScene
 
 K, L = 8, 32
 VOCAB = 151936
+SEQUENCES = 256  # distinct ones that draft_step is timed on
 
 
 def run(report: Report, rounds: int) -> None:
@@ -48,14 +51,26 @@ def predict_tokens(report: Report, rounds: int, rows: int, masked: int, vocab: i
     )
 
 
+def step(scene: DraftScene, drafting: str = "recycled") -> object:
+    return fk.draft_step(scene.drafts, scene.token_ids, scene.confidence, scene.num_drafts, MASK, K, drafting=drafting)
+
+
+def stepper(scene: DraftScene, batch: int) -> Callable[[], object]:
+    parts = scene.batches(batch)
+    return lambda: step(next(parts))
+
+
+def eager_step(scene: DraftScene) -> object:
+    return eager.draft_step(scene.drafts, scene.token_ids, scene.confidence, MASK, K)
+
+
 def draft_step(report: Report, rounds: int, batch: int) -> None:
-    scene = scenes.drafts(batch, K, L)
-    predictions = (scene.drafts, scene.token_ids, scene.confidence)
+    recycled, nested, baseline = (scenes.drafts(SEQUENCES, K, L).batches(batch) for _ in range(3))
     timings = interleaved(
         {
-            "cpu recycled": lambda: fk.draft_step(*predictions, scene.num_drafts, MASK, K),
-            "cpu nested": lambda: fk.draft_step(*predictions, scene.num_drafts, MASK, K, drafting="nested"),
-            "eager": lambda: eager.draft_step(*predictions, MASK, K),
+            "cpu recycled": lambda: step(next(recycled)),
+            "cpu nested": lambda: step(next(nested), drafting="nested"),
+            "eager": lambda: eager_step(next(baseline)),
         },
         rounds,
     )
@@ -95,14 +110,8 @@ def small_ops(report: Report, rounds: int) -> None:
 
 def scaling(report: Report, rounds: int) -> None:
     batches = [1, 2, 4, 8, 16, 32]  # beyond, a second thread joins
-    scene = scenes.drafts(batches[-1], K, L)
-    calls = {}
-    for batch in batches:
-        part = scene.first(batch)
-        calls[f"B={batch}"] = lambda part=part: fk.draft_step(
-            part.drafts, part.token_ids, part.confidence, part.num_drafts, MASK, K
-        )
-    timings = interleaved(calls, rounds)
+    scene = scenes.drafts(SEQUENCES, K, L)
+    timings = interleaved({f"B={batch}": stepper(scene, batch) for batch in batches}, rounds)
     per_sequence, at_zero, distance = slope(batches, [timings[f"B={batch}"].best for batch in batches])
     report.note(
         f"\ndraft_step over B={batches[0]}..{batches[-1]} (best of {rounds}): {at_zero * 1e6:.1f} us + "

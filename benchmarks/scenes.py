@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -20,8 +22,12 @@ class DraftScene:
     confidence: torch.Tensor
     num_drafts: torch.Tensor
 
-    def first(self, batch: int) -> DraftScene:
-        return DraftScene(self.drafts[:batch], self.token_ids[:batch], self.confidence[:batch], self.num_drafts[:batch])
+    def batches(self, batch: int) -> Iterator[DraftScene]:
+        """The sequences in batches, over and over: a decoder never sees the same ones twice, and a branch predictor that
+        does learns a small batch by heart.
+        """
+        parts = (self.drafts.split(batch), self.token_ids.split(batch), self.confidence.split(batch))
+        return itertools.cycle([DraftScene(*part) for part in zip(*parts, self.num_drafts.split(batch), strict=True)])
 
 
 def drafts(batch: int, count: int, length: int, device: torch.device | str = "cpu") -> DraftScene:

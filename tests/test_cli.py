@@ -146,19 +146,14 @@ def test_static_is_one_draft(random_model: Path, capsys: pytest.CaptureFixture[s
     assert result["static"] is None
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.html"])
-def test_generate_draws_a_picture(
-    name: str, random_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options = ["--prompt-ids", "1,2,3", "--max-new-tokens", "20", "--picture", str(tmp_path / name)]
+def test_generate_draws_pictures(random_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    png, html = str(tmp_path / "a.png"), str(tmp_path / "a.html")
+    options = ["--prompt-ids", "1,2,3", "--max-new-tokens", "20", "--picture", png, "--picture", html]
     result = run_json(capsys, "generate", str(random_model), *options)
-    assert result["picture"] == str(tmp_path / name)
-    content = (tmp_path / name).read_bytes()
-    if name.endswith(".png"):
-        assert content.startswith(b"\x89PNG")
-    else:
-        expected = f"{result['num_forwards']} forwards instead of {result['static']['num_forwards']}"
-        assert expected in content.decode()
+    assert result["pictures"] == [png, html]
+    assert Path(png).read_bytes().startswith(b"\x89PNG")
+    expected = f"{result['num_forwards']} forwards instead of {result['static']['num_forwards']}"
+    assert expected in Path(html).read_text(encoding="utf-8")
 
 
 def test_a_picture_of_static_decoding_alone(random_model: Path, tmp_path: Path) -> None:

@@ -69,7 +69,11 @@ def add_parser(commands: Any) -> None:
     output = parser.add_argument_group("output")
     output.add_argument("--check-lossless", action="store_true", help="also decode statically and compare")
     output.add_argument(
-        "--picture", metavar="FILE", help="draw the decode order next to static decoding's, as .png or .html"
+        "--picture",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="draw the decode order next to static decoding's, as .png or .html; may be repeated",
     )
     output.add_argument("--json", action="store_true", help="one JSON object on standard output, and nothing else")
     output.add_argument(
@@ -114,13 +118,13 @@ class Decoded:
 
 def run(arguments: argparse.Namespace) -> int:
     """Decode, print, draw; the exit code."""
-    if arguments.picture:
-        check_picture_path(arguments.picture)
+    for picture in arguments.picture:
+        check_picture_path(picture)
     lm = freedave.load_model(arguments.model)
     prompt_ids = encode_prompt(lm, arguments)
     decoded = decode(lm, prompt_ids, arguments)
-    if arguments.picture:
-        draw(decoded)
+    for picture in arguments.picture:
+        draw(picture, decoded)
     if arguments.json:
         print(json.dumps(as_json(decoded), ensure_ascii=False, allow_nan=False))
     else:
@@ -187,7 +191,7 @@ def watch(lm: freedave.DiffusionLM, arguments: argparse.Namespace) -> Watcher:
     return ProgressBar(arguments.max_new_tokens)
 
 
-def draw(decoded: Decoded) -> None:
+def draw(picture: str, decoded: Decoded) -> None:
     """The picture: static decoding and, if it was not static itself, the decode."""
     assert decoded.static is not None
     lm, arguments = decoded.lm, decoded.arguments
@@ -196,7 +200,7 @@ def draw(decoded: Decoded) -> None:
     if arguments.draft_steps > 1:
         traces.append(Trace.of(decoded.name, lm, decoded.output))
     decode_picture(
-        arguments.picture,
+        picture,
         traces,
         prompt_tokens=token_texts(lm, decoded.prompt_ids),
         first_block=first_block_of(lm, len(decoded.prompt_ids), block_length),
@@ -220,7 +224,7 @@ def report(decoded: Decoded) -> None:
             f"(static {decoded.static.num_forwards} forwards, FreeDave {decoded.output.num_forwards})"
         )
     if decoded.arguments.picture:
-        lines.append(f"picture: {decoded.arguments.picture}")
+        lines.append(f"pictures: {', '.join(decoded.arguments.picture)}")
     print("\n".join(lines), file=sys.stderr)
 
 
@@ -237,7 +241,7 @@ def as_json(decoded: Decoded) -> dict[str, Any]:
         **costs(output),
         "settings": {name: getattr(arguments, name) for name in SETTINGS},
         "static": None if static is None else {"identical": decoded.difference is None, **costs(static)},
-        "picture": arguments.picture,
+        "pictures": arguments.picture,
     }
 
 
