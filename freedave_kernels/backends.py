@@ -11,12 +11,14 @@ import importlib
 import os
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from freedave_kernels import _library, triton
 from freedave_kernels.limits import beyond_limits
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 # "cuda_emulated", the CUDA kernels executed on CPU tensors, exists where tests have built it.
 BACKENDS = ("reference", "cpu", "triton", "cuda", *(("cuda_emulated",) if _library.EMULATED_PATH else ()))
@@ -131,7 +133,13 @@ _DEFAULT = os.environ.get("FREEDAVE_BACKEND") or "auto"
 _forced: ContextVar[str | None] = ContextVar("freedave_backend", default=None if _DEFAULT == "auto" else _DEFAULT)
 
 
-@torch.compiler.assume_constant_result  # Dynamo cannot trace a ContextVar
+def _constant_result(function: F) -> F:
+    """torch.compiler.assume_constant_result, without importing the compiler (and Triton with it) to set a flag."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@_constant_result  # Dynamo cannot trace a ContextVar
 def forced() -> str | None:
     """The backend in force, or None where the device of the tensors decides."""
     return _forced.get()
@@ -168,7 +176,7 @@ def for_device(device: torch.device) -> Implementation:
 _best: dict[str, str] = {}  # what a machine has does not change, and looking takes longer than a launch
 
 
-@torch.compiler.assume_constant_result  # it cannot trace this search either; loaded here, the implementation is found
+@_constant_result  # it cannot trace this search either; loaded here, the implementation is found
 def _best_for(device_type: str) -> str:
     if device_type not in _best:
         candidates = {"cpu": ("cpu",), "cuda": ("cuda", "triton", "reference")}.get(device_type, ("reference",))
