@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
+from torch.compiler import is_compiling
 
 from freedave_kernels import _library, triton
 from freedave_kernels.limits import beyond_limits
@@ -146,8 +147,10 @@ def forced() -> str | None:
 
 
 def runs_native(tensor: torch.Tensor) -> bool:
-    """Whether the native library serves a call with `tensor` now: nothing is forced, and it has kernels for the device."""
-    return forced() is None and (tensor.is_cpu or (CUDA_KERNELS and tensor.is_cuda))
+    """Whether the native library serves a call with `tensor` now, directly: nothing is forced, it has kernels for the
+    device, and torch.compile, which must see an overload, is not tracing the call.
+    """
+    return forced() is None and (tensor.is_cpu or (CUDA_KERNELS and tensor.is_cuda)) and not is_compiling()
 
 
 @contextlib.contextmanager

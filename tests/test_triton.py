@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,11 +18,13 @@ import disassembly
 import pytest
 import torch
 from budgets import BUDGETS
-from conftest import INTERPRETED
+from conftest import INTERPRETED, on_backend
 
 import freedave_kernels as fk
 from freedave_kernels import backends
+from freedave_kernels.reference.predict_tokens import predict_tokens as reference
 
+DEVICE = "cpu" if INTERPRETED else "cuda"
 TESTS = Path(__file__).parent
 ARCHITECTURES = ["sm_80", "sm_90", "sm_100", "sm_120", "gfx942"]
 COMPILED = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -36,6 +39,11 @@ def run(*arguments: str, environment: dict[str, str] = COMPILED) -> str:
     result = subprocess.run(command, cwd=TESTS, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return result.stdout
+
+
+@pytest.fixture
+def triton() -> Iterator[str]:
+    yield from on_backend("triton")
 
 
 @pytest.fixture(scope="session")
@@ -180,26 +188,23 @@ print(len(driver.grids))
     assert run("-c", code).strip() == "0"
 
 
-def test_rows_that_are_too_long():
+def test_rows_that_are_too_long(triton):
     rows = torch.zeros(1, 2049), torch.ones(1, 2049, dtype=torch.bool)
-    with fk.use_backend("triton"):
-        assert fk.rank_positions(*rows).shape == (1, 2049)
-        with pytest.raises(
-            fk.BackendUnavailableError, match="rows of at most 2048 positions.*select_transfer.*2049; .*use"
-        ):
-            fk.select_transfer(*rows)
+    assert fk.rank_positions(*rows).shape == (1, 2049)
+    message = "select_transfer: backend 'triton' serves windows of at most 2048 positions, got 2049; use"
+    with pytest.raises(fk.BackendUnavailableError, match=message):
+        fk.select_transfer(*rows)
 
 
-def test_leading_dimensions_that_no_stride_walks():
+def test_leading_dimensions_that_no_stride_walks(triton):
     logits = torch.randn(3, 4, 2, 50, generator=torch.Generator().manual_seed(0))[:, ::3, :1]
     ids = torch.full((3, 2, 1), 9)
     odd = torch.full((3, 4, 2), 9)[:, 1:3, :1]
-    expected = fk.predict_tokens(logits, ids, 9)
-    with fk.use_backend("triton"):
-        for input_ids in (ids, odd):
-            token_ids, confidence = fk.predict_tokens(logits, input_ids, 9)
-            assert torch.equal(token_ids, expected[0])
-            torch.testing.assert_close(confidence, expected[1], rtol=1e-6, atol=0)
+    expected = reference(logits, ids, 9, None, "prob", None, False)
+    for input_ids in (ids, odd):
+        token_ids, confidence = fk.predict_tokens(logits, input_ids, 9)
+        assert torch.equal(token_ids, expected[0])
+        torch.testing.assert_close(confidence, expected[1], rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("op", backends.OPS)
@@ -214,7 +219,7 @@ def test_ops_share_the_schema_of_the_native_ones(op):
 
 def test_compiles_without_graph_breaks():
     """As one opaque call, in the backend that is in force."""
-    logits, ids = torch.randn(2, 4, 30, generator=torch.Generator().manual_seed(0)), torch.full((2, 4), 9)
+    logits, ids = torch.randn(2, 4, 30, device=DEVICE), torch.full((2, 4), 9, device=DEVICE)
 
     def step(logits, input_ids):
         token_ids, confidence = fk.predict_tokens(logits * 2, input_ids, 9)

@@ -147,8 +147,8 @@ def plan_drafts(
 def expect_length(op: str, length: int, longest: int = MAX_LENGTH) -> None:
     if length > longest:
         raise BackendUnavailableError(
-            f"backend 'triton' serves rows of at most {longest} positions, but {op} was given {length}; shorten the window, "
-            "or use a backend that serves them (available_backends() lists them)"
+            f"{op}: backend 'triton' serves windows of at most {longest} positions, got {length}; use the backend "
+            "'reference' for this call"
         )
 
 
