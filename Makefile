@@ -76,6 +76,7 @@ $(CUDA_VENV)/.installed: requirements/cuda-torch.txt
 bench: setup
 	$(BIN)/python -m benchmarks ops
 	$(BIN)/python -m benchmarks step
+	$(BIN)/python -m benchmarks overhead
 
 clean:
 	rm -rf build dist *.egg-info freedave_kernels/*.so $(VENV)/.built .pytest_cache .mypy_cache .ruff_cache .hypothesis

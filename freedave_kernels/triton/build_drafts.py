@@ -5,10 +5,9 @@ with the draft that fills it, one reduction a position, and writes the drafts.
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 
-from freedave_kernels.triton.launch import kernel
+from freedave_kernels.triton.launch import kernel, power_of_two
 from freedave_kernels.triton.select_transfer import as_float32
 from freedave_kernels.triton.static_step import expect_length, plan_drafts, position_keys, resources_for
 
@@ -88,7 +87,7 @@ def build_drafts(
             *token_ids.stride(),
             *confidence.stride(),
         ),
-        (triton.next_power_of_2(length), threshold is not None, order == "left_to_right"),
+        (power_of_two(length), threshold is not None, order == "left_to_right"),
         (),
         *resources_for(length),
     )

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from freedave_kernels.ops.draft_step import COUNTERS
-from freedave_kernels.triton.launch import kernel
+from freedave_kernels.triton.launch import kernel, power_of_two
 from freedave_kernels.triton.select_transfer import as_float32
 from freedave_kernels.triton.static_step import (
     BLOCK_SHIFT,
@@ -303,7 +303,7 @@ def draft_step(
         ),
         (
             padded,
-            triton.next_power_of_2(count),
+            power_of_two(count),
             tile,
             threshold is not None,
             order == "left_to_right",

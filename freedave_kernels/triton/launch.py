@@ -85,10 +85,22 @@ def options(num_warps: int, max_registers: int = 0, rocm: bool = False) -> dict[
     return chosen
 
 
+def power_of_two(number: int) -> int:
+    """The least one that is not below `number`. (Triton's own takes as long as a launch.)"""
+    return 1 << (number - 1).bit_length()
+
+
+def ceil_div(number: int, divisor: int) -> int:
+    return -(-number // divisor)
+
+
 def outer_stride(tensor: torch.Tensor, inner_dims: int) -> int | None:
     """The one stride that walks all dimensions but the last `inner_dims`, or None where none does; 0 for a single step."""
+    dims = tensor.dim() - inner_dims
+    if dims > 0 and tensor.is_contiguous():
+        return tensor.stride(dims - 1)
     stride, steps = 0, 1
-    for dim in range(tensor.dim() - inner_dims - 1, -1, -1):
+    for dim in range(dims - 1, -1, -1):
         size = tensor.shape[dim]
         if size == 1:
             continue

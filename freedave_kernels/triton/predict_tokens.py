@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from freedave_kernels.triton.launch import kernel, outer_stride, short_range
+from freedave_kernels.triton.launch import ceil_div, kernel, outer_stride, power_of_two, short_range
 from freedave_kernels.triton.tunables import tunables
 
 CHUNK = 16384  # logits; splits a row of 150 K so that a single one occupies ten SMs
@@ -375,8 +375,8 @@ def predict_tokens(
     length, vocab = logits.shape[-2:]
     itemsize = logits.element_size()
     group = VECTOR_BYTES // itemsize
-    lanes = min(CHUNK, max(group, triton.next_power_of_2(vocab))) // group
-    chunks = triton.cdiv(vocab, lanes * group)
+    lanes = min(CHUNK, max(group, power_of_two(vocab))) // group
+    chunks = ceil_div(vocab, lanes * group)
     logits_position = logits.stride(-2) if length > 1 else 0
     # The lowest bit set is the largest power of two that divides every row's address.
     alignment = logits.data_ptr() | outer[0] * itemsize | logits_position * itemsize | VECTOR_BYTES
@@ -410,9 +410,9 @@ def predict_tokens(
         chosen.max_registers,
     )
     merge_chunks.launch(
-        (triton.cdiv(rows, MERGED_ROWS), 1, 1),
+        (ceil_div(rows, MERGED_ROWS), 1, 1),
         (*tensors, token_ids, confidence, rows, chunks, *sizes),
-        (MERGED_ROWS, triton.next_power_of_2(chunks), lanes, group, *flags),
+        (MERGED_ROWS, power_of_two(chunks), lanes, group, *flags),
         (logits.dtype,),
     )
     return token_ids, confidence

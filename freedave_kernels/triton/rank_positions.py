@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from freedave_kernels.triton.launch import INTERPRETED, as_rows, kernel
+from freedave_kernels.triton.launch import INTERPRETED, as_rows, ceil_div, kernel, power_of_two
 from freedave_kernels.triton.static_step import NO_KEY, expect_length, is_rankable, position_keys
 
 # Comparisons held at once: more would spill. A call of the interpreter costs the same for any number.
@@ -68,11 +68,11 @@ def rank_positions(
         return rank
     length = confidence.shape[-1]
     expect_length("rank_positions", length, MAX_LENGTH)
-    padded = triton.next_power_of_2(length)
+    padded = power_of_two(length)
     tile = min(TILE, padded)
     confidence, mask_index = as_rows(confidence), as_rows(mask_index)
     rank_tile.launch(
-        (confidence.shape[0], triton.cdiv(length, tile), 1),
+        (confidence.shape[0], ceil_div(length, tile), 1),
         (
             confidence,
             mask_index,

@@ -7,10 +7,9 @@ from __future__ import annotations
 import ctypes
 
 import torch
-import triton
 import triton.language as tl
 
-from freedave_kernels.triton.launch import as_rows, kernel
+from freedave_kernels.triton.launch import as_rows, kernel, power_of_two
 from freedave_kernels.triton.static_step import expect_length, first_ranked, passing, position_keys, resources_for
 
 
@@ -95,7 +94,7 @@ def select_transfer(
             *mask_index.stride(),
         ),
         (
-            triton.next_power_of_2(length),
+            power_of_two(length),
             num_transfer_per_row is not None,
             threshold is not None,
             strict,

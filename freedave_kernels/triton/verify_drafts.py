@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from freedave_kernels.triton.launch import kernel
+from freedave_kernels.triton.launch import kernel, power_of_two
 from freedave_kernels.triton.static_step import expect_length, resources_for
 
 TILE_ELEMENTS = 4096  # of drafts compared at once: a few registers a thread
@@ -117,5 +117,5 @@ def verify_drafts(
 
 def tile_of(count: int, length: int) -> tuple[int, int]:
     """A row's length and the number of rows that a program compares at once, as powers of two."""
-    padded = triton.next_power_of_2(length)
-    return padded, min(triton.next_power_of_2(count), max(1, TILE_ELEMENTS // padded))
+    padded = power_of_two(length)
+    return padded, min(power_of_two(count), max(1, TILE_ELEMENTS // padded))
