@@ -10,7 +10,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CUDA_VENV := .venv-cuda
-PINS := requirements/build.txt requirements/demo.txt requirements/dev.txt
+PINS := requirements/build.txt requirements/demo.txt requirements/dev.txt requirements/triton.txt
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 CXX_FILES = $(shell find csrc tests/simt \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \))
 OP_TESTS = tests/test_predict_tokens.py tests/test_rank_positions.py tests/test_select_transfer.py \
@@ -29,6 +29,7 @@ $(VENV)/.installed: $(PINS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make setup PYTHON=python3.x")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed; Debian/Ubuntu: apt install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet -r requirements/build.txt -r requirements/demo.txt -r requirements/dev.txt
+	$(BIN)/python -c 'import triton' 2> /dev/null || $(BIN)/python -m pip install --quiet -r requirements/triton.txt
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.installed $(NATIVE)
@@ -112,6 +113,7 @@ $(CUDA_VENV)/.installed: requirements/cuda-torch.txt
 bench: setup
 	$(BIN)/python -m benchmarks ops
 	$(BIN)/python -m benchmarks step
+	$(BIN)/python -m benchmarks overhead
 
 clean:
 	rm -rf build dist *.egg-info freedave_kernels/*.so $(VENV)/.built .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -10,6 +10,10 @@ from dataclasses import dataclass
 import torch
 
 
+class CannotMeasureError(RuntimeError):
+    """Something is missing on this machine; the message says what, and what to do."""
+
+
 @dataclass(frozen=True)
 class Timing:
     """Seconds a call, over the rounds."""

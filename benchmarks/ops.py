@@ -18,6 +18,7 @@ SEQUENCES = 256  # distinct ones that draft_step is timed on
 
 
 def run(report: Report, rounds: int) -> None:
+    report.note(f"triton: not timed, {untimed_triton()}", provider="triton")
     for rows, masked, vocab in [(256, 160, VOCAB), (32, 20, VOCAB), (32, 1, VOCAB), (256, 160, 4096)]:
         for dtype in (torch.float32, torch.bfloat16):
             predict_tokens(report, rounds, rows, masked, vocab, dtype)
@@ -26,6 +27,14 @@ def run(report: Report, rounds: int) -> None:
     small_ops(report, rounds)
     scaling(report, rounds)
     call_overhead(report, rounds)
+
+
+def untimed_triton() -> str:
+    """Why the provider `triton` has no rows here."""
+    reason = fk.available_backends()["triton"]
+    if reason is None and fk.triton.interpreting():
+        reason = "TRITON_INTERPRET is set, and how long the interpreter takes says nothing; use a GPU"
+    return reason or "these are CPU tensors; `python -m benchmarks gpu` times it on the GPU"
 
 
 def predict_tokens(report: Report, rounds: int, rows: int, masked: int, vocab: int, dtype: torch.dtype) -> None:

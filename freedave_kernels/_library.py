@@ -40,14 +40,12 @@ except metadata.PackageNotFoundError:  # a source tree on sys.path that was neve
 
 
 def native_op(name: str) -> Callable[..., Any]:
-    """``torch.ops.freedave.<name>``; without the library, a function that raises what kept it from loading."""
+    """The function that calling ``torch.ops.freedave.<name>`` calls; without the library, one that raises what kept it from
+    loading. torch.compile cannot see into it: `runs_native` keeps the two apart.
+    """
     if LOAD_ERROR is None:
-        overload = getattr(torch.ops.freedave, name).default
         # All that a call of the overload does in Python is to call this, for as much time as a small tensor takes to make.
-        function: Callable[..., Any] = overload._op
-        # torch.compile is to see the overload.
-        torch.compiler.substitute_in_graph(function, skip_signature_check=True)(lambda *arguments: overload(*arguments))
-        return function
+        return getattr(torch.ops.freedave, name).default._op
 
     def missing(*_: Any) -> Any:
         from freedave_kernels import backends

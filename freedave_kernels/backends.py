@@ -11,12 +11,15 @@ import importlib
 import os
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch.compiler import is_compiling
 
 from freedave_kernels import _library, triton
 from freedave_kernels.limits import beyond_limits
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 # "cuda_emulated", the CUDA kernels executed on CPU tensors, exists where tests have built it.
 BACKENDS = ("reference", "cpu", "triton", "cuda", *(("cuda_emulated",) if _library.EMULATED_PATH else ()))
@@ -131,15 +134,23 @@ _DEFAULT = os.environ.get("FREEDAVE_BACKEND") or "auto"
 _forced: ContextVar[str | None] = ContextVar("freedave_backend", default=None if _DEFAULT == "auto" else _DEFAULT)
 
 
-@torch.compiler.assume_constant_result  # Dynamo cannot trace a ContextVar
+def _constant_result(function: F) -> F:
+    """torch.compiler.assume_constant_result, without importing the compiler (and Triton with it) to set a flag."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@_constant_result  # Dynamo cannot trace a ContextVar
 def forced() -> str | None:
     """The backend in force, or None where the device of the tensors decides."""
     return _forced.get()
 
 
 def runs_native(tensor: torch.Tensor) -> bool:
-    """Whether the native library serves a call with `tensor` now: nothing is forced, and it has kernels for the device."""
-    return forced() is None and (tensor.is_cpu or (CUDA_KERNELS and tensor.is_cuda))
+    """Whether the native library serves a call with `tensor` now, directly: nothing is forced, it has kernels for the
+    device, and torch.compile, which must see an overload, is not tracing the call.
+    """
+    return forced() is None and (tensor.is_cpu or (CUDA_KERNELS and tensor.is_cuda)) and not is_compiling()
 
 
 @contextlib.contextmanager
@@ -168,7 +179,7 @@ def for_device(device: torch.device) -> Implementation:
 _best: dict[str, str] = {}  # what a machine has does not change, and looking takes longer than a launch
 
 
-@torch.compiler.assume_constant_result  # it cannot trace this search either; loaded here, the implementation is found
+@_constant_result  # it cannot trace this search either; loaded here, the implementation is found
 def _best_for(device_type: str) -> str:
     if device_type not in _best:
         candidates = {"cpu": ("cpu",), "cuda": ("cuda", "triton", "reference")}.get(device_type, ("reference",))

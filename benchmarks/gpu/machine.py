@@ -13,13 +13,9 @@ from typing import Any
 import torch
 
 import freedave_kernels as fk
-from benchmarks.measure import Timing
+from benchmarks.measure import CannotMeasureError, Timing
 
 Calls = Mapping[str, Callable[[], object]]
-
-
-class NoGpuError(RuntimeError):
-    """There is nothing to measure here; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +108,9 @@ def this_machine(dry: bool, rounds: int) -> Machine:
         wanted = ["cuda_emulated" if available.get("cuda_emulated", "") is None else "cpu"]
         return Machine(True, torch.device("cpu"), wanted, {}, 4, [100, 1000], [(8, 5)], [1, 2])
     if not torch.cuda.is_available():
-        raise NoGpuError("torch sees no GPU; run this on a machine with one, or with --dry-run to try the code itself")
+        raise CannotMeasureError(
+            "torch sees no GPU; run this on a machine with one, or with --dry-run to try the code itself"
+        )
     wanted = [name for name in ("cuda", "triton") if available[name] is None]
     absent = {name: str(reason) for name in ("cuda", "triton") if (reason := available[name]) is not None}
     device = torch.device("cuda", torch.cuda.current_device())

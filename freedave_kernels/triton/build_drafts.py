@@ -5,23 +5,14 @@ with the draft that fills it, one reduction a position, and writes the drafts.
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 
-from freedave_kernels.triton.launch import Kernel
+from freedave_kernels.triton.launch import kernel, power_of_two
 from freedave_kernels.triton.select_transfer import as_float32
-from freedave_kernels.triton.static_step import expect_length, plan_drafts, position_keys, warps_for
-
-SIZES = [
-    "length", "draft_steps", "mask_token_id", "tokens_per_step", "block_length",
-    "ids_row", "ids_step", "tokens_row", "tokens_step", "confidence_row", "confidence_step",
-]  # fmt: skip
+from freedave_kernels.triton.static_step import expect_length, plan_drafts, position_keys, resources_for
 
 
-@triton.jit(
-    do_not_specialize=SIZES,
-    do_not_specialize_on_alignment=["input_ids", "token_ids", "confidence", "drafts", "num_drafts"],
-)
+@kernel()
 def build_sequence(
     input_ids,
     token_ids,
@@ -63,9 +54,6 @@ def build_sequence(
         tl.store(drafts + (row * draft_steps + k) * length + offset, draft, mask=inside)
 
 
-BUILD_SEQUENCE = Kernel(build_sequence)
-
-
 def build_drafts(
     input_ids: torch.Tensor,
     token_ids: torch.Tensor,
@@ -81,7 +69,7 @@ def build_drafts(
     expect_length("build_drafts", length)
     drafts = input_ids.new_empty((batch, draft_steps, length))
     num_drafts = input_ids.new_empty((batch,), dtype=torch.int32)
-    BUILD_SEQUENCE.launch(
+    build_sequence.launch(
         (batch, 1, 1),
         (
             input_ids,
@@ -99,7 +87,8 @@ def build_drafts(
             *token_ids.stride(),
             *confidence.stride(),
         ),
-        (triton.next_power_of_2(length), threshold is not None, order == "left_to_right"),
-        num_warps=warps_for(length),
+        (power_of_two(length), threshold is not None, order == "left_to_right"),
+        (),
+        *resources_for(length),
     )
     return drafts, num_drafts

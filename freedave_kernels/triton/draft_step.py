@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from freedave_kernels.ops.draft_step import COUNTERS
-from freedave_kernels.triton.launch import Kernel
+from freedave_kernels.triton.launch import kernel, power_of_two
 from freedave_kernels.triton.select_transfer import as_float32
 from freedave_kernels.triton.static_step import (
     BLOCK_SHIFT,
@@ -23,8 +23,8 @@ from freedave_kernels.triton.static_step import (
     is_rankable,
     plan_drafts,
     position_keys,
+    resources_for,
     static_step,
-    warps_for,
 )
 from freedave_kernels.triton.verify_drafts import furthest_equal, tile_of
 
@@ -67,18 +67,7 @@ def distances(
     return distance
 
 
-SIZES = [
-    "count", "length", "draft_steps", "mask_token_id", "tokens_per_step", "block_length", "eos_token_id",
-    "drafts_sequence", "drafts_row", "drafts_step", "tokens_sequence", "tokens_row", "tokens_step",
-    "confidence_sequence", "confidence_row", "confidence_step", "num_drafts_step", "taken_step",
-]  # fmt: skip
-TENSORS = [
-    "drafts", "token_ids", "confidence", "num_drafts", "taken",
-    "next_drafts", "next_confidence", "record",
-]  # fmt: skip
-
-
-@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=TENSORS)
+@kernel()
 def step_sequence(
     drafts,
     token_ids,
@@ -264,9 +253,6 @@ def step_sequence(
     tl.store(record + 10, ended)
 
 
-STEP_SEQUENCE = Kernel(step_sequence)
-
-
 def draft_step(
     drafts: torch.Tensor,
     token_ids: torch.Tensor,
@@ -290,7 +276,7 @@ def draft_step(
     record = drafts.new_empty((batch, len(COUNTERS) + 2 * length))
     taken = drafts if step is None else step
     padded, tile = tile_of(count, length)
-    STEP_SEQUENCE.launch(
+    step_sequence.launch(
         (batch, 1, 1),
         (
             drafts,
@@ -317,7 +303,7 @@ def draft_step(
         ),
         (
             padded,
-            triton.next_power_of_2(count),
+            power_of_two(count),
             tile,
             threshold is not None,
             order == "left_to_right",
@@ -327,6 +313,6 @@ def draft_step(
             step is not None,
         ),
         (num_drafts.dtype,),
-        warps_for(padded * tile),
+        *resources_for(padded * tile),
     )
     return next_drafts, next_confidence, record

@@ -7,6 +7,8 @@ constants); sizes and strides are never looked at, so that a batch that grows do
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +17,25 @@ import triton
 # What decides is how `triton.jit` wrapped the kernels, when they were imported.
 INTERPRETED: bool = triton.knobs.runtime.interpret
 ROCM: bool = torch.version.hip is not None
+
+
+def kernel(aligned: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Kernel]:
+    """Decorates a Triton function that programs are launched of.
+
+    Triton specialises on a pointer's alignment only for the arguments in `aligned`, on no other argument at all.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Kernel:
+        parameters = inspect.signature(function).parameters.values()
+        runtime = [parameter.name for parameter in parameters if "constexpr" not in str(parameter.annotation)]
+        return Kernel(triton.jit(function, do_not_specialize=[name for name in runtime if name not in aligned]))
+
+    return decorate
+
+
+def short_range(tensor: torch.Tensor) -> bool:
+    """Whether Triton for ROCm compiles 32-bit offsets into a tensor that a kernel is specialised on."""
+    return ROCM and tensor.untyped_storage().nbytes() < 2**31
 
 
 class Kernel:
@@ -29,14 +50,14 @@ class Kernel:
         grid: tuple[int, int, int],
         arguments: tuple[Any, ...],
         constants: tuple[Any, ...],
-        dtypes: tuple[torch.dtype, ...] = (),
+        others: tuple[Any, ...] = (),
         num_warps: int = 4,
         max_registers: int = 0,
     ) -> None:
         """Runs on the device of `arguments[0]`, on its current stream. A grid without programs launches nothing.
 
-        `dtypes` are those of arguments that may come in more than one; the dtypes of all others must follow from
-        `constants`. The kernel must not be specialised on any value that `constants` do not decide.
+        `others` is what else a binary depends on: dtypes that do not follow from `constants`, and, of arguments that the
+        kernel is specialised on, whatever `constants` do not decide.
         """
         if 0 in grid:
             return
@@ -46,9 +67,9 @@ class Kernel:
         device = arguments[0].get_device()
         if device != torch.cuda.current_device():
             with torch.cuda.device(device):
-                self.launch(grid, arguments, constants, dtypes, num_warps, max_registers)
+                self.launch(grid, arguments, constants, others, num_warps, max_registers)
             return
-        key = (device, constants, dtypes, num_warps, max_registers)
+        key = (device, constants, others, num_warps, max_registers)
         compiled = self.compiled.get(key)
         if compiled is not None:
             compiled[grid](*arguments, *constants)
@@ -64,10 +85,22 @@ def options(num_warps: int, max_registers: int = 0, rocm: bool = False) -> dict[
     return chosen
 
 
+def power_of_two(number: int) -> int:
+    """The least one that is not below `number`. (Triton's own takes as long as a launch.)"""
+    return 1 << (number - 1).bit_length()
+
+
+def ceil_div(number: int, divisor: int) -> int:
+    return -(-number // divisor)
+
+
 def outer_stride(tensor: torch.Tensor, inner_dims: int) -> int | None:
     """The one stride that walks all dimensions but the last `inner_dims`, or None where none does; 0 for a single step."""
+    dims = tensor.dim() - inner_dims
+    if dims > 0 and tensor.is_contiguous():
+        return tensor.stride(dims - 1)
     stride, steps = 0, 1
-    for dim in range(tensor.dim() - inner_dims - 1, -1, -1):
+    for dim in range(dims - 1, -1, -1):
         size = tensor.shape[dim]
         if size == 1:
             continue

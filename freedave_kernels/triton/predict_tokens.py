@@ -14,11 +14,12 @@ import torch
 import triton
 import triton.language as tl
 
-from freedave_kernels.triton.launch import Kernel, outer_stride
+from freedave_kernels.triton.launch import ceil_div, kernel, outer_stride, power_of_two, short_range
 from freedave_kernels.triton.tunables import tunables
 
 CHUNK = 16384  # logits; splits a row of 150 K so that a single one occupies ten SMs
 VECTOR_BYTES = 16
+MAX_GRID_Y = 65535
 MERGED_ROWS = 16  # a program of the second kernel
 
 # Partial results of a chunk, side by side in one float32 workspace [FIELDS, rows, chunks].
@@ -40,24 +41,44 @@ NEVER = tl.constexpr(float("-inf"))
 
 @triton.jit
 def load_groups(
-    logits, token, limit, MASKED: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, VECTOR: tl.constexpr
+    row,
+    lane,
+    first,
+    limit,
+    MASKED: tl.constexpr,
+    GROUP: tl.constexpr,
+    BEGIN: tl.constexpr,
+    WIDTH: tl.constexpr,
+    VECTOR: tl.constexpr,
 ):
-    """`[LANES, WIDTH]` logits, lane i's from `logits[i]` on; -inf for tokens from `limit` on.
+    """float32 logits `[LANES, WIDTH]`: places BEGIN and on of each lane's group, in a chunk that starts at token `first`.
 
     VECTOR are as many as one load may fetch. Narrower loads are joined to what the widest would have brought, in the
-    same threads: a row gives the same bits however it is aligned.
+    same threads: a row gives the same bits however it is aligned. MASKED: -inf for tokens from `limit` on.
     """
     if WIDTH == VECTOR:
-        place = tl.arange(0, WIDTH)[None, :]
-        if MASKED:
-            return tl.load(logits[:, None] + place, mask=token[:, None] + place < limit, other=NEVER)
+        if row.dtype.element_ty == tl.bfloat16 and VECTOR > 1:
+            # Two a word: each becomes a float32 in one instruction. As 16-bit values they would be unpacked first.
+            place = lane[:, None] * (GROUP // 2) + BEGIN // 2 + tl.arange(0, WIDTH // 2)[None, :]
+            words = (row + first).to(tl.pointer_type(tl.uint32), bitcast=True) + place
+            if MASKED:
+                pair = tl.load(words, mask=first + 2 * place < limit, other=0xFF80FF80)
+            else:
+                pair = tl.load(words)
+            low = (pair << 16).to(tl.float32, bitcast=True)
+            high = (pair & 0xFFFF0000).to(tl.float32, bitcast=True)
+            return tl.reshape(tl.join(low, high), [lane.shape[0], WIDTH])
         else:
-            return tl.load(logits[:, None] + place)
+            place = lane[:, None] * GROUP + BEGIN + tl.arange(0, WIDTH)[None, :]
+            if MASKED:
+                return tl.load(row + first + place, mask=first + place < limit, other=NEVER).to(tl.float32)
+            else:
+                return tl.load(row + first + place).to(tl.float32)
     else:
         HALF: tl.constexpr = WIDTH // 2
-        left = load_groups(logits, token, limit, MASKED, LANES, HALF, VECTOR)
-        right = load_groups(logits + HALF, token + HALF, limit, MASKED, LANES, HALF, VECTOR)
-        return tl.reshape(tl.permute(tl.join(left, right), (0, 2, 1)), [LANES, WIDTH])
+        left = load_groups(row, lane, first, limit, MASKED, GROUP, BEGIN, HALF, VECTOR)
+        right = load_groups(row, lane, first, limit, MASKED, GROUP, BEGIN + HALF, HALF, VECTOR)
+        return tl.reshape(tl.permute(tl.join(left, right), (0, 2, 1)), [lane.shape[0], WIDTH])
 
 
 @triton.jit
@@ -111,15 +132,7 @@ def row_start(outer, position, outer_stride, position_stride, SHIFT: tl.constexp
     return tl.multiple_of(start, VECTOR)
 
 
-SIZES = [
-    "length", "vocab", "mask_token_id", "num_suppressed", "suppressed_step", "logits_outer", "logits_position",
-    "ids_outer", "ids_position", "mask_outer", "mask_position",
-]  # fmt: skip
-
-
-@triton.jit(
-    do_not_specialize=SIZES, do_not_specialize_on_alignment=["input_ids", "mask_index", "suppress_tokens", "partials"]
-)
+@kernel(aligned=("logits",))
 def predict_chunk(
     logits,
     input_ids,
@@ -141,14 +154,14 @@ def predict_chunk(
     GROUP: tl.constexpr,
     VECTOR: tl.constexpr,
     TAIL_VECTOR: tl.constexpr,
+    POSITION_AXIS: tl.constexpr,
     MEASURE: tl.constexpr,
     SHIFT: tl.constexpr,
     HAS_MASK_INDEX: tl.constexpr,
     HAS_SUPPRESSED: tl.constexpr,
 ):
     # A row that is not masked costs one load.
-    row, chunk = tl.program_id(0), tl.program_id(1)
-    outer, position = row // length, row % length
+    outer, position, chunk = tl.program_id(POSITION_AXIS ^ 1), tl.program_id(POSITION_AXIS), tl.program_id(2)
     ids = input_ids + outer.to(tl.int64) * ids_outer + position.to(tl.int64) * ids_position
     mask = mask_index + outer.to(tl.int64) * mask_outer + position.to(tl.int64) * mask_position
     if not is_masked(ids, mask, mask_token_id, HAS_MASK_INDEX):
@@ -157,19 +170,23 @@ def predict_chunk(
     # The whole chunk, in registers. Only a row's last chunk pays for comparing tokens with the vocabulary.
     first = chunk * (LANES * GROUP)
     lane = tl.arange(0, LANES)
-    token = first + lane * GROUP
-    start = logits + row_start(outer, position, logits_outer, logits_position, SHIFT, VECTOR) + first
+    start = logits + row_start(outer, position, logits_outer, logits_position, SHIFT, VECTOR)
     if first + LANES * GROUP <= vocab:
-        raw = load_groups(start + lane * GROUP, token, vocab, False, LANES, GROUP, VECTOR)
+        x = load_groups(start, lane, first, vocab, False, GROUP, 0, GROUP, VECTOR)
     else:
         limit = vocab // TAIL_VECTOR * TAIL_VECTOR  # the vocabulary, known to be divisible
-        raw = load_groups(start + lane * GROUP, token, limit, True, LANES, GROUP, TAIL_VECTOR)
-    x = raw.to(tl.float32)
-    if HAS_SUPPRESSED:  # whatever their logits are, they are not looked at
+        x = load_groups(start, lane, first, limit, True, GROUP, 0, GROUP, TAIL_VECTOR)
+    if HAS_SUPPRESSED:
+        # Whatever their logits are, they are not looked at. One bit a place: the loop holds a word a group.
+        hidden = tl.zeros([LANES], tl.int32)
+        found = 0
         for s in range(num_suppressed):
-            suppressed = tl.load(suppress_tokens + s * suppressed_step)
-            if (suppressed >= first) & (suppressed < first + LANES * GROUP):
-                x = tl.where(token[:, None] + tl.arange(0, GROUP)[None, :] == suppressed, NEVER, x)
+            place = tl.load(suppress_tokens + s * suppressed_step) - first
+            if (place >= 0) & (place < LANES * GROUP):
+                hidden |= tl.where(lane == place // GROUP, 1 << (place % GROUP).to(tl.int32), 0)
+                found += 1
+        if found > 0:
+            x = tl.where((hidden[:, None] >> tl.arange(0, GROUP)[None, :]) & 1 == 1, NEVER, x)
 
     # The maximum of each group, then of the chunk. A NaN is passed over here; the sum finds it.
     if MEASURE == "margin":
@@ -181,8 +198,9 @@ def predict_chunk(
 
     # The sum. x - max comes first, exactly: folded into the multiplication, a large maximum would cost digits.
     below = x - tl.where(largest == NEVER, 0.0, largest)
-    field = tl.num_programs(0) * tl.num_programs(1)
-    cell = partials + row * tl.num_programs(1) + chunk
+    chunks = tl.num_programs(2)
+    field = (tl.num_programs(0) * tl.num_programs(1)).to(tl.int64) * chunks
+    cell = partials + (outer * length + position).to(tl.int64) * chunks + chunk
     if MEASURE == "neg_entropy":
         is_top = x == largest
         below, term = scaled_terms(x, largest, below)
@@ -223,12 +241,7 @@ def scaled_terms(x, largest, below):
     return below, tl.fma(power, lost, power)
 
 
-@triton.jit(
-    do_not_specialize=["rows", "chunks", *SIZES],
-    do_not_specialize_on_alignment=[
-        "logits", "input_ids", "mask_index", "suppress_tokens", "partials", "token_ids", "confidence",
-    ],
-)  # fmt: skip
+@kernel()
 def merge_chunks(
     logits,
     input_ids,
@@ -336,9 +349,6 @@ def log1p(x):
     return tl.where(exact, x, tl.log(rounded) * x / tl.where(exact, 1.0, rounded - 1.0))
 
 
-PREDICT_CHUNK, MERGE_CHUNKS = Kernel(predict_chunk), Kernel(merge_chunks)
-
-
 def predict_tokens(
     logits: torch.Tensor,
     input_ids: torch.Tensor,
@@ -365,8 +375,8 @@ def predict_tokens(
     length, vocab = logits.shape[-2:]
     itemsize = logits.element_size()
     group = VECTOR_BYTES // itemsize
-    lanes = min(CHUNK, max(group, triton.next_power_of_2(vocab))) // group
-    chunks = triton.cdiv(vocab, lanes * group)
+    lanes = min(CHUNK, max(group, power_of_two(vocab))) // group
+    chunks = ceil_div(vocab, lanes * group)
     logits_position = logits.stride(-2) if length > 1 else 0
     # The lowest bit set is the largest power of two that divides every row's address.
     alignment = logits.data_ptr() | outer[0] * itemsize | logits_position * itemsize | VECTOR_BYTES
@@ -390,18 +400,19 @@ def predict_tokens(
     )
     flags = (measure, logits_shift, mask_index is not None, suppress_tokens is not None)
     chosen = tunables(logits.device, logits.dtype)
-    PREDICT_CHUNK.launch(
-        (rows, chunks, 1),
+    position_axis = 1 if length <= MAX_GRID_Y else 0
+    predict_chunk.launch(
+        (rows // length, length, chunks) if position_axis == 1 else (length, rows // length, chunks),
         (*tensors, *sizes),
-        (lanes, group, vector, math.gcd(vector, vocab), *flags),
-        (logits.dtype,),
+        (lanes, group, vector, math.gcd(vector, vocab), position_axis, *flags),
+        (logits.dtype, short_range(logits)),
         min(chosen.num_warps, max(1, lanes // 32)),
         chosen.max_registers,
     )
-    MERGE_CHUNKS.launch(
-        (triton.cdiv(rows, MERGED_ROWS), 1, 1),
+    merge_chunks.launch(
+        (ceil_div(rows, MERGED_ROWS), 1, 1),
         (*tensors, token_ids, confidence, rows, chunks, *sizes),
-        (MERGED_ROWS, triton.next_power_of_2(chunks), lanes, group, *flags),
+        (MERGED_ROWS, power_of_two(chunks), lanes, group, *flags),
         (logits.dtype,),
     )
     return token_ids, confidence

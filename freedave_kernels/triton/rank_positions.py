@@ -8,11 +8,13 @@ import torch
 import triton
 import triton.language as tl
 
-from freedave_kernels.triton.launch import Kernel, as_rows
+from freedave_kernels.triton.launch import INTERPRETED, as_rows, ceil_div, kernel, power_of_two
 from freedave_kernels.triton.static_step import NO_KEY, expect_length, is_rankable, position_keys
 
+# Comparisons held at once: more would spill. A call of the interpreter costs the same for any number.
 TILE = 128
-OTHERS = 256
+OTHERS = 1024 if INTERPRETED else 32
+MAX_LENGTH = 2**15  # positions that a key has room for
 
 
 @triton.jit
@@ -26,10 +28,7 @@ def ranked_keys(
     return tl.where(is_rankable(keys), keys, NO_KEY)
 
 
-SIZES = ["length", "block_length", "confidence_row", "confidence_step", "mask_row", "mask_step"]
-
-
-@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=["confidence", "mask_index", "rank"])
+@kernel()
 def rank_tile(
     confidence,
     mask_index,
@@ -51,7 +50,6 @@ def rank_tile(
     keys = ranked_keys(
         confidence, mask_index, position, length, block_length, confidence_step, mask_step, LEFT_TO_RIGHT
     )
-    # A tile of comparisons at a time: a row of keys is short, and its reader's lines lie in cache.
     before = tl.zeros([TILE], tl.int32)
     for begin in range(0, length, OTHERS):
         other = begin + tl.arange(0, OTHERS)
@@ -62,9 +60,6 @@ def rank_tile(
     tl.store(rank + row * length + position, tl.where(keys == NO_KEY, length, before), mask=position < length)
 
 
-RANK_TILE = Kernel(rank_tile)
-
-
 def rank_positions(
     confidence: torch.Tensor, mask_index: torch.Tensor, order: str, block_length: int | None
 ) -> torch.Tensor:
@@ -72,12 +67,12 @@ def rank_positions(
     if rank.numel() == 0:
         return rank
     length = confidence.shape[-1]
-    expect_length("rank_positions", length)
-    padded = triton.next_power_of_2(length)
+    expect_length("rank_positions", length, MAX_LENGTH)
+    padded = power_of_two(length)
     tile = min(TILE, padded)
     confidence, mask_index = as_rows(confidence), as_rows(mask_index)
-    RANK_TILE.launch(
-        (confidence.shape[0], triton.cdiv(length, tile), 1),
+    rank_tile.launch(
+        (confidence.shape[0], ceil_div(length, tile), 1),
         (
             confidence,
             mask_index,

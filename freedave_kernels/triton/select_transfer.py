@@ -7,18 +7,13 @@ from __future__ import annotations
 import ctypes
 
 import torch
-import triton
 import triton.language as tl
 
-from freedave_kernels.triton.launch import Kernel, as_rows
-from freedave_kernels.triton.static_step import expect_length, first_ranked, passing, position_keys, warps_for
-
-SIZES = [
-    "length", "num_transfer", "count_step", "block_length", "confidence_row", "confidence_step", "mask_row", "mask_step",
-]  # fmt: skip
+from freedave_kernels.triton.launch import as_rows, kernel, power_of_two
+from freedave_kernels.triton.static_step import expect_length, first_ranked, passing, position_keys, resources_for
 
 
-@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=["confidence", "mask_index", "counts", "transfer"])
+@kernel()
 def select_row(
     confidence,
     mask_index,
@@ -65,9 +60,6 @@ def select_row(
     tl.store(transfer + row * length + position, chosen, mask=inside)
 
 
-SELECT_ROW = Kernel(select_row)
-
-
 def select_transfer(
     confidence: torch.Tensor,
     mask_index: torch.Tensor,
@@ -86,7 +78,7 @@ def select_transfer(
     expect_length("select_transfer", length)
     confidence, mask_index = as_rows(confidence), as_rows(mask_index)
     counts = confidence if num_transfer_per_row is None else num_transfer_per_row.reshape(-1)
-    SELECT_ROW.launch(
+    select_row.launch(
         (confidence.shape[0], 1, 1),
         (
             confidence,
@@ -102,7 +94,7 @@ def select_transfer(
             *mask_index.stride(),
         ),
         (
-            triton.next_power_of_2(length),
+            power_of_two(length),
             num_transfer_per_row is not None,
             threshold is not None,
             strict,
@@ -110,7 +102,7 @@ def select_transfer(
             order == "left_to_right",
         ),
         (counts.dtype,),
-        warps_for(length),
+        *resources_for(length),
     )
     return transfer_index
 

@@ -12,7 +12,7 @@ import triton.language as tl
 
 from freedave_kernels.backends import BackendUnavailableError
 
-MAX_LENGTH = 4096  # positions; a program holds a row, or several short ones
+MAX_LENGTH = 2048  # positions: a program's registers hold a row, or several short ones
 
 # A key is (block, descending confidence, position), most significant first.
 POSITION_BITS = tl.constexpr(15)
@@ -144,14 +144,19 @@ def plan_drafts(
     return draft_of, planned
 
 
-def expect_length(op: str, length: int) -> None:
-    if length > MAX_LENGTH:
+def expect_length(op: str, length: int, longest: int = MAX_LENGTH) -> None:
+    if length > longest:
         raise BackendUnavailableError(
-            f"backend 'triton' serves rows of at most {MAX_LENGTH} positions, but {op} was given {length}; shorten the "
-            "window, or use a backend that serves them (available_backends() lists them)"
+            f"{op}: backend 'triton' serves windows of at most {longest} positions, got {length}; use the backend "
+            "'reference' for this call"
         )
 
 
-def warps_for(elements: int) -> int:
-    """Up to 8 elements a thread: a single warp, which needs no shared memory to reduce, holds a usual window."""
-    return min(16, max(1, elements // 256))
+def resources_for(elements: int) -> tuple[int, int]:
+    """Warps of a program that holds `elements`, and the registers that a thread may take.
+
+    A usual window fits a single warp, which reduces without shared memory. Such a program waits for its own results
+    most of the time, so that nothing is gained by leaving registers to others: the compiler would, and spill.
+    """
+    num_warps = min(16, max(1, elements // 256))
+    return num_warps, min(255, 65536 // (32 * num_warps))

@@ -8,8 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
-from freedave_kernels.triton.launch import Kernel
-from freedave_kernels.triton.static_step import expect_length, warps_for
+from freedave_kernels.triton.launch import kernel, power_of_two
+from freedave_kernels.triton.static_step import expect_length, resources_for
 
 TILE_ELEMENTS = 4096  # of drafts compared at once: a few registers a thread
 
@@ -44,13 +44,7 @@ def furthest_equal(
     return furthest
 
 
-SIZES = [
-    "count", "length", "mask_token_id", "drafts_sequence", "drafts_row", "drafts_step",
-    "targets_sequence", "targets_row", "targets_step", "num_drafts_step",
-]  # fmt: skip
-
-
-@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=["drafts", "targets", "num_drafts", "accepted"])
+@kernel()
 def verify_sequence(
     drafts,
     targets,
@@ -92,9 +86,6 @@ def verify_sequence(
     tl.store(accepted + sequence, current)
 
 
-VERIFY_SEQUENCE = Kernel(verify_sequence)
-
-
 def verify_drafts(
     drafts: torch.Tensor, targets: torch.Tensor, num_drafts: torch.Tensor | None, match: str, mask_token_id: int | None
 ) -> torch.Tensor:
@@ -103,7 +94,7 @@ def verify_drafts(
     accepted = drafts.new_empty((batch,))
     active = drafts if num_drafts is None else num_drafts
     padded, tile = tile_of(count, length)
-    VERIFY_SEQUENCE.launch(
+    verify_sequence.launch(
         (batch, 1, 1),
         (
             drafts,
@@ -119,12 +110,12 @@ def verify_drafts(
         ),
         (padded, tile, num_drafts is not None, match == "subset"),
         (active.dtype,),
-        warps_for(padded * tile),
+        *resources_for(padded * tile),
     )
     return accepted
 
 
 def tile_of(count: int, length: int) -> tuple[int, int]:
     """A row's length and the number of rows that a program compares at once, as powers of two."""
-    padded = triton.next_power_of_2(length)
-    return padded, min(triton.next_power_of_2(count), max(1, TILE_ELEMENTS // padded))
+    padded = power_of_two(length)
+    return padded, min(power_of_two(count), max(1, TILE_ELEMENTS // padded))

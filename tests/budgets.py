@@ -1,0 +1,56 @@
+"""What each GPU kernel may use, read from its binary: one table for all backends. Going over fails a test.
+
+Spills and local memory have no column: every kernel's are 0. Registers decide how many programs a multiprocessor holds;
+instructions an element, counted along the whole way from a kernel's first instruction to its last, decide whether memory
+or issue limits it (bfloat16 at 3.35 TB/s leaves an H100 some 17, a B200 at 8 TB/s some 9).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Budget:
+    registers: int
+    """A thread's, at most."""
+    shared: int = 0
+    """Bytes a block, at most (what the driver reserves included: 1 KB a block from sm_90 on)."""
+    instructions: float | None = None
+    """An element, at most."""
+    vector_loads: int = 0
+    """16-byte loads (LDG.E.128) that a thread issues one after the other, at least."""
+
+
+# (backend, architecture, case)
+BUDGETS: dict[tuple[str, str, str], Budget] = {
+    # 128 registers: two programs of 256 threads a multiprocessor, so that one loads while the other computes.
+    ("triton", "sm_80", "predict_tokens bfloat16 prob"): Budget(128, 1024, 9.0, 8),
+    ("triton", "sm_80", "predict_tokens float16 prob"): Budget(128, 1024, 9.5, 8),
+    ("triton", "sm_80", "predict_tokens float32 prob"): Budget(128, 1024, 9.0, 16),
+    ("triton", "sm_90", "predict_tokens bfloat16 prob"): Budget(128, 2048, 9.0, 8),
+    ("triton", "sm_90", "predict_tokens float16 prob"): Budget(128, 2048, 9.75, 8),
+    ("triton", "sm_90", "predict_tokens float32 prob"): Budget(128, 2048, 9.0, 16),
+    ("triton", "sm_90", "predict_tokens bfloat16 prob everything"): Budget(128, 2048, 9.25, 8),
+    ("triton", "sm_90", "predict_tokens bfloat16 margin"): Budget(128, 2048, 11.5, 8),
+    ("triton", "sm_90", "predict_tokens float32 margin"): Budget(128, 2048, 11.5, 16),
+    ("triton", "sm_90", "predict_tokens bfloat16 neg_entropy"): Budget(255, 2048, 34.0, 8),
+    ("triton", "sm_90", "predict_tokens float32 neg_entropy"): Budget(255, 2048, 34.0, 16),
+    ("triton", "sm_100", "predict_tokens bfloat16 prob"): Budget(128, 2048, 9.0, 8),
+    ("triton", "sm_100", "predict_tokens float16 prob"): Budget(128, 2048, 9.0, 8),
+    ("triton", "sm_100", "predict_tokens float32 prob"): Budget(128, 2048, 9.0, 16),
+    ("triton", "sm_120", "predict_tokens bfloat16 prob"): Budget(128, 2048, 9.75, 8),
+    ("triton", "sm_120", "predict_tokens float16 prob"): Budget(128, 2048, 9.75, 8),
+    ("triton", "sm_120", "predict_tokens float32 prob"): Budget(128, 2048, 9.5, 16),
+    # One warp, no shared memory: every reduction stays among its lanes.
+    ("triton", "sm_80", "draft_step 8x32 recycled"): Budget(96),
+    ("triton", "sm_90", "draft_step 8x32 recycled"): Budget(96),
+    ("triton", "sm_90", "draft_step 8x32 recycled threshold"): Budget(96),
+    ("triton", "sm_90", "draft_step 8x32 nested"): Budget(96),
+    ("triton", "sm_100", "draft_step 8x32 recycled"): Budget(96),
+    ("triton", "sm_120", "draft_step 8x32 recycled"): Budget(96),
+    # 16 warps: 128 registers are all that a multiprocessor has for them.
+    ("triton", "sm_90", "draft_step 32x1024 recycled"): Budget(128, 2048),
+    ("triton", "sm_90", "draft_step 32x2048 recycled"): Budget(128, 2048),
+    ("triton", "sm_90", "rank_positions 4096"): Budget(128, 2048),
+}

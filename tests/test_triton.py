@@ -1,0 +1,293 @@
+"""The Triton backend beyond its results, which the contract tests of the ops cover: its binaries, its launches, its limits.
+
+Nothing here needs a GPU: Triton compiles ahead of time, for every architecture, in processes without the interpreter.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import disassembly
+import pytest
+import torch
+from budgets import BUDGETS
+from conftest import INTERPRETED, on_backend
+
+import freedave_kernels as fk
+from freedave_kernels import backends
+from freedave_kernels.reference.predict_tokens import predict_tokens as reference
+
+DEVICE = "cpu" if INTERPRETED else "cuda"
+TESTS = Path(__file__).parent
+ARCHITECTURES = ["sm_80", "sm_90", "sm_100", "sm_120", "gfx942"]
+COMPILED = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+
+pytestmark = pytest.mark.skipif(
+    "triton" not in backends.BACKENDS or fk.triton.unavailable() is not None, reason=fk.triton.unavailable() or ""
+)
+
+
+def run(*arguments: str, environment: dict[str, str] = COMPILED) -> str:
+    command = [sys.executable, *arguments]
+    result = subprocess.run(command, cwd=TESTS, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture
+def triton() -> Iterator[str]:
+    yield from on_backend("triton")
+
+
+@pytest.fixture(scope="session")
+def binaries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder an architecture, holding what triton_stub.py writes."""
+    folder = tmp_path_factory.mktemp("binaries")
+    groups = [["sm_90"], [name for name in ARCHITECTURES if name != "sm_90"]]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda group: run("triton_stub.py", str(folder), *group), groups))
+    return folder
+
+
+def files(folder: Path, suffix: str) -> list[Path]:
+    found = sorted(folder.glob(f"*.{suffix}"))
+    assert found
+    return found
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_kernel_compiles_and_spills_nothing(binaries, architecture):
+    kernels = {path.name.split(".")[1] for path in files(binaries / architecture, "json")}
+    assert kernels == {
+        "predict_chunk", "merge_chunks", "rank_tile", "select_row", "build_sequence", "verify_sequence", "step_sequence",
+    }  # fmt: skip
+    if architecture == "gfx942":
+        for path in files(binaries / architecture, "amdgcn"):
+            spills = re.findall(r"\.(?:[sv]gpr_spill_count|private_segment_fixed_size):\s+(\d+)", path.read_text())
+            assert spills and set(spills) == {"0"}, path.name
+    else:
+        for path in files(binaries / architecture, "cubin"):
+            for used in disassembly.resources(path).values():
+                assert used.stack == used.local == 0, path.name
+
+
+@pytest.mark.parametrize(
+    ("architecture", "case"), [key[1:] for key in BUDGETS if key[0] == "triton"], ids=lambda value: value
+)
+def test_budgets(binaries, architecture, case):
+    """Of a case's main kernel: the first that it launches."""
+    budget = BUDGETS["triton", architecture, case]
+    main = {"predict_tokens": "predict_chunk", "draft_step": "step_sequence", "rank_positions": "rank_tile"}
+    name = main[case.split()[0]]
+    cubin = binaries / architecture / f"{case}.{name}.cubin"
+    used = disassembly.resources(cubin)[name]
+    assert used.registers <= budget.registers
+    assert used.shared <= budget.shared
+    if budget.instructions is None:
+        return
+    kernel = disassembly.instructions(cubin)[name]
+    hot, loads = vector_loads(kernel)
+    warps = json.loads(cubin.with_suffix(".json").read_text())["warps"]
+    assert loads >= budget.vector_loads
+    assert disassembly.fewest_executed(kernel, hot) * warps * 32 / 16384 <= budget.instructions
+
+
+def vector_loads(kernel: list[disassembly.Instruction]) -> tuple[list[disassembly.Instruction], int]:
+    """The block with the most 16-byte loads that no predicate guards, which is how whole chunks are read; and how many."""
+    counted = [
+        (sum(instruction.opcode == "LDG.E.128" and not instruction.predicate for instruction in block), number, block)
+        for number, block in enumerate(disassembly.blocks(kernel))
+    ]
+    most, _, block = max(counted)
+    return block, most
+
+
+@pytest.mark.parametrize("case", ["bfloat16 prob", "float16 prob", "float32 prob", "bfloat16 neg_entropy"])
+def test_exponentials_flush_to_zero(binaries, case):
+    """Without flushing, each would take two more instructions."""
+    ptx = (binaries / "sm_90" / f"predict_tokens {case}.predict_chunk.ptx").read_text()
+    assert set(re.findall(r"ex2\.approx\.[a-z0-9.]+", ptx)) == {"ex2.approx.ftz.f32"}
+
+
+@pytest.mark.parametrize(
+    ("case", "others"),
+    [
+        ("bfloat16 prob", ["bfloat16 prob 2 bytes", "bfloat16 prob 4 bytes", "bfloat16 prob everything"]),
+        ("float32 prob", ["float32 prob 4 bytes"]),
+    ],
+)
+def test_unaligned_rows_are_summed_in_the_same_order(binaries, case, others):
+    """However a chunk is loaded, the same thread holds the same group, and the sum over groups has the same layout.
+
+    The sum within a group is written out in the source. On a GPU the contract tests compare the bits themselves.
+    """
+    layout = sum_layout(binaries / "sm_90" / f"predict_tokens {case}.predict_chunk.ttgir")
+    assert "sizePerThread = [1], threadsPerWarp = [32], warpsPerCTA = [8]" in layout
+    for other in others:
+        assert sum_layout(binaries / "sm_90" / f"predict_tokens {other}.predict_chunk.ttgir") == layout
+
+
+def sum_layout(path: Path) -> str:
+    """How the operand of the kernel's one sum lies across registers, lanes and warps."""
+    text = path.read_text()
+    layouts = dict(re.findall(r"^(#\w+) = (#ttg\..*)$", text, re.M))
+    operands = re.findall(
+        r'"tt\.reduce"(?:(?!"tt\.reduce").)*?arith\.addf.*?\}\) : \(tensor<\w+, (#\w+)>\)', text, re.S
+    )
+    assert len(operands) == 1
+    return layouts[operands[0]]
+
+
+def test_launches():
+    """What an op launches, and that a decoder whose batch grows never waits for a compiler."""
+    code = """
+import json, torch, triton_stub as stub
+from triton_stub import MASK, draft_step, drafts, predict_tokens, rank_positions
+driver = stub.use("sm_90")
+facts = {}
+for batch in (1, 2, 3, 16, 17, 64):
+    driver.grids.clear()
+    logits = torch.zeros(batch, 4, 32, 40000, dtype=torch.bfloat16)[:, :, :2]
+    predict_tokens(logits, torch.full((batch, 4, 2), MASK), MASK, None, "prob", None, False)
+    predicted = list(driver.grids)
+    ids = torch.full((batch, 4, 32), MASK)
+    confidence = torch.zeros(batch, 4, 32)
+    for steps in (1, 8):
+        for rule in ((1, None, "confidence", 16), (2, None, "confidence", None)):
+            draft_step(ids, ids, confidence, torch.full((batch,), 4), MASK, steps, *rule, "recycled", "exact", None, None)
+    facts[batch] = [predicted, driver.grids[len(predicted):]]
+print(json.dumps([facts, {kernel.function.__name__: len(kernel.compiled) for kernel in stub.KERNELS}]))
+"""
+    facts, compiled = json.loads(run("-c", code))
+    assert {name: count for name, count in compiled.items() if count} == {
+        "predict_chunk": 1, "merge_chunks": 1, "step_sequence": 1,
+    }  # fmt: skip
+    for batch, (predicted, stepped) in facts.items():
+        rows = int(batch) * 4
+        assert predicted == [[rows, 2, 3], [-(-rows * 2 // 16), 1, 1]]  # chunks depend on the vocabulary alone
+        assert stepped == [[int(batch), 1, 1]] * 4  # one launch a call
+
+
+def test_an_empty_batch_launches_nothing():
+    code = """
+import torch, triton_stub as stub
+driver = stub.use("sm_90")
+ids = torch.zeros(0, 4, 8, dtype=torch.int64)
+stub.predict_tokens(torch.zeros(0, 4, 8, 50), ids, 9, None, "prob", None, False)
+rule = (1, None, "confidence", None, "nested", "exact", None, None)
+stub.draft_step(ids, ids, torch.zeros(0, 4, 8), ids[:, 0, 0], 9, 2, *rule)
+print(len(driver.grids))
+"""
+    assert run("-c", code).strip() == "0"
+
+
+def test_rows_that_are_too_long(triton):
+    rows = torch.zeros(1, 2049), torch.ones(1, 2049, dtype=torch.bool)
+    assert fk.rank_positions(*rows).shape == (1, 2049)
+    message = "select_transfer: backend 'triton' serves windows of at most 2048 positions, got 2049; use"
+    with pytest.raises(fk.BackendUnavailableError, match=message):
+        fk.select_transfer(*rows)
+
+
+def test_leading_dimensions_that_no_stride_walks(triton):
+    logits = torch.randn(3, 4, 2, 50, generator=torch.Generator().manual_seed(0))[:, ::3, :1]
+    ids = torch.full((3, 2, 1), 9)
+    odd = torch.full((3, 4, 2), 9)[:, 1:3, :1]
+    expected = reference(logits, ids, 9, None, "prob", None, False)
+    for input_ids in (ids, odd):
+        token_ids, confidence = fk.predict_tokens(logits, input_ids, 9)
+        assert torch.equal(token_ids, expected[0])
+        torch.testing.assert_close(confidence, expected[1], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("op", backends.OPS)
+def test_ops_share_the_schema_of_the_native_ones(op):
+    """Argument for argument, up to defaults and the integers' symbolic type."""
+    with fk.use_backend("triton"):
+        ours = getattr(torch.ops.freedave_triton, op).default._schema
+    native = getattr(torch.ops.freedave, op).default._schema
+    assert [(a.name, str(a.type)) for a in ours.arguments] == [(a.name, str(a.type)) for a in native.arguments]
+    assert [str(r.type) for r in ours.returns] == [str(r.type) for r in native.returns]
+
+
+def test_compiles_without_graph_breaks():
+    """As one opaque call, in the backend that is in force."""
+    logits, ids = torch.randn(2, 4, 30, device=DEVICE), torch.full((2, 4), 9, device=DEVICE)
+
+    def step(logits, input_ids):
+        token_ids, confidence = fk.predict_tokens(logits * 2, input_ids, 9)
+        drafted = fk.draft_step(input_ids[:, None], token_ids[:, None], confidence[:, None], ids[:, 0], 9, 2)
+        return drafted.drafts, drafted.accepted + 1
+
+    with fk.use_backend("triton"):
+        compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+        assert all(torch.equal(a, b) for a, b in zip(compiled(logits, ids), step(logits, ids), strict=True))
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="CPU tensors are for the interpreter")
+def test_opcheck():
+    ids = torch.tensor([[[9, 9, 1]]])
+    with fk.use_backend("triton"):
+        ops = torch.ops.freedave_triton
+        torch.library.opcheck(ops.predict_tokens, (torch.randn(1, 1, 3, 20), ids, 9, None, "prob", None, False))
+        step = (1, None, "confidence", None, "recycled", "exact", None, None)
+        torch.library.opcheck(ops.draft_step, (ids, ids, torch.rand(1, 1, 3), torch.tensor([1]), 9, 2, *step))
+
+
+def test_cuda_tensors_go_to_triton_where_there_are_no_cuda_kernels(monkeypatch):
+    usable = {"reference": None, "cpu": None, "triton": None, "cuda": "not built; build it"}
+    monkeypatch.setattr(backends, "unavailable", usable.__getitem__)
+    monkeypatch.setattr(backends, "_best", {})
+    assert backends.for_device(torch.device("cuda")).name == "triton"
+    usable["triton"] = "not installed; install it"
+    backends._best.clear()
+    assert backends.for_device(torch.device("cuda")).name == "reference"
+
+
+def python(code: str, **environment: str) -> list[str]:
+    return run("-c", code, environment=COMPILED | environment).splitlines()
+
+
+def test_triton_is_imported_when_it_is_used():
+    code = (
+        "import sys, torch, freedave_kernels as fk\n"
+        "print('triton' in sys.modules, 'torch._dynamo' in sys.modules, fk.available_backends()['triton'])\n"
+        "with fk.use_backend('triton'):\n"
+        "    print(fk.rank_positions(torch.tensor([.1, .9]), torch.ones(2, dtype=torch.bool)).tolist())\n"
+        "print('triton' in sys.modules)"
+    )
+    assert python(code, TRITON_INTERPRET="1") == ["False False None", "[1, 0]", "True"]
+
+
+@pytest.mark.parametrize(
+    ("setup", "reason"),
+    [
+        ("sys.modules['triton'] = None", "triton is not installed; pip install triton"),
+        ("torch.cuda.is_available = lambda: False", "torch sees no GPU; .*TRITON_INTERPRET=1"),
+    ],
+    ids=["not installed", "no GPU"],
+)
+def test_where_it_cannot_run_it_says_why(setup, reason):
+    code = f"import sys, torch\n{setup}\nimport freedave_kernels as fk\nprint(fk.available_backends()['triton'])"
+    assert re.search(reason, python(code)[0])
+
+
+def test_cpu_tensors_need_the_interpreter():
+    code = (
+        "import torch\n"
+        "torch.cuda.is_available = lambda: True\n"
+        "import freedave_kernels as fk\n"
+        "try:\n"
+        "    with fk.use_backend('triton'):\n"
+        "        fk.rank_positions(torch.ones(2), torch.ones(2, dtype=torch.bool))\n"
+        "except fk.BackendUnavailableError as error:\n"
+        "    print(error)"
+    )
+    assert "backend 'triton' serves cuda tensors, but rank_positions was given a tensor on cpu" in python(code)[0]

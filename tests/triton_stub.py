@@ -1,0 +1,142 @@
+"""Triton without a GPU: compiles for an architecture that is not there, and records launches instead of running them.
+
+Run as a program, it calls every op on the shapes that decoders use and writes what Triton made of their kernels:
+`python tests/triton_stub.py FOLDER sm_90 gfx942`. It must run without TRITON_INTERPRET.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from freedave_kernels.triton import launch
+from freedave_kernels.triton.build_drafts import build_drafts, build_sequence
+from freedave_kernels.triton.draft_step import draft_step, step_sequence
+from freedave_kernels.triton.predict_tokens import merge_chunks, predict_chunk, predict_tokens
+from freedave_kernels.triton.rank_positions import rank_positions, rank_tile
+from freedave_kernels.triton.select_transfer import select_row, select_transfer
+from freedave_kernels.triton.verify_drafts import verify_drafts, verify_sequence
+
+KERNELS = [predict_chunk, merge_chunks, rank_tile, select_row, build_sequence, verify_sequence, step_sequence]
+MASK = 9
+
+
+class StubDriver:
+    """What Triton asks of a driver, for a GPU on which launching does nothing. CPU tensors live on its device -1."""
+
+    def __init__(self, architecture: str) -> None:
+        amd = architecture.startswith("gfx")
+        self.target = GPUTarget("hip", architecture, 64) if amd else GPUTarget("cuda", int(architecture[3:]), 32)
+        self.grids: list[tuple[int, ...]] = []
+        self.utils = SimpleNamespace(
+            load_binary=lambda *_: (1, 1, 0, 0, 1024),
+            unload_module=lambda _: None,
+            get_device_properties=lambda _: {"max_shared_mem": 2**20},
+        )
+
+    def launcher_cls(self, source: Any, metadata: Any) -> Callable[..., None]:
+        return lambda *call: self.grids.append(call[:3])
+
+    def get_current_device(self) -> int:
+        return -1
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+
+def use(architecture: str) -> StubDriver:
+    stub = StubDriver(architecture)
+    driver.set_active(stub)
+    torch.cuda.current_device = stub.get_current_device
+    launch.ROCM = architecture.startswith("gfx")
+    for kernel in KERNELS:
+        kernel.compiled.clear()
+        kernel.function.device_caches.clear()
+    return stub
+
+
+def predict(dtype: torch.dtype, measure: str, vocab: int = 151936, offset: int = 0, **extra: Any) -> Callable[[], Any]:
+    """One masked row; `offset` elements past an aligned address."""
+    logits = torch.zeros(vocab + offset, dtype=dtype)[offset:].view(1, vocab)
+    suppress, shift = extra.get("suppress"), extra.get("shift", False)
+    return lambda: predict_tokens(logits, torch.tensor([MASK]), MASK, extra.get("mask"), measure, suppress, shift)
+
+
+def drafts(count: int, length: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    ids = torch.full((1, count, length), MASK)
+    return ids, ids, torch.zeros(1, count, length), torch.full((1,), count, dtype=torch.int32)
+
+
+def step(count: int, length: int, drafting: str, threshold: float | None = None) -> Callable[[], Any]:
+    rule = (1, threshold, "confidence", 32, drafting, "exact", 2, None)
+    return lambda: draft_step(*drafts(count, length), MASK, count, *rule)
+
+
+def cases(architecture: str) -> dict[str, Callable[[], Any]]:
+    """By name; the names are those of tests/budgets.py."""
+    bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
+    confidence, masked = torch.zeros(1, 32), torch.ones(1, 32, dtype=torch.bool)
+    ids = torch.full((1, 32), MASK)
+    everywhere = {
+        "predict_tokens bfloat16 prob": predict(bf16, "prob"),
+        "predict_tokens float16 prob": predict(fp16, "prob"),
+        "predict_tokens float32 prob": predict(fp32, "prob"),
+        "draft_step 8x32 recycled": step(8, 32, "recycled"),
+        "rank_positions 32": lambda: rank_positions(confidence, masked, "confidence", None),
+        "select_transfer 32": lambda: select_transfer(confidence, masked, 1, None, 0.9, False, "top", "confidence", 32),
+        "build_drafts 32": lambda: build_drafts(ids, ids, confidence, MASK, 8, 1, None, "confidence", 32),
+        "verify_drafts 8x32": lambda: verify_drafts(drafts(8, 32)[0], drafts(8, 32)[0], None, "exact", None),
+    }
+    if architecture != "sm_90":
+        return everywhere
+    extra = {"mask": torch.tensor([True]), "suppress": torch.tensor([1]), "shift": True}
+    return everywhere | {
+        **{f"predict_tokens {name} {measure}": predict(dtype, measure)
+           for name, dtype in (("bfloat16", bf16), ("float16", fp16), ("float32", fp32))
+           for measure in ("margin", "neg_entropy")},
+        "predict_tokens bfloat16 prob everything": predict(bf16, "prob", **extra),
+        "predict_tokens bfloat16 prob 4 bytes": predict(bf16, "prob", offset=2),
+        "predict_tokens bfloat16 prob 2 bytes": predict(bf16, "prob", offset=1),
+        "predict_tokens float32 prob 4 bytes": predict(fp32, "prob", offset=1),
+        "draft_step 8x32 nested": step(8, 32, "nested"),
+        "draft_step 8x32 recycled threshold": step(8, 32, "recycled", 0.9),
+        "draft_step 32x1024 recycled": step(32, 1024, "recycled"),
+        "draft_step 32x2048 recycled": step(32, 2048, "recycled"),
+        "rank_positions 4096": lambda: rank_positions(
+            torch.zeros(1, 4096), torch.ones(1, 4096, dtype=torch.bool), "confidence", None
+        ),
+    }  # fmt: skip
+
+
+def write(folder: Path, architecture: str) -> None:
+    """FOLDER/ARCHITECTURE/CASE.KERNEL.SUFFIX for every stage of every kernel that a case launches."""
+    folder = folder / architecture
+    folder.mkdir(parents=True)
+    for name, call in cases(architecture).items():
+        stub = use(architecture)
+        call()
+        launched = [(kernel, compiled) for kernel in KERNELS for compiled in kernel.compiled.values()]
+        assert len(launched) == len(stub.grids), "a kernel was compiled more than once, or not at all"
+        for _, compiled in launched:
+            stem = f"{name}.{compiled.name}"
+            for suffix in {"ttgir", "ptx", "cubin", "amdgcn", "hsaco"} & set(compiled.asm):
+                content = compiled.asm[suffix]
+                (folder / f"{stem}.{suffix}").write_bytes(content if isinstance(content, bytes) else content.encode())
+            facts = {"warps": compiled.metadata.num_warps, "shared": compiled.metadata.shared}
+            (folder / f"{stem}.json").write_text(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    for wanted in sys.argv[2:]:
+        write(Path(sys.argv[1]), wanted)
