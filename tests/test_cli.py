@@ -301,7 +301,7 @@ def test_the_picture_is_checked_before_the_model_is_loaded(tmp_path: Path, capsy
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "required: {demo,generate,info}"),
+        ([], "required: {demo,generate,convert,info}"),
         (["serve"], "invalid choice: 'serve'"),
         (["demo", "--problems", "0"], "at least 1 problem a task"),
         (["demo", "--draft-steps", "1"], "draft_steps must be at least 2"),

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from published_layouts import EOS, MASK, PUBLISHED, VOCABULARY, write_checkpoint, write_published
-from safetensors.torch import load_file, save_file
+from published_layouts import EOS, MASK, PUBLISHED, write_checkpoint, write_published
 
 import freedave
 from freedave.attention import block_causal_mask

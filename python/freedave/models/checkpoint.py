@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -59,10 +58,7 @@ def load_model(
     tokenizer, why_none = load_tokenizer(folder, description.family.tokenizer_class)
     description.config.dtype = dtype
     model = description.on_meta()
-    try:  # before any weight is read
-        lm = DiffusionLM(model, **asdict(description.decoding), tokenizer=tokenizer, name=str(path))
-    except ValueError as error:
-        raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
+    lm = description.diffusion_lm(model, tokenizer, str(path))  # refuses before any weight is read
     tensors = weights.plan(description, model)
     weights.check(description, tensors, stored)
     weights.stream(model, tensors, stored, dtype, where)

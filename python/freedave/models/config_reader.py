@@ -53,12 +53,7 @@ class ConfigReader:
 
     def number(self, key: str, default: Any = _REQUIRED) -> float:
         """A positive number; null counts as absent."""
-        value = self._value(key, default)
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0:
-            return float(value)
-        if value is not _REQUIRED:
-            self.problems.append(f"{key} must be a positive number, got {value!r}")
-        return 1.0
+        return self._positive(key, self._value(key, default))
 
     def boolean(self, key: str, default: Any = _REQUIRED) -> bool:
         """true or false; null counts as absent."""
@@ -79,25 +74,34 @@ class ConfigReader:
 
     def rope_theta(self) -> float:
         """The rotary base, where older or newer transformers wrote it; only unscaled rotary embeddings are supported."""
-        rope = self.values.get("rope_parameters") or {}
         for key in ("rope_parameters", "rope_scaling"):
-            scaling = self.values.get(key) or {}
-            kind = scaling.get("rope_type", scaling.get("type", "default"))
+            rope = self.values.get(key) or {}
+            kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
             if kind != "default":
                 self.problems.append(f"{key} asks for {kind!r} rotary embeddings, and only unscaled ones are supported")
-        return float(rope["rope_theta"]) if "rope_theta" in rope else self.number("rope_theta")
+            elif key == "rope_parameters" and "rope_theta" in rope:
+                return self._positive(f"{key}.rope_theta", rope["rope_theta"])
+        return self.number("rope_theta")
 
     def special_token(self, name: str) -> int | None:
         """The id of the tokenizer's special token, such as "mask_token", where its files say it."""
         token = self.tokenizer.get(name)
         content = token.get("content") if isinstance(token, dict) else token
-        if content is None:
+        if not isinstance(content, str):
             return None
-        for token_id, added in self.tokenizer.get("added_tokens_decoder", {}).items():
-            if added.get("content") == content:
-                return int(token_id)
-        added_tokens = read_json(self.folder / "tokenizer.json", optional=True).get("added_tokens", [])
-        return next((int(added["id"]) for added in added_tokens if added.get("content") == content), None)
+        decoder = self.tokenizer.get("added_tokens_decoder")
+        added = list(decoder.items()) if isinstance(decoder, dict) else []
+        others = read_json(self.folder / "tokenizer.json", optional=True).get("added_tokens")
+        added += [(entry.get("id"), entry) for entry in others or () if isinstance(entry, dict)]
+        found = (index for index, entry in added if isinstance(entry, dict) and entry.get("content") == content)
+        return next((int(index) for index in found if str(index).isdecimal()), None)
+
+    def _positive(self, key: str, value: Any) -> float:
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0:
+            return float(value)
+        if value is not _REQUIRED:
+            self.problems.append(f"{key} must be a positive number, got {value!r}")
+        return 1.0
 
     def _value(self, key: str, default: Any) -> Any:
         value = self.values.get(key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from freedave.models.config_reader import ConfigReader
-from freedave.models.diffusion_lm import ATTENTIONS
+from freedave.models.diffusion_lm import ATTENTIONS, DiffusionLM
 from freedave.models.errors import CheckpointError, first_line
 from freedave.models.families import FAMILIES, Defaults, Family
 from freedave.models.transformers_logging import only_errors
@@ -47,6 +47,13 @@ class Description:
                 f"{self.folder / 'config.json'} does not describe a {self.family.native_class}: {first_line(error)}"
             ) from error
 
+    def diffusion_lm(self, model: Any, tokenizer: Any = None, name: str | None = None) -> DiffusionLM:
+        """The model, with or without its weights, as a `DiffusionLM`; a CheckpointError if it cannot decode like that."""
+        try:
+            return DiffusionLM(model, **asdict(self.decoding), tokenizer=tokenizer, name=name)
+        except ValueError as error:
+            raise CheckpointError(f"{self.folder / 'config.json'}: {error}") from error
+
 
 def describe(folder: Path) -> Description:
     """Recognises a checkpoint.
@@ -80,7 +87,8 @@ def _recognise(reader: ConfigReader) -> Family:
     if family is None:
         known = ", ".join(f"{family.model_type} ({family.name})" for family in FAMILIES)
         raise CheckpointError(f"{reader.file}: unknown model family {model_type!r}; known are {known}")
-    if architectures and not set(architectures) & set(family.architectures):
+    architectures = architectures if isinstance(architectures, list) else [architectures] if architectures else []
+    if architectures and not any(name in family.architectures for name in architectures):
         raise CheckpointError(
             f"{reader.file}: the model_type {model_type!r} of {family.name}, but the architecture "
             f"{', '.join(map(str, architectures))} is not {' or '.join(family.architectures)}; it is not supported"

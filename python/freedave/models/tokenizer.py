@@ -27,7 +27,7 @@ def load_tokenizer(folder: Path, twin: str | None = None) -> tuple[Any, str | No
     if not settings and not whole:
         return None, "no tokenizer files"
     if name is not None and hasattr(transformers, name):
-        tokenizer_class = transformers.AutoTokenizer
+        tokenizer_class: Any = transformers.AutoTokenizer
     elif twin is not None and (whole or (folder / "vocab.json").is_file()):
         tokenizer_class = getattr(transformers, twin)
     elif whole:
@@ -39,6 +39,23 @@ def load_tokenizer(folder: Path, twin: str | None = None) -> tuple[Any, str | No
         )
     try:
         with only_errors():  # transformers remarks that a twin has another name than the file says
-            return tokenizer_class.from_pretrained(folder, local_files_only=True, trust_remote_code=False), None
+            tokenizer = tokenizer_class.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise CheckpointError(f"{folder}: the tokenizer cannot be loaded: {first_line(error)}") from error
+    _check_added_tokens(folder, tokenizer, settings.get("added_tokens_decoder"))
+    return tokenizer, None
+
+
+def _check_added_tokens(folder: Path, tokenizer: Any, declared: Any) -> None:
+    """The tokenizers library numbers added tokens itself; where the vocabulary is not the whole one, differently."""
+    indices: dict[str, set[str]] = {}
+    for index, entry in declared.items() if isinstance(declared, dict) else ():
+        if isinstance(entry, dict) and isinstance(entry.get("content"), str):
+            indices.setdefault(entry["content"], set()).add(index)
+    for content, known in indices.items():
+        found = tokenizer.convert_tokens_to_ids(content)
+        if str(found) not in known:
+            raise CheckpointError(
+                f"{folder}: the tokenizer cannot be loaded: it gives {content!r} the id {found}, and tokenizer_config.json "
+                f"says {' or '.join(sorted(known))}; is the vocabulary complete?"
+            )
