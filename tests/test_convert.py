@@ -151,7 +151,9 @@ def test_the_tokenizer_is_written(tmp_path):
     write_code_tokenizer(source)
     folder = convert_checkpoint(source, tmp_path / "native").folder
     assert not list(folder.glob("*.py"))
-    assert "auto_map" not in json.loads((folder / "tokenizer_config.json").read_text())
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "Qwen2Tokenizer"
+    assert not settings.keys() & {"auto_map", "is_local", "local_files_only"}
     theirs, ours = freedave.load_model(source).tokenizer, AutoTokenizer.from_pretrained(folder)
     text = "abba <|mask|> cab"
     assert ours(text)["input_ids"] == theirs(text)["input_ids"]

@@ -12,6 +12,7 @@ from published_layouts import EOS, MASK, PUBLISHED, write_checkpoint, write_publ
 
 import freedave
 from freedave.attention import block_causal_mask
+from freedave.models.description import describe
 
 FAMILIES = list(PUBLISHED)
 LENGTH = 21
@@ -100,6 +101,55 @@ def test_decoding_is_lossless(family, tmp_path):
         lm, prompt, max_new_tokens=24, draft_steps=4, block_length=lm.block_length or 8, check_lossless=True
     )
     assert MASK not in out.sequences
+
+
+SIZES = {  # parameters in billions at the published configurations; the model cards say 8, 7, 8 and 16
+    "LLaDA 8B": (
+        "llada",
+        {"d_model": 4096, "n_heads": 32, "n_kv_heads": 32, "n_layers": 32, "mlp_hidden_size": 12288},
+        {"vocab_size": 126464, "embedding_size": 126464},
+        8.02,
+    ),
+    "Dream 7B": (
+        "dream",
+        {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28},
+        {"num_key_value_heads": 4, "vocab_size": 152064},
+        7.62,
+    ),
+    "SDAR 8B, TraDo 8B": (
+        "sdar",
+        {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32},
+        {"num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936},
+        8.19,
+    ),
+    "LLaDA2 mini": (
+        "llada2",
+        {
+            "hidden_size": 2048,
+            "intermediate_size": 5120,
+            "num_hidden_layers": 20,
+            "num_attention_heads": 16,
+            "head_dim": 128,
+        },
+        {
+            "num_key_value_heads": 4,
+            "moe_intermediate_size": 512,
+            "num_experts": 256,
+            "num_experts_per_tok": 8,
+            "n_group": 8,
+        }
+        | {"topk_group": 4, "num_shared_experts": 1, "rotary_dim": 64, "vocab_size": 157184},
+        16.26,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_size_at_the_published_configuration(name, tmp_path):
+    family, layers, rest, billions = SIZES[name]
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[family].config | layers | rest))
+    model = describe(tmp_path).on_meta()
+    assert sum(parameter.numel() for parameter in model.parameters()) / 1e9 == pytest.approx(billions, abs=0.006)
 
 
 # ---------------------------------------------------------------------------------------------------- generation settings

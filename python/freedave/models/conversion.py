@@ -147,6 +147,7 @@ def _write_weights(
         files = [SINGLE]
     for file, group in zip(files, groups, strict=True):
         save_file(_collect(group, stored), folder / file, {"format": "pt"})
+        (folder / file).chmod((folder / "config.json").stat().st_mode)  # safetensors lets nobody else read it
     if len(groups) > 1:
         weight_map = {tensor.name: file for file, group in zip(files, groups, strict=True) for tensor in group}
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
@@ -177,5 +178,7 @@ def _write_tokenizer(folder: Path, tokenizer: Any) -> None:
         tokenizer.save_pretrained(folder)
     file = folder / "tokenizer_config.json"
     settings = read_json(file)
-    if settings.pop("auto_map", None) is not None:  # it names code that is not there, nor needed
-        file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    # Code that is not there, nor needed; and how this tokenizer was loaded, which transformers writes down as well.
+    for key in ("auto_map", "is_local", "local_files_only"):
+        settings.pop(key, None)
+    file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
