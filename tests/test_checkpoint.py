@@ -1,4 +1,4 @@
-"""load_model: native checkpoints load; everything else is one clear error."""
+"""load_model: checkpoints in a native transformers layout. Published layouts: test_published_checkpoints.py."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from tiny_models import MASK, golden_lm, golden_model, prompt
 
@@ -50,6 +51,37 @@ def test_the_embedded_model():
 
 def test_dtype(folder):
     assert next(freedave.load_model(folder, dtype=torch.bfloat16).model.parameters()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float64, "bfloat16"])
+def test_a_dtype_that_cannot_be_used(folder, dtype):
+    with pytest.raises(TypeError, match="dtype must be torch.float32, torch.bfloat16, torch.float16, got"):
+        freedave.load_model(folder, dtype=dtype)
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cpu:x", "cuda:99"])
+def test_a_device_that_cannot_be_used(folder, device):
+    with pytest.raises(ValueError, match=f"device '{device}' cannot be used here: "):
+        freedave.load_model(folder, device=device)
+
+
+def test_of_several_ends_of_sequence_the_first_counts(folder):
+    change_config(folder, eos_token_id=[7, 5])
+    assert freedave.load_model(folder).eos_token_id == 7
+
+
+def test_it_is_what_transformers_loads(folder):
+    """The same weights, configuration and requires_grad as from_pretrained gives."""
+    ours = freedave.load_model(folder).model
+    theirs = transformers.Qwen3ForCausalLM.from_pretrained(folder)
+    for (name, one), (other_name, other) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        assert name == other_name and torch.equal(one, other) and one.requires_grad == other.requires_grad
+    for (name, one), (other_name, other) in zip(ours.named_buffers(), theirs.named_buffers(), strict=True):
+        assert name == other_name and torch.equal(one, other)
+    ignored = {"_name_or_path", "architectures"}
+    assert {k: v for k, v in ours.config.to_dict().items() if k not in ignored} == {
+        k: v for k, v in theirs.config.to_dict().items() if k not in ignored
+    }
 
 
 def damage_missing_folder(folder):
@@ -123,7 +155,7 @@ def damage_tokenizer(folder):
         (damage_missing_folder, "no checkpoint folder at .*give a local folder, or 'demo'"),
         (damage_no_config, "has no config.json"),
         (damage_config_syntax, "config.json is not valid JSON"),
-        (damage_family, "unknown model family 'gpt2'; this version loads native checkpoints of qwen2, qwen3, llama"),
+        (damage_family, r"unknown model family 'gpt2'; known are llada \(LLaDA\), Dream \(Dream\), .*glm4_moe"),
         (damage_no_mask, "mask_token_id missing"),
         (damage_mask_type, "mask_token_id must be an integer, got '<mask>'"),
         (damage_mask_range, "mask_token_id 64 is outside the model's vocabulary of 64 tokens"),

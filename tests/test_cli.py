@@ -277,7 +277,7 @@ def test_unknown_model_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     [
         ({"model_type": "bert"}, "unknown model family 'bert'"),
         ({"mask_token_id": VOCABULARY}, f"outside the model's vocabulary of {VOCABULARY} tokens"),
-        ({"vocab_size": VOCABULARY - 5}, "weights"),
+        ({"vocab_size": VOCABULARY + 5}, "weights"),
         ({"block_length": 0}, "block_length must be at least 1, got 0"),
     ],
 )
@@ -296,7 +296,7 @@ def test_the_picture_is_checked_before_the_model_is_loaded(tmp_path: Path, capsy
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "required: {demo,generate,info}"),
+        ([], "required: {demo,generate,convert,info}"),
         (["serve"], "invalid choice: 'serve'"),
         (["demo", "--problems", "0"], "at least 1 problem a task"),
         (["demo", "--draft-steps", "1"], "draft_steps must be at least 2"),
@@ -445,7 +445,7 @@ def test_info_without_bindings_and_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "freedave_kernels._C", None)
-    monkeypatch.setattr("freedave.models.checkpoint.DEMO_CHECKPOINT", tmp_path / "nowhere")
+    monkeypatch.setattr("freedave.models.location.DEMO_CHECKPOINT", tmp_path / "nowhere")
     information = run_json(capsys, "info")
     assert "make setup" in information["build"]["error"]
     assert any(line.startswith("embedded model: no checkpoint folder at ") for line in information["missing"])

@@ -1,0 +1,153 @@
+"""What a checkpoint folder holds, as its JSON files say: the family, the native configuration, how it decodes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from freedave.models.config_reader import ConfigReader
+from freedave.models.diffusion_lm import ATTENTIONS, DiffusionLM
+from freedave.models.errors import CheckpointError, first_line
+from freedave.models.families import FAMILIES, Defaults, Family
+from freedave.models.transformers_logging import only_errors
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a model decodes: the arguments of `DiffusionLM`, and what config.json of a native layout holds beside it."""
+
+    mask_token_id: int
+    attention: str
+    block_length: int | None
+    logits_shift: bool
+    eos_token_id: int | None
+
+
+@dataclass(frozen=True)
+class Description:
+    """A checkpoint that was recognised; `config` is the configuration of the native class."""
+
+    folder: Path
+    family: Family
+    config: Any
+    decoding: Decoding
+
+    def on_meta(self) -> transformers.PreTrainedModel:
+        """The native model without memory for its weights."""
+        model_class = getattr(transformers, self.family.native_class)
+        try:
+            with torch.device("meta"), only_errors():
+                return model_class(self.config)
+        except Exception as error:  # impossible sizes fail in many ways
+            raise CheckpointError(
+                f"{self.folder / 'config.json'} does not describe a {self.family.native_class}: {first_line(error)}"
+            ) from error
+
+    def diffusion_lm(self, model: Any, tokenizer: Any = None, name: str | None = None) -> DiffusionLM:
+        """The model, with or without its weights, as a `DiffusionLM`; a CheckpointError if it cannot decode like that."""
+        try:
+            return DiffusionLM(model, **asdict(self.decoding), tokenizer=tokenizer, name=name)
+        except ValueError as error:
+            raise CheckpointError(f"{self.folder / 'config.json'}: {error}") from error
+
+
+def describe(folder: Path) -> Description:
+    """Recognises a checkpoint.
+
+    Raises:
+        CheckpointError: no or broken config.json, unknown family, and all that is missing, wrong or unsupported in it.
+    """
+    reader = ConfigReader(folder)
+    family = _recognise(reader)
+    if reader.values.get("quantization_config"):
+        reader.problems.append("quantization_config: quantised weights are not supported")
+    decoding = _declared(reader) if family.defaults is None else _published(reader, family.defaults)
+    arguments = family.native_config(reader)
+    reader.raise_problems()
+    config_class = getattr(transformers, family.native_class).config_class
+    try:
+        with only_errors():
+            # config.json of a native layout is taken as it is, under the names that any transformers version wrote.
+            config = config_class.from_dict(arguments) if family.defaults is None else config_class(**arguments)
+    except Exception as error:  # wrong types raise what the configuration's own validation likes
+        raise CheckpointError(
+            f"{reader.file} is not the configuration of a {family.native_class}: {first_line(error)}"
+        ) from error
+    config.architectures = [family.native_class]
+    return Description(folder, family, config, decoding)
+
+
+def _recognise(reader: ConfigReader) -> Family:
+    model_type, architectures = reader.values.get("model_type"), reader.values.get("architectures")
+    family = next((family for family in FAMILIES if family.model_type == model_type), None)
+    if family is None:
+        known = ", ".join(f"{family.model_type} ({family.name})" for family in FAMILIES)
+        raise CheckpointError(f"{reader.file}: unknown model family {model_type!r}; known are {known}")
+    architectures = architectures if isinstance(architectures, list) else [architectures] if architectures else []
+    if architectures and not any(name in family.architectures for name in architectures):
+        raise CheckpointError(
+            f"{reader.file}: the model_type {model_type!r} of {family.name}, but the architecture "
+            f"{', '.join(map(str, architectures))} is not {' or '.join(family.architectures)}; it is not supported"
+        )
+    return family
+
+
+def _declared(reader: ConfigReader) -> Decoding:
+    """A native layout: config.json says how to decode, since the architecture does not."""
+    attention = reader.values.get("attention")
+    if "mask_token_id" not in reader.values or attention is None:
+        missing = [key for key in ("mask_token_id", "attention") if reader.values.get(key) is None]
+        raise CheckpointError(
+            f"{reader.file}: {' and '.join(missing)} missing; a diffusion language model needs them (attention is one of "
+            f"{', '.join(ATTENTIONS)}). If this is one, add them to config.json"
+        )
+    if attention not in ATTENTIONS:
+        reader.problems.append(f"attention must be one of {', '.join(ATTENTIONS)}, got {attention!r}")
+    block_length = reader.values.get("block_length")
+    return Decoding(
+        mask_token_id=reader.integer("mask_token_id", minimum=0),
+        attention=attention,
+        block_length=None if block_length is None else reader.integer("block_length"),
+        logits_shift=reader.boolean("logits_shift", False),
+        eos_token_id=_first_id(reader.values.get("eos_token_id")),
+    )
+
+
+def _published(reader: ConfigReader, defaults: Defaults) -> Decoding:
+    """A published family: the first of config.json, generation_config.json, the tokenizer and the family that knows."""
+    files = (reader.values, reader.generation)
+    vocabulary = reader.integer("vocab_size")
+    mask = next((file["mask_token_id"] for file in files if file.get("mask_token_id") is not None), None)
+    if mask is None:
+        mask = reader.special_token("mask_token")
+    if mask is None and defaults.mask_token_id >= vocabulary:
+        reader.problems.append(
+            f"mask_token_id missing here, in generation_config.json and in the tokenizer, and the family's, "
+            f"{defaults.mask_token_id}, is outside the vocabulary of {vocabulary} tokens"
+        )
+    eos = next((found for file in files if (found := _first_id(file.get("eos_token_id"))) is not None), None)
+    if eos is None:
+        eos = reader.special_token("eos_token")
+    if eos is None and defaults.eos_token_id < vocabulary:
+        eos = defaults.eos_token_id
+    # Published under both names.
+    lengths = [file[key] for file in files for key in ("block_length", "block_size") if file.get(key) is not None]
+    return Decoding(
+        mask_token_id=defaults.mask_token_id
+        if mask is None
+        else reader.checked_integer("mask_token_id", mask, minimum=0),
+        attention=defaults.attention,
+        block_length=reader.checked_integer("block_length", lengths[0]) if lengths else defaults.block_length,
+        logits_shift=defaults.logits_shift,
+        eos_token_id=eos,
+    )
+
+
+def _first_id(value: Any) -> int | None:
+    """A token id; of several ends of sequence the first."""
+    first = value[0] if isinstance(value, list) and value else value
+    return first if isinstance(first, int) and not isinstance(first, bool) else None

@@ -1,0 +1,12 @@
+"""The families of checkpoints that can be loaded, one file each."""
+
+from freedave.models.families.dream import DREAM
+from freedave.models.families.family import Defaults, Family, Source
+from freedave.models.families.llada import LLADA
+from freedave.models.families.llada2 import LLADA2
+from freedave.models.families.native import NATIVE_FAMILIES
+from freedave.models.families.sdar import SDAR
+
+__all__ = ["FAMILIES", "Defaults", "Family", "Source"]
+
+FAMILIES: tuple[Family, ...] = (LLADA, DREAM, SDAR, LLADA2, *NATIVE_FAMILIES)

@@ -1,0 +1,58 @@
+"""What a family of checkpoints is: the transformers class of its architecture, and what the published files call things."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from freedave.models.config_reader import ConfigReader
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a tensor of the native layout comes from: `rows` (None: all) of the published tensor `name` of that `shape`."""
+
+    name: str
+    shape: tuple[int, ...]
+    rows: slice | None = None
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """How a published family decodes; its files override all but the attention and the shift, which are the architecture."""
+
+    attention: str
+    mask_token_id: int
+    eos_token_id: int
+    block_length: int | None = None
+    logits_shift: bool = False
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family.
+
+    Args:
+        name: shown to people.
+        model_type, architectures: how its config.json is recognised.
+        native_class: the transformers class that computes the same.
+        native_config: the arguments of that class's configuration; problems are noted in the reader.
+        source: (name and shape of a tensor in the native layout, native configuration) -> the published tensor.
+        defaults: None for native layouts, whose config.json must say it all.
+        tokenizer_class: the transformers class that equals a tokenizer which is published as code.
+    """
+
+    name: str
+    model_type: str
+    architectures: tuple[str, ...]
+    native_class: str
+    native_config: Callable[[ConfigReader], dict[str, Any]]
+    source: Callable[[str, tuple[int, ...], Any], Source]
+    defaults: Defaults | None = None
+    tokenizer_class: str | None = None
+
+
+def same_name(name: str, shape: tuple[int, ...], config: Any) -> Source:
+    """The published tensors have the native names and shapes."""
+    return Source(name, shape)

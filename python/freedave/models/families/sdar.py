@@ -1,0 +1,40 @@
+"""SDAR and TraDo: Qwen3 (normalised q and k) with block-causal attention; TraDo is SDAR with further training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from freedave.models.config_reader import ConfigReader
+from freedave.models.families.family import Defaults, Family, same_name
+
+
+def native_config(reader: ConfigReader) -> dict[str, Any]:
+    """The arguments of Qwen3Config; the published fields have its names."""
+    reader.expect("hidden_act", "silu", absent="silu")
+    reader.expect("use_sliding_window", False, absent=False)
+    heads = reader.integer("num_attention_heads")
+    return {
+        "vocab_size": reader.integer("vocab_size"),
+        "hidden_size": reader.integer("hidden_size"),
+        "intermediate_size": reader.integer("intermediate_size"),
+        "num_hidden_layers": reader.integer("num_hidden_layers"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": reader.integer("num_key_value_heads", heads),
+        "head_dim": reader.integer("head_dim", 128),
+        "max_position_embeddings": reader.integer("max_position_embeddings"),
+        "rms_norm_eps": reader.number("rms_norm_eps"),
+        "rope_parameters": {"rope_type": "default", "rope_theta": reader.rope_theta()},
+        "tie_word_embeddings": reader.boolean("tie_word_embeddings", False),
+        "attention_bias": reader.boolean("attention_bias", False),
+    }
+
+
+SDAR = Family(
+    name="SDAR or TraDo",
+    model_type="sdar",
+    architectures=("SDARForCausalLM",),
+    native_class="Qwen3ForCausalLM",
+    native_config=native_config,
+    source=same_name,
+    defaults=Defaults("block_causal", mask_token_id=151669, eos_token_id=151643, block_length=4),
+)

@@ -1,0 +1,210 @@
+"""What is wrong with a published checkpoint is said in one error, in the publisher's names, before a weight is read."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from published_layouts import PUBLISHED, write_published
+from safetensors.torch import load_file, save_file
+
+import freedave
+from freedave.models import weights
+
+SHARD = "model-00002-of-00003.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """LLaDA2 in three shards; nothing may be loaded from it."""
+
+    def loaded(*_: object) -> None:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(weights, "stream", loaded)
+    return write_published(tmp_path / "published", "llada2", shards=3)[0]
+
+
+def error(folder: Path) -> freedave.CheckpointError:
+    with pytest.raises(freedave.CheckpointError) as caught:
+        freedave.load_model(folder)
+    assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
+    return caught.value
+
+
+def change_shard(folder: Path, **changes: torch.Tensor | None) -> None:
+    tensors = load_file(folder / SHARD) | changes
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, folder / SHARD)
+
+
+def change_index(folder: Path, **places: str) -> None:
+    index = json.loads((folder / INDEX).read_text())
+    index["weight_map"] |= places
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+def names_in(shard: Path) -> list[str]:
+    return sorted(load_file(shard))
+
+
+def test_example(folder):
+    first, second, *_ = names_in(folder / SHARD)
+    change_shard(folder, **{first: None, second: torch.zeros(3, 5), "model.vision.weight": torch.zeros(2)})
+    (folder / "model-00003-of-00003.safetensors").unlink()
+    problems = error(folder).problems
+    assert sorted(problem.split(":")[0] for problem in problems) == [
+        "missing shards",
+        "not in the shard that the index names",
+        "unexpected keys",
+        "wrong shapes",
+    ]
+    assert f"not in the shard that the index names: {first} ({SHARD})" in problems
+    assert any(
+        re.fullmatch(rf"wrong shapes: {re.escape(second)} is \[3, 5\], by config.json \[.+\]", p) for p in problems
+    )
+    assert "unexpected keys: model.vision.weight" in problems
+    assert "missing shards: model-00003-of-00003.safetensors" in problems
+
+
+def test_everything_is_listed_and_the_message_stays_short(folder):
+    names = names_in(folder / SHARD)
+    change_shard(folder, **dict.fromkeys(names, None), other=torch.zeros(1))
+    index = json.loads((folder / INDEX).read_text())
+    index["weight_map"] = {name: shard for name, shard in index["weight_map"].items() if name not in names} | {
+        "other": SHARD
+    }
+    (folder / INDEX).write_text(json.dumps(index))
+    caught = error(folder)
+    assert f"missing keys: {names[0]}, " in str(caught) and f"and {len(names) - 6} more; unexpected keys: other" in str(
+        caught
+    )
+    assert caught.problems == (*(f"missing keys: {name}" for name in names), "unexpected keys: other")
+
+
+def test_a_missing_shard_is_one_problem(folder):
+    (folder / SHARD).unlink()
+    assert error(folder).problems == (f"missing shards: {SHARD}",)
+
+
+@pytest.mark.parametrize(
+    ("content", "diagnosis"),
+    [
+        (lambda whole: whole[:-100], "truncated: [0-9]+ of [0-9]+ bytes"),
+        (lambda whole: whole[:5000], "not safetensors|truncated"),
+        (lambda whole: whole[:4], "not safetensors"),
+        (lambda whole: b"", "not safetensors"),
+        (lambda whole: whole + b"more", "not safetensors"),
+        (lambda whole: b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "git-lfs pointer"),
+        (lambda whole: b"PK\x03\x04" + whole, "a pickle, not safetensors"),
+        (lambda whole: b"\x80\x02}q\x00." + whole, "a pickle, not safetensors"),
+        (lambda whole: b"\x10" + bytes(7) + b'{"a": [1, 2, 3]}' + whole, "not safetensors"),
+    ],
+)
+@pytest.mark.parametrize("shards", [1, 3])
+def test_files_that_are_not_whole(tmp_path, content, diagnosis, shards):
+    folder = write_published(tmp_path, "sdar", shards=shards)[0]
+    file = folder / ("model.safetensors" if shards == 1 else SHARD)
+    file.write_bytes(content(file.read_bytes()))
+    problems = error(folder).problems
+    assert len(problems) == 1
+    assert re.fullmatch(rf"damaged files: {file.name} \(.*({diagnosis}).*\)", problems[0])
+
+
+def test_the_index(folder):
+    name = names_in(folder / SHARD)[0]
+    change_index(folder, **{name: f"../{SHARD}"})
+    assert f"shards outside the folder: ../{SHARD}" in error(folder).problems
+    change_index(folder, **{name: "model-00001-of-00003.safetensors"})
+    assert error(folder).problems == (
+        f"not in the shard that the index names: {name} (model-00001-of-00003.safetensors)",
+    )
+    (folder / INDEX).write_text("{}")
+    assert "has no weight_map" in str(error(folder))
+    (folder / INDEX).write_text("{")
+    assert f"{INDEX} is not valid JSON" in str(error(folder))
+    (folder / INDEX).unlink()
+    assert "but neither model.safetensors nor model.safetensors.index.json" in str(error(folder))
+
+
+def test_a_tensor_in_two_files(folder):
+    twice = names_in(folder / "model-00001-of-00003.safetensors")[0]
+    change_shard(folder, **{twice: torch.zeros(1)})
+    assert f"in two files: {twice} (model-00001-of-00003.safetensors, {SHARD})" in error(folder).problems
+
+
+def test_only_safetensors(folder):
+    for file in folder.glob("model*"):
+        file.unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"PK")
+    assert "has no .safetensors weights; other formats are not read, since they can run code" in str(error(folder))
+
+
+def test_quantised_weights(folder):
+    name = next(name for name in names_in(folder / SHARD) if name.endswith("proj.weight"))
+    change_shard(folder, **{name: load_file(folder / SHARD)[name].to(torch.float8_e4m3fn)})
+    assert error(folder).problems == (f"stored in a type that is not supported: {name} (F8_E4M3)",)
+
+
+# ------------------------------------------------------------------------------------------------------------ config.json
+
+UNSUPPORTED = [
+    ("llada", {"alibi": True, "rope": ...}, ["alibi is true, and only false", "rope is missing, which means false"]),
+    ("llada", {"block_type": "sequential"}, ['block_type is "sequential", and only "llama" is supported']),
+    ("llada", {"include_bias": True, "scale_logits": True}, ["include_bias is true", "scale_logits is true"]),
+    (
+        "llada",
+        {"d_model": ..., "n_heads": "4", "n_layers": 0},
+        ["d_model missing", "an integer, got '4'", "at least 1, got 0"],
+    ),
+    ("llada", {"rope_theta": ...}, ["rope_theta missing"]),
+    ("llada", {"rope_theta": -1}, ["rope_theta must be a positive number, got -1"]),
+    ("llada", {"weight_tying": "yes"}, ["weight_tying must be true or false, got 'yes'"]),
+    ("llada", {"quantization_config": {"bits": 4}}, ["quantised weights are not supported"]),
+    ("llada", {"mask_token_id": ...}, ["the family's, 126336, is outside the vocabulary of 96 tokens"]),
+    ("llada", {"mask_token_id": 96}, ["mask_token_id 96 is outside the model's vocabulary of 96 tokens"]),
+    ("dream", {"architectures": ["DreamForCausalLM"]}, ["the architecture DreamForCausalLM is not DreamModel"]),
+    ("dream", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, ["rope_scaling asks for 'yarn' rotary embeddings"]),
+    ("dream", {"rope_parameters": {"rope_type": "llama3"}}, ["rope_parameters asks for 'llama3' rotary embeddings"]),
+    ("dream", {"use_sliding_window": True}, ["use_sliding_window is true"]),
+    ("sdar", {"block_size": 0}, ["block_length must be at least 1, got 0"]),
+    ("sdar", {"hidden_act": "gelu"}, ['hidden_act is "gelu"']),
+    (
+        "sdar",
+        {"model_type": "sdar_moe"},
+        ["unknown model family 'sdar_moe'; known are llada (LLaDA), Dream (Dream), sdar"],
+    ),
+    ("llada2", {"score_function": "softmax"}, ['score_function is "softmax", and only "sigmoid" is supported']),
+    ("llada2", {"use_bias": ...}, ["use_bias is missing, which means true"]),
+    ("llada2", {"rotary_dim": 16}, ["rotary_dim 16 is not partial_rotary_factor 0.5 of head_dim 16"]),
+    ("llada2", {"n_group": 3}, ["3 of 16 experts cannot be chosen from the best 2 of 3 groups"]),
+    ("llada2", {"num_shared_experts": 0}, ["num_shared_experts must be at least 1, got 0"]),
+]
+
+
+@pytest.mark.parametrize(("family", "changes", "messages"), UNSUPPORTED)
+def test_configurations(tmp_path, family, changes, messages):
+    folder = write_published(tmp_path, family)[0]
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))
+    caught = error(folder)
+    for message in messages:
+        assert message in str(caught)
+    assert len(caught.problems) == len(messages)
+
+
+@pytest.mark.parametrize("family", PUBLISHED)
+@pytest.mark.parametrize("junk", ["junk", [], -1])
+def test_junk_in_any_field_loads_or_is_a_checkpoint_error(tmp_path, family, junk):
+    folder, config, _ = write_published(tmp_path, family)
+    refused = 0
+    for key in config:
+        (folder / "config.json").write_text(json.dumps(config | {key: junk}))
+        try:
+            freedave.load_model(folder)
+        except freedave.CheckpointError:
+            refused += 1
+    assert refused > len(config) / 3
