@@ -1,8 +1,8 @@
 """What each GPU kernel may use, read from its binary: one table for all backends. Going over fails a test.
 
 Spills and local memory have no column: every kernel's are 0. Registers decide how many programs a multiprocessor holds;
-instructions an element, counted along the whole way from a kernel's first instruction to its last, decide whether memory
-or issue limits it (bfloat16 at 3.35 TB/s leaves an H100 some 17, a B200 at 8 TB/s some 9).
+instructions an element decide whether memory or issue limits it (bfloat16 at 3.35 TB/s leaves an H100 some 17, a B200 at
+8 TB/s some 9). They are counted along the whole way of a Triton kernel, which has no loop, and in the loop of a CUDA kernel.
 """
 
 from __future__ import annotations
@@ -54,3 +54,25 @@ BUDGETS: dict[tuple[str, str, str], Budget] = {
     ("triton", "sm_90", "draft_step 32x2048 recycled"): Budget(128, 2048),
     ("triton", "sm_90", "rank_positions 4096"): Budget(128, 2048),
 }
+
+# CUDA kernels, the same for every architecture. 64 registers: eight blocks of 128 threads a multiprocessor, six where an
+# entropy needs 80. A window may be a block of 1024 threads, for which a multiprocessor has 64 registers.
+CUDA_ARCHITECTURES = ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"]
+CUDA_BUDGETS = {
+    "predict_tokens bfloat16 prob": Budget(64, 3232, 8.0, 4),
+    "predict_tokens float16 prob": Budget(64, 3232, 8.0, 4),
+    "predict_tokens float32 prob": Budget(64, 3232, 7.5, 8),
+    "predict_tokens bfloat16 margin": Budget(64, 3232, 10.0, 4),
+    "predict_tokens float16 margin": Budget(64, 3232, 10.0, 4),
+    "predict_tokens float32 margin": Budget(64, 3232, 9.5, 8),
+    "predict_tokens bfloat16 neg_entropy": Budget(80, 3232, 46.0, 4),
+    "predict_tokens float16 neg_entropy": Budget(80, 3232, 46.0, 4),
+    "predict_tokens float32 neg_entropy": Budget(80, 3232, 46.0, 8),
+    "merge_chunks": Budget(48),
+    "rank_rows": Budget(64, 9216),
+    "select_rows": Budget(64, 10240),
+    "build_sequences": Budget(64, 2048),
+    "verify_sequences": Budget(64, 2048),
+    "step_sequences": Budget(64, 2176),
+}
+BUDGETS |= {("cuda", name, case): budget for name in CUDA_ARCHITECTURES for case, budget in CUDA_BUDGETS.items()}

@@ -1,0 +1,114 @@
+"""The CUDA kernels as nvcc compiled them into the library: every architecture, no spill, and what each may use.
+
+Needs no GPU. The budgets stand beside those of the Triton kernels, in budgets.py.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import disassembly
+import pytest
+from budgets import BUDGETS
+
+from freedave_kernels import _library
+from freedave_kernels._C import build
+
+ARCHITECTURES = [f"sm_{name}" for name in build["cuda_architectures"]]
+KERNELS = {
+    "scan_chunks", "merge_chunks", "rank_rows", "select_rows", "build_sequences", "verify_sequences", "step_sequences",
+}  # fmt: skip
+LOGITS = {"f": "float32", "8BFloat16": "bfloat16", "7Float16": "float16"}
+MEASURES = ("prob", "margin", "neg_entropy")
+ELEMENTS = 32  # that a thread takes through the hot loop of scan_chunks at once
+
+pytestmark = pytest.mark.skipif(not build["cuda"], reason="the library was built without nvcc")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One kernel for one architecture: `case` as in budgets.py."""
+
+    case: str
+    kernel: str
+    resources: disassembly.Resources
+    cubin: Path
+    symbol: str
+
+    def instructions(self) -> list[disassembly.Instruction]:
+        return disassembly.instructions(self.cubin)[self.symbol]
+
+
+def case_of(symbol: str) -> tuple[str, str]:
+    """The kernel of a mangled name, and the case: dtype and measure of a scan, and whether its rows may lie anywhere."""
+    kernel = next(name for name in KERNELS if name in symbol)
+    if kernel != "scan_chunks":
+        return kernel, kernel
+    dtype, measure, aligned = re.search(
+        r"scan_chunksI(?:NS_)?(f|8BFloat16|7Float16)E?LNS_7MeasureE(\d)ELb(\d)E", symbol
+    ).groups()
+    place = "" if aligned == "1" else " unaligned"
+    return kernel, f"predict_tokens {LOGITS[dtype]} {MEASURES[int(measure)]}{place}"
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Compiled]:
+    """By architecture and case."""
+    folder = tmp_path_factory.mktemp("cubins")
+    subprocess.run(
+        [disassembly.tool("cuobjdump"), "-xelf", "all", str(_library.PATH)], cwd=folder, check=True, capture_output=True
+    )
+    found = {}
+    for cubin in folder.glob("*.cubin"):
+        architecture = re.search(r"sm_\d+", cubin.name)[0]
+        for symbol, used in disassembly.resources(cubin).items():
+            kernel, case = case_of(symbol)
+            found[architecture, case] = Compiled(case, kernel, used, cubin, symbol)
+    return found
+
+
+def hot_loop(kernel: list[disassembly.Instruction]) -> list[disassembly.Instruction]:
+    """The sweep over a chunk without suppressed tokens: the shortest loop with an exponential for every element."""
+    loops = [loop for loop in disassembly.loops(kernel) if count(loop, "MUFU.EX2") >= ELEMENTS]
+    return min(loops, key=len)
+
+
+def count(instructions: list[disassembly.Instruction], pattern: str) -> int:
+    return sum(bool(re.match(pattern, instruction.opcode)) for instruction in instructions)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_kernel_is_there_and_spills_nothing(compiled, architecture):
+    here = [kernel for (name, _), kernel in compiled.items() if name == architecture]
+    assert {kernel.kernel for kernel in here} == KERNELS
+    assert len(here) == len(KERNELS) - 1 + 18  # scan_chunks: three dtypes, three measures, aligned or not
+    for kernel in here:
+        assert kernel.resources.stack == kernel.resources.local == 0, kernel.case
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_aligned_rows_are_read_sixteen_bytes_at_a_time(compiled, architecture):
+    for dtype, loads in {"bfloat16": 4, "float16": 4, "float32": 8}.items():
+        for measure in MEASURES:
+            loop = hot_loop(compiled[architecture, f"predict_tokens {dtype} {measure}"].instructions())
+            assert count(loop, r"LDG.*\.128") == loads, (dtype, measure)
+            assert count(loop, r"LDG") == loads, (dtype, measure)  # none of another width, such as LDG.U16
+
+
+@pytest.mark.parametrize(
+    ("architecture", "case"),
+    [key[1:] for key in BUDGETS if key[0] == "cuda" and key[1] in ARCHITECTURES],
+    ids=lambda value: value,
+)
+def test_budgets(compiled, architecture, case):
+    budget = BUDGETS["cuda", architecture, case]
+    kernel = compiled[architecture, case]
+    assert kernel.resources.registers <= budget.registers
+    assert kernel.resources.shared <= budget.shared
+    if budget.instructions is not None:
+        loop = hot_loop(kernel.instructions())
+        assert count(loop, r"LDG.*\.128") >= budget.vector_loads
+        assert len(loop) / ELEMENTS <= budget.instructions
