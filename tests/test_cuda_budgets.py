@@ -5,6 +5,7 @@ Needs no GPU. The budgets stand beside those of the Triton kernels, in budgets.p
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 from dataclasses import dataclass
@@ -39,7 +40,13 @@ class Compiled:
     symbol: str
 
     def instructions(self) -> list[disassembly.Instruction]:
-        return disassembly.instructions(self.cubin)[self.symbol]
+        return disassembled(self.cubin)[self.symbol]
+
+
+@functools.cache
+def disassembled(cubin: Path) -> dict[str, list[disassembly.Instruction]]:
+    """A cubin holds every variant of a kernel, and takes seconds."""
+    return disassembly.instructions(cubin)
 
 
 def case_of(symbol: str) -> tuple[str, str]:
