@@ -23,7 +23,7 @@ def emulator():
     library.simt_launches.restype = ctypes.c_ulonglong
     library.simt_launch.restype = ctypes.c_char_p
     yield library
-    library.simt_multiprocessors(4)
+    library.simt_multiprocessors(1)
 
 
 def decode_step(batch: int, num_drafts: int, length: int = 20, vocab: int = 48):
