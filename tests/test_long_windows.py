@@ -11,14 +11,13 @@ from states import CONFIDENCES, INF, MASK, choose, generator
 
 import freedave_kernels as fk
 from freedave_kernels.reference.build_drafts import build_drafts
+from freedave_kernels.reference.predict_tokens import predict_tokens
 from freedave_kernels.reference.rank_positions import rank_positions
 from freedave_kernels.reference.select_transfer import select_transfer
 from freedave_kernels.reference.verify_drafts import verify_drafts
 
-pytestmark = [
-    pytest.mark.parametrize("order", ["confidence", "left_to_right"]),
-    pytest.mark.parametrize(("length", "block_length"), [(33, None), (96, 7), (257, 100), (1024, None)]),
-]
+ORDERS = pytest.mark.parametrize("order", ["confidence", "left_to_right"])
+WINDOWS = pytest.mark.parametrize(("length", "block_length"), [(33, None), (96, 7), (257, 100), (1024, None)])
 
 
 def rows(length: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -29,6 +28,20 @@ def rows(length: int) -> tuple[torch.Tensor, torch.Tensor]:
     return confidence, mask_index
 
 
+@pytest.mark.parametrize("measure", ["prob", "margin", "neg_entropy"])
+def test_predict_tokens(native_backend, measure):
+    """More rows than a small GPU starts blocks for, so that a block does several, masked and not."""
+    random = generator(0)
+    logits = torch.randint(-4, 5, (1024, 40), generator=random).float()
+    input_ids = torch.where(torch.rand(1024, generator=random) < 0.6, MASK, 1)
+    token_ids, confidence = fk.predict_tokens(logits, input_ids, MASK, measure=measure)
+    expected = predict_tokens(logits, input_ids, MASK, None, measure, None, False)
+    assert torch.equal(token_ids, expected[0])
+    torch.testing.assert_close(confidence, expected[1], rtol=1e-6, atol=0)
+
+
+@ORDERS
+@WINDOWS
 def test_rank_positions(native_backend, order, length, block_length):
     row = rows(length)
     rank = fk.rank_positions(*row, order=order, block_length=block_length)
@@ -36,6 +49,8 @@ def test_rank_positions(native_backend, order, length, block_length):
 
 
 @pytest.mark.parametrize(("threshold", "fallback"), [(None, "top"), (0.75, "top_always"), (0.5, "top_if_fewer")])
+@ORDERS
+@WINDOWS
 def test_select_transfer(native_backend, order, length, block_length, threshold, fallback):
     row = rows(length)
     chosen = fk.select_transfer(
@@ -46,6 +61,8 @@ def test_select_transfer(native_backend, order, length, block_length, threshold,
 
 
 @pytest.mark.parametrize("threshold", [None, 0.75])
+@ORDERS
+@WINDOWS
 def test_build_drafts(native_backend, order, length, block_length, threshold):
     confidence, mask_index = rows(length)
     token_ids = torch.randint(MASK, confidence.shape, generator=generator(length))
@@ -59,6 +76,8 @@ def test_build_drafts(native_backend, order, length, block_length, threshold):
     assert torch.equal(num_drafts, expected[1])
 
 
+@ORDERS
+@WINDOWS
 def test_verify_drafts(native_backend, order, length, block_length):
     """Chains of several hops, and drafts that differ from a target in their last position only."""
     confidence, mask_index = rows(length)

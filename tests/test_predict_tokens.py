@@ -225,6 +225,17 @@ def test_shifted_logits(backend):
     assert all(torch.equal(ours, plain) for ours, plain in zip(result, expected, strict=True))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_that_start_anywhere(backend, dtype):
+    """Whole vectors of logits, but not from a boundary that a vector load needs."""
+    random = generator(3)
+    memory = torch.randn(5 * 64 + 8, generator=random).to(dtype)
+    input_ids = torch.full((5,), MASK)
+    for offset in range(8):
+        logits = memory[offset : offset + 5 * 64].view(5, 64)
+        assert_close(fk.predict_tokens(logits, input_ids, MASK), oracle(logits, input_ids))
+
+
 def test_mask_index_overrides_the_mask_token(backend):
     logits = torch.randn(4, 10, generator=generator(4))
     input_ids = torch.tensor([MASK, 1, MASK, 2])

@@ -18,17 +18,17 @@ BUILD = Path(os.environ.get("FREEDAVE_SIMT_BUILD") or ROOT / "build/simt")
 
 SANITIZE = {
     "plain": [],
-    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1"],
+    "address": ["-fsanitize=address,alignment,bounds", "-fno-sanitize-recover=all", "-g1"],
     "thread": ["-fsanitize=thread", "-g1"],
 }
-# What the build of tests/simt/CMakeLists.txt compiles kernels with; less optimised, because it is done often.
-FLAGS = ["-std=c++20", "-O1", "-UNDEBUG", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-w"]
+# What tests/simt/CMakeLists.txt compiles kernels with, but for the optimisation: these are compiled often and run once.
+FLAGS = ["-std=c++20", "-O0", "-UNDEBUG", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-w"]
 FLAGS += ["-ftrivial-auto-var-init=pattern"]
 # A report ends the process; addresses are not randomised, which ThreadSanitizer needs.
 ENVIRONMENT = {
     "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0:exitcode=77",
     "UBSAN_OPTIONS": "print_stacktrace=0",
-    "TSAN_OPTIONS": "halt_on_error=1:exitcode=77:die_after_fork=0:report_thread_leaks=0:ignore_noninstrumented_modules=1",
+    "TSAN_OPTIONS": "halt_on_error=0:exitcode=77:die_after_fork=0:report_thread_leaks=0:ignore_noninstrumented_modules=1",
 }
 
 
@@ -41,8 +41,7 @@ class Fault:
     file: str  # from the root
     changes: dict[str, str]
     show: str
-    run: str = ""  # what brings it to light
-    schedules: tuple[str, ...] = ("forward", "reverse", "random:1")
+    run: str  # what brings it to light: a case of the selftest, or a contract test
 
 
 def patched(text: str, changes: dict[str, str], where: str) -> str:
@@ -101,7 +100,7 @@ def python_command(build: str) -> tuple[list[str], dict[str, str]]:
 
 
 def expect_shown(fault: Fault, status: int, output: str) -> None:
-    """A run with the fault must fail and print what it is; sanitizers' reports are read from their summary lines."""
+    """A run with the fault must fail and print what it is."""
     flat = " ".join(output.split())
-    assert status != 0, f"the fault '{fault.name}' was not caught:\n{output}"
+    assert status != 0 or "ThreadSanitizer: data race" in output, f"the fault '{fault.name}' was not caught:\n{output}"
     assert re.search(fault.show, flat), f"the fault '{fault.name}' was caught, but not as {fault.show!r}:\n{output}"

@@ -26,7 +26,7 @@ bool scheduled = false;
 bool mixed = false;  // launches take turns: forward, reverse, random from a seed of their own
 Schedule schedule;
 std::uint64_t launches_since_scheduled = 0;
-int multiprocessors = 4;
+int multiprocessors = 1;
 unsigned long long launches = 0;
 std::deque<Record> records;  // the latest first
 

@@ -52,7 +52,7 @@ SyncPoint new_sync_point() {
   return points + last;
 }
 
-char block_begins[8], grid_finished[8];  // sync points
+char block_begins[8], grid_finished[2][8];  // sync points; the latter of this launch and of the one before, in turn
 
 #if SIMT_TSAN
 // To ThreadSanitizer, who runs as this thread. Creating such an identity takes half a millisecond, so they are kept,
@@ -205,7 +205,7 @@ void exit_thread() {
       fail(warp.meetings[m].site, "exits while lanes 0x%08x wait for it in %s", warp.meetings[m].arrived, text);
     }
   }
-  release(grid_finished);
+  release(grid_finished[block.launch % 2]);
   warp.exited |= bit_of(self);
   ready[self / 64] &= ~(std::uint64_t{1} << self % 64);
   ++block.exited;
@@ -312,7 +312,7 @@ void run_block() {
   // Threads dropped where they stood have done what they did before the host goes on.
   for (int t = 0; block.failed && t < block.threads; ++t) {
     __tsan_switch_to_fiber(threads[t].fiber.tsan, __tsan_switch_to_fiber_no_sync);
-    release(grid_finished);
+    release(grid_finished[block.launch % 2]);
   }
   __tsan_switch_to_fiber(host.tsan, __tsan_switch_to_fiber_no_sync);
   if (block.failed) host_waits();
@@ -437,10 +437,12 @@ void* dynamic_shared(const Site& site) {
 void wait_for_previous_kernel(const Site& site) {
   lane_of_caller(site);
   has_waited = true;
-  acquire(grid_finished);
+  acquire(grid_finished[(block.launch + 1) % 2]);
 }
 
-void host_waits() { acquire(grid_finished); }
+void host_waits() {
+  for (SyncPoint launch : grid_finished) acquire(launch);
+}
 
 Outcome run(const cudaLaunchConfig_t& config, const Kernel& launched, const Schedule& how, bool programmatic) {
   // Kernels follow one another in the stream, except that one launched with programmatic serialization may begin early.

@@ -197,7 +197,7 @@ void test_refusals() {
   cluster.id = cudaLaunchAttributeClusterDimension;
   refuse(nothing(dim3(1), dim3(1), 0, &cluster, 1), cudaErrorNotSupported, "launch attribute 4");
   int value = 0;
-  expect(cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, 0) == cudaSuccess && value == 4, "four");
+  expect(cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, 0) == cudaSuccess && value == 1, "one");
   simt_multiprocessors(7);
   expect(cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, 0) == cudaSuccess && value == 7, "seven");
   refuse(cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, 1), cudaErrorInvalidDevice, "one device");
