@@ -8,7 +8,8 @@
 // launch depends on no other, except that turns are counted from this call. Returns 0, or 1 for anything else.
 SIMT_API int simt_schedule(const char* schedule);
 
-// What cudaDevAttrMultiProcessorCount answers; 1 at first, so that grids are small and blocks have more than one piece of work.
+// What cudaDevAttrMultiProcessorCount answers; 1 at first, so that grids are small and blocks have more than one piece
+// of work.
 SIMT_API void simt_multiprocessors(int count);
 
 // Launches so far, and one line about a recent one, 0 being the latest:
