@@ -232,15 +232,17 @@ constexpr uint32_t kNone = 0xffffffffu;
 template <bool kAligned, bool kSuppress, typename T>
 __device__ __forceinline__ uint32_t find(const T* chunk, int size, int sweep, float wanted,
                                          const SuppressedBits& suppressed) {
-  for (int g = 0; g < kGroupsAhead; ++g) {
+  uint32_t found = kNone;
+  for (int g = 0; g < kGroupsAhead && found == kNone; ++g) {
     const int first = sweep + (g * kThreads + static_cast<int>(threadIdx.x)) * kGroup;
     float x[kGroup];
     values_of<kSuppress>(load_group<kAligned>(chunk, first, size), first, suppressed, x);
-    for (int i = 0; i < kGroup; ++i) {
-      if (first + i < size && x[i] == wanted) return static_cast<uint32_t>(first + i);
+    // Backwards, so that the lowest stands at the end.
+    for (int i = kGroup - 1; i >= 0; --i) {
+      if (first + i < size && x[i] == wanted) found = static_cast<uint32_t>(first + i);
     }
   }
-  return kNone;
+  return found;
 }
 
 // One chunk of one row, by the whole block; thread 0 has the result.
