@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 
 import disassembly
@@ -31,6 +32,13 @@ COMPILED = {name: value for name, value in os.environ.items() if name != "TRITON
 
 pytestmark = pytest.mark.skipif(
     "triton" not in backends.BACKENDS or fk.triton.unavailable() is not None, reason=fk.triton.unavailable() or ""
+)
+
+
+# A CUDA or ROCm build of torch brings another Triton, which may need a few registers more.
+PINNED = re.search(r"triton==(\S+)", (TESTS.parent / "requirements/triton.txt").read_text())[1]
+as_pinned = pytest.mark.skipif(
+    fk.triton.unavailable() is None and metadata.version("triton") != PINNED, reason=f"budgets are for triton {PINNED}"
 )
 
 
@@ -63,11 +71,15 @@ def files(folder: Path, suffix: str) -> list[Path]:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_kernel_compiles_and_spills_nothing(binaries, architecture):
-    kernels = {path.name.split(".")[1] for path in files(binaries / architecture, "json")}
-    assert kernels == {
+def test_every_kernel_compiles(binaries, architecture):
+    assert {path.name.split(".")[1] for path in files(binaries / architecture, "json")} == {
         "predict_chunk", "merge_chunks", "rank_tile", "select_row", "build_sequence", "verify_sequence", "step_sequence",
     }  # fmt: skip
+
+
+@as_pinned
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_no_kernel_spills(binaries, architecture):
     if architecture == "gfx942":
         for path in files(binaries / architecture, "amdgcn"):
             spills = re.findall(r"\.(?:[sv]gpr_spill_count|private_segment_fixed_size):\s+(\d+)", path.read_text())
@@ -78,6 +90,7 @@ def test_every_kernel_compiles_and_spills_nothing(binaries, architecture):
                 assert used.stack == used.local == 0, path.name
 
 
+@as_pinned
 @pytest.mark.parametrize(
     ("architecture", "case"), [key[1:] for key in BUDGETS if key[0] == "triton"], ids=lambda value: value
 )
