@@ -14,7 +14,7 @@ PINS := requirements/build.txt requirements/demo.txt requirements/dev.txt requir
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 CXX_FILES = $(shell find csrc tests/simt \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \))
 OP_TESTS = tests/test_predict_tokens.py tests/test_rank_positions.py tests/test_select_transfer.py \
-           tests/test_build_drafts.py tests/test_verify_drafts.py tests/test_draft_step.py
+           tests/test_build_drafts.py tests/test_verify_drafts.py tests/test_draft_step.py tests/test_long_windows.py
 
 # What every CMake build beside the installed one begins with.
 CMAKE_HERE = $(BIN)/cmake -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
@@ -69,8 +69,8 @@ test-simt-asan: setup
 	$(ASAN_RUN) FREEDAVE_EMULATED_LIBRARY=$(abspath build/simt-asan/libfreedave_ops_emulated.so) \
 	  $(BIN)/python -m pytest -q $(OP_TESTS) -k cuda_emulated
 
-# ThreadSanitizer wants addresses where it expects them (setarch -R), and takes a thousand times as long: the examples and
-# the recorded cases of every op, in every order.
+# ThreadSanitizer wants addresses where it expects them (setarch -R), and takes a thousand times as long: the examples,
+# the recorded cases and windows of a few warps, in every order of threads.
 TSAN_RUN = TSAN_OPTIONS=halt_on_error=1:report_thread_leaks=0:ignore_noninstrumented_modules=1 setarch $$(uname -m) -R
 
 test-simt-tsan: setup
@@ -79,7 +79,7 @@ test-simt-tsan: setup
 	$(TSAN_RUN) build/simt-tsan/simt_selftest $$(build/simt-tsan/simt_selftest)
 	$(TSAN_RUN) env LD_PRELOAD="$$(c++ -print-file-name=libtsan.so)" OMP_NUM_THREADS=1 \
 	  FREEDAVE_EMULATED_LIBRARY=$(abspath build/simt-tsan/libfreedave_ops_emulated.so) \
-	  $(BIN)/python -m pytest -q $(OP_TESTS) -k 'cuda_emulated and (example or golden)'
+	  $(BIN)/python -m pytest -q $(OP_TESTS) -k 'cuda_emulated and (example or golden or long_windows) and not 1024'
 
 coverage-cuda: setup
 	$(CMAKE_HERE) -B build/simt-coverage -DFREEDAVE_SIMT=ON -DFREEDAVE_COVERAGE=ON
