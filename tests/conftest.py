@@ -70,7 +70,9 @@ def interpreted(item: pytest.Item) -> bool:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     slow = [item for item in items if interpreted(item)]
-    decodes = [item for item in slow if item.path.name == "test_decoding.py"]  # whole decodes, seconds each: every eleventh
+    decodes = [
+        item for item in slow if item.path.name == "test_decoding.py"
+    ]  # whole decodes, seconds each: every eleventh
     left_out = {item for item in slow if item.callspec.params.get("threads", 1) > 1} | set(decodes) - set(decodes[::11])
     config.hook.pytest_deselected(items=list(left_out))
     items[:] = [item for item in items if item not in left_out]
