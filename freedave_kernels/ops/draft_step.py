@@ -28,6 +28,7 @@ COUNTERS = (
 )
 
 _native = native_op(OP)
+_new_tuple = tuple.__new__  # as DraftStep._make, without its count of the fields
 
 
 class DraftStep(NamedTuple):
@@ -168,7 +169,7 @@ def draft_step(
     )  # fmt: skip
     try:
         if runs_native(drafts):
-            return DraftStep._make(_native(*call))
+            return _new_tuple(DraftStep, _native(*call))
     except (RuntimeError, AttributeError):
         check_arguments(*call)
         raise
