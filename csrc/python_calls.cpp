@@ -152,12 +152,41 @@ struct PythonEdge {
   }
 };
 
+// Checks a call's arguments and leaves it there, for backends that are not native. Tensors may be anywhere.
+struct CheckEdge {
+  struct Tensor {
+    DLTensor anywhere;
+  };
+  using Word = std::string_view;
+  struct Released {};
+  struct Output {
+    template <typename... Arguments>
+    Output(DType, const Argument&, const Arguments&...) {}
+    Output(DType, const Argument&, std::initializer_list<int64_t>) {}
+    template <typename T>
+    T* data() const {
+      return nullptr;
+    }
+    Released release() { return {}; }
+  };
+  static Argument argument(const char* op, const char* name, const Tensor& tensor) {
+    return PythonEdge::argument(op, name, tensor.anywhere);
+  }
+  template <typename Params>
+  static void launch(const Argument&, const Params&) {}
+};
+
 // Arguments from Python. False: not a plain value of this kind, which is for the dispatcher to convert or to refuse.
 
 bool is_true(PyObject* owned) {
   const bool is = owned == nullptr || PyObject_IsTrue(owned) != 0;
   Py_XDECREF(owned);
   return is;
+}
+
+bool from_python(PyObject* object, CheckEdge::Tensor& tensor) {
+  return Py_TYPE(object) == connection.tensor_type &&
+         connection.torch->dltensor_from_py_object_no_sync(object, &tensor.anywhere) == 0;
 }
 
 bool from_python(PyObject* object, DLTensor& tensor) {
@@ -237,8 +266,32 @@ bool observed() {
   return false;
 }
 
+// Calls `Function` with Python's arguments. Returns nothing if they are not plain values of the right kinds, or if it
+// throws.
+template <auto Function>
+struct Applied {
+  template <typename Result, typename... Arguments>
+  static std::optional<Result> to(PyObject* const* objects, Py_ssize_t count, Result (*)(Arguments...)) {
+    if (count != sizeof...(Arguments)) return std::nullopt;
+    return to<Result, std::decay_t<Arguments>...>(objects, std::index_sequence_for<Arguments...>());
+  }
+  static auto to(PyObject* const* objects, Py_ssize_t count) { return to(objects, count, Function); }
+
+ private:
+  template <typename Result, typename... Values, size_t... Index>
+  static std::optional<Result> to(PyObject* const* objects, std::index_sequence<Index...>) {
+    std::tuple<Values...> values;
+    if (!(from_python(objects[Index], std::get<Index>(values)) && ...)) return std::nullopt;
+    try {
+      return std::apply(Function, values);
+    } catch (const std::exception&) {
+      return std::nullopt;
+    }
+  }
+};
+
 // What Python calls for one op.
-template <auto Call>
+template <auto Call, auto Check>
 struct Entry {
   static inline const char* name = nullptr;
   static inline PyObject* overload = nullptr;
@@ -248,46 +301,58 @@ struct Entry {
       PyErr_Format(PyExc_RuntimeError, "%s: connect() has not been called", name);
       return nullptr;
     }
-    PyObject* result = direct(objects, count, Call);
-    if (result != nullptr) return result;
+    if (!observed()) {
+      auto outputs = Applied<Call>::to(objects, count);
+      if (outputs) return to_python(*outputs);
+    }
     PyErr_Clear();
     return PyObject_Vectorcall(overload, objects, static_cast<size_t>(count), nullptr);
   }
 
- private:
-  template <typename Result, typename... Arguments>
-  static PyObject* direct(PyObject* const* objects, Py_ssize_t count, Result (*)(Arguments...)) {
-    if (count != sizeof...(Arguments) || observed()) return nullptr;
-    return direct<std::decay_t<Arguments>...>(objects, std::index_sequence_for<Arguments...>());
-  }
-
-  template <typename... Values, size_t... Index>
-  static PyObject* direct(PyObject* const* objects, std::index_sequence<Index...>) {
-    std::tuple<Values...> values;
-    if (!(from_python(objects[Index], std::get<Index>(values)) && ...)) return nullptr;
-    try {
-      return to_python(std::apply(Call, values));
-    } catch (const std::exception&) {
-      return nullptr;
-    }
+  static PyObject* accepts(PyObject*, PyObject* const* objects, Py_ssize_t count) {
+    const bool accepted = overload != nullptr && Applied<Check>::to(objects, count).has_value();
+    PyErr_Clear();
+    return PyBool_FromLong(accepted);
   }
 };
 
-template <auto Call>
-PyMethodDef method(const char* name) {
-  Entry<Call>::name = name;
-  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(Entry<Call>::call)), METH_FASTCALL,
-          "The op's arguments, all by position; served by the CPU kernels, else by the op's overload."};
+using Call = Calls<PythonEdge>;
+using Check = Calls<CheckEdge>;
+using PredictTokens = Entry<Call::predict_tokens, Check::predict_tokens>;
+using RankPositions = Entry<Call::rank_positions, Check::rank_positions>;
+using SelectTransfer = Entry<Call::select_transfer, Check::select_transfer>;
+using BuildDrafts = Entry<Call::build_drafts, Check::build_drafts>;
+using VerifyDrafts = Entry<Call::verify_drafts, Check::verify_drafts>;
+using DraftStep = Entry<Call::draft_step, Check::draft_step>;
+
+using Method = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);
+PyMethodDef method(const char* name, Method function, const char* description) {
+  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)), METH_FASTCALL, description};
 }
 
-template <auto Call>
+template <typename Op>
+PyMethodDef call(const char* name) {
+  Op::name = name;
+  return method(name, Op::call,
+                "The op's arguments, all by position; served by the CPU kernels, else by the op's overload.");
+}
+
+template <typename Op>
+PyMethodDef accepts(const char* name) {
+  return method(name, Op::accepts,
+                "Whether these arguments of the op, all by position, are right; False also where this cannot tell.");
+}
+
+template <typename Op>
 bool take_overload(PyObject* overloads) {
-  PyObject* overload = PyObject_GetItem(overloads, PyUnicode_FromString(Entry<Call>::name));
-  if (overload != nullptr) Entry<Call>::overload = overload;
-  return overload != nullptr;
+  PyObject* overload = PyDict_GetItemString(overloads, Op::name);
+  if (overload == nullptr) {
+    PyErr_Format(PyExc_KeyError, "%s", Op::name);
+    return false;
+  }
+  Op::overload = Py_NewRef(overload);
+  return true;
 }
-
-using Python = Calls<PythonEdge>;
 
 PyObject* connect(PyObject*, PyObject* arguments) {
   const char* path = nullptr;
@@ -319,10 +384,9 @@ PyObject* connect(PyObject*, PyObject* arguments) {
                 .observers = Py_NewRef(observers),
                 .requires_grad = PyUnicode_InternFromString("requires_grad"),
                 .is_neg = PyUnicode_InternFromString("is_neg")};
-  const bool complete =
-      take_overload<Python::predict_tokens>(overloads) && take_overload<Python::rank_positions>(overloads) &&
-      take_overload<Python::select_transfer>(overloads) && take_overload<Python::build_drafts>(overloads) &&
-      take_overload<Python::verify_drafts>(overloads) && take_overload<Python::draft_step>(overloads);
+  const bool complete = take_overload<PredictTokens>(overloads) && take_overload<RankPositions>(overloads) &&
+                        take_overload<SelectTransfer>(overloads) && take_overload<BuildDrafts>(overloads) &&
+                        take_overload<VerifyDrafts>(overloads) && take_overload<DraftStep>(overloads);
   if (!complete) return nullptr;
   Py_RETURN_NONE;
 }
@@ -330,12 +394,18 @@ PyObject* connect(PyObject*, PyObject* arguments) {
 }  // namespace
 
 void add_python_calls(PyObject* module) {
-  static PyMethodDef methods[] = {method<Python::predict_tokens>("predict_tokens"),
-                                  method<Python::rank_positions>("rank_positions"),
-                                  method<Python::select_transfer>("select_transfer"),
-                                  method<Python::build_drafts>("build_drafts"),
-                                  method<Python::verify_drafts>("verify_drafts"),
-                                  method<Python::draft_step>("draft_step"),
+  static PyMethodDef methods[] = {call<PredictTokens>("predict_tokens"),
+                                  accepts<PredictTokens>("accepts_predict_tokens"),
+                                  call<RankPositions>("rank_positions"),
+                                  accepts<RankPositions>("accepts_rank_positions"),
+                                  call<SelectTransfer>("select_transfer"),
+                                  accepts<SelectTransfer>("accepts_select_transfer"),
+                                  call<BuildDrafts>("build_drafts"),
+                                  accepts<BuildDrafts>("accepts_build_drafts"),
+                                  call<VerifyDrafts>("verify_drafts"),
+                                  accepts<VerifyDrafts>("accepts_verify_drafts"),
+                                  call<DraftStep>("draft_step"),
+                                  accepts<DraftStep>("accepts_draft_step"),
                                   {"connect", connect, METH_VARARGS,
                                    "connect(path, tensor_type, overloads, observers): the ops library that torch has "
                                    "loaded from path, torch.Tensor, each op's overload by name, and functions that "

@@ -89,6 +89,15 @@ def native_op(name: str) -> Callable[..., Any]:
     return missing
 
 
+def native_check(name: str) -> Callable[..., bool]:
+    """A function that says whether a call's arguments, all by position, are right: in a tenth of the time that the checks in
+    Python take, which explain what is wrong. False also where it cannot tell.
+    """
+    if LOAD_ERROR is None and DIRECT_ERROR is None:
+        return getattr(importlib.import_module("freedave_kernels._C"), f"accepts_{name}")
+    return lambda *_: False
+
+
 def register_fake(name: str) -> Callable[[F], F]:
     """Registers the decorated function as the shape-only kernel of ``torch.ops.freedave.<name>`` (if that exists)."""
     if LOAD_ERROR is None:

@@ -153,6 +153,29 @@ def test_wrong_arguments_are_refused_as_ever():
         fk.rank_positions(CONFIDENCE, IDS == MASK, order="random")
 
 
+def test_accepted_arguments():
+    """What is right is not checked again in Python; what is wrong, or anything but plain values, is."""
+    accepts = _C.accepts_build_drafts
+    right = (IDS, TOKENS, CONFIDENCE, MASK, 3, 1, None, "confidence", 2)
+    assert accepts(*right)
+    assert accepts(*right[:6], 0.5, "left_to_right", None)
+    for index, wrong in [
+        (0, None), (0, IDS.int()), (1, TOKENS[:1]), (2, CONFIDENCE.half()), (2, CONFIDENCE.to("meta")), (3, 7.0), (3, 2**70),
+        (4, 0), (5, -1), (6, "a"), (6, float("nan")), (7, "random"), (7, 3), (8, 0), (8, True),
+    ]:  # fmt: skip
+        assert not accepts(*right[:index], wrong, *right[index + 1 :]), (index, wrong)
+    assert not accepts(*right[:-1])
+
+
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_other_backends_refuse_wrong_arguments_in_the_same_words(backend):
+    with (
+        fk.use_backend(backend),
+        pytest.raises(ValueError, match="build_drafts: draft_steps must be at least 1, got 0"),
+    ):
+        fk.build_drafts(IDS, TOKENS, CONFIDENCE, MASK, 0)
+
+
 @pytest.mark.parametrize("draft_steps", [2**40, 2**62])
 def test_outputs_larger_than_memory(draft_steps):
     with pytest.raises(RuntimeError):
