@@ -99,7 +99,8 @@ class Output {
     int64_t stride = 1;
     for (int64_t d = dims - 1; d >= 0; --d) {
       strides[d] = stride;
-      stride *= sizes[d] > 0 ? sizes[d] : 1;
+      STD_TORCH_CHECK(!__builtin_mul_overflow(stride, sizes[d] > 0 ? sizes[d] : 1, &stride), like.op,
+                      ": an output has more than 2^63 elements");
     }
     STABLE_TORCH_ERROR_CODE_CHECK(
         aoti_torch_empty_strided(dims, sizes, strides, code(dtype), like.device_type, like.device_index, &handle_));
