@@ -32,6 +32,11 @@ $(VENV)/.installed: $(PINS)
 	$(BIN)/python -c 'import triton' 2> /dev/null || $(BIN)/python -m pip install --quiet -r requirements/triton.txt
 	@touch $@
 
+# Fifty packages and most of a minute, so only where they are used.
+$(VENV)/.lm-eval: requirements/lm-eval.txt $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -r $<
+	@touch $@
+
 $(VENV)/.built: $(VENV)/.installed $(NATIVE)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
 	@touch $@
@@ -39,7 +44,7 @@ $(VENV)/.built: $(VENV)/.installed $(NATIVE)
 demo: setup
 	$(BIN)/freedave demo
 
-test: setup simt
+test: setup simt $(VENV)/.lm-eval
 	$(BIN)/python -m pytest -q
 
 lint: setup
