@@ -18,8 +18,9 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import freedave
-from freedave.cli import build_parser, main
 from freedave.cli import demo as demo_command
+from freedave.cli import main
+from freedave.cli.command_line import build_parser
 from freedave.cli.decoding_options import SETTINGS
 from freedave.demo import comparison
 from freedave.demo.comparison import MAX_NEW_TOKENS
@@ -324,6 +325,10 @@ def test_the_picture_is_checked_before_the_model_is_loaded(tmp_path: Path, capsy
     [
         ([], "required: {demo,generate,evaluate,convert,info}"),
         (["serve"], "invalid choice: 'serve'"),
+        (
+            ["generate", "demo", "--prompt", "1", "--bogus", "x"],
+            "unrecognized arguments: --bogus x (see freedave generate --help)",
+        ),
         (["demo", "--problems", "0"], "at least 1 problem a task"),
         (["demo", "--draft-steps", "1"], "draft_steps must be at least 2"),
         (["demo", "--problems", "1", "--block-length", "0"], "block_length must be at least 1"),
@@ -359,6 +364,28 @@ def test_ctrl_c(random_model: Path, capsys: pytest.CaptureFixture[str], monkeypa
     monkeypatch.setattr(freedave, "generate", lambda *_, **__: signal.raise_signal(signal.SIGINT))
     assert main(["generate", str(random_model), "--prompt-ids", "1"]) == 130
     assert capsys.readouterr().err == "freedave: interrupted\n"
+
+
+def test_ctrl_c_while_libraries_load() -> None:
+    """A library that is interrupted during its import may report anything; the user still sees one line."""
+    script = """
+import signal, sys
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "transformers":
+            signal.raise_signal(signal.SIGINT)
+            raise ImportError("requirements of transformers")
+sys.meta_path.insert(0, Interrupt())
+from freedave.cli import main
+sys.exit(main(["info"]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "freedave: interrupted\n")
+
+
+def test_ctrl_c_is_as_before_once_they_are_there() -> None:
+    assert main(["info", "--json"]) == 0
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_broken_weights_are_exit_code_1(

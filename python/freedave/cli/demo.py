@@ -91,14 +91,8 @@ def run(arguments: argparse.Namespace) -> int:
             raise ValueError(f"--threads must be at least 1, got {arguments.threads}")
         torch.set_num_threads(arguments.threads)
     lm = embedded_model(arguments.attention, settings)
-    with tqdm(
-        total=len(TASKS) * settings.problems_per_task * len(settings.modes),
-        desc="decoding",
-        unit=" decodes",
-        disable=None,  # tqdm's word for "where it is not a terminal"
-        leave=False,
-    ) as bar:
-        result = compare(lm, settings, on_decode=bar.update)
+    with DecodesBar(len(TASKS) * settings.problems_per_task * len(settings.modes)) as bar:
+        result = compare(lm, settings, on_decode=bar)
     for picture in pictures:
         draw(picture, lm, result)
     if arguments.json:
@@ -106,6 +100,35 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print(report(lm, result, pictures))
     return 0 if result.lossless else 1
+
+
+class DecodesBar:
+    """A bar over all decodes, with the tokens per forward so far; shown only on a terminal."""
+
+    def __init__(self, decodes: int) -> None:
+        self._tokens: dict[bool, int] = {True: 0, False: 0}  # by whether the mode is static
+        self._forwards: dict[bool, int] = {True: 0, False: 0}
+        self._bar = tqdm(
+            total=decodes,
+            desc="decoding",
+            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} decodes [{elapsed}<{remaining}{postfix}]",
+            disable=None,  # tqdm's word for "where it is not a terminal"
+            leave=False,
+            dynamic_ncols=True,
+        )
+
+    def __call__(self, mode: Mode, output: freedave.DecodeOutput) -> None:
+        self._tokens[mode.is_static] += output.stats.tokens
+        self._forwards[mode.is_static] += output.num_forwards
+        static, fast = (self._tokens[kind] / max(self._forwards[kind], 1) for kind in (True, False))
+        self._bar.set_postfix_str(f"tokens per forward: static {static:.1f}, FreeDave {fast:.1f}", refresh=False)
+        self._bar.update()
+
+    def __enter__(self) -> DecodesBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
 
 
 def embedded_model(attention: str, settings: Settings) -> freedave.DiffusionLM:

@@ -16,7 +16,17 @@ import freedave
 import freedave_kernels
 from freedave.cli.machine import processor
 
-PACKAGES = ("freedave-kernels", "torch", "transformers", "tokenizers", "safetensors", "numpy", "tqdm", "matplotlib")
+PACKAGES = (
+    "freedave-kernels",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "tqdm",
+    "matplotlib",
+    "lm_eval",
+)
 
 
 def add_parser(commands: Any) -> None:
@@ -110,6 +120,8 @@ def missing(information: dict[str, Any]) -> list[str]:
             lines.append(f"{part.replace('_', ' ')}: {information[part]['error']}")
     if information["versions"]["matplotlib"] is None:
         lines.append("matplotlib, for .png pictures: pip install 'freedave-kernels[demo]'")
+    if information["versions"]["lm_eval"] is None:
+        lines.append("lm_eval, for `freedave evaluate`: pip install 'freedave-kernels[lm-eval]'")
     return lines
 
 

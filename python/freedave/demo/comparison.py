@@ -140,7 +140,9 @@ class Comparison:
         return all(tally.all_identical for tally in self.totals.values())
 
 
-def compare(lm: DiffusionLM, settings: Settings, on_decode: Callable[[], object] = lambda: None) -> Comparison:
+def compare(
+    lm: DiffusionLM, settings: Settings, on_decode: Callable[[Mode, DecodeOutput], object] = lambda *_: None
+) -> Comparison:
     """Decode held-out problems of every task in every mode of `settings`; `on_decode` is called after each decode.
 
     Modes take turns on each problem, and the one that goes first changes, so that a slow moment of the machine falls on
@@ -162,7 +164,7 @@ def compare(lm: DiffusionLM, settings: Settings, on_decode: Callable[[], object]
                 start = time.perf_counter()
                 outputs[mode] = decode(lm, problem, mode, settings)
                 seconds[mode] = time.perf_counter() - start
-                on_decode()
+                on_decode(mode, outputs[mode])
             for mode in modes:
                 tallies[task][mode] += tally(lm, problem, outputs[mode], outputs[STATIC], seconds[mode])
             if problem is example.problem:
