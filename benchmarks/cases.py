@@ -54,7 +54,12 @@ class Shapes:
 
 ROWS = [(1, 1), (32, 32), (256, 32), (256, 256), (2048, 2048)]
 FULL = Shapes(
-    [32000, 126464, 151936, 262144], ROWS, [torch.float32, torch.bfloat16], [1, 4, 8, 16, 32], [4, 32, 64, 256], [1, 8, 32]
+    [32000, 126464, 151936, 262144],
+    ROWS,
+    [torch.float32, torch.bfloat16],
+    [1, 4, 8, 16, 32],
+    [4, 32, 64, 256],
+    [1, 8, 32],
 )
 QUICK = Shapes([1000], [(1, 1), (32, 20)], [torch.float32, torch.bfloat16], [1, 4], [4, 32], [1, 2])
 
@@ -81,7 +86,9 @@ def measure(record: Record, machine: Machine, case: Case, bandwidth: float | Non
     that of the best reader in these rounds."""
     free = machine.free_memory()
     if case.needed > free:
-        reason = f"the providers need {case.needed / 2**30:.1f} GiB beside the inputs, and {free / 2**30:.1f} GiB are free"
+        reason = (
+            f"the providers need {case.needed / 2**30:.1f} GiB beside the inputs, and {free / 2**30:.1f} GiB are free"
+        )
         record.absent("all", reason, case.op, case.shape)
         return None
     calls: dict[str, Call] = {}

@@ -64,12 +64,13 @@ def git(*arguments: str) -> str | None:
     return result.stdout
 
 
-def environment(benchmark: str, machine: str) -> Row:
+def environment(benchmark: str, machine: str, quick: bool) -> Row:
     commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--", ":!benchmarks/results")
     return {
         "kind": "environment",
         "benchmark": benchmark,
         "command": f"python -m benchmarks {benchmark}",
+        "quick": quick,
         "machine": machine,
         "cpu": cpu_model(),
         "threads": torch.get_num_threads(),
@@ -89,10 +90,10 @@ def environment(benchmark: str, machine: str) -> Row:
 class Record:
     """The results of one benchmark on one machine."""
 
-    def __init__(self, benchmark: str, machine: str, results: Path = RESULTS) -> None:
+    def __init__(self, benchmark: str, machine: str, results: Path = RESULTS, quick: bool = False) -> None:
         self.folder = results / machine
         self.benchmark = benchmark
-        self.rows: list[Row] = [environment(benchmark, machine)]
+        self.rows: list[Row] = [environment(benchmark, machine, quick)]
         print(", ".join(f"{key} {value}" for key, value in self.rows[0].items() if key != "kind"))
         print(f"\n{HEADER}")
 
@@ -142,7 +143,9 @@ class Record:
 
     def absent(self, provider: str, reason: str, op: str = "", shape: Mapping[str, Any] | None = None) -> None:
         """What could not be timed, and why."""
-        self.rows.append({"kind": "absent", "op": op, "shape": dict(shape or {}), "provider": provider, "reason": reason})
+        self.rows.append(
+            {"kind": "absent", "op": op, "shape": dict(shape or {}), "provider": provider, "reason": reason}
+        )
         case = f"{op:<16}{shape_text(shape or {}):<46}" if op else ""
         print(f"{case}{provider}: not timed, {reason}")
 
@@ -169,7 +172,10 @@ class Record:
 
 def write_csv(path: Path, rows: list[Row]) -> None:
     """Rows of one kind; a shape's dimensions become columns."""
-    flat = [{key: value for key, value in (row | row.get("shape", {})).items() if key not in ("kind", "shape")} for row in rows]
+    flat = [
+        {key: value for key, value in (row | row.get("shape", {})).items() if key not in ("kind", "shape")}
+        for row in rows
+    ]
     columns = list(dict.fromkeys(key for row in flat for key in row))
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns)
