@@ -1,5 +1,5 @@
-"""Every op over real shapes, against eager and compiled PyTorch; `predict_tokens` also against the memory bandwidth measured in
-the same rounds. And what a call costs when there is nothing to compute.
+"""Every op over real shapes, against eager and compiled PyTorch; `predict_tokens` also against the memory bandwidth measured
+in the same rounds. And what a call costs when there is nothing to compute.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ class Processor:
     rounds: int
     budget: float = math.inf
     quick: bool = False
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     backends: list[str] = field(default_factory=lambda: ["cpu"])
     dynamic: bool = True
 

@@ -95,7 +95,7 @@ class Record:
         self.benchmark = benchmark
         self.rows: list[Row] = [environment(benchmark, machine, quick)]
         print(", ".join(f"{key} {value}" for key, value in self.rows[0].items() if key != "kind"))
-        print(f"\n{HEADER}")
+        print()
 
     def of_kind(self, kind: str) -> list[Row]:
         return [row for row in self.rows if row["kind"] == kind]
@@ -112,6 +112,8 @@ class Record:
         bandwidth: float | None = None,
     ) -> None:
         """One row a provider. `num_bytes`: what each must move; `bandwidth`: of the same rounds, in bytes a second."""
+        if not self.of_kind("timing"):
+            print(HEADER)
         base = timings.get(baseline)
         for provider, timing in timings.items():
             speed = num_bytes / timing.median if num_bytes else None

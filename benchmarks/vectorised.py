@@ -1,7 +1,7 @@
 """The best eager form of every op: no Python loop over sequences or drafts, no synchronisation, nothing gathered.
 
-This is what the provider `compiled` compiles, so that our kernels are compared with the best that a compiler is given, not with
-the compiled form of the public implementation's loops. Same results as `eager` (no ties, blocks or non-finite logits).
+This is what the provider `compiled` compiles, so that our kernels are compared with the best that a compiler is given, not
+with the compiled form of the public implementation's loops. Same results as `eager` (no ties, blocks, non-finite logits).
 """
 
 from __future__ import annotations
