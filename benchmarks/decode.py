@@ -1,8 +1,9 @@
 """Whole decodes, statically and with FreeDave: what a user gets of it.
 
-Two models: the embedded one, which is trained, so that its drafts are accepted as those of a real model are; and a random one of
-the published shape (Qwen3, V=151936, 156 M parameters), whose forward is as large as a CPU bears, and whose accepted lengths mean
-nothing. Ways to decode take turns in every round, and each is compared with static decoding of the same block length and batch.
+Two models: the embedded one, which is trained, so that its drafts are accepted as those of a real model are; and a random
+one of the published shape (Qwen3, V=151936, 156 M parameters), whose forward is as large as a CPU bears, and whose accepted
+lengths mean nothing. Ways to decode take turns in every round; each is compared with static decoding of the same block length
+and batch.
 """
 
 from __future__ import annotations

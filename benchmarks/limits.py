@@ -1,7 +1,7 @@
 """The limit of every op: the bytes that it cannot avoid to move, and the time that takes at a bandwidth.
 
-Inputs are read once and outputs written once; of the logits only the rows of masked positions. Tokens take 8 bytes, confidences
-and ranks 4, masks 1. Nothing here is measured.
+Inputs are read once and outputs written once; of the logits only the rows of masked positions. Tokens take 8 bytes,
+confidences and ranks 4, masks 1. Nothing here is measured.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ import torch
 
 import freedave_kernels as fk
 from benchmarks import cases, scenes
-from benchmarks.measure import Calls
 from benchmarks.processor import Processor
 from benchmarks.record import Record
 from benchmarks.scenes import MASK
@@ -42,7 +41,7 @@ def record_overhead(record: Record, processor: Processor) -> dict[str, float]:
     return {name: timing.median for name, timing in timings.items()}
 
 
-def tiny_calls() -> Calls:
+def tiny_calls() -> dict[str, cases.Call]:
     logits, input_ids = torch.randn(1, 4, 16), torch.tensor([[MASK, 1, 2, 3]])
     confidence, masked = torch.rand(1, 4), input_ids == MASK
     scene = scenes.drafts(1, 2, 4)

@@ -157,7 +157,8 @@ class Record:
         print(text)
 
     def note(self, text: str, **values: Any) -> None:
-        self.put("note", text, text=text.strip(), **values)
+        self.rows.append({"kind": "note", "text": text.strip(), **values})
+        print(text)
 
     def write(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
