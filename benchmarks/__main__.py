@@ -1,4 +1,4 @@
-"""`python -m benchmarks <benchmark>`: prints tables and writes benchmarks/results/<machine>/<benchmark>.jsonl, CSV and plots."""
+"""`python -m benchmarks <benchmark>`: prints tables and writes benchmarks/results/<machine>/<benchmark>.jsonl and CSV."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ QUICK = Shapes([1000], [(1, 1), (32, 20)], [torch.float32, torch.bfloat16], [1, 
 @dataclass(frozen=True)
 class Case:
     """`ours`: calls by variant ("" is the op's default). `arguments` gives `vectorised` its next arguments. `num_bytes`: what
-    must be moved. `memory`: what must be read, where that is much. `needed`: bytes beside the inputs to run every provider."""
+    must be moved. `memory`: what must be read, where that is much. `needed`: bytes beside the inputs that providers take."""
 
     op: str
     shape: dict[str, int]

@@ -1,7 +1,8 @@
 """`python -m benchmarks check`: measures the stated targets, and compares with the committed results of this machine.
 
-Compared are ratios to the baseline of the same rounds, since seconds of different days have different neighbours. A ratio below
-`TOLERATED` of the committed one is a regression. The committed results are those of git's HEAD, whatever lies in the folder.
+Compared are ratios to the baseline of the same rounds, since seconds of different days have different neighbours. A ratio
+below `TOLERATED` of the committed one is a regression. The committed results are those of git's HEAD, whatever lies in the
+folder.
 """
 
 from __future__ import annotations

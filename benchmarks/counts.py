@@ -1,4 +1,4 @@
-"""What one call makes torch do: operators, allocations, and reads by the host, each of which waits for the device on a GPU."""
+"""What one call makes torch do: operators, allocations, and reads by the host, which on a GPU wait for the device."""
 
 from __future__ import annotations
 
