@@ -35,7 +35,7 @@ NAMES = {
     "nested": "FreeDave, nested drafts (as published)",
     "ahead 1": "FreeDave, recycled, lookahead 1",
 }
-STYLE = {
+STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.spines.top": False,
