@@ -292,7 +292,8 @@ def _op(results: Results, op: str) -> list[Row]:
     """The timings of an op where it is the subject; on a GPU all are in one file."""
     source = "step" if op == "step" and "step" in results else "ops"
     source = source if source in results else "gpu"
-    return [row for row in of_kind(results, source, "timing") if row["op"] == op]
+    rows = [row for row in of_kind(results, source, "timing") if row["op"] == op]
+    return [row for row in rows if "tiny" not in row["shape"]]  # what a call costs is no point of these curves
 
 
 def _by_provider(rows: Iterable[Row]) -> list[tuple[str, list[Row]]]:
