@@ -1,6 +1,7 @@
 """Cost against vocabulary, masked rows, drafts K, batch B and window L: one axis at a time, with the fitted line.
 
-All sizes of an axis are timed in the same rounds, so that a slow moment of the machine falls on all of them.
+All sizes of an axis are timed in the same rounds, so that a slow moment of the machine falls on all of them. Fitted are the
+best of the rounds: neighbours take from a call what they like, and a line through that would be a line through their load.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def times(processor: Processor, axis: Axis, provider: str) -> dict[int, Timing]:
 def _measured(record: Record, processor: Processor, axis: Axis, provider: str) -> None:
     timings = times(processor, axis, provider)
     sizes = list(timings)
-    seconds = [timing.median for timing in timings.values()]
+    seconds = [timing.best for timing in timings.values()]
     fitted, power = line(sizes, seconds), exponent(sizes, seconds)
     text = (
         f"{axis.op:<16}{axis.name} from {sizes[0]} to {sizes[-1]} ({shape_text(axis.fixed)}) {axis.dtype} {provider}: "

@@ -191,7 +191,7 @@ def scaling(results: Results) -> Figure | None:
     for place, (op, axis, dtype) in zip(axes.flat, panels, strict=False):
         for row in (row for row in rows if (row["op"], row["axis"], row["dtype"]) == (op, axis, dtype)):
             sizes = [point["size"] for point in row["points"]]
-            values = [point["median_us"] for point in row["points"]]
+            values = [point["best_us"] for point in row["points"]]
             colour = COLOURS[row["provider"]]
             place.plot(
                 sizes, values, "o", color=colour, markersize=4, label=f"{row['provider']}: power {row['exponent']:.2f}"
@@ -212,7 +212,7 @@ def scaling(results: Results) -> Figure | None:
         place.legend(loc="upper left", fontsize=8)
     for line in axes:
         line[0].set_ylabel("us a call")
-    figure.suptitle("Time against size, with the fitted line (dotted: points joined)")
+    figure.suptitle("Time against size (best of the rounds), with the fitted line (dotted: points joined)")
     figure.tight_layout()
     return figure
 
