@@ -23,7 +23,7 @@ ROWS = [32, 64, 128, 192, 256]  # fewer fit in a cache, which is faster than mem
 DRAFTS = [1, 2, 4, 8, 16, 32]
 BATCHES = [1, 2, 4, 8, 16, 32]
 LENGTHS = [4, 8, 16, 32, 64, 128, 256]
-B, K, L, VOCAB, MASKED = 8, 8, 32, 151936, 64
+B, K, L, VOCAB, MASKED = 8, 8, 32, 151936, 256
 
 
 @dataclass(frozen=True)

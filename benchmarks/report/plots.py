@@ -14,7 +14,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.record import Row, shape_text
+from benchmarks.record import Row, shape_text, time_text
 from benchmarks.report import Results, of_kind
 
 COLOURS = {
@@ -85,7 +85,7 @@ def bandwidth(results: Results) -> Figure | None:
         _ticks(place, sorted({row["shape"]["masked"] for row in of_dtype}))
     axes[0][0].set_ylabel("logits, GB/s")
     _legend_below(figure, axes[0][0])
-    figure.suptitle(f"predict_tokens, V={vocab}: bytes of the logits a second (higher is better)")
+    figure.suptitle(f"predict_tokens, V={vocab}: bytes of the logits a second (higher is better)", y=1.03)
     return figure
 
 
@@ -120,7 +120,7 @@ def speedup(results: Results) -> Figure | None:
         place.yaxis.set_major_formatter("{x:g}x")
     axes[0][0].set_ylabel("times eager")
     _legend_below(figure, axes[0][0], columns=3)
-    figure.suptitle("predict_tokens: times faster than eager (grey line: eager)")
+    figure.suptitle("predict_tokens: times faster than eager (grey line: eager)", y=1.03)
     return figure
 
 
@@ -141,7 +141,7 @@ def drafting(results: Results) -> Figure | None:
         _ticks(place, sorted({row["shape"]["K"] for row in rows}))
     axes[0][0].set_ylabel("us a call")
     _legend_below(figure, axes[0][0])
-    figure.suptitle(f"draft_step, window L={length}: time a call from Python (lower is better)")
+    figure.suptitle(f"draft_step, window L={length}: time a call from Python (lower is better)", y=1.03)
     return figure
 
 
@@ -153,26 +153,23 @@ def step(results: Results) -> Figure | None:
         return None
     cases = list(dict.fromkeys((shape_text(row["shape"]), row["dtype"]) for row in rows))
     providers = [provider for provider, _ in _by_provider(rows)]
-    figure, place = pyplot.subplots(figsize=(7.4, 0.55 * len(cases) + 1.4))
-    height = 0.8 / len(providers)
-    for index, provider in enumerate(providers):
-        for row in (row for row in rows if row["provider"] == provider):
-            y = cases.index((shape_text(row["shape"]), row["dtype"])) + (index - (len(providers) - 1) / 2) * height
-            milliseconds = row["median_us"] / 1e3
-            place.barh(y, milliseconds, height, color=COLOURS.get(provider, "#999999"))
-            ratio = "" if provider == "eager" or row["ratio"] is None else f"  ({row['ratio']:.1f}x)"
-            place.text(milliseconds * 1.06, y, f"{milliseconds:.3g} ms{ratio}", va="center", fontsize=7)
+    figure, place = pyplot.subplots(figsize=(7.6, 0.5 * len(cases) + 1.2))
     for provider in providers:
-        place.bar(0, 0, color=COLOURS.get(provider, "#999999"), label=provider)
+        mine = [row for row in rows if row["provider"] == provider]
+        places = [cases.index((shape_text(row["shape"]), row["dtype"])) for row in mine]
+        colour = COLOURS.get(provider, "#999999")
+        place.plot([row["median_us"] / 1e3 for row in mine], places, "o", color=colour, label=provider, markersize=7)
+        for row, y in zip(mine, places, strict=True):
+            ratio = "" if provider == "eager" or row["ratio"] is None else f" ({row['ratio']:.3g}x)"
+            text = f"{time_text(row['median_us'] / 1e6)}{ratio}"
+            # Neighbouring points write on different sides of their line.
+            side = 0.3 if provider == "compiled" else -0.3
+            place.text(row["median_us"] / 1e3, y + side, text, ha="center", va="center", fontsize=7, color=colour)
     place.set_yticks(range(len(cases)), [f"{shape}  {dtype}" for shape, dtype in cases])
-    place.invert_yaxis()
-    place.grid(axis="y", visible=False)
-    longest = max(row["median_us"] for row in rows) / 1e3
+    place.set_ylim(len(cases) - 0.4, -0.6)
     place.set(xscale="log", xlabel="milliseconds a step (lower is better)")
-    place.set_xlim(right=longest * 6)
-    place.legend(
-        loc="upper center", bbox_to_anchor=(0.4, -0.55 / (0.55 * len(cases) + 1.4) - 0.04), ncols=len(providers)
-    )
+    place.margins(x=0.1)
+    place.legend(loc="upper left", bbox_to_anchor=(0, -0.9 / (0.5 * len(cases) + 1.2)), ncols=len(providers))
     place.set_title("Everything between two forwards (in brackets: times eager)", loc="left")
     return figure
 
@@ -209,6 +206,8 @@ def scaling(results: Results) -> Figure | None:
         low, high = place.get_ylim()
         place.set_ylim(low, high * 4)  # room for the legend
         _ticks(place, sizes)
+        if axis == "V":  # five long names on a logarithmic axis
+            place.tick_params(axis="x", rotation=45)
         place.legend(loc="upper left", fontsize=8)
     for line in axes:
         line[0].set_ylabel("us a call")
