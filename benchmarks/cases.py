@@ -61,7 +61,7 @@ FULL = Shapes(
     [4, 32, 64, 256],
     [1, 8, 32],
 )
-QUICK = Shapes([1000], [(1, 1), (32, 20)], [torch.float32, torch.bfloat16], [1, 4], [4, 32], [1, 2])
+QUICK = Shapes([1000], [(1, 1), (32, 20)], [torch.float32, torch.bfloat16], [1, 4], [8], [1, 2])
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import freedave_kernels as fk
-from benchmarks import cases, check, eager, limits, measure, record, scenes, vectorised
+from benchmarks import cases, check, eager, limits, measure, record, report, scenes, vectorised
+from benchmarks.__main__ import main
 from benchmarks.counts import counted
 from benchmarks.processor import Processor
 from benchmarks.report import readme_table
@@ -87,16 +88,14 @@ def test_report(smoke):
     assert "http" not in page.replace("http-equiv", "")
 
 
-def test_report_rewrites_the_table_between_its_markers(smoke, tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{readme_table.BEGIN}\nold\n{readme_table.END}\nafter\n")
-    result = benchmarks("report", "--results", str(smoke[0]), "--readme", str(readme))
-    assert result.returncode == 0, result.stderr
-    text = readme.read_text()
+def test_report_rewrites_the_table_between_its_markers(smoke):
+    machines = report.load(smoke[0])
+    text = readme_table.replaced(f"before\n{readme_table.BEGIN}\nold\n{readme_table.END}\nafter\n", machines)
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
     assert "| one call on tiny tensors" in text and "| the stated targets |" in text
-    again = benchmarks("report", "--results", str(smoke[0]), "--readme", str(readme))
-    assert again.returncode == 0 and readme.read_text() == text
+    assert readme_table.replaced(text, machines) == text
+    with pytest.raises(ValueError, match="the README needs the line"):
+        readme_table.replaced("a text without markers", machines)
 
 
 def test_the_readme_has_the_markers():
@@ -105,14 +104,12 @@ def test_the_readme_has_the_markers():
 
 
 def test_report_without_results(tmp_path):
-    result = benchmarks("report", "--results", str(tmp_path))
-    assert result.returncode == 2
-    assert "measure first" in result.stderr and "Traceback" not in result.stderr
+    with pytest.raises(measure.CannotMeasureError, match="measure first"):
+        report.load(tmp_path)
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "ops.jsonl").write_text('{"command": "an earlier format"}\n')
-    result = benchmarks("report", "--results", str(tmp_path))
-    assert result.returncode == 2
-    assert "not a result of this version" in result.stderr and "Traceback" not in result.stderr
+    with pytest.raises(measure.CannotMeasureError, match=r"ops\.jsonl is not a result of this version"):
+        report.load(tmp_path)
 
 
 @pytest.mark.parametrize("count", [1, 4, 8])
@@ -257,11 +254,10 @@ def test_gpu_dry_run():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_gpu_without_a_gpu():
-    result = benchmarks("gpu")
-    assert result.returncode == 2
-    assert "torch sees no GPU; run this on a machine with one, or with --dry-run" in result.stderr
-    assert "Traceback" not in result.stderr
+def test_gpu_without_a_gpu(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "gpu"])
+    assert main() == 2
+    assert "torch sees no GPU; run this on a machine with one, or with --dry-run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -272,7 +268,9 @@ def test_gpu_without_a_gpu():
         (("ops", "--threads", "0"), "--threads must be at least 1"),
     ],
 )
-def test_options_that_do_not_fit(arguments, message):
-    result = benchmarks(*arguments)
-    assert result.returncode == 2
-    assert message in result.stderr
+def test_options_that_do_not_fit(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments])
+    with pytest.raises(SystemExit) as exit_status:
+        main()
+    assert exit_status.value.code == 2
+    assert message in capsys.readouterr().err

@@ -42,9 +42,9 @@ def _table(name: str, results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _find(rows: list[Row], **wanted: object) -> Row | None:
+def _find(among: list[Row], /, **wanted: object) -> Row | None:
     """The first row with these values; a shape's dimensions count as its values."""
-    for row in rows:
+    for row in among:
         values = row | row.get("shape", {})
         if all(values.get(name) == value for name, value in wanted.items()):
             return row
