@@ -49,8 +49,8 @@ class Way:
 
 @dataclass(frozen=True)
 class Workload:
-    """`prompts`: by batch size, a list of `[B, P]`, decoded one after the other. `budget`: seconds after which no further round
-    begins, from the second on."""
+    """`prompts`: by batch size, a list of `[B, P]`, decoded one after the other. `budget`: seconds after which no further
+    round begins, once there were two."""
 
     name: str
     lm: freedave.DiffusionLM

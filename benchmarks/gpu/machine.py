@@ -108,7 +108,7 @@ def this_machine(dry: bool) -> Machine:
     available = fk.available_backends()
     if dry:
         wanted = ["cuda_emulated" if available.get("cuda_emulated", "") is None else "cpu"]
-        shapes = Shapes([100, 1000], [(8, 5)], DTYPES, [1, 4], [4, 8], [1, 2])
+        shapes = Shapes([100, 1000], [(8, 5)], DTYPES, [4], [8], [1, 2])
         return Machine(True, torch.device("cpu"), wanted, {}, 4, shapes)
     if not torch.cuda.is_available():
         raise CannotMeasureError(
