@@ -167,7 +167,9 @@ class Record:
         written = [lines]
         for kind in ("timing", "decode", "target"):
             if rows := self.of_kind(kind):
-                table = self.folder / (f"{self.benchmark}.csv" if kind == "timing" else f"{self.benchmark}-{kind}.csv")
+                table = self.folder / (
+                    f"{self.benchmark}.csv" if kind in ("timing", self.benchmark) else f"{self.benchmark}-{kind}.csv"
+                )
                 write_csv(table, rows)
                 written.append(table)
         print("\nwritten: " + ", ".join(os.path.relpath(path) for path in written))
