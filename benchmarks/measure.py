@@ -44,7 +44,7 @@ def timing(samples: Sequence[float]) -> Timing:
     return Timing(measured.median, lower, upper, min(samples), len(samples))
 
 
-def interleaved(calls: Calls, rounds: int, budget: float = math.inf, fill: float = 2e-4) -> dict[str, Timing]:
+def interleaved(calls: Calls, rounds: int, budget: float = math.inf, fill: float = 1e-3) -> dict[str, Timing]:
     """Times every provider once a round, in turn; a short call is repeated until it fills `fill` seconds.
 
     `budget`: seconds that all rounds may take together. Where `rounds` would take longer there are fewer of them, but never

@@ -19,7 +19,8 @@ from benchmarks.record import Record, shape_text
 
 ROUNDS, BUDGET = 20, 10.0  # seconds an axis and provider
 VOCABULARIES = [32000, 64000, 126464, 151936, 262144]
-ROWS = [32, 64, 128, 192, 256]  # fewer fit in a cache, which is faster than memory
+ROWS = [32, 64, 128, 192, 256]
+OTHER_BYTES = 2**28  # read between two sizes: no cache holds as much
 DRAFTS = [1, 2, 4, 8, 16, 32]
 BATCHES = [1, 2, 4, 8, 16, 32]
 LENGTHS = [4, 8, 16, 32, 64, 128, 256]
@@ -28,13 +29,14 @@ B, K, L, VOCAB, MASKED = 8, 8, 32, 151936, 256
 
 @dataclass(frozen=True)
 class Axis:
-    """Cases by size, and the dimensions that stay."""
+    """Cases by size, and the dimensions that stay. `in_memory`: what is read is to come from memory at every size."""
 
     op: str
     name: str
     fixed: dict[str, int]
     dtype: str
     cases: Mapping[int, cases.Case]
+    in_memory: bool = False
 
 
 def run(record: Record, quick: bool) -> None:
@@ -57,13 +59,15 @@ def over_rows(dtype: torch.dtype, quick: bool = False) -> Axis:
     rows, vocab = ([4, 8, 16], 1000) if quick else (ROWS, VOCAB)
     logits = scenes.rows_of_logits(max(rows), vocab, dtype)
     by_size = {n: cases.prediction(logits, n) for n in rows}
-    return Axis("predict_tokens", "masked", {"V": vocab, "rows": max(rows)}, cases.dtype_name(dtype), by_size)
+    return Axis(
+        "predict_tokens", "masked", {"V": vocab, "rows": max(rows)}, cases.dtype_name(dtype), by_size, not quick
+    )
 
 
 def over_vocabularies(dtype: torch.dtype, quick: bool = False) -> Axis:
     vocabularies, masked = ([500, 1000, 2000], 4) if quick else (VOCABULARIES, MASKED)
     by_size = {n: cases.prediction(scenes.rows_of_logits(masked, n, dtype), masked) for n in vocabularies}
-    return Axis("predict_tokens", "V", {"rows": masked, "masked": masked}, cases.dtype_name(dtype), by_size)
+    return Axis("predict_tokens", "V", {"rows": masked, "masked": masked}, cases.dtype_name(dtype), by_size, not quick)
 
 
 def over_batches(quick: bool = False) -> Axis:
@@ -85,7 +89,12 @@ def _drafting_axes(quick: bool) -> list[Axis]:
 
 
 def times(processor: Processor, axis: Axis, provider: str) -> dict[int, Timing]:
-    calls = {str(n): case.ours[""] if provider == "cpu" else case.eager for n, case in axis.cases.items()}
+    calls: dict[str, cases.Call] = {}
+    other = torch.ones(OTHER_BYTES // 4) if axis.in_memory else None
+    for n, case in axis.cases.items():
+        if other is not None:  # what a cache still holds of the size before would make this one faster than memory is
+            calls[f"before {n}"] = other.sum
+        calls[str(n)] = case.ours[""] if provider == "cpu" else case.eager
     timings = processor.times(calls)
     return {n: timings[str(n)] for n in axis.cases}
 

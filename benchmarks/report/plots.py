@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -239,10 +240,10 @@ def decode(results: Results) -> Figure | None:
     axes[1][0].set_ylabel("tokens a second")
     reasons = {row["reason"] for row in of_kind(results, "decode", "absent") if row["op"] == "decode embedded"}
     if reasons:
-        reason = sorted(reasons)[0].split(",")[0]
-        axes[0][2].text(
-            0.05, 0.95, f"larger batches not measured:\n{reason}", transform=axes[0][2].transAxes, va="top", fontsize=7
-        )
+        reason = textwrap.fill(f"Larger batches are not measured: {min(reasons)}", 46)
+        axes[0][2].text(0.04, 0.97, reason, transform=axes[0][2].transAxes, va="top", fontsize=8)
+    for place in axes[:, 0]:  # rows share their axis; a limit set before all is drawn would cut the rest off
+        place.set_ylim(bottom=0)
     handles: dict[str, Any] = {}
     for place in axes.flat:
         handles |= dict(zip(*reversed(place.get_legend_handles_labels()), strict=True))
@@ -274,7 +275,6 @@ def _decode_panels(above: Axes, below: Axes, rows: list[Row], dimension: str) ->
     for place in (above, below):
         place.set_xscale("log")
         _ticks(place, sizes)
-        place.set_ylim(bottom=0)
 
 
 PICTURES: dict[str, Callable[[Results], Figure | None]] = {
