@@ -22,7 +22,7 @@ from freedave.demo.tasks import TASKS, problems
 
 MASK_TOKEN_ID = 151669  # SDAR's
 SEED = 0
-EMBEDDED_BUDGET, RANDOM_BUDGET, FEWEST_ROUNDS = 60.0, 60.0, 2
+EMBEDDED_BUDGET, RANDOM_BUDGET, FEWEST_ROUNDS = 75.0, 60.0, 3
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Way:
 @dataclass(frozen=True)
 class Workload:
     """`prompts`: by batch size, a list of `[B, P]`, decoded one after the other. `budget`: seconds after which no further
-    round begins, once there were two."""
+    round begins, once there were three."""
 
     name: str
     lm: freedave.DiffusionLM
@@ -60,15 +60,18 @@ class Workload:
     budget: float
 
 
-@dataclass
+@dataclass(frozen=True)
 class Decoded:
-    """One pass over the prompts."""
+    """One prompt's (or batch of prompts') decode."""
 
-    seconds: float = 0.0
-    outside: float = 0.0
-    tokens: int = 0
-    forwards: int = 0
-    sequences: list[torch.Tensor] | None = None
+    seconds: float
+    outside: float
+    tokens: int
+    forwards: int
+    sequences: torch.Tensor
+
+
+Samples = dict[Way, list[list[Decoded]]]  # by prompt, the rounds
 
 
 def run(record: Record, quick: bool) -> None:
@@ -144,27 +147,19 @@ def random(batches: Iterable[int], rounds: int, tiny: bool = False) -> Workload:
     return Workload("tiny" if tiny else "random 156 M", lm, prompts, 4 if tiny else 16, rounds, RANDOM_BUDGET)
 
 
-def decode(workload: Workload, way: Way) -> Decoded:
-    """Every prompt of the batch size, one call each."""
-    result = Decoded(sequences=[])
-    for prompt in workload.prompts[way.batch]:
-        began = time.perf_counter()
-        out = freedave.generate(
-            workload.lm,
-            prompt,
-            max_new_tokens=workload.max_new_tokens,
-            draft_steps=way.draft_steps,
-            block_length=way.block_length,
-            drafting=way.drafting,
-            lookahead_steps=way.lookahead_steps,
-        )
-        result.seconds += time.perf_counter() - began
-        result.outside += out.stats.other_seconds
-        result.tokens += out.stats.tokens
-        result.forwards += out.num_forwards
-        assert result.sequences is not None
-        result.sequences.append(out.sequences)
-    return result
+def decode(workload: Workload, way: Way, prompt: torch.Tensor) -> Decoded:
+    began = time.perf_counter()
+    out = freedave.generate(
+        workload.lm,
+        prompt,
+        max_new_tokens=workload.max_new_tokens,
+        draft_steps=way.draft_steps,
+        block_length=way.block_length,
+        drafting=way.drafting,
+        lookahead_steps=way.lookahead_steps,
+    )
+    seconds = time.perf_counter() - began
+    return Decoded(seconds, out.stats.other_seconds, out.stats.tokens, out.num_forwards, out.sequences)
 
 
 def measure(record: Record, workload: Workload, ways: Sequence[Way]) -> dict[Way, float]:
@@ -179,51 +174,52 @@ def measure(record: Record, workload: Workload, ways: Sequence[Way]) -> dict[Way
         if way.batch in refused:
             record.absent(way.provider, refused[way.batch], f"decode {workload.name}", _shape(way))
     ways = [way for way in ways if way.batch not in refused]
-    samples: dict[Way, list[Decoded]] = {way: [] for way in ways}
+    samples: Samples = {way: [[] for _ in workload.prompts[way.batch]] for way in ways}
     began = time.perf_counter()
     for done in range(workload.rounds):
         if done >= FEWEST_ROUNDS and time.perf_counter() - began > workload.budget:
             break
-        for way in ways:
-            samples[way].append(decode(workload, way))
-    timings = {way: timing([sample.seconds for sample in samples[way]]) for way in ways}
+        for index in range(max(len(prompts) for prompts in workload.prompts.values())):
+            for way in ways:
+                samples[way][index].append(decode(workload, way, workload.prompts[way.batch][index]))
+    timings = {way: _summed([timing([one.seconds for one in rounds]) for rounds in samples[way]]) for way in ways}
     return {way: _row(record, workload, way, samples, timings) for way in ways}
 
 
-def _row(
-    record: Record,
-    workload: Workload,
-    way: Way,
-    samples: dict[Way, list[Decoded]],
-    timings: dict[Way, Timing],
-) -> float:
-    last, taken, baseline = samples[way][-1], timings[way], way.static
-    outside = statistics.median(sample.outside / sample.seconds for sample in samples[way])
-    ratio = timings[baseline].median / taken.median if baseline in timings else None
-    identical = _identical(last, samples[baseline][-1]) if baseline in samples else None
-    values = asdict(taken) | {
-        "tokens": last.tokens,
-        "forwards": last.forwards,
-        "tokens_per_second": last.tokens / taken.median,
-        "tokens_per_forward": last.tokens / last.forwards,
+def _summed(timings: list[Timing]) -> Timing:
+    """Of the prompts one after the other: a slow moment falls on one decode of one prompt, and its median forgets it."""
+    sums = {name: sum(getattr(one, name) for one in timings) for name in ("median", "lower", "upper", "best")}
+    return Timing(**sums, rounds=timings[0].rounds)
+
+
+def _row(record: Record, workload: Workload, way: Way, samples: Samples, timings: dict[Way, Timing]) -> float:
+    last = [rounds[-1] for rounds in samples[way]]
+    tokens, forwards = sum(one.tokens for one in last), sum(one.forwards for one in last)
+    outside = statistics.median(one.outside / one.seconds for rounds in samples[way] for one in rounds)
+    ratio = forwards_ratio = identical = None
+    if way.static in timings:
+        static = [rounds[-1] for rounds in samples[way.static]]
+        ratio = timings[way.static].median / timings[way].median
+        forwards_ratio = sum(one.forwards for one in static) / forwards
+        identical = all(torch.equal(one.sequences, other.sequences) for one, other in zip(last, static, strict=True))
+    values = asdict(timings[way]) | {
+        "tokens": tokens,
+        "forwards": forwards,
+        "tokens_per_second": tokens / timings[way].median,
+        "tokens_per_forward": tokens / forwards,
         "baseline": "static",
         "ratio": ratio,
-        "forwards_ratio": samples[baseline][-1].forwards / last.forwards if baseline in samples else None,
+        "forwards_ratio": forwards_ratio,
         "identical_to_static": identical,
         "share_outside_forward": outside,
     }
     text = (
-        f"{workload.name:<14}{way.provider:<10}{shape_text(_shape(way)):<34}{time_text(taken.median):>10}"
-        f"{values['tokens_per_second']:>10.1f}{last.forwards:>10}{values['tokens_per_forward']:>9.2f}"
-        f"{'' if ratio is None else f'{ratio:.2f}':>10}{outside:>9.1%}{'' if identical else '  DIFFERS FROM STATIC'}"
+        f"{workload.name:<14}{way.provider:<10}{shape_text(_shape(way)):<34}{time_text(timings[way].median):>10}"
+        f"{values['tokens_per_second']:>10.1f}{forwards:>10}{values['tokens_per_forward']:>9.2f}"
+        f"{'' if ratio is None else f'{ratio:.2f}':>10}{outside:>9.1%}{'  DIFFERS FROM STATIC' if identical is False else ''}"
     )
     record.put("decode", text, model=workload.name, provider=way.provider, shape=_shape(way), **values)
     return outside
-
-
-def _identical(one: Decoded, other: Decoded) -> bool:
-    assert one.sequences is not None and other.sequences is not None
-    return all(torch.equal(a, b) for a, b in zip(one.sequences, other.sequences, strict=True))
 
 
 def _shape(way: Way) -> dict[str, int]:

@@ -98,6 +98,6 @@ def _decoding(record: Record, quick: bool) -> Iterator[Found]:
     embedded = decode.embedded({1}, rounds=2 if quick else 7, max_new_tokens=16 if quick else 96)
     outside = decode.measure(record, embedded, [way.static, way])
     yield Found("decode embedded, K=8: time outside the forward", 100 * outside[way], "most", 10, "%")
-    random = decode.random({1}, rounds=2, tiny=quick)
+    random = decode.random({1}, rounds=3, tiny=quick)
     outside = decode.measure(record, random, [way.static, way])
     yield Found("decode random 156 M, K=8: time outside the forward", 100 * outside[way], "most", 2, "%")
