@@ -1,81 +1,77 @@
-"""The exact key-value cache of block-causal models: a finished block is stored once, from the forward that verified it.
+"""The key-value cache: one buffer a layer, allocated once, in which every sequence has a slot.
 
-With block-causal attention the keys and values of a block depend on the blocks before it and on its own tokens. The
-accepted draft *is* the finished block, so the draft forward has already computed them, and no further forward is spent on
-storing (the public implementation spends one a block).
+Keys and values of the committed prefix (and, with `cache="dual"`, of the suffix) stand there once, whatever the number of
+drafts that attend to them. They come from a forward that had to run anyway: with block-causal attention the accepted draft
+*is* the finished block, so its keys and values are copied from the forward that verified it; with full attention they come
+from the forward that refreshes a block.
 """
 
 from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
 
-from freedave.segments import Segments
+import torch
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
-class PrefixCache:
-    """Keys and values of the committed prefix, shared by all segments, and of the segments of the last forward.
+@dataclass(frozen=True)
+class Write:
+    """`count` tokens of a forward, from `begin` on, are stored from position `at` of a slot on."""
 
-    Passed to a model as `past_key_values`; the prefix buffers `[1, G, capacity, D]` are allocated once a layer. Call
-    `prefill` or `attend` before each forward: it says what the keys and values that the model hands over are.
+    begin: int
+    count: int
+    slot: int
+    at: int
+
+
+class KeyValueCache:
+    """Keys and values `[slots, capacity, G, D]` a layer, and those of the last forward for as long as they may be kept.
+
+    `retain` says what a forward leaves behind for `keep`; the buffers are allocated by the first forward, which knows the
+    heads. A slot's content is never cleared: who reads says up to where.
     """
 
-    def __init__(self, capacity: int) -> None:
-        self.length = 0  # positions of the prefix
-        self._capacity = capacity
-        self._prefix: list[Pair] = []
-        self._segments: list[Pair] = []
-        self._prefilling = 0
-        self._chain: list[torch.Tensor] = []
+    def __init__(self, slots: int, capacity: int) -> None:
+        self.slots = slots
+        self.capacity = capacity
+        self._stored: list[Pair] = []
+        self._last: list[Pair] = []
 
-    def prefill(self, count: int) -> None:
-        """The next forward is one row from position 0; its first `count` positions become the prefix."""
-        self._prefilling = count
+    @property
+    def bytes(self) -> int:
+        """Size of the buffers of all layers."""
+        return sum(tensor.nbytes for pair in self._stored for tensor in pair)
 
-    def attend(self, segments: Segments, block_length: int, device: torch.device) -> torch.Tensor | None:
-        """The next forward's rows are `segments`; its attention mask `[S, 1, 1, prefix + C block_length]`, or None.
+    def store(self, layer: int, key: torch.Tensor, value: torch.Tensor, writes: list[Write], retain: slice) -> None:
+        """Takes a layer's new keys and values `[1, G, T, D]`: stores what `writes` says and retains some for `keep`."""
+        new = key[0].transpose(0, 1), value[0].transpose(0, 1)
+        if layer == len(self._stored):
+            shape = (self.slots, self.capacity)
+            self._stored.append(
+                (new[0].new_empty(*shape, *new[0].shape[1:]), new[1].new_empty(*shape, *new[1].shape[1:]))
+            )
+            self._last.append((new[0][:0], new[1][:0]))
+        for write in writes:
+            for stored, tokens in zip(self._stored[layer], new, strict=True):
+                stored[write.slot, write.at : write.at + write.count] = tokens[write.begin : write.begin + write.count]
+        keys, values = (tokens[retain] for tokens in new)
+        if keys.shape[0] < key.shape[2]:  # a view would keep the rest alive
+            keys, values = keys.clone(), values.clone()
+        self._last[layer] = (keys, values)
 
-        C is the longest chain; shorter ones are padded, and the mask hides the padding.
-        """
-        self._prefilling = 0
-        longest = max(len(chain) for chain in segments.chain)
-        padded = torch.tensor([chain + chain[-1:] * (longest - len(chain)) for chain in segments.chain], device=device)
-        self._chain = list(padded.unbind(1)) if longest > 1 else []
-        if all(len(chain) == longest for chain in segments.chain):
-            return None
-        lengths = torch.tensor([len(chain) for chain in segments.chain], device=device) * block_length + self.length
-        key = torch.arange(self.length + longest * block_length, device=device)
-        return (key < lengths[:, None])[:, None, None]
+    def read(self, layer: int, slot: int, begin: int, end: int) -> Pair:
+        """Keys and values `[1, G, end - begin, D]` of a slot: views of the buffers."""
+        key, value = self._stored[layer]
+        return key[slot : slot + 1, begin:end].transpose(1, 2), value[slot : slot + 1, begin:end].transpose(1, 2)
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Positions stored (asked by transformers)."""
-        return self.length
+    def all(self, layer: int) -> Pair:
+        """Keys and values `[1, G, slots * capacity, D]` of all slots."""
+        key, value = self._stored[layer]
+        return key.flatten(0, 1)[None].transpose(1, 2), value.flatten(0, 1)[None].transpose(1, 2)
 
-    def update(self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *_: object, **__: object) -> Pair:
-        """Takes a layer's new keys and values `[S, G, T, D]`; returns those that each row attends to (for transformers)."""
-        if layer_idx == len(self._prefix):
-            shape = (1, key.shape[1], self._capacity)
-            self._prefix.append((key.new_empty(*shape, key.shape[3]), value.new_empty(*shape, value.shape[3])))
-            self._segments.append((key, value))
-        if self._prefilling:
-            for stored, new in zip(self._prefix[layer_idx], (key, value), strict=True):
-                stored[0, :, : self._prefilling] = new[0, :, : self._prefilling]
-            return key, value
-        self._segments[layer_idx] = (key, value)
-        prefix_key, prefix_value = self._prefix[layer_idx]
-        return self._with_context(prefix_key, key), self._with_context(prefix_value, value)
-
-    def _with_context(self, prefix: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-        window = [new.index_select(0, segment) for segment in self._chain] or [new]
-        if self.length:
-            window.insert(0, prefix[:, :, : self.length].expand(new.shape[0], -1, -1, -1))
-        return torch.cat(window, dim=2) if len(window) > 1 else new
-
-    def keep(self, segments: list[int]) -> None:
-        """Appends these segments of the last forward, in order, to the prefix."""
-        for segment in segments:
-            for prefix, computed in zip(self._prefix, self._segments, strict=True):
-                for stored, new in zip(prefix, computed, strict=True):
-                    stored[0, :, self.length : self.length + new.shape[2]] = new[segment]
-            self.length += computed[0].shape[2]
+    def keep(self, tokens: torch.Tensor, places: torch.Tensor) -> None:
+        """Stores retained tokens of the last forward `[N]` at `places [N]`: slot * capacity + position."""
+        for stored, last in zip(self._stored, self._last, strict=True):
+            for buffer, new in zip(stored, last, strict=True):
+                buffer.flatten(0, 1).index_copy_(0, places, new.index_select(0, tokens))

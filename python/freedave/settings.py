@@ -28,40 +28,60 @@ class Settings:
     threshold: float | None
     drafting: str
     cache: str
-    """ "exact" or "none"."""
+    """ "exact", "none", "prefix" or "dual"."""
     eos_token_id: int | None
-    first_block: int
-    """Where the block with the first generated position begins."""
-    sequence_length: int
-    """Prompt and generated positions, up to the end of the last block."""
+    aligned_at_zero: bool
+    """Whether blocks are aligned at position 0 (block-causal attention) or at the end of the prompt."""
 
     def static(self) -> Settings:
         """The same decode, one step a forward."""
         return dataclasses.replace(self, draft_steps=1, lookahead_steps=1)
 
+    def first_block(self, prompt_length: int) -> int:
+        """Where the block with the first generated position begins."""
+        return prompt_length // self.block_length * self.block_length if self.aligned_at_zero else prompt_length
 
-def check_prompt(lm: DiffusionLM, input_ids: torch.Tensor) -> torch.Tensor:
-    """The prompt `[P]` on the model's device."""
+    def sequence_length(self, prompt_length: int) -> int:
+        """Prompt and generated positions, up to the end of the last block."""
+        length = prompt_length + self.max_new_tokens
+        return math.ceil(length / self.block_length) * self.block_length if self.aligned_at_zero else length
+
+
+def check_prompts(lm: DiffusionLM, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[list[int]]:
+    """The prompts' token ids, without padding."""
     if not isinstance(input_ids, torch.Tensor) or input_ids.dtype != torch.int64:
         kind = input_ids.dtype if isinstance(input_ids, torch.Tensor) else type(input_ids).__name__
         raise TypeError(f"input_ids must be an int64 tensor, got {kind}")
-    if input_ids.dim() != 2 or input_ids.shape[0] != 1:
-        raise ValueError(
-            f"input_ids must have shape [1, prompt], one sequence a call, got {tuple(input_ids.shape)}; "
-            "decode several prompts in several calls"
-        )
-    if input_ids.shape[1] == 0:
-        raise ValueError("the prompt is empty: give at least one token")
-    prompt = input_ids[0].to(lm.device)
-    if bool((prompt == lm.mask_token_id).any()):
-        position = int((prompt == lm.mask_token_id).nonzero()[0])
-        raise ValueError(f"the prompt holds the mask token (id {lm.mask_token_id}) at position {position}; remove it")
-    if int(prompt.min()) < 0 or (lm.vocab_size is not None and int(prompt.max()) >= lm.vocab_size):
-        raise ValueError(
-            f"the prompt holds token ids from {int(prompt.min())} to {int(prompt.max())}, but the model's vocabulary has "
-            f"{lm.vocab_size} tokens; was it tokenized for another model?"
-        )
-    return prompt
+    if input_ids.dim() != 2 or input_ids.shape[0] == 0:
+        raise ValueError(f"input_ids must have shape [B, prompt] with B at least 1, got {tuple(input_ids.shape)}")
+    rows = input_ids.tolist()
+    if attention_mask is not None:
+        if not isinstance(attention_mask, torch.Tensor) or attention_mask.shape != input_ids.shape:
+            shape = getattr(attention_mask, "shape", type(attention_mask).__name__)
+            raise ValueError(f"attention_mask must have the shape of input_ids {tuple(input_ids.shape)}, got {shape}")
+        rows = [_unpadded(b, *pair) for b, pair in enumerate(zip(rows, (attention_mask != 0).tolist(), strict=True))]
+    for b, prompt in enumerate(rows):
+        which = "the prompt" if len(rows) == 1 else f"prompt {b}"
+        if not prompt:
+            raise ValueError(f"{which} is empty: give at least one token")
+        if lm.mask_token_id in prompt:
+            position = prompt.index(lm.mask_token_id)
+            raise ValueError(f"{which} holds the mask token (id {lm.mask_token_id}) at position {position}; remove it")
+        if min(prompt) < 0 or (lm.vocab_size is not None and max(prompt) >= lm.vocab_size):
+            raise ValueError(
+                f"{which} holds token ids from {min(prompt)} to {max(prompt)}, but the model's vocabulary has "
+                f"{lm.vocab_size} tokens; was it tokenized for another model?"
+            )
+    return rows
+
+
+def _unpadded(index: int, tokens: list[int], visible: list[bool]) -> list[int]:
+    """The one run of visible tokens; padding stands on its left or on its right."""
+    count = sum(visible)
+    begin = visible.index(True) if count else 0
+    if not all(visible[begin : begin + count]):
+        raise ValueError(f"attention_mask of prompt {index} has a hole: padding may stand on the left and right only")
+    return tokens[begin : begin + count]
 
 
 def resolve_settings(
@@ -91,27 +111,18 @@ def resolve_settings(
     expect_choice("generate", "drafting", drafting, DRAFTINGS)
     expect_choice("generate", "cache", cache, CACHES)
     expect_threshold("generate", threshold)
-    if cache in ("prefix", "dual"):
+    if cache in ("prefix", "dual") and lm.attention == "block_causal":
         raise ValueError(
-            f"cache={cache!r} is not available in this version; use 'auto': the exact cache for block-causal models, and no "
-            "cache, which is exact as well, for full attention"
+            f"cache={cache!r} is an approximation for full attention; a block-causal model has an exact cache: use 'auto'"
         )
+    if cache == "auto":
+        cache = "exact" if lm.attention == "block_causal" else "none"
     if eos_token_id is None:
         eos_token_id = lm.eos_token_id
     elif eos_token_id < 0 or (lm.vocab_size is not None and eos_token_id >= lm.vocab_size):
         raise ValueError(f"eos_token_id {eos_token_id} is outside the model's vocabulary of {lm.vocab_size} tokens")
 
-    length = prompt_length + max_new_tokens
-    first_block = prompt_length
-    if lm.attention == "block_causal":
-        first_block = prompt_length // block_length * block_length
-        length = math.ceil(length / block_length) * block_length
-    if lm.max_positions is not None and length > lm.max_positions:
-        raise ValueError(
-            f"the prompt ({prompt_length} tokens) and max_new_tokens ({max_new_tokens}) need {length} positions in blocks of "
-            f"{block_length}, but the model has {lm.max_positions}; shorten one of them"
-        )
-    return Settings(
+    settings = Settings(
         max_new_tokens=max_new_tokens,
         draft_steps=draft_steps,
         lookahead_steps=min(lookahead_steps or draft_steps, draft_steps),
@@ -120,8 +131,14 @@ def resolve_settings(
         order=order,
         threshold=threshold,
         drafting=drafting,
-        cache="exact" if lm.attention == "block_causal" and cache == "auto" else "none",
+        cache=cache,
         eos_token_id=eos_token_id,
-        first_block=first_block,
-        sequence_length=length,
+        aligned_at_zero=lm.attention == "block_causal",
     )
+    length = settings.sequence_length(prompt_length)
+    if lm.max_positions is not None and length > lm.max_positions:
+        raise ValueError(
+            f"the prompt ({prompt_length} tokens) and max_new_tokens ({max_new_tokens}) need {length} positions in blocks of "
+            f"{block_length}, but the model has {lm.max_positions}; shorten one of them"
+        )
+    return settings

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from freedave.attention import use_bidirectional_attention
-from freedave.cache import PrefixCache
+from freedave.explicit_mask import ExplicitKeyValues, dense_mask
+from freedave.packed_forward import PackedForward
 
 ATTENTIONS = ("block_causal", "full")
 
@@ -92,22 +93,38 @@ class DiffusionLM:
         *,
         position_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        cache: PrefixCache | None = None,
     ) -> torch.Tensor:
         """One forward of `input_ids [J, T]`; the logits `[R, V]` of its flattened positions `rows [R]`.
 
-        `position_ids [1, T]` (None: from 0), `attention_mask [1, 1, T, prefix + T]` bool (None: everything is visible).
+        `position_ids [1, T]` (None: from 0), `attention_mask [1, 1, T, T]` bool (None: everything is visible).
         """
         if attention_mask is None and self._needs_mask:
-            seen = input_ids.shape[1] + (0 if cache is None else cache.get_seq_length())
-            attention_mask = torch.ones(1, 1, input_ids.shape[1], seen, dtype=torch.bool, device=input_ids.device)
-        arguments: dict[str, Any] = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "past_key_values": cache,
-            "use_cache": cache is not None,
-        }
+            length = input_ids.shape[1]
+            attention_mask = torch.ones(1, 1, length, length, dtype=torch.bool, device=input_ids.device)
+        return self._call(rows, input_ids, position_ids, attention_mask=attention_mask, past_key_values=None)
+
+    def packed_logits(self, forward: PackedForward, rows: torch.Tensor) -> torch.Tensor:
+        """The logits `[R, V]` of tokens `rows [R]` of a packed forward; updates its cache."""
+        input_ids, position_ids = forward.input_ids, forward.position_ids
+        if not self._needs_mask:
+            logits = self._call(rows, input_ids, position_ids, packed_forward=forward)
+            if not forward.attended:
+                raise TypeError(
+                    f"{type(self.model).__name__} does not hand its keyword arguments to its attention layers, so drafts would "
+                    "see each other; wrap it in a torch.nn.Module that takes 4-D attention masks"
+                )
+            return logits
+        if forward.is_rectangle:  # the module knows batches: no need to mask drafts from each other
+            window = forward.windows[0]
+            input_ids, position_ids = input_ids.view(window.count, -1), position_ids[:, : window.length]
+        cached = None if forward.cache is None else ExplicitKeyValues(forward)
+        return self._call(rows, input_ids, position_ids, attention_mask=dense_mask(forward), past_key_values=cached)
+
+    def _call(
+        self, rows: torch.Tensor, input_ids: torch.Tensor, position_ids: torch.Tensor | None, **arguments: Any
+    ) -> torch.Tensor:
+        arguments |= {"input_ids": input_ids, "position_ids": position_ids}
+        arguments["use_cache"] = arguments.get("past_key_values") is not None
         model: Any = self.model
         if self._plain_head:  # the vocabulary projection runs on the rows that are read, not on every position
             hidden = model.base_model(**arguments).last_hidden_state
