@@ -157,7 +157,7 @@ def test_a_draft_has_the_same_logits_alone_and_with_others(family, cache, length
     """Through a whole model, bitwise: losslessness in float32 rests on it."""
     lm = golden_lm(family)
     tokens = torch.randint(MASK, (12,), generator=torch.Generator().manual_seed(seed)).tolist()
-    states = [[3] + state[1:] for state in chain(length, 7, seed)]  # with a shift, a block's first position is filled
+    states = [[3, *state[1:]] for state in chain(length, 7, seed)]  # with a shift, a block's first position is filled
     if cache != "exact":
         states = [state for state in states if MASK in state[:4]]
     asked = "auto" if cache == "exact" else cache

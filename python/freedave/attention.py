@@ -13,10 +13,13 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface, PreTrainedModel
 
-from freedave.packed_forward import Context, PackedForward, Window
+from freedave.packed_forward import Context, PackedForward, Runs, Window
 
 NAME = "freedave"
+JOINED_KEYS = 128
 Partial = tuple[torch.Tensor, torch.Tensor]
+
+_cpu_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 
 
 def bidirectional_attention(
@@ -78,83 +81,108 @@ def attend(
     forward.attended = True
     if forward.cache is not None:
         forward.cache.store(layer, key, value, forward.writes, forward.retain)
-    queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    parts = [_attend_window(forward, window, queries, keys, values, scaling) for window in forward.windows]
-    if len(parts) == 1:
-        out, sums = parts[0]
-    else:
-        out, sums = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
-    for context in forward.contexts:
+    parts = [_attend_window(forward, layer, window, query, key, value, scaling) for window in forward.windows]
+    contexts = [context for context in forward.contexts if not _is_joined(context, query)]
+    whole = len(parts) == 1 and all(context.covers(forward.windows[0]) for context in contexts)
+    # Runs that share one window and one context are merged as they come from the kernel, others token by token.
+    out, sums = parts[0] if whole else _by_token(parts)
+    for context in contexts:
         assert forward.cache is not None
-        tokens = slice(context.begin, context.end)
+        queries = _runs(query, context)
+        tokens = slice(None) if whole else slice(context.begin, context.end)
         for begin, end in context.ranges:
-            stored = forward.cache.read(layer, context.slot, begin, end)
-            merge_into(
-                (out[tokens], sums[tokens]),
-                _attend_context(context, queries[tokens], *stored, scaling),
-                last=(begin, end) == context.ranges[-1],
-            )
-    return out[None]
+            stored = _attend_stored(queries, *forward.cache.read(layer, context.slot, begin, end), scaling)
+            stored = stored if whole else _by_token([stored])
+            merge_into((out[tokens], sums[tokens]), stored, last=end == context.ranges[-1][1])
+    return (out.transpose(1, 2) if whole else out).reshape(1, query.shape[2], query.shape[1], -1)
+
+
+def _is_joined(context: Context, query: torch.Tensor) -> bool:
+    """Whether stored keys are copied next to the runs' own: few of them, on a CPU.
+
+    A second kernel call and the merge take longer there than copying a short prefix for a dozen runs. The choice depends on
+    the sequence alone, not on how many of its drafts are computed, so that their results do not.
+    """
+    return context.keys <= JOINED_KEYS and query.device.type == "cpu"
 
 
 def merge_into(first: Partial, second: Partial, *, last: bool) -> None:
     """Merges attention over two disjoint sets of keys, in place of the first.
 
-    `[N, H, D]` outputs and `[N, H]` log-sum-exps; with `last`, the first log-sum-exp is left as it is. The weight is worked
+    Outputs `[..., D]` and log-sum-exps `[...]`; with `last`, the first's log-sum-exp is left as it is. The weight is worked
     out in float64, because a float32 exponential may differ in the last bit with a number's place in its vector, and with
-    it a draft's result with the number of drafts.
+    it a draft's result with the number of drafts. (The weight of D numbers is one number, so that each row of D is
+    interpolated by a loop of its own.)
     """
     out, sums = first
-    weight = (second[1] - sums).double().sigmoid_().float()[..., None].to(out.dtype)
-    out.mul_(1 - weight).add_(second[0].mul_(weight))
+    weight = (second[1] - sums).double().sigmoid_().to(out.dtype).unsqueeze(-1)
+    out.lerp_(second[0], weight)
     if not last:
         sums.copy_(torch.logaddexp(sums.double(), second[1].double()))
 
 
+def _runs(tensor: torch.Tensor, runs: Runs) -> torch.Tensor:
+    """Runs of a forward's `[1, H, T, D]` as `[count, H, length, D]`: one view, as small forwards are bound by such calls."""
+    if runs.count == 1 and runs.length == tensor.shape[2]:
+        return tensor
+    _, head, token, feature = tensor.stride()
+    shape = (runs.count, tensor.shape[1], runs.length, tensor.shape[3])
+    strides = (runs.length * token, head, token, feature)
+    return tensor.as_strided(shape, strides, tensor.storage_offset() + runs.begin * token)
+
+
+def _by_token(parts: list[Partial]) -> Partial:
+    """Runs one after the other: `[N, H, L, D]` and `[N, H, L]` of each part as `[T, H, D]` and `[T, H]`."""
+    outs = [out.transpose(1, 2).flatten(0, 1) for out, _ in parts]
+    sums = [sums.transpose(1, 2).flatten(0, 1) for _, sums in parts]
+    return (outs[0], sums[0]) if len(parts) == 1 else (torch.cat(outs), torch.cat(sums))
+
+
 def _attend_window(
     forward: PackedForward,
+    layer: int,
     window: Window,
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
     scaling: float | None,
 ) -> Partial:
-    tokens = slice(window.begin, window.end)
     if window.keys is None:
-        keys, values = keys[tokens], values[tokens]
+        keys, values = _runs(key, window), _runs(value, window)
     else:
-        keys, values = keys.index_select(0, window.keys), values.index_select(0, window.keys)
+        chained = Runs(0, window.count, window.keys.shape[0] // window.count)
+        keys, values = (_runs(tensor.index_select(2, window.keys), chained) for tensor in (key, value))
+    if window.context is not None and _is_joined(window.context, query):
+        assert forward.cache is not None
+        stored = [forward.cache.read(layer, window.context.slot, *span) for span in window.context.ranges]
+        copies = zip(*stored, strict=True)
+        keys, values = (
+            torch.cat([*(copy.expand(window.count, -1, -1, -1) for copy in part), own], dim=2)
+            for part, own in zip(copies, (keys, values), strict=True)
+        )
     mask = None
     if window.block_length is not None and window.block_length < window.length:
-        mask = _additive_mask(forward, window.length, window.block_length, queries)
-    return _by_token(
-        attention_with_log_sum_exp(
-            *(tensor.unflatten(0, (window.count, -1)).transpose(1, 2) for tensor in (queries[tokens], keys, values)),
-            scaling,
-            mask,
-        )
-    )
+        mask = _additive_mask(forward, window.length, window.block_length, query)
+    return attention_with_log_sum_exp(_runs(query, window), keys, values, scaling, mask)
 
 
-def _attend_context(
-    context: Context, queries: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
-) -> Partial:
-    """All runs over the same stored keys `[1, G, n, D]`.
+def _attend_stored(queries: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None) -> Partial:
+    """Runs `[N, H, L, D]` over the same stored keys `[1, G, n, D]`.
 
     On a CPU they are a batch (of views), so that each one's arithmetic is its own: a matrix product with the queries of all
     runs as rows may round differently with their number. Elsewhere all queries go over the keys at once.
     """
+    count, heads, length, features = queries.shape
     if key.device.type == "cpu":
-        runs = queries.unflatten(0, (context.count, -1)).transpose(1, 2)
-        key, value = (stored.expand(context.count, -1, -1, -1) for stored in (key, value))
-    else:
-        runs = queries[None].transpose(1, 2)
-    return _by_token(attention_with_log_sum_exp(runs, key, value, scaling))
-
-
-def _by_token(partial: Partial) -> Partial:
-    """`[N, H, L, D]` and `[N, H, L]` as `[N L, H, D]` and `[N L, H]`; views, as the CPU kernel lays them out."""
-    return partial[0].transpose(1, 2).flatten(0, 1), partial[1].transpose(1, 2).flatten(0, 1)
+        if count > 1:
+            key, value = key.expand(count, -1, -1, -1), value.expand(count, -1, -1, -1)
+        return attention_with_log_sum_exp(queries, key, value, scaling)
+    joined = queries.transpose(0, 1).reshape(1, heads, count * length, features)
+    out, sums = attention_with_log_sum_exp(joined, key, value, scaling)
+    return (
+        out.view(heads, count, length, features).transpose(0, 1),
+        sums.view(heads, count, length).transpose(0, 1),
+    )
 
 
 def attention_with_log_sum_exp(
@@ -170,9 +198,7 @@ def attention_with_log_sum_exp(
     another device: on a CPU it is torch's, elsewhere the two are computed from the scores.
     """
     if query.device.type == "cpu":
-        out, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, attn_mask=additive_mask, scale=scaling
-        )
+        out, sums = _cpu_kernel(query, key, value, 0.0, False, attn_mask=additive_mask, scale=scaling)
         return out, sums
     return attention_from_scores(query, key, value, scaling, additive_mask)
 

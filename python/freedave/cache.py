@@ -43,27 +43,31 @@ class KeyValueCache:
         """Size of the buffers of all layers."""
         return sum(tensor.nbytes for pair in self._stored for tensor in pair)
 
-    def store(self, layer: int, key: torch.Tensor, value: torch.Tensor, writes: list[Write], retain: slice) -> None:
-        """Takes a layer's new keys and values `[1, G, T, D]`: stores what `writes` says and retains some for `keep`."""
-        new = key[0].transpose(0, 1), value[0].transpose(0, 1)
+    def store(self, layer: int, key: torch.Tensor, value: torch.Tensor, writes: list[Write], retain: int) -> None:
+        """Takes a layer's new keys and values `[1, G, T, D]`: stores what `writes` says, retains tokens from `retain` on."""
         if layer == len(self._stored):
-            shape = (self.slots, self.capacity)
-            self._stored.append(
-                (new[0].new_empty(*shape, *new[0].shape[1:]), new[1].new_empty(*shape, *new[1].shape[1:]))
-            )
-            self._last.append((new[0][:0], new[1][:0]))
+            stored = (tensor.new_empty(self.slots, self.capacity, *tensor.shape[1::2]) for tensor in (key, value))
+            self._stored.append((next(stored), next(stored)))
+            self._last.append((key[:, :, :0], value[:, :, :0]))
         for write in writes:
-            for stored, tokens in zip(self._stored[layer], new, strict=True):
-                stored[write.slot, write.at : write.at + write.count] = tokens[write.begin : write.begin + write.count]
-        keys, values = (tokens[retain] for tokens in new)
-        if keys.shape[0] < key.shape[2]:  # a view would keep the rest alive
-            keys, values = keys.clone(), values.clone()
-        self._last[layer] = (keys, values)
+            for buffer, new in zip(self._stored[layer], (key, value), strict=True):
+                tokens = new[0, :, write.begin : write.begin + write.count].transpose(0, 1)
+                buffer[write.slot, write.at : write.at + write.count] = tokens
+        if retain:  # a view would keep all of it alive
+            key, value = key[:, :, retain:].clone(), value[:, :, retain:].clone()
+        self._last[layer] = key, value
 
     def read(self, layer: int, slot: int, begin: int, end: int) -> Pair:
         """Keys and values `[1, G, end - begin, D]` of a slot: views of the buffers."""
-        key, value = self._stored[layer]
-        return key[slot : slot + 1, begin:end].transpose(1, 2), value[slot : slot + 1, begin:end].transpose(1, 2)
+        return self._read(self._stored[layer][0], slot, begin, end), self._read(
+            self._stored[layer][1], slot, begin, end
+        )
+
+    def _read(self, buffer: torch.Tensor, slot: int, begin: int, end: int) -> torch.Tensor:
+        _, _, groups, features = buffer.shape
+        token = groups * features
+        shape, strides = (1, groups, end - begin, features), (token, features, token, 1)
+        return buffer.as_strided(shape, strides, (slot * self.capacity + begin) * token)
 
     def all(self, layer: int) -> Pair:
         """Keys and values `[1, G, slots * capacity, D]` of all slots."""
@@ -74,4 +78,4 @@ class KeyValueCache:
         """Stores retained tokens of the last forward `[N]` at `places [N]`: slot * capacity + position."""
         for stored, last in zip(self._stored, self._last, strict=True):
             for buffer, new in zip(stored, last, strict=True):
-                buffer.flatten(0, 1).index_copy_(0, places, new.index_select(0, tokens))
+                buffer.flatten(0, 1).index_copy_(0, places, new[0].index_select(1, tokens).transpose(0, 1))

@@ -20,6 +20,7 @@ before; with "dual" these compute the next block as well, once drafts can reach 
 
 from __future__ import annotations
 
+import itertools
 from typing import Protocol
 
 import torch
@@ -80,20 +81,18 @@ class ExactCache:
         self._segments = segments = plan_segments(states, sequence.reach, size, self._mask)
         first = builder.tokens
         # Those of one block of the window have chains of one length and lie side by side.
-        place = [0] * len(segments.draft)
-        for block in range(max(segments.block) + 1):
-            members = [s for s, b in enumerate(segments.block) if b == block]
-            span = slice(block * size, (block + 1) * size)
-            begin = builder.tokens
-            for n, s in enumerate(members):
-                place[s] = begin + n * size
+        order = sorted(range(len(segments.block)), key=segments.block.__getitem__)
+        place = [0] * len(order)
+        for n, s in enumerate(order):
+            place[s] = first + n * size
+        for block, group in itertools.groupby(order, key=segments.block.__getitem__):
+            members, span = list(group), slice(block * size, (block + 1) * size)
             keys = None
             if block:
-                keys = [place[c] + i for s in members for c in segments.chain[s] for i in range(size)]
+                keys = [key for s in members for c in segments.chain[s] for key in range(place[c], place[c] + size)]
             builder.add([states[segments.draft[s]][span] for s in members], sequence.start + span.start, keys=keys)
-        for s, (draft, block) in enumerate(zip(segments.draft, segments.block, strict=True)):
-            masked = masked_positions(states[draft][block * size : (block + 1) * size], self._mask, size)
-            builder.predict(batch_index, draft, [block * size + i for i in masked], [place[s] + i for i in masked])
+        first_places = [(segments.draft[s], segments.block[s] * size) for s in order]
+        builder.predict_masked(batch_index, first, first_places, size, self._mask)
         builder.attend(first, len(place), size, sequence.slot, [(0, sequence.start)])
         builder.retain_from(first)
         self._first_token = [token - builder.retained for token in place]

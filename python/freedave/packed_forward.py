@@ -7,6 +7,7 @@ draft's result does not depend on what else is packed, and no run is padded to t
 
 from __future__ import annotations
 
+import array
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -28,17 +29,9 @@ class Runs:
     def end(self) -> int:
         return self.begin + self.count * self.length
 
-
-@dataclass
-class Window(Runs):
-    """How runs attend to the keys of this forward.
-
-    `keys [count * n]`: the tokens that each run attends to, one run after the other; None: its own. `block_length`: a run
-    sees its own tokens block by block, blocks aligned at its first token; None: all of them.
-    """
-
-    keys: torch.Tensor | None = None
-    block_length: int | None = None
+    def covers(self, other: Runs) -> bool:
+        """Whether these are the same runs."""
+        return (self.begin, self.count, self.length) == (other.begin, other.count, other.length)
 
 
 @dataclass
@@ -48,11 +41,31 @@ class Context(Runs):
     slot: int
     ranges: list[tuple[int, int]]
 
+    @property
+    def keys(self) -> int:
+        """How many stored keys there are."""
+        return sum(end - begin for begin, end in self.ranges)
+
+
+@dataclass
+class Window(Runs):
+    """How runs attend to the keys of this forward.
+
+    `keys [count * n]`: the tokens that each run attends to, one run after the other; None: its own. `block_length`: a run
+    sees its own tokens block by block, blocks aligned at its first token; None: all of them. `context`: the stored keys
+    that these runs attend to as well; a context belongs to one or more whole windows.
+    """
+
+    keys: torch.Tensor | None = None
+    block_length: int | None = None
+    context: Context | None = None
+
 
 @dataclass
 class PackedForward:
     """One forward: tokens and positions `[1, T]`, what they attend to, and what the cache keeps of them.
 
+    The cache retains the tokens from `retain` on until the next forward.
     Windows cover the tokens in order, without gaps; contexts some of them. `masks` holds the block-causal masks made so far;
     `attended` says that a model's attention layers have seen this.
     """
@@ -62,7 +75,7 @@ class PackedForward:
     windows: list[Window]
     contexts: list[Context]
     writes: list[Write]
-    retain: slice
+    retain: int
     cache: KeyValueCache | None
     masks: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
     attended: bool = False
@@ -95,7 +108,8 @@ class ForwardBuilder:
         self._positions: list[int] = []
         self._rows: list[int] = []
         self._places: list[int] = []
-        self._windows: list[tuple[Runs, list[int] | None, int | None]] = []
+        self._windows: list[Window] = []
+        self._chained: list[tuple[Window, list[int]]] = []  # windows that attend to more than their own keys
         self._contexts: list[Context] = []
         self._writes: list[Write] = []
         self._retain_from: int | None = None
@@ -122,14 +136,23 @@ class ForwardBuilder:
         begin, length = len(self._tokens), len(runs[0])
         self._tokens.extend(itertools.chain.from_iterable(runs))
         self._positions.extend(list(range(first_position, first_position + length)) * len(runs))
-        self._windows.append((Runs(begin, len(runs), length), keys, block_length))
+        window = Window(begin, len(runs), length, block_length=block_length)
+        self._windows.append(window)
+        if keys is not None:
+            self._chained.append((window, keys))
         return begin
 
     def attend(self, begin: int, count: int, length: int, slot: int, ranges: Iterable[tuple[int, int]]) -> None:
-        """Lets runs attend to stored keys."""
+        """Lets runs, all that were added from token `begin` on, attend to stored keys."""
         ranges = [(first, end) for first, end in ranges if first < end]
-        if ranges:
-            self._contexts.append(Context(begin, count, length, slot, ranges))
+        if not ranges:
+            return
+        context = Context(begin, count, length, slot, ranges)
+        self._contexts.append(context)
+        for window in reversed(self._windows):
+            if window.begin < begin:
+                break
+            window.context = context
 
     def store(self, begin: int, count: int, slot: int, at: int) -> None:
         """Stores keys and values of tokens."""
@@ -147,23 +170,37 @@ class ForwardBuilder:
         self._places.extend(offset + position for position in positions)
         self._rows.extend(rows)
 
+    def predict_masked(
+        self, sequence: int, begin: int, first_places: list[tuple[int, int]], length: int, mask: int
+    ) -> None:
+        """Runs of `length` tokens from `begin` on predict their own masked tokens.
+
+        `first_places[n]`: the draft, and the window position, that run n begins with.
+        """
+        offsets = [
+            (sequence * self._drafts + draft) * self._length + position - n * length
+            for n, (draft, position) in enumerate(first_places)
+        ]
+        masked = [
+            i for i, token in enumerate(self._tokens[begin : begin + len(first_places) * length]) if token == mask
+        ]
+        self._rows.extend([begin + i for i in masked])
+        self._places.extend([offsets[i // length] + i for i in masked])
+
     def build(
         self, drafts: list[list[int]], numbers: list[int], device: torch.device, cache: KeyValueCache | None
     ) -> tuple[PackedForward, Prediction, torch.Tensor, torch.Tensor]:
         """The forward, its predictions, `drafts [B, J, L]` (given as `B * J` rows) and `numbers`, on the device."""
-        keys = [keys for _, keys, _ in self._windows if keys is not None]
+        keys = [keys for _, keys in self._chained]
         parts = [self._tokens, self._positions, self._rows, self._places, numbers, *keys]
         sizes = [len(part) for part in parts]
-        flat = itertools.chain.from_iterable([*parts, *drafts])
-        uploaded = torch.tensor(list(flat), dtype=torch.int64).to(device)
+        flat = array.array("q", itertools.chain.from_iterable([*parts, *drafts]))
+        uploaded = torch.frombuffer(flat, dtype=torch.int64).to(device)
         sizes.append(len(drafts) * self._length)
         tokens, positions, rows, places, numbers_there, *key_tensors, draft_ids = uploaded.split(sizes)
-        remaining = iter(key_tensors)
-        windows = [
-            Window(runs.begin, runs.count, runs.length, None if keys is None else next(remaining), block_length)
-            for runs, keys, block_length in self._windows
-        ]
+        for (window, _), tensor in zip(self._chained, key_tensors, strict=True):
+            window.keys = tensor
         forward = PackedForward(
-            tokens[None], positions[None], windows, self._contexts, self._writes, slice(self.retained, None), cache
+            tokens[None], positions[None], self._windows, self._contexts, self._writes, self.retained, cache
         )
         return forward, Prediction(rows, places), draft_ids.view(-1, self._drafts, self._length), numbers_there
