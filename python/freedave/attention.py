@@ -147,23 +147,31 @@ def _attend_window(
     value: torch.Tensor,
     scaling: float | None,
 ) -> Partial:
-    if window.keys is None:
-        keys, values = _runs(key, window), _runs(value, window)
-    else:
-        chained = Runs(0, window.count, window.keys.shape[0] // window.count)
-        keys, values = (_runs(tensor.index_select(2, window.keys), chained) for tensor in (key, value))
+    keys, values = _window_keys(window, key), _window_keys(window, value)
     if window.context is not None and _is_joined(window.context, query):
         assert forward.cache is not None
         stored = [forward.cache.read(layer, window.context.slot, *span) for span in window.context.ranges]
-        copies = zip(*stored, strict=True)
-        keys, values = (
-            torch.cat([*(copy.expand(window.count, -1, -1, -1) for copy in part), own], dim=2)
-            for part, own in zip(copies, (keys, values), strict=True)
-        )
+        keys = _joined(window.count, [part[0] for part in stored], keys)
+        values = _joined(window.count, [part[1] for part in stored], values)
     mask = None
     if window.block_length is not None and window.block_length < window.length:
         mask = _additive_mask(forward, window.length, window.block_length, query)
     return attention_with_log_sum_exp(_runs(query, window), keys, values, scaling, mask)
+
+
+def _window_keys(window: Window, tensor: torch.Tensor) -> torch.Tensor:
+    """What each run of a window attends to, of keys or values `[1, G, T, D]`: `[count, G, n, D]`."""
+    if window.keys is None:
+        return _runs(tensor, window)
+    # Tokens lie one after the other in memory, whatever the order of dimensions says: copy whole ones.
+    tokens = tensor[0].transpose(0, 1).index_select(0, window.keys)
+    return tokens.unflatten(0, (window.count, -1)).transpose(1, 2)
+
+
+def _joined(count: int, stored: list[torch.Tensor], own: torch.Tensor) -> torch.Tensor:
+    """Stored keys or values `[1, G, n, D]` before each run's own `[count, G, m, D]`."""
+    parts = [part.transpose(1, 2).expand(count, -1, -1, -1) for part in stored]
+    return torch.cat([*parts, own.transpose(1, 2)], dim=1).transpose(1, 2)
 
 
 def _attend_stored(queries: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None) -> Partial:

@@ -162,7 +162,7 @@ class BlockRefresh:
     def _plan_next_block(
         self, sequence: Sequence, batch_index: int, builder: ForwardBuilder, runs: dict[int, int]
     ) -> None:
-        """Predictions of the next block for drafts that can reach it; their blocks, from token `runs[j]` on, do not see it."""
+        """Predicts the next block for drafts that can reach it; their blocks, from token `runs[j]` on, do not see it."""
         size, stop = self._size, len(sequence.tokens)
         begin, end = sequence.start + size, min(sequence.start + 2 * size, stop)
         length = end - begin

@@ -7,7 +7,8 @@ token for token and step for step.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 
@@ -21,6 +22,7 @@ from freedave.output import (
     NonFiniteLogitsError,
     compare_with_static,
 )
+from freedave.peak_memory import PeakMemory
 from freedave.settings import Settings, check_prompts, resolve_settings
 
 __all__ = ["Commit", "DecodeOutput", "DecodeStats", "LosslessnessError", "NonFiniteLogitsError", "generate"]
@@ -37,11 +39,13 @@ def generate(
     threshold: float | None = None,
     drafting: str = "recycled",
     cache: str = "auto",
-    eos_token_id: int | None = None,
+    eos_token_id: int | Sequence[int] | None = None,
     lookahead_steps: int | None = None,
     on_step: Callable[[Commit], None] | None = None,
     check_lossless: bool = False,
     attention_mask: torch.Tensor | None = None,
+    stop_sequences: Sequence[Sequence[int]] = (),
+    measure_memory: bool = False,
 ) -> DecodeOutput:
     """Decodes prompts block by block, committing what static decoding commits, in fewer forwards.
 
@@ -59,7 +63,8 @@ def generate(
         drafting: "recycled" or "nested" (as published).
         cache: "auto" (exact for block-causal models, none for full attention), "none", or for full attention "prefix" or
             "dual": approximations that refresh the cache once a block (`cache_policy.py`). They are part of static decoding.
-        eos_token_id: a finished block that ends with it ends the sequence. None: the model's own.
+        eos_token_id: one id or several; a finished block that ends with one of them ends the sequence. None: the model's own;
+            an empty list: none.
         lookahead_steps: for how many of its next steps each draft is prepared with predictions; None: for all
             `draft_steps`, which takes the fewest forwards. Less leaves out following blocks that few drafts get to: many
             fewer positions are computed for a few more forwards, which is faster where compute is scarce (a CPU).
@@ -67,6 +72,8 @@ def generate(
         check_lossless: decode statically as well and compare.
         attention_mask: `[B, P]`, 1 at the tokens of a prompt and 0 at its padding, which may stand on the left or on the
             right; the model never sees padding. None: there is none.
+        stop_sequences: lists of token ids; a sequence ends with the finished block by which its answer contains one.
+        measure_memory: fill `stats.peak_bytes` (slows a CPU down).
 
     Returns:
         `DecodeOutput`.
@@ -80,10 +87,13 @@ def generate(
     """
     prompts = check_prompts(lm, input_ids, attention_mask)
     settings = resolve_settings(
-        lm, max(map(len, prompts)), max_new_tokens, draft_steps, block_length, tokens_per_step, order, threshold, drafting, cache,
-        eos_token_id, lookahead_steps,
+        lm, max(map(len, prompts)), max_new_tokens, draft_steps, block_length, tokens_per_step, order, threshold, drafting,
+        cache, eos_token_id, lookahead_steps, stop_sequences,
     )  # fmt: skip
-    out = _decode(lm, input_ids, prompts, settings, on_step)
+    with PeakMemory(lm.device) if measure_memory else nullcontext() as memory:
+        out = _decode(lm, input_ids, prompts, settings, on_step)
+    if memory is not None:
+        out.stats.peak_bytes = memory.peak
     if check_lossless:
         out.static = _decode(lm, input_ids, prompts, settings.static(), None)
         compare_with_static(out, out.static)
@@ -113,15 +123,14 @@ def _decode(
             began += time.perf_counter() - paused
     for sequence in sequences:
         sequence.close()
+    rows = zip(input_ids.tolist(), sequences, strict=True)
     out = DecodeOutput(
-        sequences=torch.tensor([[*row, *s.generated(s.tokens)] for row, s in zip(input_ids.tolist(), sequences)]),
-        step_map=torch.tensor([s.generated(s.step_map) for s in sequences]),
-        forward_map=torch.tensor([s.generated(s.forward_map) for s in sequences]),
+        sequences=torch.tensor([row + s.generated(s.tokens) for row, s in rows], device=lm.device),
+        step_map=torch.tensor([s.generated(s.step_map) for s in sequences], device=lm.device),
+        forward_map=torch.tensor([s.generated(s.forward_map) for s in sequences], device=lm.device),
         num_forwards=decoder.forwards,
         stats=stats,
     )
-    for tensor in ("sequences", "step_map", "forward_map"):
-        setattr(out, tensor, getattr(out, tensor).to(lm.device))
     stats.accepted_by_sequence = [sequence.accepted_lengths for sequence in sequences]
     stats.tokens = int((out.step_map >= 0).sum())
     stats.positions_computed = decoder.positions_computed

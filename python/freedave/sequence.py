@@ -41,6 +41,8 @@ class Sequence:
         self.steps_taken = 0
         self.accepted_lengths: list[int] = []
         self.finished = False
+        self._unchecked = settings.first_block(len(prompt))
+        self._ended: int | None = None
 
         # The first forward has one "draft": the state with nothing generated, which is right by definition.
         self.start = settings.first_block(len(prompt))
@@ -76,7 +78,7 @@ class Sequence:
         self.accepted_lengths.append(record[STEPS])
         self.steps_taken += record[STEPS]
 
-        self.finished = self._mask not in self.tokens[start : self.end] or self.ends_at() is not None
+        self.finished = self._has_ended() or self._mask not in self.tokens[start : self.end]
         if not self.finished:
             passed = min(self._complete(committed) if self._one_block else record[PREFIX_LENGTH], length)
             self.refresh = passed > 0
@@ -86,27 +88,36 @@ class Sequence:
 
     def close(self) -> None:
         """After the last forward: drafts may have run ahead into blocks that static decoding never starts."""
-        end = self.ends_at()
-        if end is not None:
-            assert self._settings.eos_token_id is not None
-            rest = len(self.tokens) - end
-            self.tokens[end:] = [self._settings.eos_token_id] * rest
-            self.step_map[end:] = [-1] * rest
-            self.forward_map[end:] = [-1] * rest
+        if self._ended is not None:
+            rest = len(self.tokens) - self._ended
+            self.tokens[self._ended :] = [(*self._settings.eos_token_ids, self._mask)[0]] * rest
+            self.step_map[self._ended :] = [-1] * rest
+            self.forward_map[self._ended :] = [-1] * rest
 
-    def ends_at(self) -> int | None:
-        """Where the first finished block that ends with an end-of-sequence token ends."""
+    def _has_ended(self) -> bool:
+        """Whether a finished block ends the sequence; looks at each block once."""
         settings = self._settings
-        if settings.eos_token_id is None:
-            return None
-        first = settings.first_block(self.prompt_length)
-        for begin in range(first, len(self.tokens), settings.block_length):
-            block = self.tokens[begin : begin + settings.block_length]
+        if not settings.eos_token_ids and not settings.stop_sequences:
+            return False
+        while self._unchecked < len(self.tokens):
+            end = self._unchecked + settings.block_length
+            block = self.tokens[self._unchecked : end]
             if self._mask in block:
-                return None
-            if block[-1] == settings.eos_token_id:
-                return begin + len(block)
-        return None
+                return False
+            if block[-1] in settings.eos_token_ids or self._stops(end):
+                self._ended = self._unchecked + len(block)
+                return True
+            self._unchecked = end
+        return False
+
+    def _stops(self, end: int) -> bool:
+        """Whether a stop sequence ends in the block before `end`; it may have begun in an earlier one."""
+        for stop in self._settings.stop_sequences:
+            begin = max(self._unchecked - len(stop) + 1, self.prompt_length)
+            answer = self.tokens[begin:end]
+            if any(tuple(answer[i : i + len(stop)]) == stop for i in range(len(answer) - len(stop) + 1)):
+                return True
+        return False
 
     def _complete(self, state: list[int]) -> int:
         """Positions in the leading complete blocks of a window's state."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from freedave.models.diffusion_lm import DiffusionLM
+from freedave.models.diffusion_lm import DiffusionLM, as_token_ids
 from freedave_kernels.arguments import ORDERS, expect_choice, expect_int, expect_threshold
 from freedave_kernels.ops.draft_step import DRAFTINGS
 
@@ -29,7 +30,8 @@ class Settings:
     drafting: str
     cache: str
     """ "exact", "none", "prefix" or "dual"."""
-    eos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    stop_sequences: tuple[tuple[int, ...], ...]
     aligned_at_zero: bool
     """Whether blocks are aligned at position 0 (block-causal attention) or at the end of the prompt."""
 
@@ -95,8 +97,9 @@ def resolve_settings(
     threshold: float | None,
     drafting: str,
     cache: str,
-    eos_token_id: int | None,
+    eos_token_id: int | Sequence[int] | None,
     lookahead_steps: int | None,
+    stop_sequences: Sequence[Sequence[int]] = (),
 ) -> Settings:
     """Checks `generate`'s arguments; raises `TypeError` or `ValueError` naming the argument."""
     expect_int("generate", "max_new_tokens", max_new_tokens, minimum=1)
@@ -117,11 +120,14 @@ def resolve_settings(
         )
     if cache == "auto":
         cache = "exact" if lm.attention == "block_causal" else "none"
-    if eos_token_id is None:
-        eos_token_id = lm.eos_token_id
-    elif eos_token_id < 0 or (lm.vocab_size is not None and eos_token_id >= lm.vocab_size):
-        raise ValueError(f"eos_token_id {eos_token_id} is outside the model's vocabulary of {lm.vocab_size} tokens")
-
+    eos_token_ids = lm.eos_token_ids if eos_token_id is None else as_token_ids(eos_token_id)
+    stops = tuple(as_token_ids(stop) for stop in stop_sequences)
+    if () in stops:
+        raise ValueError("a stop sequence is empty: every text contains it")
+    for name, token_ids in (("eos_token_id", eos_token_ids), *(("stop_sequences:", stop) for stop in stops)):
+        for token_id in token_ids:
+            if token_id < 0 or (lm.vocab_size is not None and token_id >= lm.vocab_size):
+                raise ValueError(f"{name} {token_id} is outside the model's vocabulary of {lm.vocab_size} tokens")
     settings = Settings(
         max_new_tokens=max_new_tokens,
         draft_steps=draft_steps,
@@ -132,7 +138,8 @@ def resolve_settings(
         threshold=threshold,
         drafting=drafting,
         cache=cache,
-        eos_token_id=eos_token_id,
+        eos_token_ids=eos_token_ids,
+        stop_sequences=stops,
         aligned_at_zero=lm.attention == "block_causal",
     )
     length = settings.sequence_length(prompt_length)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,13 @@ ATTENTIONS = ("block_causal", "full")
 _PLAIN_HEADS = frozenset({"Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM", "Glm4MoeForCausalLM"})
 
 
+def as_token_ids(token_ids: int | Sequence[int] | None) -> tuple[int, ...]:
+    """One id, several or none, as a tuple."""
+    if token_ids is None:
+        return ()
+    return (token_ids,) if isinstance(token_ids, int) else tuple(token_ids)
+
+
 class DiffusionLM:
     """A masked-diffusion language model.
 
@@ -28,7 +36,8 @@ class DiffusionLM:
         block_length: tokens a block, aligned at position 0. Needed for "block_causal"; for "full", the default of
             `generate` (None: the whole answer is one block).
         logits_shift: the logits of position i stand in row i-1 (Dream). Full attention only.
-        eos_token_id: a finished block that ends with it ends the sequence.
+        eos_token_id: one id or several; a finished block that ends with one of them ends the sequence. `lm.eos_token_ids`
+            holds all, `lm.eos_token_id` the first, which fills the rest of a sequence that has ended.
         tokenizer: a transformers tokenizer, or None.
         name: shown to people.
 
@@ -44,7 +53,7 @@ class DiffusionLM:
         attention: str = "block_causal",
         block_length: int | None = None,
         logits_shift: bool = False,
-        eos_token_id: int | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
         tokenizer: Any = None,
         name: str | None = None,
     ) -> None:
@@ -66,7 +75,7 @@ class DiffusionLM:
         self.attention = attention
         self.block_length = block_length
         self.logits_shift = logits_shift
-        self.eos_token_id = eos_token_id
+        self.eos_token_ids = as_token_ids(eos_token_id)
         self.tokenizer = tokenizer
         self.name = name or type(model).__name__
 
@@ -80,6 +89,15 @@ class DiffusionLM:
             )
         self._plain_head = type(model).__name__ in _PLAIN_HEADS
         self._needs_mask = not use_bidirectional_attention(model)
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The first end-of-sequence token."""
+        return self.eos_token_ids[0] if self.eos_token_ids else None
+
+    @eos_token_id.setter
+    def eos_token_id(self, token_ids: int | Sequence[int] | None) -> None:
+        self.eos_token_ids = as_token_ids(token_ids)
 
     @property
     def device(self) -> torch.device:
@@ -110,8 +128,8 @@ class DiffusionLM:
             logits = self._call(rows, input_ids, position_ids, packed_forward=forward)
             if not forward.attended:
                 raise TypeError(
-                    f"{type(self.model).__name__} does not hand its keyword arguments to its attention layers, so drafts would "
-                    "see each other; wrap it in a torch.nn.Module that takes 4-D attention masks"
+                    f"{type(self.model).__name__} hands no keyword arguments to its attention layers, so drafts would see "
+                    "each other; wrap it in a torch.nn.Module that takes 4-D attention masks"
                 )
             return logits
         if forward.is_rectangle:  # the module knows batches: no need to mask drafts from each other
