@@ -7,6 +7,7 @@ import torch
 from tiny_models import MASK, golden_lm, golden_model, prompt
 
 import freedave
+from freedave import attention
 from freedave.decoder import Decoder
 from freedave.settings import resolve_settings
 
@@ -43,8 +44,9 @@ def test_example():
 )
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize(("family", "cache"), FAMILIES)
-def test_each_sequence_decodes_as_it_does_alone(family, cache, side, options):
+def test_each_sequence_decodes_as_it_does_alone(monkeypatch, family, cache, side, options):
     """Tokens, steps, and even the forwards that committed them."""
+    monkeypatch.setattr(attention, "JOINED_KEYS", 0 if side == "left" else 128)
     lm = golden_lm(family)
     lengths = [5, 12, 1, 8]
     input_ids, attention_mask = padded(lengths, side)
@@ -68,7 +70,11 @@ def test_commits_name_their_sequence():
         mine = [commit for commit in commits if commit.sequence == b]
         assert [commit.steps for commit in mine] == out.stats.accepted_by_sequence[b]
         assert [commit.finished for commit in mine] == [False] * (len(mine) - 1) + [True]
-        tokens = {position: token for commit in mine for position, token in zip(commit.positions, commit.token_ids)}
+        tokens = {
+            position: token
+            for commit in mine
+            for position, token in zip(commit.positions, commit.token_ids, strict=True)
+        }
         assert [tokens[i] for i in range(12)] == out.sequences[b, 7:].tolist()
     assert sum(out.stats.accepted_lengths) == sum(map(sum, out.stats.accepted_by_sequence))
 

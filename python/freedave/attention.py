@@ -7,6 +7,7 @@ windows; and no mask of [tokens, prefix + tokens] is made.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,10 @@ from transformers import AttentionInterface, PreTrainedModel
 from freedave.packed_forward import Context, PackedForward, Runs, Window
 
 NAME = "freedave"
+# Called as `attend` is, without its first argument.
+DraftAttention = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, float | None], torch.Tensor]
+
+# On a CPU, up to this many stored keys are copied next to each run's own.
 JOINED_KEYS = 128
 Partial = tuple[torch.Tensor, torch.Tensor]
 
@@ -30,18 +35,18 @@ def bidirectional_attention(
     attention_mask: torch.Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    packed_forward: PackedForward | None = None,
+    draft_attention: DraftAttention | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Scaled dot product attention that is causal only where it is told to be (transformers' attention interface).
 
-    With `packed_forward`, that of a packed forward; else `attention_mask` decides (bool, broadcast to `[K, H, L, T]`; None:
-    everything is visible, where the interface's own choice would be causal). `query [K, H, L, D]`, `key` and `value
-    [K, G, T, D]` with H a multiple of G; returns `[K, L, H, D]`.
+    `draft_attention`, where a forward over drafts brings one along, else `attention_mask` decides (bool, broadcast to
+    `[K, H, L, T]`; None: everything is visible, where the interface's own choice would be causal). `query [K, H, L, D]`,
+    `key` and `value [K, G, T, D]` with H a multiple of G; returns `[K, L, H, D]`.
     """
-    if packed_forward is not None:
+    if draft_attention is not None:
         layer: Any = module.layer_idx
-        return attend(packed_forward, layer, query, key, value, scaling), None
+        return draft_attention(layer, query, key, value, scaling), None
     out = F.scaled_dot_product_attention(
         query,
         key,
@@ -78,7 +83,6 @@ def attend(
     Bitwise, in float32 on a CPU, a run's result does not depend on what else is packed: every call below is batched over
     runs, and merging uses exactly rounded operations only.
     """
-    forward.attended = True
     if forward.cache is not None:
         forward.cache.store(layer, key, value, forward.writes, forward.retain)
     parts = [_attend_window(forward, layer, window, query, key, value, scaling) for window in forward.windows]

@@ -66,8 +66,7 @@ class PackedForward:
     """One forward: tokens and positions `[1, T]`, what they attend to, and what the cache keeps of them.
 
     The cache retains the tokens from `retain` on until the next forward.
-    Windows cover the tokens in order, without gaps; contexts some of them. `masks` holds the block-causal masks made so far;
-    `attended` says that a model's attention layers have seen this.
+    Windows cover the tokens in order, without gaps; contexts some of them. `masks` holds the block-causal masks made so far.
     """
 
     input_ids: torch.Tensor
@@ -78,7 +77,6 @@ class PackedForward:
     retain: int
     cache: KeyValueCache | None
     masks: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
-    attended: bool = False
 
     @property
     def is_rectangle(self) -> bool:

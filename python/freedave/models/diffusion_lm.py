@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from freedave.attention import use_bidirectional_attention
+from freedave.attention import DraftAttention, attend, use_bidirectional_attention
 from freedave.explicit_mask import ExplicitKeyValues, dense_mask
 from freedave.packed_forward import PackedForward
 
@@ -100,6 +101,11 @@ class DiffusionLM:
         self.eos_token_ids = as_token_ids(token_ids)
 
     @property
+    def takes_draft_attention(self) -> bool:
+        """Whether its attention layers are ours to define; other modules get explicit masks."""
+        return not self._needs_mask
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.model.parameters()).device
@@ -121,17 +127,30 @@ class DiffusionLM:
             attention_mask = torch.ones(1, 1, length, length, dtype=torch.bool, device=input_ids.device)
         return self._call(rows, input_ids, position_ids, attention_mask=attention_mask, past_key_values=None)
 
+    def logits_of_drafts(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, rows: torch.Tensor, attention: DraftAttention
+    ) -> torch.Tensor:
+        """The logits `[R, V]` of flattened positions `rows [R]` of a forward whose attention layers call `attention`."""
+        calls = 0
+
+        def counted(layer: int, *tensors: Any) -> torch.Tensor:
+            nonlocal calls
+            calls += 1
+            return attention(layer, *tensors)
+
+        logits = self._call(rows, input_ids, position_ids, draft_attention=counted)
+        if not calls:
+            raise TypeError(
+                f"{type(self.model).__name__} hands no keyword arguments to its attention layers, so drafts would see each "
+                "other; wrap it in a torch.nn.Module that takes 4-D attention masks"
+            )
+        return logits
+
     def packed_logits(self, forward: PackedForward, rows: torch.Tensor) -> torch.Tensor:
         """The logits `[R, V]` of tokens `rows [R]` of a packed forward; updates its cache."""
         input_ids, position_ids = forward.input_ids, forward.position_ids
         if not self._needs_mask:
-            logits = self._call(rows, input_ids, position_ids, packed_forward=forward)
-            if not forward.attended:
-                raise TypeError(
-                    f"{type(self.model).__name__} hands no keyword arguments to its attention layers, so drafts would see "
-                    "each other; wrap it in a torch.nn.Module that takes 4-D attention masks"
-                )
-            return logits
+            return self.logits_of_drafts(input_ids, position_ids, rows, functools.partial(attend, forward))
         if forward.is_rectangle:  # the module knows batches: no need to mask drafts from each other
             window = forward.windows[0]
             input_ids, position_ids = input_ids.view(window.count, -1), position_ids[:, : window.length]
