@@ -152,6 +152,23 @@ def test_an_engine_adds_and_drops_sequences_between_steps(family, cache):
         assert sequence.generated(sequence.step_map) == alone.step_map[0].tolist()
 
 
+@pytest.mark.parametrize("draft_steps", [1, 6])
+def test_prompts_join_while_others_finish_blocks(draft_steps):
+    """A prompt is computed in the forward whose keys and values another sequence keeps."""
+    lm = golden_lm(block_length=4)
+    engine = decoder(lm, slots=8, draft_steps=draft_steps)
+    sequences = []
+    while len(sequences) < 8 or engine.sequences:
+        if len(sequences) < 8:
+            sequences.append(engine.add(prompt(8 + len(sequences), seed=len(sequences))[0].tolist()))
+        engine.launch()
+        engine.poll()
+    for seed, sequence in enumerate(sequences):
+        alone = freedave.generate(lm, prompt(8 + seed, seed), max_new_tokens=16, draft_steps=draft_steps)
+        assert sequence.generated(sequence.tokens) == alone.sequences[0, 8 + seed :].tolist()
+        assert sequence.accepted_lengths == alone.stats.accepted_lengths
+
+
 def test_the_step_api_says_what_is_wrong():
     engine = decoder(golden_lm(), slots=1)
     with pytest.raises(RuntimeError, match="nothing to decode"):

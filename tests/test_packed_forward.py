@@ -104,6 +104,17 @@ def test_bitwise_the_same_as_a_run_alone(runs):
         assert torch.equal(alone, torch.cat([first, second], 1))
 
 
+def test_runs_over_stored_keys_do_not_depend_on_their_number():
+    """With 4 tokens and 128 features (SDAR's shapes), one product over the queries of all runs does round differently."""
+    random = torch.Generator().manual_seed(0)
+    queries = torch.randn(8, 4, 4, 128, generator=random)
+    key, value = torch.randn(2, 1, 2, 300, 128, generator=random).unbind()
+    together = attention._attend_stored(queries, key, value, None)
+    for run in range(8):
+        alone = attention._attend_stored(queries[run : run + 1], key, value, None)
+        assert all(torch.equal(part[run : run + 1], own) for part, own in zip(together, alone, strict=True))
+
+
 @pytest.mark.parametrize("groups", [1, 4])
 def test_attention_from_scores_is_the_same_attention(groups):
     """What devices without a fused kernel compute."""
