@@ -26,12 +26,18 @@ inline void run_on_torch_threads(int64_t begin, int64_t end, int64_t grain, void
 }
 
 struct Cpu {
-  static void launch(const Argument&, const PredictTokensParams& p) { cpu::predict_tokens(p, run_on_torch_threads); }
-  static void launch(const Argument&, const RankPositionsParams& p) { cpu::rank_positions(p, run_on_torch_threads); }
-  static void launch(const Argument&, const SelectTransferParams& p) { cpu::select_transfer(p, run_on_torch_threads); }
-  static void launch(const Argument&, const BuildDraftsParams& p) { cpu::build_drafts(p, run_on_torch_threads); }
-  static void launch(const Argument&, const VerifyDraftsParams& p) { cpu::verify_drafts(p, run_on_torch_threads); }
-  static void launch(const Argument&, const DraftStepParams& p) { cpu::draft_step(p, run_on_torch_threads); }
+  static void launch(const Argument&, const PredictTokensParams& p) { launch(p); }
+  static void launch(const PredictTokensParams& p) { cpu::predict_tokens(p, run_on_torch_threads); }
+  static void launch(const Argument&, const RankPositionsParams& p) { launch(p); }
+  static void launch(const RankPositionsParams& p) { cpu::rank_positions(p, run_on_torch_threads); }
+  static void launch(const Argument&, const SelectTransferParams& p) { launch(p); }
+  static void launch(const SelectTransferParams& p) { cpu::select_transfer(p, run_on_torch_threads); }
+  static void launch(const Argument&, const BuildDraftsParams& p) { launch(p); }
+  static void launch(const BuildDraftsParams& p) { cpu::build_drafts(p, run_on_torch_threads); }
+  static void launch(const Argument&, const VerifyDraftsParams& p) { launch(p); }
+  static void launch(const VerifyDraftsParams& p) { cpu::verify_drafts(p, run_on_torch_threads); }
+  static void launch(const Argument&, const DraftStepParams& p) { launch(p); }
+  static void launch(const DraftStepParams& p) { cpu::draft_step(p, run_on_torch_threads); }
 };
 
 #if FREEDAVE_HAS_CUDA

@@ -6,6 +6,7 @@ The library registers ``torch.ops.freedave.*`` and has no Python symbols, so it 
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable
 from importlib import metadata
@@ -18,10 +19,42 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 PATH = Path(os.environ.get("FREEDAVE_LIBRARY") or Path(__file__).with_name("libfreedave_ops.so"))
 
+OPS = ("predict_tokens", "rank_positions", "select_transfer", "build_drafts", "verify_drafts", "draft_step")
+
+
+def overload(op: str) -> Callable[..., Any]:
+    """What ``torch.ops.freedave.<op>`` calls, which takes as much time as a small tensor takes to make."""
+    return getattr(torch.ops.freedave, op).default._op
+
+
+def observers() -> tuple[Callable[[], Any], ...]:
+    """A call goes through torch's dispatcher while one of these returns something true: a mode, a profiler or a tracer is
+    there to see it.
+    """
+    return (
+        torch._C._len_torch_dispatch_stack,
+        torch._C._is_torch_function_mode_enabled,
+        torch._C._autograd._profiler_enabled,
+        torch._C._get_tracing_state,
+    )
+
+
+def _connect() -> Exception | None:
+    """Prepares calls of `_C`'s ops. Returns what this torch lacks for them: then all calls go through its dispatcher."""
+    _C = importlib.import_module("freedave_kernels._C")
+    try:
+        _C.connect(str(PATH), torch.Tensor, {op: overload(op) for op in OPS}, observers())
+    except (AttributeError, NotImplementedError) as error:
+        return error
+    return None
+
+
 LOAD_ERROR: Exception | None = None
+DIRECT_ERROR: Exception | None = None
 try:
     torch.ops.load_library(str(PATH))
-except (OSError, RuntimeError) as error:
+    DIRECT_ERROR = _connect()
+except (ImportError, OSError, RuntimeError) as error:
     LOAD_ERROR = error
 
 # Tests execute the CUDA kernels on CPU tensors, through a second library that registers ``torch.ops.freedave_emulated.*``.
@@ -40,12 +73,13 @@ except metadata.PackageNotFoundError:  # a source tree on sys.path that was neve
 
 
 def native_op(name: str) -> Callable[..., Any]:
-    """The function that calling ``torch.ops.freedave.<name>`` calls; without the library, one that raises what kept it from
-    loading. torch.compile cannot see into it: `runs_native` keeps the two apart.
+    """What serves op `name` natively, all arguments by position; without the library, it raises what kept it from loading.
+
+    CPU tensors go straight to the kernels (csrc/python_calls.cpp), everything else through torch's dispatcher, as calls of
+    ``torch.ops.freedave.<name>`` do. torch.compile cannot see into either: `runs_native` keeps the two apart.
     """
     if LOAD_ERROR is None:
-        # All that a call of the overload does in Python is to call this, for as much time as a small tensor takes to make.
-        return getattr(torch.ops.freedave, name).default._op
+        return overload(name) if DIRECT_ERROR else getattr(importlib.import_module("freedave_kernels._C"), name)
 
     def missing(*_: Any) -> Any:
         from freedave_kernels import backends
@@ -53,6 +87,15 @@ def native_op(name: str) -> Callable[..., Any]:
         return backends.implementation("cpu")
 
     return missing
+
+
+def native_check(name: str) -> Callable[..., bool]:
+    """A function that says whether a call's arguments, all by position, are right: in a tenth of the time that the checks in
+    Python take, which explain what is wrong. False also where it cannot tell.
+    """
+    if LOAD_ERROR is None and DIRECT_ERROR is None:
+        return getattr(importlib.import_module("freedave_kernels._C"), f"accepts_{name}")
+    return lambda *_: False
 
 
 def register_fake(name: str) -> Callable[[F], F]:

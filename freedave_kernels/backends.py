@@ -17,6 +17,7 @@ import torch
 from torch.compiler import is_compiling
 
 from freedave_kernels import _library, triton
+from freedave_kernels._library import OPS
 from freedave_kernels.limits import beyond_limits
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -25,8 +26,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 BACKENDS = ("reference", "cpu", "triton", "cuda", *(("cuda_emulated",) if _library.EMULATED_PATH else ()))
 # "auto" undoes FREEDAVE_BACKEND inside a `with use_backend("auto")`.
 CHOICES = (*BACKENDS, "auto")
-
-OPS = ("predict_tokens", "rank_positions", "select_transfer", "build_drafts", "verify_drafts", "draft_step")
 
 
 class BackendUnavailableError(RuntimeError):

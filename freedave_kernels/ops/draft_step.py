@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from torch.compiler import is_compiling
 
 from freedave_kernels import arguments
-from freedave_kernels._library import native_op, register_fake
+from freedave_kernels._library import native_check, native_op, register_fake
 from freedave_kernels.backends import runs_native, serving
 from freedave_kernels.ops.verify_drafts import MATCHES
 
@@ -28,6 +29,8 @@ COUNTERS = (
 )
 
 _native = native_op(OP)
+_accepted = native_check(OP)
+_new_tuple = tuple.__new__  # as DraftStep._make, without its count of the fields
 
 
 class DraftStep(NamedTuple):
@@ -168,11 +171,12 @@ def draft_step(
     )  # fmt: skip
     try:
         if runs_native(drafts):
-            return DraftStep._make(_native(*call))
+            return _new_tuple(DraftStep, _native(*call))
     except (RuntimeError, AttributeError):
         check_arguments(*call)
         raise
-    check_arguments(*call)
+    if is_compiling() or not _accepted(*call):
+        check_arguments(*call)
     return DraftStep._make(serving(drafts.device).draft_step(*call))
 
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.compiler import is_compiling
 
 from freedave_kernels import arguments
-from freedave_kernels._library import native_op, register_fake
+from freedave_kernels._library import native_check, native_op, register_fake
 from freedave_kernels.backends import runs_native, serving
 
 OP = "predict_tokens"
@@ -17,6 +18,7 @@ MEASURES = ("prob", "margin", "neg_entropy")
 LOGIT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 _native = native_op(OP)
+_accepted = native_check(OP)
 
 
 def predict_tokens(
@@ -63,7 +65,10 @@ def predict_tokens(
     except (RuntimeError, AttributeError, TypeError):
         check_arguments(logits, input_ids, mask_token_id, mask_index, measure, suppress_tokens, logits_shift)
         raise
-    check_arguments(logits, input_ids, mask_token_id, mask_index, measure, suppress_tokens, logits_shift)
+    if is_compiling() or not _accepted(
+        logits, input_ids, mask_token_id, mask_index, measure, suppress_tokens, logits_shift
+    ):
+        check_arguments(logits, input_ids, mask_token_id, mask_index, measure, suppress_tokens, logits_shift)
     return serving(logits.device).predict_tokens(
         logits, input_ids, mask_token_id, mask_index, measure, suppress_tokens, logits_shift
     )
