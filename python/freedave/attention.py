@@ -80,8 +80,8 @@ def attend(
 ) -> torch.Tensor:
     """Attention of a layer of a packed forward: `query [1, H, T, D]`, `key` and `value [1, G, T, D]`; `[1, T, H, D]`.
 
-    Bitwise, in float32 on a CPU, a run's result does not depend on what else is packed: every call below is batched over
-    runs, and merging uses exactly rounded operations only.
+    Bitwise, in float32 on a CPU, a run's result does not depend on what else is packed: every kernel call is batched
+    over runs, and merging treats each row of features alike.
     """
     if forward.cache is not None:
         forward.cache.store(layer, key, value, forward.writes, forward.retain)
