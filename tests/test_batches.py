@@ -115,12 +115,8 @@ def test_one_call_of_each_op_a_step(monkeypatch):
     assert calls == ["predict_tokens", "draft_step"] * out.num_forwards
 
 
-def decoder(lm, slots: int, capacity: int = 64, **options) -> Decoder:
-    arguments = {"max_new_tokens": 16, "draft_steps": 4, "block_length": None, "cache": "auto"} | options
-    settings = resolve_settings(
-        lm, 1, arguments["max_new_tokens"], arguments["draft_steps"], arguments["block_length"], 1, "confidence", None,
-        "recycled", arguments["cache"], None, None,
-    )  # fmt: skip
+def decoder(lm, slots: int, capacity: int = 64, draft_steps: int = 4, **options) -> Decoder:
+    settings = resolve_settings(lm, prompt_length=1, max_new_tokens=16, draft_steps=draft_steps, **options)
     return Decoder(lm, settings, slots=slots, capacity=capacity)
 
 
@@ -144,7 +140,6 @@ def test_an_engine_adds_and_drops_sequences_between_steps(family, cache):
             engine.drop(dropped)
     assert dropped is not None and len(finished) == 4
     for sequence in finished:
-        sequence.close()
         alone = freedave.generate(
             lm, prompts[sequence.index], max_new_tokens=16, draft_steps=4, cache=cache, block_length=8
         )
@@ -160,11 +155,12 @@ def test_prompts_join_while_others_finish_blocks(draft_steps):
     sequences = []
     while len(sequences) < 8 or engine.sequences:
         if len(sequences) < 8:
-            sequences.append(engine.add(prompt(8 + len(sequences), seed=len(sequences))[0].tolist()))
+            n = len(sequences)
+            sequences.append(engine.add(prompt(8 + n, seed=n)[0].tolist(), max_new_tokens=9 + n))
         engine.launch()
         engine.poll()
     for seed, sequence in enumerate(sequences):
-        alone = freedave.generate(lm, prompt(8 + seed, seed), max_new_tokens=16, draft_steps=draft_steps)
+        alone = freedave.generate(lm, prompt(8 + seed, seed), max_new_tokens=9 + seed, draft_steps=draft_steps)
         assert sequence.generated(sequence.tokens) == alone.sequences[0, 8 + seed :].tolist()
         assert sequence.accepted_lengths == alone.stats.accepted_lengths
 

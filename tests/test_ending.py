@@ -17,10 +17,14 @@ def test_example():
     stop = answer[10:13]  # begins in the third block, ends in the fourth
     first = next(i for i in range(30) if answer[i : i + 3] == stop)
     length = (first + 2) // 4 * 4 + 4
-    out = freedave.generate(lm, prompt(8), max_new_tokens=32, stop_sequences=[[62, 61], stop], check_lossless=True)
+    commits = []
+    out = freedave.generate(
+        lm, prompt(8), max_new_tokens=32, stop_sequences=[[62, 61], stop], check_lossless=True, on_step=commits.append
+    )
     assert out.sequences[0, 8 : 8 + length].tolist() == answer[:length]
     assert (out.sequences[0, 8 + length :] == lm.mask_token_id).all() and (out.step_map[0, length:] == -1).all()
-    assert out.stats.tokens == length
+    assert out.stats.tokens == length == commits[-1].tokens and commits[-1].finished
+    assert sorted(position for commit in commits for position in commit.positions) == list(range(length))
 
 
 @pytest.mark.parametrize("draft_steps", [1, 3, 8])

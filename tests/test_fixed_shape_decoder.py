@@ -15,17 +15,7 @@ LENGTHS = [3, 12, 8, 5]
 
 
 def settings_for(lm, draft_steps: int, **options) -> Settings:
-    chosen = {
-        "tokens_per_step": 1,
-        "order": "confidence",
-        "threshold": None,
-        "drafting": "recycled",
-        "eos": None,
-    } | options
-    return resolve_settings(
-        lm, 1, 16, draft_steps, None, chosen["tokens_per_step"], chosen["order"], chosen["threshold"],
-        chosen["drafting"], "auto", chosen["eos"], None,
-    )  # fmt: skip
+    return resolve_settings(lm, prompt_length=1, max_new_tokens=16, draft_steps=draft_steps, **options)
 
 
 def decoder_for(lm, draft_steps: int, slots: int = len(LENGTHS), blocks: int | None = None, **options):
@@ -94,7 +84,7 @@ def test_end_of_sequence():
     lm = golden_lm()
     whole = freedave.generate(lm, prompt(8), max_new_tokens=16, draft_steps=1).sequences[0]
     end = int(whole[15])
-    decoder = decoder_for(lm, 4, slots=1, eos=end)
+    decoder = decoder_for(lm, 4, slots=1, eos_token_id=end)
     decoder.add(0, prompt(8)[0].tolist())
     steps = 0
     while not all(decoder.poll()):
@@ -155,7 +145,7 @@ def test_what_is_wrong_is_named():
     with pytest.raises(ValueError, match="need a block-causal transformers model"):
         decoder_for(golden_lm("full"), 2)
     with pytest.raises(ValueError, match="end at one eos_token_id"):
-        decoder_for(lm, 2, eos=[1, 2])
+        decoder_for(lm, 2, eos_token_id=[1, 2])
     model = golden_model("block_causal")
     kept = model.model.embed_tokens.weight[7].clone()
     try:

@@ -1,10 +1,12 @@
 """The step API below `generate`: a batch of sequences that advance together, added and dropped between steps.
 
+    settings = resolve_settings(lm, prompt_length=1024, max_new_tokens=256, draft_steps=8)
     decoder = Decoder(lm, settings, slots=8, capacity=2048)
-    decoder.add(prompt)
-    while decoder.sequences:
+    sequence = decoder.add(prompt)
+    while not sequence.finished:
         decoder.launch()            # device work of one forward for every sequence
         decoder.poll()              # one read of what it found; moves the windows
+    answer = sequence.generated(sequence.tokens)
 
 A step is one forward, one `predict_tokens` and one `draft_step` for the whole batch. Each sequence has its own block, its
 own accepted length and its own end, and costs nothing once it has ended.
@@ -12,6 +14,7 @@ own accepted length and its own end, and costs nothing once it has ended.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass
 
@@ -99,11 +102,13 @@ class Decoder:
         """Size of the key-value buffers."""
         return 0 if self._cache is None else self._cache.bytes
 
-    def add(self, prompt: list[int]) -> Sequence:
-        """Adds a sequence; its prompt is computed by the next step."""
+    def add(self, prompt: list[int], max_new_tokens: int | None = None) -> Sequence:
+        """Adds a sequence, of `max_new_tokens` where not as many as the settings say; the next step computes its prompt."""
         if not self._free:
             raise RuntimeError("every slot is taken: wait for a sequence to finish, or drop one")
         settings = self._settings
+        if max_new_tokens is not None:
+            settings = dataclasses.replace(settings, max_new_tokens=max_new_tokens)
         length = settings.sequence_length(len(prompt))
         if length > self._capacity:
             raise ValueError(

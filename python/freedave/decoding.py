@@ -121,8 +121,6 @@ def _decode(
             for commit in commits:
                 on_step(commit.describe())
             began += time.perf_counter() - paused
-    for sequence in sequences:
-        sequence.close()
     rows = zip(input_ids.tolist(), sequences, strict=True)
     out = DecodeOutput(
         sequences=torch.tensor([row + s.generated(s.tokens) for row, s in rows], device=lm.device),

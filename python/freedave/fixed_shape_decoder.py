@@ -16,6 +16,7 @@ What it commits is what static decoding commits. It has run on CPUs only; captur
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
@@ -95,9 +96,11 @@ class FixedShapeDecoder:
         self._hidden_blocks = None if visible is None else _additive(visible, dtype)
         self._prefix = torch.zeros(slots, 1, 1, columns, dtype=dtype, device=device)
 
-    def add(self, slot: int, prompt: list[int]) -> None:
+    def add(self, slot: int, prompt: list[int], max_new_tokens: int | None = None) -> None:
         """Puts a prompt into a slot whose sequence is done; its complete blocks take a forward, beside the steps."""
         settings, mask = self._settings, self._lm.mask_token_id
+        if max_new_tokens is not None:
+            settings = dataclasses.replace(settings, max_new_tokens=max_new_tokens)
         if not bool(self.done[slot]):
             raise RuntimeError(f"slot {slot} is in use: wait until poll() reports it, or drop it")
         length, start = settings.sequence_length(len(prompt)), settings.first_block(len(prompt))

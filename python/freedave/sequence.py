@@ -57,7 +57,7 @@ class Sequence:
     @property
     def committed(self) -> int:
         """How many of the positions to be generated are committed."""
-        return self.total - self.tokens[self.prompt_length : self.end].count(self._mask)
+        return self.total - self.step_map[self.prompt_length : self.end].count(-1)
 
     def generated(self, values: list[int]) -> list[int]:
         """The part of `tokens`, `step_map` or `forward_map` that belongs to the answer."""
@@ -65,6 +65,9 @@ class Sequence:
 
     def advance(self, drafts: list[list[int]], record: list[int], step_map: list[int], forward: int) -> list[int]:
         """Commits what a forward proved and moves the window; returns the positions that were committed.
+
+        Drafts may have run ahead into blocks that static decoding never starts, because an earlier one ends the sequence:
+        those are filled with the end-of-sequence token (where there is none, the mask token), as if never computed.
 
         `drafts` are the next drafts over the window, `record` holds the counters of `draft_step`.
         """
@@ -79,20 +82,18 @@ class Sequence:
         self.steps_taken += record[STEPS]
 
         self.finished = self._has_ended() or self._mask not in self.tokens[start : self.end]
+        if self._ended is not None:
+            rest = len(self.tokens) - self._ended
+            self.tokens[self._ended :] = [(*self._settings.eos_token_ids, self._mask)[0]] * rest
+            self.step_map[self._ended :] = [-1] * rest
+            self.forward_map[self._ended :] = [-1] * rest
+            new = [position for position in new if position < self._ended]
         if not self.finished:
             passed = min(self._complete(committed) if self._one_block else record[PREFIX_LENGTH], length)
             self.refresh = passed > 0
             self.start += passed
             self._open_window([draft[passed:length] for draft in drafts[: max(record[NUM_DRAFTS], 1)]])
         return new
-
-    def close(self) -> None:
-        """After the last forward: drafts may have run ahead into blocks that static decoding never starts."""
-        if self._ended is not None:
-            rest = len(self.tokens) - self._ended
-            self.tokens[self._ended :] = [(*self._settings.eos_token_ids, self._mask)[0]] * rest
-            self.step_map[self._ended :] = [-1] * rest
-            self.forward_map[self._ended :] = [-1] * rest
 
     def _has_ended(self) -> bool:
         """Whether a finished block ends the sequence; looks at each block once."""

@@ -91,17 +91,20 @@ def resolve_settings(
     prompt_length: int,
     max_new_tokens: int,
     draft_steps: int,
-    block_length: int | None,
-    tokens_per_step: int,
-    order: str,
-    threshold: float | None,
-    drafting: str,
-    cache: str,
-    eos_token_id: int | Sequence[int] | None,
-    lookahead_steps: int | None,
+    block_length: int | None = None,
+    tokens_per_step: int = 1,
+    order: str = "confidence",
+    threshold: float | None = None,
+    drafting: str = "recycled",
+    cache: str = "auto",
+    eos_token_id: int | Sequence[int] | None = None,
+    lookahead_steps: int | None = None,
     stop_sequences: Sequence[Sequence[int]] = (),
 ) -> Settings:
-    """Checks `generate`'s arguments; raises `TypeError` or `ValueError` naming the argument."""
+    """Checks `generate`'s arguments; raises `TypeError` or `ValueError` naming the argument.
+
+    `prompt_length`: that of the longest prompt, which has to fit into the model's positions with its answer.
+    """
     expect_int("generate", "max_new_tokens", max_new_tokens, minimum=1)
     expect_int("generate", "draft_steps", draft_steps, minimum=1)
     expect_int("generate", "tokens_per_step", tokens_per_step, minimum=1)
