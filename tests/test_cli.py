@@ -137,6 +137,14 @@ def test_threshold_reaches_the_decoder(random_model: Path, capsys: pytest.Captur
     assert max(run_json(capsys, *options, "--threshold", "1.5")["step_map"]) == 13
 
 
+def test_dtype(random_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["generate", str(random_model), "--prompt-ids", "1,2", "--max-new-tokens", "8", "--json"]
+    assert main([*arguments, "--dtype", "bfloat16", "--device", "cpu"]) == 0
+    lm = freedave.load_model(random_model, dtype=torch.bfloat16)
+    expected = freedave.generate(lm, torch.tensor([[1, 2]]), max_new_tokens=8)
+    assert json.loads(capsys.readouterr().out)["token_ids"] == expected.sequences[0, 2:].tolist()
+
+
 def test_static_is_one_draft(random_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = run_json(
         capsys, "generate", str(random_model), "--prompt-ids", "1,2", "--max-new-tokens", "10", "--static"
@@ -229,6 +237,10 @@ def test_no_stream_prints_the_text_only(random_model: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--dtype", "float8"], "dtype must be one of float32, bfloat16, float16, got 'float8'"),
+        (["--device", "gpu"], "device must be cpu, cuda, cuda:1, ..., got 'gpu'"),
+        (["--device", "meta"], "device meta: decoding is tried on cpu and cuda only"),
+        (["--device", "cuda:99"], "device cuda:99: torch sees"),
         (["--prompt-ids", f"1,{MASK},2"], "mask token"),
         (["--prompt-ids", "1", "--block-length", "0"], "block_length must be at least 1, got 0"),
         (["--prompt-ids", "1", "--draft-steps", "0"], "draft_steps must be at least 1, got 0"),
