@@ -39,8 +39,13 @@ $(VENV)/.built: $(VENV)/.installed $(NATIVE)
 demo: setup
 	$(BIN)/freedave demo
 
-test: setup simt
+test: setup simt $(VENV)/.lm-eval
 	$(BIN)/python -m pytest -q
+
+# A hundred packages that `freedave evaluate` alone needs.
+$(VENV)/.lm-eval: requirements/lm-eval.txt | setup
+	$(BIN)/python -m pip install --quiet -r $<
+	@touch $@
 
 lint: setup
 	$(BIN)/ruff check .
