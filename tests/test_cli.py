@@ -137,6 +137,14 @@ def test_threshold_reaches_the_decoder(random_model: Path, capsys: pytest.Captur
     assert max(run_json(capsys, *options, "--threshold", "1.5")["step_map"]) == 13
 
 
+def test_dtype(random_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["generate", str(random_model), "--prompt-ids", "1,2", "--max-new-tokens", "8", "--json"]
+    assert main([*arguments, "--dtype", "bfloat16", "--device", "cpu"]) == 0
+    lm = freedave.load_model(random_model, dtype=torch.bfloat16)
+    expected = freedave.generate(lm, torch.tensor([[1, 2]]), max_new_tokens=8)
+    assert json.loads(capsys.readouterr().out)["token_ids"] == expected.sequences[0, 2:].tolist()
+
+
 def test_static_is_one_draft(random_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = run_json(
         capsys, "generate", str(random_model), "--prompt-ids", "1,2", "--max-new-tokens", "10", "--static"
@@ -229,6 +237,10 @@ def test_no_stream_prints_the_text_only(random_model: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--prompt-ids", "1", "--dtype", "float8"], "dtype must be one of float32, bfloat16, float16, got 'float8'"),
+        (["--prompt-ids", "1", "--device", "gpu"], "device must be cpu, cuda, cuda:1, ..., got 'gpu'"),
+        (["--prompt-ids", "1", "--device", "meta"], "device meta: decoding is tried on cpu and cuda only"),
+        (["--prompt-ids", "1", "--device", "cuda:99"], "device cuda:99: torch sees"),
         (["--prompt-ids", f"1,{MASK},2"], "mask token"),
         (["--prompt-ids", "1", "--block-length", "0"], "block_length must be at least 1, got 0"),
         (["--prompt-ids", "1", "--draft-steps", "0"], "draft_steps must be at least 1, got 0"),
@@ -296,7 +308,7 @@ def test_the_picture_is_checked_before_the_model_is_loaded(tmp_path: Path, capsy
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "required: {demo,generate,convert,info}"),
+        ([], "required: {demo,generate,evaluate,convert,info}"),
         (["serve"], "invalid choice: 'serve'"),
         (["demo", "--problems", "0"], "at least 1 problem a task"),
         (["demo", "--draft-steps", "1"], "draft_steps must be at least 2"),
@@ -341,7 +353,7 @@ def test_broken_weights_are_exit_code_1(
     lm = freedave.load_model(random_model)
     with torch.no_grad():
         lm.model.get_input_embeddings().weight.fill_(float("nan"))  # type: ignore[operator,union-attr]
-    monkeypatch.setattr(freedave, "load_model", lambda _: lm)
+    monkeypatch.setattr(freedave, "load_model", lambda _, **__: lm)
     error = error_of(
         capsys, "generate", str(random_model), "--prompt-ids", "1", "--max-new-tokens", "4", "--no-stream", code=1
     )

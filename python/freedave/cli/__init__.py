@@ -1,4 +1,5 @@
-"""The command line: `freedave demo`, `freedave generate`, `freedave convert`, `freedave info`.
+"""The command line: `freedave demo`, `freedave generate`, `freedave evaluate`, `freedave convert`,
+`freedave info`.
 
 Exit codes: 0 done; 1 a decode differed from static decoding, or the model's logits were not finite; 2 bad input;
 130 Ctrl-C.
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from freedave import LosslessnessError, NonFiniteLogitsError
-from freedave.cli import convert, demo, generate, info
+from freedave.cli import convert, demo, evaluate, generate, info
 from freedave_kernels import BackendUnavailableError
 
 __all__ = ["main"]
@@ -29,8 +30,8 @@ class _Parser(argparse.ArgumentParser):
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all subcommands; each sets `run`."""
     parser = _Parser(prog="freedave", description="Lossless parallel decoding of masked-diffusion language models.")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="{demo,generate,convert,info}")
-    for command in (demo, generate, convert, info):
+    commands = parser.add_subparsers(title="commands", required=True, metavar="{demo,generate,evaluate,convert,info}")
+    for command in (demo, generate, evaluate, convert, info):
         command.add_parser(commands)
     return parser
 

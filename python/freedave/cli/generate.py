@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 import freedave
+from freedave.models.placement import named_dtype, usable_device
 from freedave.picture import Trace, check_picture_path, decode_picture, first_block_of, token_texts
 from freedave.streaming import ProgressBar, StreamingText, Watcher, can_redraw
 
@@ -42,6 +43,10 @@ def add_parser(commands: Any) -> None:
     prompt.add_argument("--prompt", metavar="TEXT", help="the text to continue")
     prompt.add_argument("--prompt-ids", metavar="IDS", help="token ids instead of text: 1,2,3")
 
+    weights = parser.add_argument_group("weights")
+    weights.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16 (default: %(default)s)")
+    weights.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
+
     decoding = parser.add_argument_group("decoding")
     decoding.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="(default: %(default)s)")
     drafts = decoding.add_mutually_exclusive_group()
@@ -64,7 +69,7 @@ def add_parser(commands: Any) -> None:
         metavar="N",
         help="compute only what each draft's next N steps can need: 1 is fastest on a CPU (default: K, fewest forwards)",
     )
-    decoding.add_argument("--cache", default="auto", help="auto or none (default: %(default)s)")
+    decoding.add_argument("--cache", default="auto", help="auto, none, prefix or dual (default: %(default)s)")
 
     output = parser.add_argument_group("output")
     output.add_argument("--check-lossless", action="store_true", help="also decode statically and compare")
@@ -100,9 +105,8 @@ class Decoded:
     def token_ids(self) -> list[int]:
         """The generated tokens up to the first end of sequence."""
         token_ids: list[int] = self.output.sequences[0, len(self.prompt_ids) :].tolist()
-        if self.lm.eos_token_id in token_ids:
-            token_ids = token_ids[: token_ids.index(self.lm.eos_token_id)]
-        return token_ids
+        ends = [token_ids.index(end) for end in self.lm.eos_token_ids if end in token_ids]
+        return token_ids[: min(ends, default=len(token_ids))]
 
     @property
     def text(self) -> str:
@@ -120,7 +124,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Decode, print, draw; the exit code."""
     for picture in arguments.picture:
         check_picture_path(picture)
-    lm = freedave.load_model(arguments.model)
+    dtype, device = named_dtype(arguments.dtype), usable_device(arguments.device)
+    lm = freedave.load_model(arguments.model, dtype=dtype, device=device)
     prompt_ids = encode_prompt(lm, arguments)
     decoded = decode(lm, prompt_ids, arguments)
     for picture in arguments.picture:
@@ -168,7 +173,7 @@ def decode_text(lm: freedave.DiffusionLM, token_ids: list[int]) -> str:
 
 def decode(lm: freedave.DiffusionLM, prompt_ids: list[int], arguments: argparse.Namespace) -> Decoded:
     """Decode with the settings of the command line, shown while it runs; statically too where they are compared."""
-    input_ids = torch.tensor([prompt_ids], dtype=torch.int64)
+    input_ids = torch.tensor([prompt_ids], dtype=torch.int64, device=lm.device)
     settings = {name: getattr(arguments, name) for name in SETTINGS}
     compared = bool(arguments.check_lossless or arguments.picture)
     if compared:
