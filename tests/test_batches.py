@@ -7,7 +7,7 @@ import torch
 from tiny_models import MASK, golden_lm, golden_model, prompt
 
 import freedave
-from freedave import attention
+from freedave import packed_forward
 from freedave.decoder import Decoder
 from freedave.settings import resolve_settings
 
@@ -46,7 +46,7 @@ def test_example():
 @pytest.mark.parametrize(("family", "cache"), FAMILIES)
 def test_each_sequence_decodes_as_it_does_alone(monkeypatch, family, cache, side, options):
     """Tokens, steps, and even the forwards that committed them."""
-    monkeypatch.setattr(attention, "JOINED_KEYS", 0 if side == "left" else 128)
+    monkeypatch.setattr(packed_forward, "JOINED_KEYS", 0 if side == "left" else 128)
     lm = golden_lm(family)
     lengths = [5, 12, 1, 8]
     input_ids, attention_mask = padded(lengths, side)

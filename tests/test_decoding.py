@@ -11,7 +11,7 @@ from tiny_models import MASK, golden_lm, golden_model, prompt
 
 import freedave
 import freedave_kernels as fk
-from freedave import attention
+from freedave import packed_forward
 from freedave.output import compare_with_static as _compare
 
 
@@ -119,9 +119,8 @@ FAMILIES = [
 @pytest.mark.parametrize("options", SETTINGS, ids=str)
 @pytest.mark.parametrize(("family", "cache"), FAMILIES)
 def test_lossless_for_every_setting(monkeypatch, family, cache, options, drafting):
-    monkeypatch.setattr(
-        attention, "JOINED_KEYS", 0 if drafting == "recycled" else 128
-    )  # both ways to attend to a prefix
+    # Both ways to attend to a prefix.
+    monkeypatch.setattr(packed_forward, "JOINED_KEYS", 0 if drafting == "recycled" else 128)
     lm = golden_lm(family)
     for seed, draft_steps in [(0, 2), (1, 4), (2, 8), (3, 16)] if cache == "auto" else [(1, 4), (2, 8)]:
         out = freedave.generate(

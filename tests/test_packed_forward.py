@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import MASK, golden_lm
 
-from freedave import attention
+from freedave import attention, packed_forward
 from freedave.attention import attend, attention_from_scores, attention_with_log_sum_exp, merge_into
 from freedave.cache import KeyValueCache
 from freedave.cache_policy import policy_for
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(params=[0, 128], ids=["merged", "joined"], autouse=True)
 def joined_keys(request, monkeypatch):
     """Stored keys are merged by log-sum-exp, or copied next to a run's own: few of them, on a CPU."""
-    monkeypatch.setattr(attention, "JOINED_KEYS", request.param)
+    monkeypatch.setattr(packed_forward, "JOINED_KEYS", request.param)
 
 
 def test_example():

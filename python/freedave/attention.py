@@ -14,14 +14,12 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface, PreTrainedModel
 
-from freedave.packed_forward import Context, PackedForward, Runs, Window
+from freedave.packed_forward import PackedForward, Runs, Window
 
 NAME = "freedave"
 # Called as `attend` is, without its first argument.
 DraftAttention = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, float | None], torch.Tensor]
 
-# On a CPU, up to this many stored keys are copied next to each run's own.
-JOINED_KEYS = 128
 Partial = tuple[torch.Tensor, torch.Tensor]
 
 _cpu_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
@@ -86,7 +84,7 @@ def attend(
     if forward.cache is not None:
         forward.cache.store(layer, key, value, forward.writes, forward.retain)
     parts = [_attend_window(forward, layer, window, query, key, value, scaling) for window in forward.windows]
-    contexts = [context for context in forward.contexts if not _is_joined(context, query)]
+    contexts = [context for context in forward.contexts if not context.joined]
     whole = len(parts) == 1 and all(context.covers(forward.windows[0]) for context in contexts)
     # Runs that share one window and one context are merged as they come from the kernel, others token by token.
     out, sums = parts[0] if whole else _by_token(parts)
@@ -99,15 +97,6 @@ def attend(
             stored = stored if whole else _by_token([stored])
             merge_into((out[tokens], sums[tokens]), stored, last=end == context.ranges[-1][1])
     return (out.transpose(1, 2) if whole else out).reshape(1, query.shape[2], query.shape[1], -1)
-
-
-def _is_joined(context: Context, query: torch.Tensor) -> bool:
-    """Whether stored keys are copied next to the runs' own: few of them, on a CPU.
-
-    A second kernel call and the merge take longer there than copying a short prefix for a dozen runs. The choice depends on
-    the sequence alone, not on how many of its drafts are computed, so that their results do not.
-    """
-    return context.keys <= JOINED_KEYS and query.device.type == "cpu"
 
 
 def merge_into(first: Partial, second: Partial, *, last: bool) -> None:
@@ -152,11 +141,12 @@ def _attend_window(
     scaling: float | None,
 ) -> Partial:
     keys, values = _window_keys(window, key), _window_keys(window, value)
-    if window.context is not None and _is_joined(window.context, query):
+    context = window.context
+    if context is not None and context.joined:
         assert forward.cache is not None
-        stored = [forward.cache.read(layer, window.context.slot, *span) for span in window.context.ranges]
-        keys = _joined(window.count, [part[0] for part in stored], keys)
-        values = _joined(window.count, [part[1] for part in stored], values)
+        stored = [forward.cache.read(layer, context.slot, begin, end) for begin, end in context.ranges]
+        keys = _joined([part[0] for part in stored], keys)
+        values = _joined([part[1] for part in stored], values)
     mask = None
     if window.block_length is not None and window.block_length < window.length:
         mask = _additive_mask(forward, window.length, window.block_length, query)
@@ -172,9 +162,10 @@ def _window_keys(window: Window, tensor: torch.Tensor) -> torch.Tensor:
     return tokens.unflatten(0, (window.count, -1)).transpose(1, 2)
 
 
-def _joined(count: int, stored: list[torch.Tensor], own: torch.Tensor) -> torch.Tensor:
-    """Stored keys or values `[1, G, n, D]` before each run's own `[count, G, m, D]`."""
-    parts = [part.transpose(1, 2).expand(count, -1, -1, -1) for part in stored]
+def _joined(stored: list[torch.Tensor], own: torch.Tensor) -> torch.Tensor:
+    """Stored keys or values `[1, G, n, D]` before each run's own `[count, G, m, D]`, copied token by token."""
+    count = own.shape[0]
+    parts = [part.transpose(1, 2) if count == 1 else part.transpose(1, 2).expand(count, -1, -1, -1) for part in stored]
     return torch.cat([*parts, own.transpose(1, 2)], dim=1).transpose(1, 2)
 
 

@@ -16,6 +16,9 @@ import torch
 
 from freedave.cache import KeyValueCache, Write
 
+# On a CPU, up to this many stored keys are copied next to each run's own.
+JOINED_KEYS = 128
+
 
 @dataclass
 class Runs:
@@ -36,11 +39,16 @@ class Runs:
 
 @dataclass
 class Context(Runs):
-    """How runs attend to stored keys: the `keys` ones of `slot` at `ranges`, for all runs alike."""
+    """How runs attend to stored keys: those of `slot` at each of `ranges`, for all runs alike.
+
+    `joined`: they are copied next to the runs' own keys. On a CPU a second kernel call and the merge take longer than copying
+    a short prefix for a dozen runs. The choice depends on the sequence alone, not on how many of its drafts are computed, so
+    that their results do not.
+    """
 
     slot: int
     ranges: list[tuple[int, int]]
-    keys: int
+    joined: bool = False
 
 
 @dataclass
@@ -141,7 +149,7 @@ class ForwardBuilder:
         ranges = [(first, end) for first, end in ranges if first < end]
         if not ranges:
             return
-        context = Context(begin, count, length, slot, ranges, sum(end - first for first, end in ranges))
+        context = Context(begin, count, length, slot, ranges)
         self._contexts.append(context)
         for window in reversed(self._windows):
             if window.begin < begin:
@@ -195,6 +203,9 @@ class ForwardBuilder:
         uploaded = torch.frombuffer(array.array("q", flat), dtype=torch.int64).to(device)
         sizes.append(len(drafts) * self._length)
         tokens, positions, rows, places, numbers_there, *key_tensors, draft_ids = uploaded.split(sizes)
+        if device.type == "cpu":
+            for context in self._contexts:
+                context.joined = sum(end - begin for begin, end in context.ranges) <= JOINED_KEYS
         for (window, _), tensor in zip(self._chained, key_tensors, strict=True):
             window.keys = tensor
         forward = PackedForward(
