@@ -32,6 +32,11 @@ $(VENV)/.installed: $(PINS)
 	$(BIN)/python -c 'import triton' 2> /dev/null || $(BIN)/python -m pip install --quiet -r requirements/triton.txt
 	@touch $@
 
+# Fifty packages and most of a minute, so only where they are used.
+$(VENV)/.lm-eval: requirements/lm-eval.txt $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -r $<
+	@touch $@
+
 $(VENV)/.built: $(VENV)/.installed $(NATIVE)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
 	@touch $@
@@ -41,11 +46,6 @@ demo: setup
 
 test: setup simt $(VENV)/.lm-eval
 	$(BIN)/python -m pytest -q
-
-# A hundred packages that `freedave evaluate` alone needs.
-$(VENV)/.lm-eval: requirements/lm-eval.txt | setup
-	$(BIN)/python -m pip install --quiet -r $<
-	@touch $@
 
 lint: setup
 	$(BIN)/ruff check .

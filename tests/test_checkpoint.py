@@ -53,6 +53,21 @@ def test_dtype(folder):
     assert next(freedave.load_model(folder, dtype=torch.bfloat16).model.parameters()).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize(
+    ("key", "named", "expected"),
+    [("dtype", "bfloat16", torch.bfloat16), ("torch_dtype", "float16", torch.float16), ("dtype", None, torch.float32)],
+)
+def test_the_dtype_of_the_checkpoint(folder, key, named, expected):
+    change_config(folder, **({"dtype": None, "torch_dtype": None} | {key: named}))
+    assert next(freedave.load_model(folder, dtype="auto").model.parameters()).dtype == expected
+
+
+def test_a_dtype_of_the_checkpoint_that_cannot_be_used(folder):
+    change_config(folder, dtype="float64")
+    with pytest.raises(freedave.CheckpointError, match="names the dtype 'float64'; load it as one of torch.float32"):
+        freedave.load_model(folder, dtype="auto")
+
+
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float64, "bfloat16"])
 def test_a_dtype_that_cannot_be_used(folder, dtype):
     with pytest.raises(TypeError, match="dtype must be torch.float32, torch.bfloat16, torch.float16, got"):

@@ -20,7 +20,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 import freedave
 from freedave.cli import build_parser, main
 from freedave.cli import demo as demo_command
-from freedave.cli.generate import SETTINGS
+from freedave.cli.decoding_options import SETTINGS
 from freedave.demo import comparison
 from freedave.demo.comparison import MAX_NEW_TOKENS
 from freedave.demo.tasks import TASKS
@@ -137,12 +137,22 @@ def test_threshold_reaches_the_decoder(random_model: Path, capsys: pytest.Captur
     assert max(run_json(capsys, *options, "--threshold", "1.5")["step_map"]) == 13
 
 
-def test_dtype(random_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["generate", str(random_model), "--prompt-ids", "1,2", "--max-new-tokens", "8", "--json"]
-    assert main([*arguments, "--dtype", "bfloat16", "--device", "cpu"]) == 0
-    lm = freedave.load_model(random_model, dtype=torch.bfloat16)
-    expected = freedave.generate(lm, torch.tensor([[1, 2]]), max_new_tokens=8)
-    assert json.loads(capsys.readouterr().out)["token_ids"] == expected.sequences[0, 2:].tolist()
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], "bfloat16"),
+        (["--dtype", "auto"], "bfloat16"),
+        (["--dtype", "float32"], "float32"),
+        (["--dtype", "float16"], "float16"),
+    ],
+)
+def test_dtype_and_device(
+    options: list[str], expected: str, changed_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(changed_config(dtype="bfloat16"))
+    options = ["--prompt-ids", "1,2", "--max-new-tokens", "6", "--device", "cpu", *options]
+    result = run_json(capsys, "generate", folder, *options)
+    assert (result["dtype"], result["device"]) == (expected, "cpu")
 
 
 def test_static_is_one_draft(random_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,6 +201,11 @@ def test_a_decode_that_differs_is_reported_with_exit_code_1(
     assert "identical to static decoding: NO" in captured.err
     assert captured.err.endswith("freedave: error: the first difference is at position 0\n")
     assert "NOT the same" in (tmp_path / "a.html").read_text(encoding="utf-8")
+    options += ["--dtype", "bfloat16"]
+    assert main(["generate", str(random_model), *options, "--check-lossless"]) == 1
+    assert (
+        "(in bfloat16 a near tie can round to either side; --dtype float32 rules that out)" in capsys.readouterr().err
+    )
 
 
 def test_streaming_on_a_terminal_leaves_the_text_once(random_model: Path) -> None:
@@ -237,10 +252,6 @@ def test_no_stream_prints_the_text_only(random_model: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--prompt-ids", "1", "--dtype", "float8"], "dtype must be one of float32, bfloat16, float16, got 'float8'"),
-        (["--prompt-ids", "1", "--device", "gpu"], "device must be cpu, cuda, cuda:1, ..., got 'gpu'"),
-        (["--prompt-ids", "1", "--device", "meta"], "device meta: decoding is tried on cpu and cuda only"),
-        (["--prompt-ids", "1", "--device", "cuda:99"], "device cuda:99: torch sees"),
         (["--prompt-ids", f"1,{MASK},2"], "mask token"),
         (["--prompt-ids", "1", "--block-length", "0"], "block_length must be at least 1, got 0"),
         (["--prompt-ids", "1", "--draft-steps", "0"], "draft_steps must be at least 1, got 0"),
@@ -259,6 +270,9 @@ def test_no_stream_prints_the_text_only(random_model: Path, capsys: pytest.Captu
         (["--prompt-ids", "1", "--draft-steps", "many"], "invalid int value: 'many'"),
         (["--prompt-ids", "1", "--draft-steps", "4", "--static"], "not allowed with argument"),
         (["--prompt-ids", "1", "--picture", "a.jpg"], "must be a .png or .html file"),
+        (["--prompt-ids", "1", "--dtype", "int8"], "dtype must be one of auto, float32, bfloat16, float16, got 'int8'"),
+        (["--prompt-ids", "1", "--device", "abacus"], "device 'abacus' cannot be used here"),
+        (["--prompt-ids", "1", "--revision", "main"], "only models of the hub have revisions"),
     ],
 )
 def test_bad_options_of_generate(
@@ -353,7 +367,7 @@ def test_broken_weights_are_exit_code_1(
     lm = freedave.load_model(random_model)
     with torch.no_grad():
         lm.model.get_input_embeddings().weight.fill_(float("nan"))  # type: ignore[operator,union-attr]
-    monkeypatch.setattr(freedave, "load_model", lambda _, **__: lm)
+    monkeypatch.setattr(freedave, "load_model", lambda *_, **__: lm)
     error = error_of(
         capsys, "generate", str(random_model), "--prompt-ids", "1", "--max-new-tokens", "4", "--no-stream", code=1
     )
@@ -474,7 +488,7 @@ def test_output_into_a_closed_pipe(capsys: pytest.CaptureFixture[str], monkeypat
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ([], ["demo"], ["generate"], ["info"]):
+    for command in ([], ["demo"], ["generate"], ["evaluate"], ["convert"], ["info"]):
         with pytest.raises(SystemExit) as done:
             main([*command, "--help"])
         assert done.value.code == 0
@@ -484,5 +498,5 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
 def test_defaults_are_those_of_generate() -> None:
     arguments = build_parser().parse_args(["generate", "demo", "--prompt", "1"])
     parameters = inspect.signature(freedave.generate).parameters
-    for name in SETTINGS:
+    for name in ("max_new_tokens", *SETTINGS):
         assert getattr(arguments, name) == parameters[name].default

@@ -1,145 +1,372 @@
-"""lm-evaluation-harness on a local task with the embedded model."""
+"""lm-evaluation-harness with the embedded model; no network, tasks made here or shipped with the model."""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
-import random
+import runpy
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-
-pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install -r requirements/lm-eval.txt")
-
-from lm_eval import simple_evaluate
-from lm_eval.api.instance import Instance
-from lm_eval.tasks import TaskManager
+import torch
+from tiny_models import golden_lm
 
 import freedave
 from freedave.cli import main
-from freedave.demo.tasks import TASKS
-from freedave.integrations.likelihood import log_likelihood_bound
-from freedave.integrations.lm_eval import FreeDaveLM
+from freedave.demo.comparison import response_text
+from freedave.demo.tasks import problems
 
-PROBLEMS = 6
-TASK = """
-task: scratchpad_addition
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-test_split: test
-output_type: generate_until
-doc_to_text: prompt
-doc_to_target: answer
-generation_kwargs: {{until: ["\\n"], max_gen_toks: 96, do_sample: false}}
-filter_list:
-  - name: answer
-    filter: [{{function: regex, regex_pattern: "#(\\\\d+)"}}, {{function: take_first}}]
-metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
-"""
+lm_eval = pytest.importorskip("lm_eval", reason="pip install -r requirements/lm-eval.txt")
 
+from lm_eval.api.instance import Instance  # noqa: E402
+from lm_eval.api.registry import get_model  # noqa: E402
+from lm_eval.tasks import TaskManager  # noqa: E402
 
-@pytest.fixture
-def task_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A task of held-out additions, as lm-eval reads it from disk."""
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    rng = random.Random(0)
-    with (tmp_path / "additions.jsonl").open("w") as data:
-        for _ in range(PROBLEMS):
-            left, right = rng.randrange(10_000, 100_000), rng.randrange(1_000, 10_000)
-            data.write(json.dumps({"prompt": f"{left}+{right}=", "answer": f"{left + right:06d}"[-6:]}) + "\n")
-    (tmp_path / "task.yaml").write_text(TASK.format(data=tmp_path / "additions.jsonl"))
-    return tmp_path
+from freedave.integrations.likelihood import log_likelihood_bound  # noqa: E402
+from freedave.integrations.lm_eval import TASKS, FreeDaveLM, evaluate  # noqa: E402
 
-
-def test_the_command_line(task_folder, capsys):
-    output = task_folder / "results"
-    code = main(
-        ["evaluate", "--model_args", "pretrained=demo,draft_steps=8,check_lossless=True", "--batch_size", "3",
-         "--tasks", "scratchpad_addition", "--include_path", str(task_folder), "--output_path", str(output)]
-    )  # fmt: skip
-    assert code == 0
-    captured = capsys.readouterr()
-    assert "scratchpad_addition" in captured.out and "exact_match" in captured.out
-    assert f"{PROBLEMS} of {PROBLEMS} identical to static decoding" in captured.err
-    reported = json.loads(captured.out.splitlines()[-1])["freedave"]
-    (written,) = output.rglob("results_*.json")
-    written = json.loads(written.read_text())
-    assert written["config"]["freedave"]["draft_steps"] == 8
-    assert written["config"]["freedave"]["tokens_per_forward"] == reported["tokens_per_forward"] > 3
-    assert reported["requests"] == reported["compared"] == PROBLEMS and reported["identical_rate"] == 1
-    assert reported["tokens_per_second"] > 0
-    scores = written["results"]["scratchpad_addition"]
-    assert scores["exact_match,answer"] >= 0.8
-
-
-def test_batches_and_drafts_do_not_change_scores(task_folder):
-    def texts(**arguments: object) -> list[str]:
-        results = simple_evaluate(
-            FreeDaveLM("demo", **arguments),
-            tasks=["scratchpad_addition"],
-            task_manager=TaskManager(include_path=str(task_folder), include_defaults=False),
-            log_samples=True,
-        )
-        return [sample["resps"][0][0] for sample in results["samples"]["scratchpad_addition"]]
-
-    statically = texts(draft_steps=1)
-    assert len(statically) == PROBLEMS and all("#" in text for text in statically)
-    assert texts(draft_steps=8, batch_size=4) == statically
-
-
-def request(kind: str, *arguments: object) -> Instance:
-    return Instance(request_type=kind, doc={}, arguments=arguments, idx=0)
+PROMPT, ANSWER = "48392+7715=", "2+5+0:07 9+1+0:10 3+7+1:11 8+7+1:16 4+0+1:05 #056107"
 
 
 @pytest.fixture(scope="module")
-def model() -> FreeDaveLM:
-    return FreeDaveLM("demo", mc_num=24)
+def demo() -> freedave.DiffusionLM:
+    return freedave.load_model("demo")
 
 
-def test_texts_end_before_their_until_string(model):
-    whole, cut = model.generate_until(
-        [request("generate_until", "48392+7715=", {"until": until, "max_gen_toks": 96}) for until in ([], ["#", ":0"])]
+@pytest.fixture(scope="module")
+def model(demo: freedave.DiffusionLM) -> FreeDaveLM:
+    return FreeDaveLM(demo, mc_num=8)
+
+
+@pytest.fixture(autouse=True)
+def nothing_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Local files are cached as data sets, but not in the user's home; the harness's thousands of tasks, which take many
+    seconds to find, are left alone."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+
+    def own_tasks(include_path: Any = None, include_defaults: bool = False, metadata: Any = None) -> TaskManager:
+        return TaskManager(include_path=include_path, include_defaults=False, metadata=metadata)
+
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", own_tasks)
+    monkeypatch.setattr("freedave.integrations.lm_eval.evaluation.TaskManager", own_tasks)
+
+
+def request(kind: str, *arguments: Any, task: str = "a_task") -> Instance:
+    return Instance(kind, {}, arguments, 0, metadata=(task, 0, 1))
+
+
+def answers(model: FreeDaveLM, *prompts: str, **generation: Any) -> list[str]:
+    generation = {"until": [], "max_gen_toks": 96} | generation
+    return model.generate_until(
+        [request("generate_until", prompt, generation) for prompt in prompts], disable_tqdm=True
     )
-    assert "#056107" in whole
-    assert cut == whole[: min(whole.index("#"), whole.index(":0"))]
 
 
-def test_likelihoods_prefer_the_right_answer(model):
-    right, wrong = TASKS["sorting"].solve("sorted([3,1,2])="), TASKS["sorting"].solve("sorted([3,1,4])=")
-    scores = model.loglikelihood([request("loglikelihood", "sorted([3,1,2])=", text) for text in (right, wrong)])
-    assert scores[0][0] > scores[1][0] + 5
-    assert scores[0][1] is True and scores[1][1] is False
-    (whole,) = model.loglikelihood_rolling([request("loglikelihood_rolling", "sorted([3,1,2])=" + right)])
-    assert whole < scores[0][0]
+def token_ids(model: FreeDaveLM, text: str) -> list[int]:
+    return list(model.tokenizer(text)["input_ids"])
 
 
-def test_what_cannot_be_asked(model):
-    for arguments, message in [
-        ({"do_sample": True}, "asks for sampling"),
-        ({"temperature": 0.7, "do_sample": True}, "decodes greedily; pass --gen_kwargs"),
-        ({"num_beams": 4}, "generation arguments num_beams are not known"),
-        ({"max_gen_toks": 10**6}, "leaves no room for a prompt"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            model.generate_until([request("generate_until", "1+1=", arguments)])
-    with pytest.raises(ValueError, match="batch_size must be a number, got 'auto'"):
-        FreeDaveLM("demo", batch_size="auto")
-    with pytest.raises(ValueError, match="dtype must be one of"):
-        FreeDaveLM("demo", dtype="int3")
+# ------------------------------------------------------------------------------------------------------------ evaluation
 
 
-def test_errors_of_a_run_are_one_line(capsys):
-    assert main(["evaluate", "--model_args", "pretrained=/nowhere", "--tasks", "arc_easy"]) == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith("freedave: error:")
+def test_accuracy_and_what_it_cost(demo: freedave.DiffusionLM) -> None:
+    results = evaluate("demo", ["freedave_addition", "freedave_sorting"], limit=3, model_args={"check_lossless": True})
+    for name in ("addition", "sorting"):
+        metrics = results["results"][f"freedave_{name}"]
+        held_out = problems(name, "test", 3, seed=0)
+        outputs = [
+            freedave.generate(demo, demo.tokenizer(problem.prompt, return_tensors="pt").input_ids, max_new_tokens=96)
+            for problem in held_out
+        ]
+        right = [problem.check(response_text(demo, output)) for problem, output in zip(held_out, outputs, strict=True)]
+        assert metrics["exact_match,none"] == sum(right) / 3 == 1
+        tokens, forwards = (
+            sum(values) for values in zip(*((o.stats.tokens, o.num_forwards) for o in outputs), strict=True)
+        )
+        assert metrics["tokens_per_forward,none"] == tokens / forwards
+        assert 3 < metrics["answer_tokens_per_forward,none"] < metrics["tokens_per_forward,none"]
+        assert metrics["tokens_per_second,none"] > 0
+        assert metrics["identical_to_static,none"] == 1
+    decoding = results["config"]["freedave"]["decoding"]
+    assert decoding["freedave_addition"]["requests"] == decoding["freedave_addition"]["compared"] == 3
+    texts = [sample["filtered_resps"][0] for sample in results["samples"]["freedave_sorting"]]
+    assert texts == [response_text(demo, output) for output in outputs]
 
 
-def test_the_bound_of_a_short_text_is_exact():
-    """One token: the bound is the model's own probability of it, given the rest masked."""
-    lm = freedave.load_model("demo")
-    context = lm.tokenizer("48392+7715=").input_ids
-    probabilities = []
-    for token_id in range(lm.vocab_size):
-        if token_id != lm.mask_token_id:
-            probabilities.append(log_likelihood_bound(lm, context, [token_id], samples=4))
-    total = sum(2.718281828459045**value for value in probabilities)
-    assert total == pytest.approx(1, abs=0.05)  # the mask token has the rest
+def test_a_group_has_the_sums_of_its_tasks() -> None:
+    results = evaluate("demo", limit=1)
+    group, decoding = results["groups"]["freedave_demo"], results["config"]["freedave"]["decoding"].values()
+    assert len(decoding) == 4
+    assert group["exact_match,none"] == 1
+    assert group["tokens_per_forward,none"] == sum(d["tokens"] for d in decoding) / sum(d["forwards"] for d in decoding)
+    assert "identical_to_static,none" not in group
+
+
+def test_a_local_task_with_a_local_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As `freedave evaluate --include-path` finds them; the harness's exact match wants the whole scratchpad."""
+    documents = [{"question": PROMPT, "answer": ANSWER}, {"question": "7042-658=", "answer": "#6384"}]
+    (tmp_path / "sums.jsonl").write_text("\n".join(map(json.dumps, documents)))
+    (tmp_path / "sums.yaml").write_text(
+        f"""
+task: sums
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {tmp_path / "sums.jsonl"}}}}}
+output_type: generate_until
+test_split: test
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+generation_kwargs: {{until: [], max_gen_toks: 96, draft_steps: 4}}
+metric_list: [{{metric: exact_match}}]
+"""
+    )
+    options = ["--tasks", "sums", "--include-path", str(tmp_path), "--output", str(tmp_path / "out.json")]
+    assert main(["evaluate", "demo", *options, "--check-lossless", "0.5", "--dtype", "float32", "--device", "cpu"]) == 0
+    table = capsys.readouterr().out
+    assert table.startswith("demo: block-causal attention, float32, 8 recycled drafts\n")
+    header, row = table.splitlines()[2:4]
+    assert header.split()[:3] == ["task", "requests", "exact_match"]
+    assert header.endswith("tokens/forward  answer tokens/forward  tokens/s  identical to static")
+    assert row.split()[:3] == ["sums", "2", "0.500"] and row.endswith("100.0%")
+    saved = json.loads((tmp_path / "out.json").read_text())
+    assert saved["config"]["freedave"]["decoding"]["sums"]["compared"] == 1
+    assert [sample["exact_match"] for sample in saved["samples"]["sums"]] == [1.0, 0.0]
+
+
+def test_the_command_line_of_the_harness_shows_the_decodes_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = "--model freedave --model_args pretrained=demo,draft_steps=4,check_lossless=True --limit 1 --device cpu"
+    arguments += f" --tasks freedave_sorting --include_path {TASKS} --output_path {tmp_path}"
+    monkeypatch.setattr(sys, "argv", ["lm_eval", *arguments.split()])
+    runpy.run_module("freedave.integrations.lm_eval", run_name="__main__")
+    printed = capsys.readouterr().out
+    metrics = {
+        line.split("|")[5].strip(): line.split("|")[7].strip() for line in printed.splitlines() if "none" in line
+    }
+    assert metrics["exact_match"] == "1.0000" and metrics["identical_to_static"] == "1.0000"
+    assert float(metrics["tokens_per_forward"]) > 1
+    (saved,) = tmp_path.rglob("results*.json")
+    assert json.loads(saved.read_text())["config"]["freedave"]["draft_steps"] == 4
+
+
+def test_json_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "demo", "--tasks", "freedave_addition", "--limit", "1", "--static", "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results["results"]["freedave_addition"]["exact_match,none"] == 1
+    # One token a forward, but for what the cut of the last block leaves out.
+    assert results["results"]["freedave_addition"]["tokens_per_forward,none"] == pytest.approx(1, abs=0.1)
+
+
+# ------------------------------------------------------------------------------------------------------------ generating
+
+
+def test_answers_end_at_the_first_until(model: FreeDaveLM) -> None:
+    assert answers(model, PROMPT) == [ANSWER]
+    assert answers(model, PROMPT, until=["#"]) == [ANSWER.split("#")[0]]
+    assert answers(model, PROMPT, until=["11", " 9"]) == ["2+5+0:07"]
+    assert answers(model, PROMPT, until="<eos>", max_gen_toks=9) == [ANSWER[:9]]
+
+
+def test_batches_and_order_do_not_matter(demo: freedave.DiffusionLM, model: FreeDaveLM) -> None:
+    prompts = ["7042-658=", PROMPT, "sorted([5,2,9,1])=", "48392*7="]
+    one_by_one = [answers(model, prompt)[0] for prompt in prompts]
+    assert answers(FreeDaveLM(demo, batch_size=3), *prompts) == one_by_one
+
+
+@pytest.mark.parametrize(("share", "compared"), [(False, 0), (True, 4), (0.5, 2), (0.01, 1)])
+def test_the_share_that_was_identical(
+    share: float, compared: int, demo: freedave.DiffusionLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One decode is made to differ: it is counted, and its answer stays FreeDave's."""
+    generate = freedave.generate
+    broken = []
+
+    def differs(*arguments: Any, **settings: Any) -> freedave.DecodeOutput:
+        output = generate(*arguments, **settings)
+        if not settings["check_lossless"] or broken:
+            return output
+        broken.append(output)
+        assert output.static is not None
+        static = dataclasses.replace(output.static, step_map=output.static.step_map + 1)
+        raise freedave.LosslessnessError("a difference", output, static)
+
+    monkeypatch.setattr(freedave, "generate", differs)
+    checking = FreeDaveLM(demo, check_lossless=share)
+    assert answers(checking, *[PROMPT] * 4) == [ANSWER] * 4
+    tally = checking.tallies["a_task"]
+    assert (tally.requests, tally.compared, tally.identical) == (4, compared, max(compared - 1, 0))
+    assert tally.metrics().get("identical_to_static") == ((compared - 1) / compared if compared else None)
+
+
+def test_chat_templates(demo: freedave.DiffusionLM) -> None:
+    tokenizer = copy.deepcopy(demo.tokenizer)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}={% endif %}"
+    )
+    chat = freedave.DiffusionLM(demo.model, 1, block_length=16, eos_token_id=0, tokenizer=tokenizer)
+    task = {
+        "task": "chat",
+        "custom_dataset": lambda **_: {"test": documents([{"question": PROMPT.removesuffix("=")}])},
+        "output_type": "generate_until",
+        "test_split": "test",
+        "doc_to_text": "{{question}}",
+        "doc_to_target": ANSWER,
+        "generation_kwargs": {"until": [], "max_gen_toks": 96},
+        "metric_list": [{"metric": "exact_match"}],
+    }
+    results = evaluate(chat, [task], apply_chat_template=True)
+    assert results["results"]["chat"]["exact_match,none"] == 1
+    assert results["samples"]["chat"][0]["arguments"][0][0] == PROMPT
+
+
+def test_a_long_prompt_loses_its_beginning(demo: freedave.DiffusionLM) -> None:
+    short = FreeDaveLM(demo, max_length=70)  # 64 in blocks of 16
+    assert answers(short, "+" * 100 + PROMPT, max_gen_toks=53) == answers(short, PROMPT, max_gen_toks=53)
+    with pytest.raises(ValueError, match="max_gen_toks 64 leaves no room for a prompt: the model has 70 positions"):
+        answers(short, PROMPT, max_gen_toks=64)
+
+
+# ----------------------------------------------------------------------------------------------------------- likelihoods
+
+
+def documents(rows: list[dict[str, Any]]) -> Any:
+    return pytest.importorskip("datasets").Dataset.from_list(rows)
+
+
+def test_multiple_choice(model: FreeDaveLM) -> None:
+    rows = [
+        {
+            "question": PROMPT,
+            "choices": [ANSWER.replace("056", "057"), ANSWER, ANSWER.replace("8+7", "8+6")],
+            "gold": 1,
+        },
+        {"question": "7*8=", "choices": ["7*8+0:56 #56", "7*8+0:54 #54"], "gold": 0},
+    ]
+    task = {
+        "task": "which_one",
+        "custom_dataset": lambda **_: {"test": documents(rows)},
+        "output_type": "multiple_choice",
+        "test_split": "test",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": "choices",
+        "doc_to_target": "gold",
+        "target_delimiter": "",
+        "metric_list": [{"metric": "acc"}],
+    }
+    results = evaluate(model.lm, [task], model_args={"mc_num": 8})
+    assert results["results"]["which_one"]["acc,none"] == 1
+
+
+def test_likelihoods_are_the_bound_and_say_what_greedy_decoding_writes(model: FreeDaveLM) -> None:
+    wrong = ANSWER.replace("07", "08", 1)
+    pairs = [request("loglikelihood", PROMPT, text) for text in (ANSWER, wrong)]
+    (right, greedy), (lower, not_greedy) = model.loglikelihood(pairs, disable_tqdm=True)
+    assert (greedy, not_greedy) == (True, False)
+    assert right == log_likelihood_bound(model.lm, token_ids(model, PROMPT), token_ids(model, ANSWER), samples=8)
+    assert lower < right < 0
+
+
+def test_likelihood_of_a_whole_text(demo: freedave.DiffusionLM, model: FreeDaveLM) -> None:
+    text = PROMPT + ANSWER
+    (whole,) = model.loglikelihood_rolling([request("loglikelihood_rolling", text)], disable_tqdm=True)
+    assert whole == log_likelihood_bound(demo, [0], token_ids(model, text), samples=8)
+    # 32 positions: one that is given, and 31 that are predicted; the last window sees as much as fits.
+    short = FreeDaveLM(demo, max_length=40, mc_num=8)
+    (windowed,) = short.loglikelihood_rolling([request("loglikelihood_rolling", text)], disable_tqdm=True)
+    ids, length = token_ids(model, text), 31
+    expected = log_likelihood_bound(demo, [0], ids[:length], samples=8)
+    expected += log_likelihood_bound(demo, ids[length - 1 : length], ids[length : 2 * length], samples=8)
+    rest = len(ids) - 2 * length
+    expected += log_likelihood_bound(demo, ids[-length - 1 : -rest], ids[-rest:], samples=8)
+    assert windowed == pytest.approx(expected)
+
+
+# ------------------------------------------------------------------------------------------------------------- bad input
+
+
+def test_the_harness_knows_the_model() -> None:
+    made = get_model("freedave").create_from_arg_string(
+        "pretrained=demo,draft_steps=2,threshold=0.9", {"batch_size": "2"}
+    )
+    assert isinstance(made, FreeDaveLM)
+    settings = made.get_model_info()["freedave"]
+    assert (settings["draft_steps"], settings["threshold"]) == (2, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": "auto"}, "batch_size must be a whole number of at least 1, got 'auto'"),
+        ({"mc_num": 0}, "mc_num must be a whole number of at least 1, got 0"),
+        ({"check_lossless": 2}, "check_lossless must be True, False or a share between 0 and 1, got 2"),
+        ({"check_lossless": "yes"}, "check_lossless must be True, False or a share between 0 and 1, got 'yes'"),
+        ({"dtype": "int4"}, "dtype must be one of auto, float32, bfloat16, float16, got 'int4'"),
+        ({"device": "abacus"}, "device 'abacus' cannot be used here"),
+    ],
+)
+def test_bad_model_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FreeDaveLM("demo", **arguments)
+
+
+def test_a_model_without_a_tokenizer() -> None:
+    with pytest.raises(ValueError, match="Qwen3ForCausalLM has no tokenizer"):
+        FreeDaveLM(golden_lm("block_causal"))
+
+
+@pytest.mark.parametrize(
+    ("generation", "message"),
+    [
+        ({"do_sample": True}, "a_task asks for sampling .*, and decoding is greedy here"),
+        ({"temperature": 0.7}, "a_task asks for sampling"),
+        (
+            {"top_k": 5},
+            "a_task: generation_kwargs top_k cannot be honoured; known are until, max_gen_toks and draft_steps",
+        ),
+        ({"draft_steps": 0}, "draft_steps must be at least 1, got 0"),
+    ],
+)
+def test_bad_generation_arguments(generation: dict[str, Any], message: str, model: FreeDaveLM) -> None:
+    with pytest.raises(ValueError, match=message):
+        answers(model, PROMPT, **generation)
+
+
+def test_texts_that_cannot_be_written(model: FreeDaveLM) -> None:
+    with pytest.raises(ValueError, match="the tokenizer of demo cannot write 'How many apples"):
+        answers(model, "How many apples?")
+    with pytest.raises(ValueError, match="the tokenizer of demo has no chat template"):
+        model.apply_chat_template([{"role": "user", "content": "1+1"}])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tasks", "no_such_task"], "unknown tasks: no_such_task"),
+        (["--include-path", "nowhere"], "no folder with task files at nowhere"),
+        (["--limit", "0"], "--limit must be at least 1, got 0"),
+        (["--output", "nowhere/out.json"], "cannot write 'nowhere/out.json': there is no such folder"),
+        (["--draft-steps", "0", "--limit", "1"], "draft_steps must be at least 1, got 0"),
+        (["--check-lossless", "3"], "check_lossless must be True, False or a share between 0 and 1, got 3.0"),
+    ],
+)
+def test_bad_command_lines(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "demo", *options]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in captured.err.splitlines()[-1]
+
+
+def test_without_the_harness(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("freedave.integrations.lm_eval")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    assert main(["evaluate", "demo"]) == 2
+    assert "`freedave evaluate` needs pip install 'freedave-kernels[lm-eval]'" in capsys.readouterr().err
+
+
+def test_the_device_that_the_harness_assumes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert FreeDaveLM("demo", device="cuda:0").device == torch.device("cpu")

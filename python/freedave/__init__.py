@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from freedave.decoding import LosslessnessError as LosslessnessError
     from freedave.decoding import NonFiniteLogitsError as NonFiniteLogitsError
     from freedave.decoding import generate as generate
-    from freedave.integrations.transformers_generate import custom_generate as custom_generate
+    from freedave.integrations.transformers import custom_generate as custom_generate
     from freedave.models.checkpoint import CheckpointError as CheckpointError
     from freedave.models.checkpoint import load_model as load_model
     from freedave.models.diffusion_lm import DiffusionLM as DiffusionLM
@@ -36,7 +36,7 @@ _HOMES = {
     "DiffusionLM": "freedave.models.diffusion_lm",
     "LosslessnessError": "freedave.decoding",
     "NonFiniteLogitsError": "freedave.decoding",
-    "custom_generate": "freedave.integrations.transformers_generate",
+    "custom_generate": "freedave.integrations.transformers",
     "generate": "freedave.decoding",
     "load_model": "freedave.models.checkpoint",
 }

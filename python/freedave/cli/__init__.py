@@ -1,5 +1,4 @@
-"""The command line: `freedave demo`, `freedave generate`, `freedave evaluate`, `freedave convert`,
-`freedave info`.
+"""The command line: `freedave demo`, `freedave generate`, `freedave evaluate`, `freedave convert`, `freedave info`.
 
 Exit codes: 0 done; 1 a decode differed from static decoding, or the model's logits were not finite; 2 bad input;
 130 Ctrl-C.

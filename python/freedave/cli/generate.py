@@ -12,22 +12,10 @@ from typing import Any
 import torch
 
 import freedave
-from freedave.models.placement import named_dtype, usable_device
+from freedave.cli.decoding_options import add_decoding_options, add_model_options, settings_of
+from freedave.integrations.loading import default_device, load_named
 from freedave.picture import Trace, check_picture_path, decode_picture, first_block_of, token_texts
 from freedave.streaming import ProgressBar, StreamingText, Watcher, can_redraw
-
-# The options that are arguments of `freedave.generate`; it checks them, so that both report the same errors.
-SETTINGS = (
-    "max_new_tokens",
-    "draft_steps",
-    "block_length",
-    "tokens_per_step",
-    "order",
-    "threshold",
-    "drafting",
-    "lookahead_steps",
-    "cache",
-)
 
 
 def add_parser(commands: Any) -> None:
@@ -38,38 +26,12 @@ def add_parser(commands: Any) -> None:
         description="Decode a prompt. The text goes to standard output, the statistics to standard error.",
         epilog="example: freedave generate demo --prompt '48392+7715=' --check-lossless --picture decode.html",
     )
-    parser.add_argument("model", metavar="MODEL", help='a checkpoint folder, or "demo" for the embedded model')
+    add_model_options(parser)
     prompt = parser.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", metavar="TEXT", help="the text to continue")
     prompt.add_argument("--prompt-ids", metavar="IDS", help="token ids instead of text: 1,2,3")
 
-    weights = parser.add_argument_group("weights")
-    weights.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16 (default: %(default)s)")
-    weights.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
-
-    decoding = parser.add_argument_group("decoding")
-    decoding.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="(default: %(default)s)")
-    drafts = decoding.add_mutually_exclusive_group()
-    drafts.add_argument("--draft-steps", type=int, default=8, metavar="K", help="drafts a forward (default: 8)")
-    drafts.add_argument(
-        "--static",
-        dest="draft_steps",
-        action="store_const",
-        const=1,
-        help="static decoding, the same as --draft-steps 1",
-    )
-    decoding.add_argument("--block-length", type=int, metavar="L", help="(default: the model's)")
-    decoding.add_argument("--tokens-per-step", type=int, default=1, metavar="N", help="(default: %(default)s)")
-    decoding.add_argument("--order", default="confidence", help="confidence or left_to_right (default: %(default)s)")
-    decoding.add_argument("--threshold", type=float, metavar="P", help="a step commits all tokens this confident")
-    decoding.add_argument("--drafting", default="recycled", help="recycled or nested (default: %(default)s)")
-    decoding.add_argument(
-        "--lookahead-steps",
-        type=int,
-        metavar="N",
-        help="compute only what each draft's next N steps can need: 1 is fastest on a CPU (default: K, fewest forwards)",
-    )
-    decoding.add_argument("--cache", default="auto", help="auto, none, prefix or dual (default: %(default)s)")
+    add_decoding_options(parser, max_new_tokens="(default: %(default)s)")
 
     output = parser.add_argument_group("output")
     output.add_argument("--check-lossless", action="store_true", help="also decode statically and compare")
@@ -124,8 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Decode, print, draw; the exit code."""
     for picture in arguments.picture:
         check_picture_path(picture)
-    dtype, device = named_dtype(arguments.dtype), usable_device(arguments.device)
-    lm = freedave.load_model(arguments.model, dtype=dtype, device=device)
+    lm = load_named(arguments.model, arguments.dtype, arguments.device or default_device(), arguments.revision)
     prompt_ids = encode_prompt(lm, arguments)
     decoded = decode(lm, prompt_ids, arguments)
     for picture in arguments.picture:
@@ -135,8 +96,21 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         report(decoded)
     if decoded.difference is not None:
-        raise decoded.difference
+        raise explained(decoded.difference, dtype_of(lm))
     return 0
+
+
+def dtype_of(lm: freedave.DiffusionLM) -> str:
+    """The name of the weights' dtype."""
+    return str(next(lm.model.parameters()).dtype).removeprefix("torch.")
+
+
+def explained(difference: freedave.LosslessnessError, dtype: str) -> freedave.LosslessnessError:
+    """What to do about a difference, where rounding may be the reason."""
+    if dtype == "float32":
+        return difference
+    remedy = f"in {dtype} a near tie can round to either side; --dtype float32 rules that out"
+    return freedave.LosslessnessError(f"{difference} ({remedy})", difference.output, difference.static)
 
 
 def encode_prompt(lm: freedave.DiffusionLM, arguments: argparse.Namespace) -> list[int]:
@@ -173,8 +147,8 @@ def decode_text(lm: freedave.DiffusionLM, token_ids: list[int]) -> str:
 
 def decode(lm: freedave.DiffusionLM, prompt_ids: list[int], arguments: argparse.Namespace) -> Decoded:
     """Decode with the settings of the command line, shown while it runs; statically too where they are compared."""
-    input_ids = torch.tensor([prompt_ids], dtype=torch.int64, device=lm.device)
-    settings = {name: getattr(arguments, name) for name in SETTINGS}
+    input_ids = torch.tensor([prompt_ids], dtype=torch.int64)
+    settings = {"max_new_tokens": arguments.max_new_tokens, **settings_of(arguments)}
     compared = bool(arguments.check_lossless or arguments.picture)
     if compared:
         # The first forward of a process is slow; without this it would fall on the first of the two decodes.
@@ -244,7 +218,9 @@ def as_json(decoded: Decoded) -> dict[str, Any]:
         "step_map": output.step_map[0].tolist(),
         "forward_map": output.forward_map[0].tolist(),
         **costs(output),
-        "settings": {name: getattr(arguments, name) for name in SETTINGS},
+        "dtype": dtype_of(decoded.lm),
+        "device": str(decoded.lm.device),
+        "settings": {"max_new_tokens": arguments.max_new_tokens, **settings_of(arguments)},
         "static": None if static is None else {"identical": decoded.difference is None, **costs(static)},
         "pictures": arguments.picture,
     }

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from freedave.models import weights
+from freedave.models.config_reader import read_json
 from freedave.models.description import describe
 from freedave.models.diffusion_lm import DiffusionLM
 from freedave.models.errors import CheckpointError, first_line
@@ -23,7 +25,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # what `predict_tokens`
 def load_model(
     path: str | Path,
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
     device: str | torch.device = "cpu",
     revision: str | None = None,
 ) -> DiffusionLM:
@@ -39,7 +41,8 @@ def load_model(
     Args:
         path: a checkpoint folder, the name of a model in the Hugging Face cache ("GSAI-ML/LLaDA-8B-Instruct"), or "demo"
             for the model that ships with this package.
-        dtype: of the weights. Losslessness is exact in float32; see `generate(check_lossless=True)` for others.
+        dtype: of the weights; "auto" is the one that config.json names (float32 where it names none). Losslessness is exact
+            in float32; see `generate(check_lossless=True)` for others.
         device: where the weights go.
         revision: branch, tag or commit of a model in the Hugging Face cache; None is "main".
 
@@ -51,9 +54,11 @@ def load_model(
             weights; all that is wrong is listed, and nothing is loaded.
         TypeError, ValueError: a dtype or device that cannot be used.
     """
-    where = _usable(dtype, device)
+    where = _usable(torch.float32 if dtype == "auto" else dtype, device)
     folder = locate(path, revision)
     description = describe(folder)
+    if dtype == "auto":
+        dtype = _published_dtype(folder)
     stored = StoredWeights(folder)
     tokenizer, why_none = load_tokenizer(folder, description.family.tokenizer_class)
     description.config.dtype = dtype
@@ -75,3 +80,16 @@ def _usable(dtype: torch.dtype, device: str | torch.device) -> torch.device:
         return torch.device(device)
     except (RuntimeError, AssertionError) as error:  # an unknown device, or a build of torch without it
         raise ValueError(f"device {str(device)!r} cannot be used here: {first_line(error)}") from error
+
+
+def _published_dtype(folder: Path) -> torch.dtype:
+    """The dtype that config.json names, under the key of older or newer transformers."""
+    values = read_json(folder / "config.json")
+    name = values.get("dtype") or values.get("torch_dtype") or "float32"
+    dtype = getattr(torch, str(name), None)
+    if dtype not in DTYPES:
+        known = ", ".join(map(str, DTYPES))
+        raise CheckpointError(
+            f"{folder / 'config.json'} names the dtype {name!r}; load it as one of {known} instead of 'auto'"
+        )
+    return dtype

@@ -1,0 +1,30 @@
+"""A model as people name it: dtype and device in words."""
+
+from __future__ import annotations
+
+import torch
+
+import freedave
+
+DTYPES: dict[str, torch.dtype | str] = {
+    "auto": "auto",
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def load_named(path: str, dtype: str, device: str, revision: str | None = None) -> freedave.DiffusionLM:
+    """`freedave.load_model` with the dtype's name: "auto" (the checkpoint's own), "float32", "bfloat16" or "float16".
+
+    Raises:
+        ValueError: an unknown name, or what `load_model` raises.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    return freedave.load_model(path, dtype=DTYPES[dtype], device=device, revision=revision)  # type: ignore[arg-type]
+
+
+def default_device() -> str:
+    """The first GPU that torch sees, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,90 @@
+"""Prompts of different lengths through `freedave.generate`, one result a prompt.
+
+What calls this library from outside thinks in lists of requests, and in sequences that stop at their first end of
+sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import freedave
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One prompt's decode. `token_ids`, `step_map` and `forward_map` have `max_new_tokens` entries, as `DecodeOutput` has;
+    `num_forwards` are those that it took part in, `seconds` its share of its batch's.
+
+    `difference` is what `check_lossless` found, None where the decodes were identical or not compared.
+    """
+
+    token_ids: list[int]
+    step_map: list[int]
+    forward_map: list[int]
+    num_forwards: int
+    tokens: int
+    seconds: float
+    difference: freedave.LosslessnessError | None = None
+
+    def length(self, ends: Collection[int]) -> int:
+        """How many tokens there are up to the first end of sequence, which is counted."""
+        return next((i + 1 for i, token_id in enumerate(self.token_ids) if token_id in ends), len(self.token_ids))
+
+    def before_end(self, ends: Collection[int]) -> list[int]:
+        """The tokens before the first end of sequence."""
+        kept = self.token_ids[: self.length(ends)]
+        return kept[:-1] if kept and kept[-1] in ends else kept
+
+
+def answer_prompts(
+    lm: freedave.DiffusionLM,
+    prompts: Sequence[Sequence[int]],
+    *,
+    on_step: Callable[[freedave.Commit], None] | None = None,
+    **settings: Any,
+) -> list[Answer]:
+    """Decodes the prompts as one batch; `settings` are `freedave.generate`'s.
+
+    Raises what `freedave.generate` raises, but for `LosslessnessError`: an answer carries its own.
+    """
+    width = max(map(len, prompts))
+    filler = prompts[0][0]  # never seen: any token will do
+    input_ids = torch.tensor([[filler] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+    attention_mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    difference = None
+    try:
+        output = freedave.generate(lm, input_ids, attention_mask=attention_mask, on_step=on_step, **settings)
+    except freedave.LosslessnessError as error:
+        output, difference = error.output, error
+    forwards = output.stats.forwards_by_sequence
+    tokens = (output.step_map >= 0).sum(dim=1).tolist()
+    return [
+        Answer(
+            token_ids=output.sequences[row, width:].tolist(),
+            step_map=output.step_map[row].tolist(),
+            forward_map=output.forward_map[row].tolist(),
+            num_forwards=forwards[row],
+            tokens=tokens[row],
+            seconds=output.stats.total_seconds / len(prompts),
+            difference=difference if difference is not None and _differs(difference, row) else None,
+        )
+        for row in range(len(prompts))
+    ]
+
+
+def _differs(difference: freedave.LosslessnessError, row: int) -> bool:
+    output, static = difference.output, difference.static
+    same_tokens = torch.equal(output.sequences[row], static.sequences[row])
+    return not (same_tokens and torch.equal(output.step_map[row], static.step_map[row]))
+
+
+def end_tokens(eos_token_id: int | Sequence[int] | None) -> list[int]:
+    """Ends of sequence as a list, however a model or a configuration writes them."""
+    if eos_token_id is None:
+        return []
+    return [eos_token_id] if isinstance(eos_token_id, int) else [int(token_id) for token_id in eos_token_id]

@@ -1,0 +1,290 @@
+"""transformers: `model.generate(..., custom_generate=freedave.custom_generate, draft_steps=8)`.
+
+`generate` does its usual preparation (generation_config, special tokens, the prompt's attention mask, length) and then
+calls `custom_generate` in the place of its own loop. What is asked for is honoured or refused, never ignored.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+import freedave
+from freedave.integrations.prompts import Answer, answer_prompts, end_tokens
+
+# What `generate` itself puts there; anything else came from the caller.
+PREPARED = ("attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "cache_position")
+UNSUPPORTED = {
+    "do_sample": (False, "decoding is greedy"),
+    "num_beams": (1, "there are no beams"),
+    "num_return_sequences": (1, "greedy decoding has one result"),
+    "output_scores": (False, "tokens are not committed from left to right"),
+    "output_logits": (False, "tokens are not committed from left to right"),
+    "output_attentions": (False, "drafts share forwards"),
+    "output_hidden_states": (False, "drafts share forwards"),
+    "cache_implementation": (None, "the decoder brings its own cache; see the argument `cache`"),
+    "prompt_lookup_num_tokens": (None, "drafts come from the model itself; see `draft_steps`"),
+}
+
+
+@dataclass
+class FreeDaveGenerateOutput(GenerateDecoderOnlyOutput):
+    """With `return_dict_in_generate`: `sequences [B, prompt + new]`, and how they came about.
+
+    `step_map` and `forward_map [B, new]` int64 as in `DecodeOutput`, -1 for padding; `num_forwards` and `seconds` are
+    added up over the sequences.
+    """
+
+    step_map: torch.LongTensor | None = None
+    forward_map: torch.LongTensor | None = None
+    num_forwards: int | None = None
+    seconds: float | None = None
+
+
+def custom_generate(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    logits_processor: Any,
+    stopping_criteria: Any,
+    generation_config: GenerationConfig,
+    synced_gpus: bool = False,
+    streamer: Any = None,
+    mask_token_id: int | None = None,
+    attention: str | None = None,
+    block_length: int | None = None,
+    logits_shift: bool | None = None,
+    draft_steps: int = 8,
+    tokens_per_step: int = 1,
+    order: str = "confidence",
+    threshold: float | None = None,
+    drafting: str = "recycled",
+    lookahead_steps: int | None = None,
+    cache: str | None = None,
+    check_lossless: bool = False,
+    on_step: Callable[[freedave.Commit], None] | None = None,
+    **model_kwargs: Any,
+) -> torch.LongTensor | FreeDaveGenerateOutput:
+    """The decoding loop of `model.generate(input_ids, custom_generate=custom_generate, ...)`.
+
+    Args:
+        model ... streamer: from transformers. `max_new_tokens`, `eos_token_id` (one or several), `pad_token_id`,
+            `attention_mask` (left padding), `use_cache`, `return_dict_in_generate` and `streamer` are honoured. The streamer
+            gets tokens in order, as soon as they and all before them are final.
+        mask_token_id, attention, block_length, logits_shift: as in `DiffusionLM`; None is what the model's config says, as
+            `freedave convert` writes it.
+        draft_steps ... on_step: as in `freedave.generate`; `cache=None` is "auto", or "none" with `use_cache=False`.
+
+    Returns:
+        int64 `[B, prompt + new]`, each row ended by its first end of sequence and padded, cut to the longest; or
+        `FreeDaveGenerateOutput`.
+
+    Raises:
+        ValueError: an argument that cannot be honoured (sampling, beams, logits processors, ...), or a bad one.
+        LosslessnessError: `check_lossless` found a difference.
+    """
+    ours = _caller_of_generate()
+    streamer = streamer if streamer is not None else ours.get("streamer")
+    _refuse(generation_config, logits_processor, stopping_criteria, model_kwargs, ours)
+    if streamer is not None and input_ids.shape[0] > 1:
+        raise ValueError(f"a streamer takes one sequence, got a batch of {input_ids.shape[0]}")
+    if cache is None:
+        cache = "auto" if generation_config.use_cache is not False else "none"
+    ends = end_tokens(_as_list(generation_config._eos_token_tensor))
+    prompts = _without_padding(input_ids, model_kwargs.get("attention_mask"))
+    with _as_diffusion_lm(model, mask_token_id, attention, block_length, logits_shift, ends) as lm:
+        stream = None if streamer is None else _Stream(streamer, ends)
+        answers = answer_prompts(
+            lm,
+            prompts,
+            on_step=_both(stream, on_step),
+            max_new_tokens=generation_config.max_length - input_ids.shape[1],
+            draft_steps=draft_steps,
+            block_length=block_length,
+            tokens_per_step=tokens_per_step,
+            order=order,
+            threshold=threshold,
+            drafting=drafting,
+            lookahead_steps=lookahead_steps,
+            cache=cache,
+            check_lossless=check_lossless,
+        )
+    if streamer is not None:
+        streamer.end()
+    difference = next((answer.difference for answer in answers if answer.difference is not None), None)
+    if difference is not None:
+        raise difference
+    padding = _as_list(generation_config._pad_token_tensor)
+    output = _output(input_ids, answers, ends, padding[0] if padding else 0)
+    return output if generation_config.return_dict_in_generate else output.sequences
+
+
+def _refuse(
+    config: GenerationConfig, processors: Any, criteria: Any, model_kwargs: dict[str, Any], caller: dict[str, Any]
+) -> None:
+    """Raises ValueError for what this decoder cannot do."""
+    for name, (supported, reason) in UNSUPPORTED.items():
+        value = getattr(config, name, None)
+        if value is not None and value != supported:
+            raise ValueError(f"{name}={value!r} cannot be honoured by freedave.custom_generate: {reason}")
+    if caller.get("assistant_model") is not None:
+        raise ValueError(
+            "assistant_model cannot be honoured by freedave.custom_generate: drafts come from the model itself"
+        )
+    if processors:
+        names = ", ".join(type(processor).__name__ for processor in processors)
+        raise ValueError(f"logits processors cannot be honoured by freedave.custom_generate: {names}")
+    others = [type(c).__name__ for c in criteria or () if not isinstance(c, (MaxLengthCriteria, EosTokenCriteria))]
+    if others:
+        raise ValueError(
+            f"stopping criteria other than length and end of sequence cannot be honoured by freedave.custom_generate: "
+            f"{', '.join(others)}"
+        )
+    filled = model_kwargs.get("past_key_values")
+    if filled is not None and filled.get_seq_length() > 0:
+        raise ValueError("past_key_values cannot be honoured by freedave.custom_generate: pass the whole prompt")
+    unknown = sorted(name for name, value in model_kwargs.items() if name not in PREPARED and value is not None)
+    if unknown:
+        raise ValueError(f"{', '.join(unknown)} cannot be honoured by freedave.custom_generate")
+    mask, positions = model_kwargs.get("attention_mask"), model_kwargs.get("position_ids")
+    if positions is not None:
+        length = positions.shape[-1]
+        expected = torch.arange(length, device=positions.device) if mask is None else mask.long().cumsum(-1) - 1
+        visible = torch.ones_like(positions, dtype=torch.bool) if mask is None else mask.bool().expand_as(positions)
+        if bool(((positions != expected) & visible).any()):
+            raise ValueError(
+                "position_ids cannot be honoured by freedave.custom_generate: positions count from the prompt"
+            )
+
+
+def _without_padding(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[list[int]]:
+    """The prompts, without what stands before them."""
+    if attention_mask is None:
+        return [row.tolist() for row in input_ids]
+    visible = attention_mask.bool()
+    for row, mask in enumerate(visible):
+        if not bool(mask.any()):
+            raise ValueError(f"attention_mask: sequence {row} of the batch has no tokens")
+        if not bool(mask[int(mask.nonzero()[0]) :].all()):
+            raise ValueError(
+                f"attention_mask: sequence {row} of the batch is not padded on the left only; set the tokenizer's "
+                "padding_side='left'"
+            )
+    return [row[mask].tolist() for row, mask in zip(input_ids, visible, strict=True)]
+
+
+@contextmanager
+def _as_diffusion_lm(
+    model: PreTrainedModel,
+    mask_token_id: int | None,
+    attention: str | None,
+    block_length: int | None,
+    logits_shift: bool | None,
+    ends: Sequence[int],
+) -> Iterator[freedave.DiffusionLM]:
+    """The model as the decoder sees it; its attention implementation and mode are put back afterwards."""
+    config = model.config
+    mask_token_id = getattr(config, "mask_token_id", None) if mask_token_id is None else mask_token_id
+    attention = getattr(config, "attention", None) if attention is None else attention
+    missing = [
+        name for name, value in {"mask_token_id": mask_token_id, "attention": attention}.items() if value is None
+    ]
+    if missing:
+        raise ValueError(
+            f"{' and '.join(missing)} missing: the model's config does not say, so pass it to generate (attention is "
+            "'block_causal' or 'full')"
+        )
+    implementation, training = config._attn_implementation, model.training
+    try:
+        yield freedave.DiffusionLM(
+            model,
+            mask_token_id,  # type: ignore[arg-type]
+            attention=attention,  # type: ignore[arg-type]
+            block_length=getattr(config, "block_length", None) if block_length is None else block_length,
+            logits_shift=bool(getattr(config, "logits_shift", False) if logits_shift is None else logits_shift),
+            eos_token_id=ends or None,
+        )
+    finally:
+        model.set_attn_implementation(implementation)
+        model.train(training)
+
+
+class _Stream:
+    """Hands tokens to a streamer once they, and all before them, are final."""
+
+    def __init__(self, streamer: Any, ends: Sequence[int]) -> None:
+        self._streamer = streamer
+        self._ends = ends
+        self._waiting: dict[int, int] = {}
+        self._next: int | None = 0
+
+    def __call__(self, commit: freedave.Commit) -> None:
+        self._waiting.update(zip(commit.positions, commit.token_ids, strict=True))
+        ready = []
+        while self._next in self._waiting:
+            ready.append(self._waiting.pop(self._next))
+            self._next = None if ready[-1] in self._ends else self._next + 1
+        if ready:
+            self._streamer.put(torch.tensor(ready))
+
+
+def _both(
+    first: Callable[[freedave.Commit], None] | None, second: Callable[[freedave.Commit], None] | None
+) -> Callable[[freedave.Commit], None] | None:
+    """One callback of two."""
+    if first is None or second is None:
+        return first or second
+
+    def both(commit: freedave.Commit) -> None:
+        first(commit)
+        second(commit)
+
+    return both
+
+
+def _output(
+    input_ids: torch.Tensor, answers: list[Answer], ends: Sequence[int], padding: int
+) -> FreeDaveGenerateOutput:
+    """Answers as transformers returns them."""
+    lengths = [answer.length(ends) for answer in answers]
+    longest = max(lengths)
+
+    def rows(values: list[list[int]], filler: int) -> torch.Tensor:
+        cut = [row[:length] + [filler] * (longest - length) for row, length in zip(values, lengths, strict=True)]
+        return torch.tensor(cut, device=input_ids.device)
+
+    new = rows([answer.token_ids for answer in answers], padding)
+    return FreeDaveGenerateOutput(
+        sequences=torch.cat([input_ids, new], dim=1),  # type: ignore[arg-type]
+        step_map=rows([answer.step_map for answer in answers], -1),  # type: ignore[arg-type]
+        forward_map=rows([answer.forward_map for answer in answers], -1),  # type: ignore[arg-type]
+        num_forwards=sum(answer.num_forwards for answer in answers),
+        seconds=sum(answer.seconds for answer in answers),
+    )
+
+
+def _as_list(tensor: torch.Tensor | None) -> list[int]:
+    return [] if tensor is None else tensor.flatten().tolist()
+
+
+def _caller_of_generate() -> dict[str, Any]:
+    """The arguments of the `generate` that called, {} where there is none.
+
+    transformers 5.23 hands a callable only those of its keyword arguments that it does not know itself. `streamer` and
+    `assistant_model` are lost: the one would wait forever for its end, the other would be ignored without a word.
+    """
+    code = inspect.unwrap(GenerationMixin.generate).__code__
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is code:
+            return frame.f_locals
+        frame = frame.f_back  # type: ignore[assignment]
+    return {}

@@ -1,0 +1,253 @@
+"""transformers' `model.generate(..., custom_generate=freedave.custom_generate)`, against `freedave.generate`."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import warnings
+from itertools import chain
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import MASK, golden_lm, golden_model, prompt
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LogitsProcessorList,
+    MaxTimeCriteria,
+    PreTrainedModel,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+    TopKLogitsWarper,
+)
+from transformers.generation.streamers import BaseStreamer
+
+import freedave
+from freedave.models.location import DEMO_CHECKPOINT
+
+BLOCK_CAUSAL = {"mask_token_id": MASK, "attention": "block_causal", "block_length": 4}
+FAMILIES = {
+    "block_causal": BLOCK_CAUSAL,
+    "full": {"mask_token_id": MASK, "attention": "full"},
+    "full_shifted": {"mask_token_id": MASK, "attention": "full", "logits_shift": True},
+}
+
+
+@pytest.fixture(scope="module")
+def demo() -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(DEMO_CHECKPOINT)
+
+
+def generate(model: PreTrainedModel, input_ids: torch.Tensor, **arguments: Any) -> Any:
+    return model.generate(input_ids, custom_generate=freedave.custom_generate, **arguments)
+
+
+def on_golden(input_ids: torch.Tensor, **arguments: Any) -> Any:
+    return generate(golden_model("block_causal"), input_ids, **(BLOCK_CAUSAL | {"max_new_tokens": 16} | arguments))
+
+
+class Recorder(BaseStreamer):
+    def __init__(self) -> None:
+        self.puts: list[list[int]] = []
+        self.ended = 0
+
+    def put(self, value: torch.Tensor) -> None:
+        self.puts.append(value.flatten().tolist())
+
+    def end(self) -> None:
+        self.ended += 1
+
+
+def test_a_converted_checkpoint_says_how_it_decodes(demo: PreTrainedModel) -> None:
+    tokenizer = freedave.load_model("demo").tokenizer
+    input_ids = tokenizer("48392+7715=", return_tensors="pt").input_ids
+    sequences = demo.generate(input_ids, custom_generate=freedave.custom_generate, max_new_tokens=96, draft_steps=8)
+    text = tokenizer.decode(sequences[0, input_ids.shape[1] :], skip_special_tokens=True)
+    assert text == "2+5+0:07 9+1+0:10 3+7+1:11 8+7+1:16 4+0+1:05 #056107"
+    assert int(sequences[0, -1]) == 0 and int((sequences == 0).sum()) == 1  # cut at the end of sequence
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_same_as_generate(family: str) -> None:
+    settings = {"draft_steps": 4, "tokens_per_step": 2, "drafting": "nested", "max_new_tokens": 22}
+    input_ids = prompt(7)
+    expected = freedave.generate(golden_lm(family), input_ids, **settings)  # type: ignore[arg-type]
+    output = generate(golden_model(family), input_ids, return_dict_in_generate=True, **settings, **FAMILIES[family])
+    assert torch.equal(output.sequences, expected.sequences)
+    assert torch.equal(output.step_map, expected.step_map)
+    assert torch.equal(output.forward_map, expected.forward_map)
+    assert output.num_forwards == expected.num_forwards
+    assert torch.equal(generate(golden_model(family), input_ids, **settings, **FAMILIES[family]), expected.sequences)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"threshold": 0.05},
+        {"order": "left_to_right"},
+        {"lookahead_steps": 1},
+        {"cache": "none"},
+        {"block_length": 8},
+        {"draft_steps": 1},
+        {"check_lossless": True},
+    ],
+    ids=str,
+)
+def test_every_setting_arrives(settings: dict[str, Any]) -> None:
+    expected = freedave.generate(golden_lm("block_causal"), prompt(), **({"max_new_tokens": 16} | settings))
+    output = on_golden(prompt(), return_dict_in_generate=True, **settings)
+    assert torch.equal(output.sequences, expected.sequences)
+    assert torch.equal(output.step_map, expected.step_map)
+    assert output.num_forwards == expected.num_forwards
+
+
+def test_use_cache_chooses_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    decode = freedave.generate
+
+    def record(*arguments: Any, **settings: Any) -> freedave.DecodeOutput:
+        asked.append(settings["cache"])
+        return decode(*arguments, **settings)
+
+    monkeypatch.setattr(freedave, "generate", record)
+    on_golden(prompt())
+    on_golden(prompt(), use_cache=False)
+    on_golden(prompt(), use_cache=False, cache="auto")
+    assert asked == ["auto", "none", "auto"]
+
+
+def test_a_padded_batch_is_each_prompt_alone() -> None:
+    prompts = [prompt(length, seed=length) for length in (3, 9, 6)]
+    width = max(p.shape[1] for p in prompts)
+    padded = torch.cat([torch.nn.functional.pad(p, (width - p.shape[1], 0)) for p in prompts])
+    mask = torch.cat([torch.nn.functional.pad(torch.ones_like(p), (width - p.shape[1], 0)) for p in prompts])
+    sequences = on_golden(padded, attention_mask=mask)
+    assert torch.equal(sequences[:, :width], padded)
+    for row, one in zip(sequences, prompts, strict=True):
+        alone = freedave.generate(golden_lm("block_causal"), one, max_new_tokens=16)
+        assert torch.equal(row[width:], alone.sequences[0, one.shape[1] :])
+
+
+def test_ends_of_sequence_and_padding() -> None:
+    """Any of several ends ends a row; what follows is padding, and the result is as long as the longest row."""
+    batch = torch.cat([prompt(8, seed) for seed in range(3)])
+    free = on_golden(batch)[:, 8:]
+    ends = [int(free[0, 5]), int(free[2, 10])]
+    lengths = [next((i + 1 for i, t in enumerate(row.tolist()) if t in ends), 16) for row in free]
+    output = on_golden(batch, eos_token_id=ends, pad_token_id=62, return_dict_in_generate=True)
+    assert output.sequences.shape[1] == 8 + max(lengths)
+    for row, steps, expected, length in zip(output.sequences[:, 8:], output.step_map, free, lengths, strict=True):
+        assert row.tolist() == expected[:length].tolist() + [62] * (max(lengths) - length)
+        assert (steps[:length] >= 0).all() and (steps[length:] == -1).all()
+    assert min(lengths) < max(lengths)
+
+
+def test_generation_config() -> None:
+    config = GenerationConfig(max_new_tokens=12, return_dict_in_generate=True, eos_token_id=None)
+    output = generate(golden_model("block_causal"), prompt(), generation_config=config, **BLOCK_CAUSAL)
+    assert output.sequences.shape == (1, 8 + 12)
+    assert generate(golden_model("block_causal"), prompt(), max_length=15, **BLOCK_CAUSAL).shape == (1, 15)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_streamer_gets_tokens_in_order(family: str) -> None:
+    streamer, commits = Recorder(), []
+    settings = {"max_new_tokens": 20, "streamer": streamer, "on_step": commits.append}
+    sequences = generate(golden_model(family), prompt(), **settings, **FAMILIES[family])
+    assert streamer.ended == 1
+    assert streamer.puts[0] == prompt()[0].tolist()  # by transformers
+    assert list(chain(*streamer.puts)) == sequences[0].tolist()
+    assert len(streamer.puts) <= 1 + len(commits)
+    if family == "block_causal":
+        assert len(streamer.puts) > 3
+
+
+def test_a_streamer_gets_nothing_after_the_end() -> None:
+    free = on_golden(prompt())[0, 8:].tolist()
+    streamer = Recorder()
+    sequences = on_golden(prompt(), eos_token_id=free[6], streamer=streamer)
+    assert list(chain(*streamer.puts)) == sequences[0].tolist()
+    assert sequences.shape[1] - 8 == free.index(free[6]) + 1
+
+
+def test_the_text_streamer_of_transformers(demo: PreTrainedModel) -> None:
+    tokenizer = freedave.load_model("demo").tokenizer
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=1, skip_special_tokens=True)
+    generate(demo, tokenizer("7*8=", return_tensors="pt").input_ids, max_new_tokens=64, streamer=streamer)
+    assert "".join(streamer) == "7*8+0:56 #56"
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = copy.deepcopy(golden_model("block_causal"))
+    model.set_attn_implementation("eager")
+    model.train()
+    before = model(prompt()).logits
+    generate(model, prompt(), max_new_tokens=4, **BLOCK_CAUSAL)
+    assert model.config._attn_implementation == "eager"
+    assert model.training
+    assert torch.equal(model(prompt()).logits, before)
+
+
+def test_a_difference_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    output = freedave.generate(golden_lm("block_causal"), prompt(), max_new_tokens=16)
+
+    def differs(*_: Any, **__: Any) -> freedave.DecodeOutput:
+        other = dataclasses.replace(output, step_map=output.step_map + 1)
+        raise freedave.LosslessnessError("a difference", output, other)
+
+    monkeypatch.setattr(freedave, "generate", differs)
+    with pytest.raises(freedave.LosslessnessError, match="a difference"):
+        on_golden(prompt(), check_lossless=True)
+
+
+# ------------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"do_sample": True}, "do_sample=True cannot be honoured by freedave.custom_generate: decoding is greedy"),
+        ({"num_beams": 3}, "num_beams=3 cannot be honoured"),
+        ({"do_sample": True, "num_return_sequences": 2}, "cannot be honoured"),
+        ({"output_scores": True, "return_dict_in_generate": True}, "output_scores=True cannot be honoured"),
+        ({"output_attentions": True, "return_dict_in_generate": True}, "output_attentions=True cannot be honoured"),
+        ({"repetition_penalty": 1.2}, "logits processors cannot be honoured .*RepetitionPenaltyLogitsProcessor"),
+        ({"logits_processor": LogitsProcessorList([TopKLogitsWarper(3)])}, "logits processors .*TopKLogitsWarper"),
+        ({"eos_token_id": 5, "min_new_tokens": 9}, "logits processors cannot be honoured .*MinNewTokens"),
+        ({"max_time": 9.0}, "stopping criteria .* cannot be honoured .*MaxTimeCriteria"),
+        ({"stopping_criteria": StoppingCriteriaList([MaxTimeCriteria(9.0)])}, "stopping criteria .*MaxTimeCriteria"),
+        ({"position_ids": torch.arange(8)[None] + 1}, "position_ids cannot be honoured"),
+        ({"cache_implementation": "static"}, "cache_implementation='static' cannot be honoured"),
+        ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens=3 cannot be honoured"),
+        ({"assistant_model": "itself"}, "assistant_model cannot be honoured"),
+        ({"attention_mask": torch.tensor([[1] * 7 + [0]])}, "sequence 0 of the batch is not padded on the left only"),
+        ({"attention_mask": torch.zeros(1, 8, dtype=torch.int64)}, "sequence 0 of the batch has no tokens"),
+        ({"mask_token_id": None}, "mask_token_id missing: the model's config does not say"),
+        ({"mask_token_id": None, "attention": None}, "mask_token_id and attention missing"),
+        ({"attention": "causal"}, "attention must be one of block_causal, full, got 'causal'"),
+        ({"draft_steps": 0}, "draft_steps must be at least 1, got 0"),
+        ({"draft_step": 4}, "draft_step"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
+)
+@pytest.mark.filterwarnings("ignore")  # transformers has remarks of its own
+def test_what_cannot_be_honoured(arguments: dict[str, Any], message: str) -> None:
+    if "assistant_model" in arguments:
+        arguments = {"assistant_model": golden_model("block_causal")}
+    with pytest.raises(ValueError, match=message):
+        on_golden(prompt(), **arguments)
+
+
+def test_one_sequence_a_streamer() -> None:
+    with pytest.raises(ValueError, match="a streamer takes one sequence, got a batch of 2"):
+        on_golden(prompt().expand(2, -1), streamer=Recorder())
+
+
+def test_right_padding_is_refused() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mask = torch.ones(2, 8, dtype=torch.int64)
+        mask[1, 6:] = 0
+        with pytest.raises(ValueError, match="sequence 1 of the batch is not padded on the left only; set .*'left'"):
+            on_golden(prompt().expand(2, -1), attention_mask=mask, pad_token_id=0)
