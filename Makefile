@@ -4,7 +4,7 @@
 # make simt    builds what executes the CUDA kernels on the CPU (part of make test); test-simt-asan and test-simt-tsan run
 #              the contract tests on it with sanitizers, coverage-cuda writes which lines of the kernels tests execute
 # make lint    ruff, clang-format, mypy
-# make bench   op timings against eager PyTorch
+# make bench   every benchmark that needs no GPU; results, plots and the README's table (a quarter of an hour)
 # make wheel   a wheel in dist/; check-cuda-torch tries it in a CPU and in a CUDA torch, without a GPU
 PYTHON ?= python3
 VENV := .venv
@@ -118,9 +118,7 @@ $(CUDA_VENV)/.installed: requirements/cuda-torch.txt
 	@touch $@
 
 bench: setup
-	$(BIN)/python -m benchmarks ops
-	$(BIN)/python -m benchmarks step
-	$(BIN)/python -m benchmarks overhead
+	$(BIN)/python -m benchmarks all
 
 clean:
 	rm -rf build dist *.egg-info freedave_kernels/*.so $(VENV)/.built .pytest_cache .mypy_cache .ruff_cache .hypothesis

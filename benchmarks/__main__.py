@@ -1,59 +1,105 @@
-"""`python -m benchmarks ops|step|overhead|tune|gpu`: prints a table and writes benchmarks/results/<machine>/<name>.jsonl."""
+"""`python -m benchmarks <benchmark>`: prints tables and writes benchmarks/results/<machine>/<benchmark>.jsonl and CSV."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from benchmarks import gpu, ops, overhead, step, tune
-from benchmarks.gpu.machine import this_machine
+from benchmarks import everything
 from benchmarks.measure import CannotMeasureError
-from benchmarks.report import RESULTS, Report, machine_name
+from benchmarks.record import RESULTS, Record, machine_name
 
-# Each may return whether what it checks held.
-BENCHMARKS: dict[str, Callable[[Report, int], bool | None]] = {
-    "ops": ops.run,
-    "step": step.run,
-    "overhead": overhead.run,
+ON_THE_CPU = {
+    "ops": "every op over real shapes, against eager and compiled PyTorch and the read bandwidth",
+    "step": "everything between two forwards: time, operators, allocations, synchronisations",
+    "decode": "whole decodes, static and FreeDave: tokens a second and a forward, time outside the forward",
+    "scaling": "cost against vocabulary, rows, K, B and L, with fitted lines",
+    "overhead": "what a launch of the Triton ops costs on the host; needs no GPU",
+    "check": "the stated targets, and a comparison with the committed results",
 }
-ON_A_GPU = {"gpu": gpu.run, "tune": tune.run}
+ON_A_GPU = {
+    "gpu": "on a GPU: contract tests, sanitizers, launches, timings",
+    "tune": "on a GPU: measures its entries of the table of tunables and writes them",
+}
+OF_RESULTS = {
+    "report": "the HTML page, the plots and the README's table, from the results that are there",
+    "all": f"{', '.join(everything.ORDER)} and report, one after the other",
+}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("benchmark", choices=[*BENCHMARKS, *ON_A_GPU])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=30, help="interleaved rounds; each times every provider once")
-    parser.add_argument("--machine", help="name of the results' folder (default: the processor's, or the GPU's)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where that folder is (default: %(default)s)")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="gpu, tune: try the code itself on the CPU; nothing is written"
+    arguments = parse()
+    if arguments.benchmark == "all":
+        return everything.run(arguments.results or RESULTS, arguments.quick, arguments.threads, arguments.machine)
+    try:
+        if arguments.benchmark == "report":
+            return _report(arguments)
+        return _measure(arguments)
+    except CannotMeasureError as error:
+        print(f"benchmarks {arguments.benchmark}: {error}", file=sys.stderr)
+        return 2
+
+
+def parse() -> argparse.Namespace:
+    every = ON_THE_CPU | ON_A_GPU | OF_RESULTS
+    width = max(map(len, every))
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="\n".join(f"{name:<{width}}  {what}" for name, what in every.items()),
     )
+    parser.add_argument("benchmark", choices=every)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--machine", help="name of the results' folder (default: the processor's, or the GPU's)")
+    parser.add_argument("--results", type=Path, help="where that folder is (default: benchmarks/results)")
+    parser.add_argument(
+        "--quick", action="store_true", help="a smoke run of the code on tiny shapes; written only where --results says"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="gpu, tune: the same, on a CPU; nothing is written")
+    parser.add_argument("--readme", type=Path, help="report: the file whose table is replaced (default: README.md)")
     arguments = parser.parse_args()
     if arguments.dry_run and arguments.benchmark not in ON_A_GPU:
-        parser.error(f"--dry-run goes with {' and '.join(ON_A_GPU)}; the other benchmarks run on any machine")
+        parser.error(f"--dry-run goes with {' and '.join(ON_A_GPU)}; the other benchmarks have --quick")
+    if arguments.quick and arguments.benchmark in {*ON_A_GPU, "report"}:
+        parser.error("--quick goes with the benchmarks of the CPU; gpu and tune have --dry-run")
+    if arguments.threads < 1:
+        parser.error(f"--threads must be at least 1, got {arguments.threads}")
+    return arguments
 
+
+def _report(arguments: argparse.Namespace) -> int:
+    from benchmarks import report
+
+    report.run(arguments.results or RESULTS, arguments.readme)
+    return 0
+
+
+def _measure(arguments: argparse.Namespace) -> int:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
+    name = arguments.benchmark
+    module = importlib.import_module(f"benchmarks.{name}")
+    results = arguments.results or RESULTS
     held: bool | None
     with torch.inference_mode():
-        try:
-            if arguments.benchmark in ON_A_GPU:
-                machine = this_machine(arguments.dry_run, arguments.rounds)
-                report = Report(arguments.benchmark, arguments.machine or machine.name, arguments.results)
-                held = ON_A_GPU[arguments.benchmark](report, machine)
-            else:
-                report = Report(arguments.benchmark, arguments.machine or machine_name(), arguments.results)
-                held = BENCHMARKS[arguments.benchmark](report, arguments.rounds)
-        except CannotMeasureError as error:
-            print(f"benchmarks {arguments.benchmark}: {error}", file=sys.stderr)
-            return 2
-    if not arguments.dry_run:
-        report.write()
+        if name in ON_A_GPU:
+            from benchmarks.gpu.machine import this_machine
+
+            gpu = this_machine(arguments.dry_run)
+            record = Record(name, arguments.machine or gpu.name, results, arguments.dry_run)
+            held = module.run(record, gpu)
+        else:
+            record = Record(name, arguments.machine or machine_name(), results, arguments.quick)
+            held = module.run(record, arguments.quick)
+    if arguments.dry_run or (arguments.quick and arguments.results is None):
+        print("\nnothing written")
+    else:
+        record.write()
     return 1 if held is False else 0
 
 

@@ -1,13 +1,21 @@
-"""Interleaved timing: on a machine with neighbours, only what ran in the same seconds can be compared."""
+"""Interleaved timing: on a machine with neighbours, only what ran in the same seconds can be compared.
+
+`torch.utils.benchmark.Timer` times one statement at a time and warms up before each; here its clock and its statistics
+(`Measurement`) serve rounds in which every provider is timed once, in turn.
+"""
 
 from __future__ import annotations
 
+import math
 import statistics
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.utils.benchmark import Measurement, TaskSpec, timer
+
+Calls = Mapping[str, Callable[[], object]]
+FEWEST_ROUNDS = 3
 
 
 class CannotMeasureError(RuntimeError):
@@ -22,50 +30,90 @@ class Timing:
     lower: float
     upper: float
     best: float
+    rounds: int
 
     def per(self, count: int) -> Timing:
         """One of `count` equal parts of the call."""
-        return Timing(self.median / count, self.lower / count, self.upper / count, self.best / count)
+        return Timing(self.median / count, self.lower / count, self.upper / count, self.best / count, self.rounds)
 
 
-def interleaved(providers: Mapping[str, Callable[[], object]], rounds: int, seconds: float = 2e-4) -> dict[str, Timing]:
-    """Times every provider once a round, in turn; a short call is repeated until it fills `seconds`."""
+def timing(samples: Sequence[float]) -> Timing:
+    """Median and quartiles of seconds a call."""
+    measured = Measurement(1, list(samples), TaskSpec(stmt="", setup=""))
+    lower, _, upper = statistics.quantiles(samples, n=4) if len(samples) > 1 else [samples[0]] * 3
+    return Timing(measured.median, lower, upper, min(samples), len(samples))
+
+
+def interleaved(calls: Calls, rounds: int, budget: float = math.inf, fill: float = 1e-3) -> dict[str, Timing]:
+    """Times every provider once a round, in turn; a short call is repeated until it fills `fill` seconds.
+
+    `budget`: seconds that all rounds may take together. Where `rounds` would take longer there are fewer of them, but never
+    fewer than three; each `Timing` says how many there were.
+    """
     repeats = {}
-    for name, call in providers.items():
+    a_round = 0.0
+    for name, call in calls.items():
         call()
-        start = time.perf_counter()
+        start = timer()
         call()
-        repeats[name] = max(1, round(seconds / (time.perf_counter() - start)))
+        seconds = timer() - start
+        repeats[name] = max(1, round(fill / seconds))
+        a_round += repeats[name] * seconds
+    rounds = max(min(rounds, int(budget / a_round) if budget < math.inf else rounds), min(rounds, FEWEST_ROUNDS))
 
-    samples: dict[str, list[float]] = {name: [] for name in providers}
+    samples: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
-        for name, call in providers.items():
+        for name, call in calls.items():
             count = repeats[name]
-            start = time.perf_counter()
+            start = timer()
             for _ in range(count):
                 call()
-            samples[name].append((time.perf_counter() - start) / count)
-    return {name: _timing(values) for name, values in samples.items()}
+            samples[name].append((timer() - start) / count)
+    return {name: timing(values) for name, values in samples.items()}
 
 
-def _timing(values: list[float]) -> Timing:
-    lower, median, upper = statistics.quantiles(values, n=4)
-    return Timing(median, lower, upper, min(values))
+def readers(memory: torch.Tensor) -> dict[str, Callable[[], object]]:
+    """Ways to read `memory` as fast as this machine can; the best of them is its read bandwidth.
 
-
-def readers(num_bytes: int) -> dict[str, Callable[[], object]]:
-    """Ways to read `num_bytes` of memory as fast as this machine can; the best of them is its read bandwidth.
-
-    The memory is written first: pages that were never written are all one zero page, which the cache holds.
+    The memory must have been written: pages that never were are all one zero page, which the cache holds.
     """
-    memory = torch.empty(num_bytes // 4, dtype=torch.float32).normal_()
-    words = memory.view(torch.int64)
-    return {"read: float sum": memory.sum, "read: float max": memory.amax, "read: int64 sum": words.sum}
+    flat = memory.flatten()
+    as_float = flat.view(torch.float32) if flat.numel() * flat.itemsize % 4 == 0 else flat
+    ways: dict[str, Callable[[], object]] = {"read: float sum": as_float.sum, "read: float max": as_float.amax}
+    if flat.numel() * flat.itemsize % 8 == 0 and flat.storage_offset() * flat.itemsize % 8 == 0:
+        ways["read: int64 sum"] = flat.view(torch.int64).sum
+    return ways
 
 
-def slope(sizes: list[int], seconds: list[float]) -> tuple[float, float, float]:
-    """The line with the least relative errors: seconds per unit, seconds at 0, and the largest relative distance from it."""
-    design = torch.tensor([[n / t, 1 / t] for n, t in zip(sizes, seconds, strict=True)], dtype=torch.float64)
-    solution = torch.linalg.lstsq(design, torch.ones(len(sizes), 1, dtype=torch.float64)).solution
+@dataclass(frozen=True)
+class Line:
+    """Seconds against size: `slope` a unit, `at_zero`, and the largest relative distance of a point from the line."""
+
+    slope: float
+    at_zero: float
+    distance: float
+
+
+def line(sizes: Sequence[float], seconds: Sequence[float]) -> Line:
+    """The line with the least relative errors."""
+    return _fitted([[n / t, 1 / t] for n, t in zip(sizes, seconds, strict=True)])
+
+
+def proportional(sizes: Sequence[float], seconds: Sequence[float]) -> Line:
+    """The line through the origin with the least relative errors."""
+    return _fitted([[n / t] for n, t in zip(sizes, seconds, strict=True)])
+
+
+def _fitted(rows: list[list[float]]) -> Line:
+    design = torch.tensor(rows, dtype=torch.float64)
+    solution = torch.linalg.lstsq(design, torch.ones(len(rows), 1, dtype=torch.float64)).solution
     distance = (design @ solution - 1).abs().max()
-    return float(solution[0]), float(solution[1]), float(distance)
+    return Line(float(solution[0]), float(solution[1]) if len(solution) > 1 else 0.0, float(distance))
+
+
+def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
+    """The slope on logarithmic axes: 1 where time is proportional to size, 0 where it does not depend on it."""
+    x = torch.tensor(sizes, dtype=torch.float64).log()
+    y = torch.tensor(seconds, dtype=torch.float64).log()
+    x = x - x.mean()
+    return float((x * (y - y.mean())).sum() / (x * x).sum())

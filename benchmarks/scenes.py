@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -22,12 +21,11 @@ class DraftScene:
     confidence: torch.Tensor
     num_drafts: torch.Tensor
 
-    def batches(self, batch: int) -> Iterator[DraftScene]:
-        """The sequences in batches, over and over: a decoder never sees the same ones twice, and a branch predictor that
-        does learns a small batch by heart.
-        """
+    def parts(self, batch: int) -> Iterator[DraftScene]:
+        """The sequences in batches."""
         parts = (self.drafts.split(batch), self.token_ids.split(batch), self.confidence.split(batch))
-        return itertools.cycle([DraftScene(*part) for part in zip(*parts, self.num_drafts.split(batch), strict=True)])
+        for part in zip(*parts, self.num_drafts.split(batch), strict=True):
+            yield DraftScene(*part)
 
 
 def drafts(batch: int, count: int, length: int, device: torch.device | str = "cpu") -> DraftScene:
@@ -43,12 +41,24 @@ def drafts(batch: int, count: int, length: int, device: torch.device | str = "cp
     return DraftScene(*(tensor.to(device) for tensor in (built, token_ids, certainty, num_drafts)))
 
 
+def rows_of_logits(rows: int, vocab: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tensor:
+    """`[rows, V]`, normal; made a few rows at a time, so that 16-bit logits never exist in 32."""
+    values = torch.empty(rows, vocab, dtype=dtype, device=device)
+    for part in values.split(64):
+        part.copy_(torch.randn(part.shape, device=device))
+    return values
+
+
+def masked_ids(rows: int, masked: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """`[*, 32]` (or `[1, rows]` for fewer) token ids, `masked` of them masked."""
+    input_ids = torch.randint(1000, 2000, (rows,))
+    input_ids[torch.randperm(rows)[:masked]] = MASK
+    return input_ids.view(-1, min(rows, 32)).to(device)
+
+
 def logits(
     rows: int, masked: int, vocab: int, dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`rows` positions in drafts of 32, `masked` of them masked."""
-    input_ids = torch.randint(1000, 2000, (rows,))
-    input_ids[torch.randperm(rows)[:masked]] = MASK
-    length = min(rows, 32)
-    values = torch.randn(rows // length, length, vocab, device=device).to(dtype)
-    return values, input_ids.view(-1, length).to(device)
+    input_ids = masked_ids(rows, masked, device)
+    return rows_of_logits(rows, vocab, dtype, device).view(*input_ids.shape, vocab), input_ids

@@ -22,7 +22,7 @@ import freedave_kernels as fk
 from benchmarks import scenes
 from benchmarks.gpu.machine import Machine
 from benchmarks.measure import CannotMeasureError, Timing
-from benchmarks.report import Report
+from benchmarks.record import Record
 from benchmarks.scenes import MASK
 from freedave_kernels.triton.tunables import TABLE, Tunables, architecture, tunables
 
@@ -31,7 +31,7 @@ NUM_WARPS = (4, 8, 16)
 MAX_REGISTERS = (0, 64, 80, 96, 128)  # from eight programs of 128 threads a multiprocessor to what the compiler likes
 
 
-def run(report: Report, machine: Machine) -> bool:
+def run(record: Record, machine: Machine) -> bool:
     """Returns whether every candidate computed what the present entry computes."""
     if machine.dry:
         os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, which is with the first op
@@ -42,7 +42,7 @@ def run(report: Report, machine: Machine) -> bool:
         best = {}
         held = True
         for dtype in DTYPES:
-            chosen, agreed = choose(report, machine, dtype)
+            chosen, agreed = choose(record, machine, dtype)
             best[str(dtype).removeprefix("torch.")] = asdict(chosen)
             held &= agreed
     table = updated(TABLE, architecture(machine.device), best)
@@ -53,7 +53,7 @@ def run(report: Report, machine: Machine) -> bool:
     return held
 
 
-def choose(report: Report, machine: Machine, dtype: torch.dtype) -> tuple[Tunables, bool]:
+def choose(record: Record, machine: Machine, dtype: torch.dtype) -> tuple[Tunables, bool]:
     """The fastest candidate: least total over the shapes, each as a share of what the present entry takes."""
     present = tunables(machine.device, dtype)
     candidates = [Tunables(*pair) for pair in itertools.product(NUM_WARPS, MAX_REGISTERS)]
@@ -61,7 +61,7 @@ def choose(report: Report, machine: Machine, dtype: torch.dtype) -> tuple[Tunabl
         candidates = candidates[::7]
     scores = dict.fromkeys(candidates, 0.0)
     held = True
-    shapes = [(rows, masked, vocab) for vocab in machine.vocabularies for rows, masked in machine.rows]
+    shapes = [(rows, masked, vocab) for vocab in machine.shapes.vocabularies for rows, masked in machine.shapes.rows]
     for rows, masked, vocab in shapes:
         logits, input_ids = scenes.logits(rows, masked, vocab, dtype, device=machine.device)
         call = partial(fk.predict_tokens, logits, input_ids, MASK)
@@ -73,16 +73,16 @@ def choose(report: Report, machine: Machine, dtype: torch.dtype) -> tuple[Tunabl
                 timing = machine.times({"candidate": call})["candidate"]
                 held &= same(call(), expected)
             scores[candidate] += timing.median / share
-            add(report, rows, masked, vocab, dtype, candidate, timing)
+            add(record, rows, masked, vocab, dtype, candidate, timing)
     return min(candidates, key=scores.__getitem__), held
 
 
 def add(
-    report: Report, rows: int, masked: int, vocab: int, dtype: torch.dtype, candidate: Tunables, timing: Timing
+    record: Record, rows: int, masked: int, vocab: int, dtype: torch.dtype, candidate: Tunables, timing: Timing
 ) -> None:
-    shape = f"{masked} of {rows} rows, V={vocab}"
+    shape = {"V": vocab, "rows": rows, "masked": masked}
     provider = f"{candidate.num_warps} warps, {candidate.max_registers} reg"
-    report.add("predict_tokens", shape, str(dtype).removeprefix("torch."), {provider: timing})
+    record.add("predict_tokens", shape, str(dtype).removeprefix("torch."), {provider: timing})
 
 
 def same(result: tuple[torch.Tensor, torch.Tensor], expected: tuple[torch.Tensor, torch.Tensor]) -> bool:

@@ -1,7 +1,9 @@
-"""The benchmarks' own code runs: what it measures is looked at by people, not by tests."""
+"""The benchmarks' own code runs, and computes what it says: what it measures is looked at by people, not by tests."""
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +11,227 @@ from pathlib import Path
 import pytest
 import torch
 
+import freedave_kernels as fk
+from benchmarks import cases, check, eager, limits, measure, record, report, scenes, vectorised
+from benchmarks.__main__ import main
+from benchmarks.counts import counted
+from benchmarks.processor import Processor
+from benchmarks.report import readme_table
+from benchmarks.scenes import MASK
+from benchmarks.targets import Found
+
 ROOT = Path(__file__).parents[1]
 
 
 def benchmarks(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "benchmarks", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    # As a user's shell has it: the tests themselves ask for Triton's interpreter.
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder that a smoke run of everything wrote, report included, and what it printed."""
+    folder = tmp_path_factory.mktemp("results")
+    before = (ROOT / "README.md").read_text()
+    result = benchmarks("all", "--quick", "--results", str(folder), "--machine", "here")
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    assert (ROOT / "README.md").read_text() == before
+    return folder, result.stdout
+
+
+def rows(smoke: tuple[Path, str], benchmark: str, kind: str) -> list[record.Row]:
+    return [row for row in record.read(smoke[0] / "here" / f"{benchmark}.jsonl") if row["kind"] == kind]
+
+
+def test_every_op_is_timed_by_every_provider(smoke):
+    timings = rows(smoke, "ops", "timing")
+    for op in ("predict_tokens", "rank_positions", "select_transfer", "build_drafts", "verify_drafts", "draft_step"):
+        providers = {row["provider"] for row in timings if row["op"] == op and "tiny" not in row["shape"]}
+        assert providers >= {"cpu", "eager", "compiled"}, op
+    for row in timings:
+        assert (
+            row["best_us"] <= row["lower_quartile_us"] <= row["median_us"] <= row["upper_quartile_us"]
+            or row["rounds"] < 4
+        )
+        if row["baseline"]:
+            base = next(
+                other for other in timings
+                if (other["op"], other["shape"], other["dtype"], other["provider"])
+                == (row["op"], row["shape"], row["dtype"], row["baseline"])
+            )  # fmt: skip
+            assert row["ratio"] == pytest.approx(base["median_us"] / row["median_us"])
+
+
+def test_what_cannot_run_is_listed_with_the_reason(smoke):
+    absent = {row["provider"]: row["reason"] for row in rows(smoke, "ops", "absent")}
+    assert set(absent) >= {"cuda", "triton"}
+    assert all(absent.values())
+
+
+def test_results_say_where_they_come_from(smoke):
+    for path in (smoke[0] / "here").glob("*.jsonl"):
+        environment = json.loads(path.read_text().splitlines()[0])
+        assert {"machine", "cpu", "threads", "torch", "git_commit", "git_dirty", "load_average"} <= set(environment)
+        assert environment["quick"] is True
+
+
+def test_report(smoke):
+    folder = smoke[0]
+    pictures = sorted(path.stem for path in (folder / "here").glob("*.png"))
+    assert pictures == ["decode", "draft-step", "predict-tokens-bandwidth", "predict-tokens-speedup", "scaling", "step"]
+    assert (folder / "here" / "ops.csv").read_text().startswith("op,dtype,provider,median_us")
+    page = (folder / "report.html").read_text()
+    assert page.count("src='data:image/png;base64,") == len(pictures)
+    assert "Computed, not measured" in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_report_rewrites_the_table_between_its_markers(smoke):
+    machines = report.load(smoke[0])
+    text = readme_table.replaced(f"before\n{readme_table.BEGIN}\nold\n{readme_table.END}\nafter\n", machines)
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+    assert "| one call on tiny tensors" in text and "| the stated targets |" in text
+    assert readme_table.replaced(text, machines) == text
+    with pytest.raises(ValueError, match="the README needs the line"):
+        readme_table.replaced("a text without markers", machines)
+
+
+def test_the_readme_has_the_markers():
+    text = (ROOT / "README.md").read_text()
+    assert text.count(readme_table.BEGIN) == text.count(readme_table.END) == 1
+
+
+def test_report_without_results(tmp_path):
+    with pytest.raises(measure.CannotMeasureError, match="measure first"):
+        report.load(tmp_path)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "ops.jsonl").write_text('{"command": "an earlier format"}\n')
+    with pytest.raises(measure.CannotMeasureError, match=r"ops\.jsonl is not a result of this version"):
+        report.load(tmp_path)
+
+
+@pytest.mark.parametrize("count", [1, 4, 8])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_baselines_compute_the_op(batch, count):
+    """A baseline that computes something else would be no baseline. (Where nothing ties and enough positions are masked.)"""
+    torch.manual_seed(batch * 10 + count)
+    scene = scenes.drafts(batch, count, 32)
+    state, tokens, confidence = scene.drafts[:, 0], scene.token_ids[:, 0], scene.confidence[:, 0]
+    masked = state == MASK
+    step = fk.draft_step(
+        scene.drafts, scene.token_ids, scene.confidence, scene.num_drafts, MASK, count, drafting="nested"
+    )
+    targets = scene.drafts.roll(-1, 1)
+    targets[:, count // 2 :, 0] += 1
+    logits, input_ids = scenes.logits(32 * batch, 20 * batch, 500, torch.float32)
+    expected_tokens, expected_confidence = fk.predict_tokens(logits, input_ids, MASK)
+    for form in (eager, vectorised):
+        predicted = form.predict_tokens(logits, input_ids, MASK)
+        assert torch.equal(predicted[0], expected_tokens)
+        torch.testing.assert_close(predicted[1], expected_confidence, rtol=1e-5, atol=0)
+        assert torch.equal(form.rank_positions(confidence, masked), fk.rank_positions(confidence, masked))
+        transferred = fk.select_transfer(confidence, masked, num_transfer=2)
+        assert torch.equal(form.select_transfer(confidence, masked, 2), transferred)
+        drafts = fk.build_drafts(state, tokens, confidence, MASK, count)[0]
+        assert torch.equal(form.build_drafts(state, tokens, confidence, MASK, count), drafts)
+        accepted = torch.as_tensor(form.verify_drafts(scene.drafts, targets))
+        assert torch.equal(accepted, fk.verify_drafts(scene.drafts, targets))
+        following = form.draft_step(scene.drafts, scene.token_ids, scene.confidence, MASK, count)
+        assert torch.equal(following, step.drafts)
+
+
+def test_counts():
+    x = torch.zeros(256)
+    counts = counted(lambda: (x + 1)[x > 0].sum().item())
+    assert (counts.operators, counts.synchronisations) == (5, 2)  # add, gt, index by a mask, sum, item
+    assert counts.allocations >= 3 and counts.bytes >= x.nbytes
+    logits, input_ids = torch.randn(1, 4, 16), torch.full((1, 4), MASK)
+    ours = counted(lambda: fk.predict_tokens(logits, input_ids, MASK))
+    assert (ours.operators, ours.synchronisations) == (1, 0)
+
+
+def test_a_slow_machine_gets_fewer_rounds_but_three():
+    calls = []
+    timings = measure.interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 10, fill=0)
+    assert calls == ["a", "a", "b", "b"] + ["a", "b"] * 10
+    assert timings["a"].rounds == 10
+    assert measure.interleaved({"a": lambda: sum(range(10000))}, 10, budget=0)["a"].rounds == 3
+
+
+def test_fits():
+    sizes = [1, 2, 4, 8]
+    straight = measure.line(sizes, [3 + 2 * size for size in sizes])
+    assert (straight.slope, straight.at_zero, straight.distance) == (
+        pytest.approx(2),
+        pytest.approx(3),
+        pytest.approx(0, abs=1e-9),
+    )
+    through = measure.proportional(sizes, [2.0, 4.0, 8.0, 16.0])
+    assert (through.slope, through.distance) == (pytest.approx(2), pytest.approx(0, abs=1e-9))
+    assert measure.proportional(sizes, [2.0, 4.0, 8.0, 20.0]).distance > 0.05
+    assert measure.exponent(sizes, [size**2 for size in sizes]) == pytest.approx(2)
+
+
+def test_limits_are_the_tensors():
+    """The bytes of the model are those of the op's arguments and results."""
+    scene = scenes.drafts(2, 4, 8)
+    step = fk.draft_step(scene.drafts, scene.token_ids, scene.confidence, scene.num_drafts, MASK, 4)
+    arguments = (scene.drafts, scene.token_ids, scene.confidence, scene.num_drafts)
+    moved = sum(tensor.nbytes for tensor in (*arguments, step.drafts, step.confidence, step.record))
+    assert limits.draft_step(2, 4, 8) == moved
+    state, tokens, confidence = scene.drafts[:, 0], scene.token_ids[:, 0], scene.confidence[:, 0]
+    results = fk.build_drafts(state, tokens, confidence, MASK, 4)
+    assert limits.build_drafts(2, 4, 8) == sum(t.nbytes for t in (state, tokens, confidence, *results))
+    assert limits.Limit("predict_tokens", "", "", 3_350_000_000).microseconds("H100") == pytest.approx(1000)
+
+
+def test_a_shape_that_does_not_fit_is_listed(tmp_path):
+    class Small(Processor):
+        def free_memory(self) -> int:
+            return 1000
+
+    written = record.Record("ops", "here", tmp_path)
+    case = cases.prediction(scenes.rows_of_logits(4, 100, torch.float32), 4)
+    assert cases.measure(written, Small(3, quick=True), case) is None
+    (absent,) = written.of_kind("absent")
+    assert "GiB" in absent["reason"] and absent["op"] == "predict_tokens"
+
+
+def test_check_finds_a_regression(tmp_path):
+    """The same ratio holds, half of it does not; seconds do not matter."""
+    committed = {
+        "kind": "timing",
+        "op": "draft_step",
+        "shape": {"B": 1},
+        "dtype": "",
+        "provider": "cpu",
+        "baseline": "eager",
+    }
+    before = check.by_case([committed | {"ratio": 40.0, "median_us": 10.0}])
+    for ratio, held in ((40.0, True), (39.0, True), (20.0, False)):
+        written = record.Record("check", "here", tmp_path)
+        written.rows.append(committed | {"ratio": ratio, "median_us": 99.0})
+        assert check.compare(written, before) is held
+        assert written.of_kind("regression")[0]["held"] is held
+
+
+def test_check_compares_with_what_is_committed(tmp_path):
+    assert check.committed(record.Record("check", "no such machine", record.RESULTS)) == {}
+    assert check.committed(record.Record("check", "here", tmp_path)) == {}
+
+
+def test_targets():
+    assert Found("a", 20.0, "least", 20, "x").held and not Found("a", 19.9, "least", 20, "x").held
+    assert Found("a", 5.0, "most", 5, "us").held and not Found("a", 5.1, "most", 5, "us").held
+
+
+def test_check_fails_where_a_target_fails(smoke, monkeypatch, tmp_path):
+    monkeypatch.setattr(check.targets, "measured", lambda written, quick: iter([Found("a", 1.0, "least", 2, "x")]))
+    assert check.run(record.Record("check", "here", tmp_path), quick=False) is False
+    monkeypatch.setattr(check.targets, "measured", lambda written, quick: iter([Found("a", 2.0, "least", 2, "x")]))
+    assert check.run(record.Record("check", "here", tmp_path), quick=False) is True
 
 
 def test_gpu_dry_run():
@@ -28,6 +245,7 @@ def test_gpu_dry_run():
         "step, B=1: eager",
         "copy bandwidth",
         "predict_tokens",
+        "draft_step",
         "graph",
     ]
     places = [result.stdout.index(part) for part in parts]
@@ -36,14 +254,23 @@ def test_gpu_dry_run():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_gpu_without_a_gpu():
-    result = benchmarks("gpu")
-    assert result.returncode == 2
-    assert "torch sees no GPU; run this on a machine with one, or with --dry-run" in result.stderr
-    assert "Traceback" not in result.stderr
+def test_gpu_without_a_gpu(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "gpu"])
+    assert main() == 2
+    assert "torch sees no GPU; run this on a machine with one, or with --dry-run" in capsys.readouterr().err
 
 
-def test_dry_run_goes_with_gpu():
-    result = benchmarks("ops", "--dry-run")
-    assert result.returncode == 2
-    assert "--dry-run goes with" in result.stderr
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("ops", "--dry-run"), "--dry-run goes with"),
+        (("gpu", "--quick"), "--quick goes with"),
+        (("ops", "--threads", "0"), "--threads must be at least 1"),
+    ],
+)
+def test_options_that_do_not_fit(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments])
+    with pytest.raises(SystemExit) as exit_status:
+        main()
+    assert exit_status.value.code == 2
+    assert message in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import warnings
 from itertools import chain
 from typing import Any
@@ -192,7 +193,8 @@ def test_a_difference_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     output = freedave.generate(golden_lm("block_causal"), prompt(), max_new_tokens=16)
 
     def differs(*_: Any, **__: Any) -> freedave.DecodeOutput:
-        raise freedave.LosslessnessError("a difference", output, output)
+        other = dataclasses.replace(output, step_map=output.step_map + 1)
+        raise freedave.LosslessnessError("a difference", output, other)
 
     monkeypatch.setattr(freedave, "generate", differs)
     with pytest.raises(freedave.LosslessnessError, match="a difference"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import runpy
 import sys
@@ -169,6 +170,21 @@ def test_answers_end_at_the_first_until(model: FreeDaveLM) -> None:
     assert answers(model, PROMPT, until="<eos>", max_gen_toks=9) == [ANSWER[:9]]
 
 
+def test_until_ends_the_decode_early(demo: freedave.DiffusionLM) -> None:
+    forwards = []
+    for until in ([], [" 9", "Question:"]):
+        fresh = FreeDaveLM(demo)
+        answers(fresh, PROMPT, until=until)
+        forwards.append(fresh.tallies["a_task"].forwards)
+    assert forwards[1] < forwards[0] / 2  # the first block of four holds it
+
+
+def test_a_request_without_a_context(demo: freedave.DiffusionLM, model: FreeDaveLM) -> None:
+    output = freedave.generate(demo, torch.tensor([[0]]), max_new_tokens=16)
+    ids = output.sequences[0, 1:].tolist()
+    assert answers(model, "", max_gen_toks=16) == [demo.tokenizer.decode(ids[: ids.index(0)] if 0 in ids else ids)]
+
+
 def test_batches_and_order_do_not_matter(demo: freedave.DiffusionLM, model: FreeDaveLM) -> None:
     prompts = ["7042-658=", PROMPT, "sorted([5,2,9,1])=", "48392*7="]
     one_by_one = [answers(model, prompt)[0] for prompt in prompts]
@@ -189,7 +205,8 @@ def test_the_share_that_was_identical(
             return output
         broken.append(output)
         assert output.static is not None
-        raise freedave.LosslessnessError("a difference", output, output.static)
+        static = dataclasses.replace(output.static, step_map=output.static.step_map + 1)
+        raise freedave.LosslessnessError("a difference", output, static)
 
     monkeypatch.setattr(freedave, "generate", differs)
     checking = FreeDaveLM(demo, check_lossless=share)

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from benchmarks.gpu import checks, launches, timings
 from benchmarks.gpu.machine import Machine
-from benchmarks.report import Report
+from benchmarks.record import Record
 
 
-def run(report: Report, machine: Machine) -> bool:
+def run(record: Record, machine: Machine) -> bool:
     """Returns whether everything that was checked held."""
-    report.note("machine", **machine.describe())
-    held = [checks.contract_tests(report, machine), *checks.sanitizers(report, machine)]
-    held.append(launches.count(report, machine))
-    timings.predict_tokens(report, machine)
-    timings.draft_step(report, machine)
-    timings.step(report, machine)
+    record.note("machine", **machine.describe())
+    for provider, reason in machine.absent.items():
+        record.absent(provider, reason)
+    held = [checks.contract_tests(record, machine), *checks.sanitizers(record, machine)]
+    held.append(launches.count(record, machine))
+    timings.ops(record, machine)
+    timings.step(record, machine)
     return all(held)

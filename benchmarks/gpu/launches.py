@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 import freedave_kernels as fk
 from benchmarks import eager, scenes
 from benchmarks.gpu.machine import Machine
-from benchmarks.report import Report
+from benchmarks.record import Record
 from benchmarks.scenes import MASK
 
 # Names in a trace: the runtime and driver calls that start a kernel, and those that wait.
@@ -20,10 +20,10 @@ K, L, VOCAB = 8, 32, 4096
 EXPECTED = {"cuda": 3, "triton": 3}
 
 
-def count(report: Report, machine: Machine) -> bool:
+def count(record: Record, machine: Machine) -> bool:
     """Whether our step needs no more launches than promised, and never waits."""
     held = True
-    for batch in machine.batches:
+    for batch in machine.shapes.batches:
         scene = scenes.drafts(batch, K, L, device=machine.device)
         logits = torch.randn(batch, K, L, VOCAB, device=machine.device)
 
@@ -38,10 +38,10 @@ def count(report: Report, machine: Machine) -> bool:
         for backend in machine.backends:
             with fk.use_backend(backend):
                 kernels, waits = _counted(machine, ours)
-            report.note(f"step, B={batch}: {backend} {kernels} launches, {waits} synchronisations", batch=batch)
+            record.note(f"step, B={batch}: {backend} {kernels} launches, {waits} synchronisations", batch=batch)
             held &= machine.dry or (kernels == EXPECTED[backend] and waits == 0)
         kernels, waits = _counted(machine, theirs)
-        report.note(f"step, B={batch}: eager {kernels} launches, {waits} synchronisations", batch=batch)
+        record.note(f"step, B={batch}: eager {kernels} launches, {waits} synchronisations", batch=batch)
     return held
 
 

@@ -3,40 +3,50 @@
 from __future__ import annotations
 
 import re
-import statistics
 import subprocess
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 import freedave_kernels as fk
-from benchmarks.measure import CannotMeasureError, Timing
+from benchmarks import compiled
+from benchmarks.cases import ROWS, Shapes
+from benchmarks.measure import Calls, CannotMeasureError, Timing, interleaved, timing
+from benchmarks.processor import Processor
 
-Calls = Mapping[str, Callable[[], object]]
+ROUNDS = 30
+DTYPES = [torch.bfloat16, torch.float32]
 
 
 @dataclass(frozen=True)
 class Machine:
     """`backends`: those of ours that are measured; `absent`: why others are not. `rounds`: timed rounds; each times every
-    provider once. `vocabularies`, `rows` (all and masked ones), `batches`: the shapes."""
+    provider once."""
 
     dry: bool
     device: torch.device
     backends: list[str]
     absent: dict[str, str]
     rounds: int
-    vocabularies: list[int]
-    rows: list[tuple[int, int]]
-    batches: list[int]
+    shapes: Shapes
+    dynamic: bool = False
 
     @property
     def name(self) -> str:
         """As a folder name."""
         name = "dry-run" if self.dry else torch.cuda.get_device_name(self.device)
         return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+    @property
+    def compiler(self) -> str:
+        """A dry run goes through torch.compile without generating code."""
+        return "aot_eager" if self.dry else "inductor"
+
+    def free_memory(self) -> int:
+        """Bytes that could be allocated on the device now."""
+        return Processor(1).free_memory() if self.dry else torch.cuda.mem_get_info(self.device)[0]
 
     def describe(self) -> dict[str, Any]:
         description: dict[str, Any] = {"dry_run": self.dry, "backends": self.backends, "absent": self.absent}
@@ -54,22 +64,14 @@ class Machine:
 
     def times(self, calls: Calls) -> dict[str, Timing]:
         """Interleaved. On a GPU by events on the stream, each call after the L2 cache was overwritten."""
+        if self.dry:
+            return interleaved(calls, self.rounds)
+        return {name: timing(values) for name, values in self._gpu_samples(calls).items()}
+
+    def _gpu_samples(self, calls: Calls) -> dict[str, list[float]]:
         for call in calls.values():
             call()
             call()
-        samples = self._cpu_samples(calls) if self.dry else self._gpu_samples(calls)
-        return {name: _timing(values) for name, values in samples.items()}
-
-    def _cpu_samples(self, calls: Calls) -> dict[str, list[float]]:
-        samples: dict[str, list[float]] = {name: [] for name in calls}
-        for _ in range(self.rounds):
-            for name, call in calls.items():
-                start = time.perf_counter()
-                call()
-                samples[name].append(time.perf_counter() - start)
-        return samples
-
-    def _gpu_samples(self, calls: Calls) -> dict[str, list[float]]:
         l2 = torch.cuda.get_device_properties(self.device).L2_cache_size
         flush = torch.empty(2 * l2, dtype=torch.uint8, device=self.device)
         events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in calls}
@@ -102,11 +104,12 @@ class Machine:
         return 2 * source.numel() / self.times({"copy": lambda: target.copy_(source)})["copy"].median
 
 
-def this_machine(dry: bool, rounds: int) -> Machine:
+def this_machine(dry: bool) -> Machine:
     available = fk.available_backends()
     if dry:
         wanted = ["cuda_emulated" if available.get("cuda_emulated", "") is None else "cpu"]
-        return Machine(True, torch.device("cpu"), wanted, {}, 4, [100, 1000], [(8, 5)], [1, 2])
+        shapes = Shapes([100, 1000], [(8, 5)], DTYPES, [4], [8], [1, 2])
+        return Machine(True, torch.device("cpu"), wanted, {}, 4, shapes)
     if not torch.cuda.is_available():
         raise CannotMeasureError(
             "torch sees no GPU; run this on a machine with one, or with --dry-run to try the code itself"
@@ -114,14 +117,10 @@ def this_machine(dry: bool, rounds: int) -> Machine:
     wanted = [name for name in ("cuda", "triton") if available[name] is None]
     absent = {name: str(reason) for name in ("cuda", "triton") if (reason := available[name]) is not None}
     device = torch.device("cuda", torch.cuda.current_device())
-    vocabularies = [32000, 126464, 151936, 262144]
-    rows = [(1, 1), (32, 32), (256, 32), (256, 256), (2048, 2048)]
-    return Machine(False, device, wanted, absent, rounds, vocabularies, rows, [1, 8, 32, 128])
-
-
-def _timing(values: list[float]) -> Timing:
-    lower, median, upper = statistics.quantiles(values, n=4)
-    return Timing(median, lower, upper, min(values))
+    missing = compiled.unavailable()
+    absent |= {"compiled": missing} if missing else {}
+    shapes = Shapes([32000, 126464, 151936, 262144], ROWS, DTYPES, [8, 32], [32, 256], [1, 8, 32, 128])
+    return Machine(False, device, wanted, absent, ROUNDS, shapes)
 
 
 def _driver() -> str | None:

@@ -1,81 +1,95 @@
-"""The exact key-value cache of block-causal models: a finished block is stored once, from the forward that verified it.
+"""The key-value cache: one buffer a layer, allocated once, in which every sequence has a slot.
 
-With block-causal attention the keys and values of a block depend on the blocks before it and on its own tokens. The
-accepted draft *is* the finished block, so the draft forward has already computed them, and no further forward is spent on
-storing (the public implementation spends one a block).
+Keys and values of the committed prefix (and, with `cache="dual"`, of the suffix) stand there once, whatever the number of
+drafts that attend to them. They come from a forward that had to run anyway: with block-causal attention the accepted draft
+*is* the finished block, so its keys and values are copied from the forward that verified it; with full attention they come
+from the forward that refreshes a block.
 """
 
 from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
 
-from freedave.segments import Segments
+import torch
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
-class PrefixCache:
-    """Keys and values of the committed prefix, shared by all segments, and of the segments of the last forward.
+@dataclass(frozen=True)
+class Write:
+    """`count` tokens of a forward, from `begin` on, are stored from position `at` of a slot on."""
 
-    Passed to a model as `past_key_values`; the prefix buffers `[1, G, capacity, D]` are allocated once a layer. Call
-    `prefill` or `attend` before each forward: it says what the keys and values that the model hands over are.
+    begin: int
+    count: int
+    slot: int
+    at: int
+
+
+class KeyValueCache:
+    """Keys and values `[slots, capacity, G, D]` a layer, and those of the last forward for as long as they may be kept.
+
+    `retain` says what a forward leaves behind for `keep`; the buffers are allocated by the first forward, which knows the
+    heads. A slot's content is never cleared: who reads says up to where.
     """
 
-    def __init__(self, capacity: int) -> None:
-        self.length = 0  # positions of the prefix
-        self._capacity = capacity
-        self._prefix: list[Pair] = []
-        self._segments: list[Pair] = []
-        self._prefilling = 0
-        self._chain: list[torch.Tensor] = []
+    def __init__(self, slots: int, capacity: int) -> None:
+        self.slots = slots
+        self.capacity = capacity
+        self._stored: list[Pair] = []
+        self._last: list[Pair] = []
 
-    def prefill(self, count: int) -> None:
-        """The next forward is one row from position 0; its first `count` positions become the prefix."""
-        self._prefilling = count
+    @property
+    def bytes(self) -> int:
+        """Size of the buffers of all layers."""
+        return sum(tensor.nbytes for pair in self._stored for tensor in pair)
 
-    def attend(self, segments: Segments, block_length: int, device: torch.device) -> torch.Tensor | None:
-        """The next forward's rows are `segments`; its attention mask `[S, 1, 1, prefix + C block_length]`, or None.
+    def store(self, layer: int, key: torch.Tensor, value: torch.Tensor, writes: list[Write], retain: int) -> None:
+        """Takes a layer's new keys and values `[1, G, T, D]`: stores what `writes` says, retains tokens from `retain` on."""
+        self._allocate(layer, key, value)
+        for write in writes:
+            for buffer, new in zip(self._stored[layer], (key, value), strict=True):
+                tokens = new[0, :, write.begin : write.begin + write.count].transpose(0, 1)
+                buffer[write.slot, write.at : write.at + write.count] = tokens
+        if retain:  # a view would keep all of it alive
+            key, value = key[:, :, retain:].clone(), value[:, :, retain:].clone()
+        self._last[layer] = key, value
 
-        C is the longest chain; shorter ones are padded, and the mask hides the padding.
-        """
-        self._prefilling = 0
-        longest = max(len(chain) for chain in segments.chain)
-        padded = torch.tensor([chain + chain[-1:] * (longest - len(chain)) for chain in segments.chain], device=device)
-        self._chain = list(padded.unbind(1)) if longest > 1 else []
-        if all(len(chain) == longest for chain in segments.chain):
-            return None
-        lengths = torch.tensor([len(chain) for chain in segments.chain], device=device) * block_length + self.length
-        key = torch.arange(self.length + longest * block_length, device=device)
-        return (key < lengths[:, None])[:, None, None]
+    def _allocate(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        if layer == len(self._stored):
+            # Numbers, where nothing was stored yet: a masked NaN would still be one.
+            stored = (tensor.new_zeros(self.slots, self.capacity, *tensor.shape[1::2]) for tensor in (key, value))
+            self._stored.append((next(stored), next(stored)))
+            self._last.append((key[:, :, :0], value[:, :, :0]))
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Positions stored (asked by transformers)."""
-        return self.length
+    def buffers(self, layer: int) -> Pair:
+        """The buffers of a layer that has run."""
+        return self._stored[layer]
 
-    def update(self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *_: object, **__: object) -> Pair:
-        """Takes a layer's new keys and values `[S, G, T, D]`; returns those that each row attends to (for transformers)."""
-        if layer_idx == len(self._prefix):
-            shape = (1, key.shape[1], self._capacity)
-            self._prefix.append((key.new_empty(*shape, key.shape[3]), value.new_empty(*shape, value.shape[3])))
-            self._segments.append((key, value))
-        if self._prefilling:
-            for stored, new in zip(self._prefix[layer_idx], (key, value), strict=True):
-                stored[0, :, : self._prefilling] = new[0, :, : self._prefilling]
-            return key, value
-        self._segments[layer_idx] = (key, value)
-        prefix_key, prefix_value = self._prefix[layer_idx]
-        return self._with_context(prefix_key, key), self._with_context(prefix_value, value)
+    def rows(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> Pair:
+        """All stored keys and values `[slots, G, capacity, D]`; the first time, buffers for what looks like these."""
+        self._allocate(layer, key, value)
+        keys, values = self._stored[layer]
+        return keys.transpose(1, 2), values.transpose(1, 2)
 
-    def _with_context(self, prefix: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-        window = [new.index_select(0, segment) for segment in self._chain] or [new]
-        if self.length:
-            window.insert(0, prefix[:, :, : self.length].expand(new.shape[0], -1, -1, -1))
-        return torch.cat(window, dim=2) if len(window) > 1 else new
+    def read(self, layer: int, slot: int, begin: int, end: int) -> Pair:
+        """Keys and values `[1, G, end - begin, D]` of a slot: views of the buffers."""
+        return self._read(self._stored[layer][0], slot, begin, end), self._read(
+            self._stored[layer][1], slot, begin, end
+        )
 
-    def keep(self, segments: list[int]) -> None:
-        """Appends these segments of the last forward, in order, to the prefix."""
-        for segment in segments:
-            for prefix, computed in zip(self._prefix, self._segments, strict=True):
-                for stored, new in zip(prefix, computed, strict=True):
-                    stored[0, :, self.length : self.length + new.shape[2]] = new[segment]
-            self.length += computed[0].shape[2]
+    def _read(self, buffer: torch.Tensor, slot: int, begin: int, end: int) -> torch.Tensor:
+        _, _, groups, features = buffer.shape
+        token = groups * features
+        shape, strides = (1, groups, end - begin, features), (token, features, token, 1)
+        return buffer.as_strided(shape, strides, (slot * self.capacity + begin) * token)
+
+    def all(self, layer: int) -> Pair:
+        """Keys and values `[1, G, slots * capacity, D]` of all slots."""
+        key, value = self._stored[layer]
+        return key.flatten(0, 1)[None].transpose(1, 2), value.flatten(0, 1)[None].transpose(1, 2)
+
+    def keep(self, tokens: torch.Tensor, places: torch.Tensor) -> None:
+        """Stores retained tokens of the last forward `[N]` at `places [N]`: slot * capacity + position."""
+        for stored, last in zip(self._stored, self._last, strict=True):
+            for buffer, new in zip(stored, last, strict=True):
+                buffer.flatten(0, 1).index_copy_(0, places, new[0].index_select(1, tokens).transpose(0, 1))

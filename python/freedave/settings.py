@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from freedave.models.diffusion_lm import DiffusionLM
+from freedave.models.diffusion_lm import DiffusionLM, as_token_ids
 from freedave_kernels.arguments import ORDERS, expect_choice, expect_int, expect_threshold
 from freedave_kernels.ops.draft_step import DRAFTINGS
 
@@ -28,40 +29,61 @@ class Settings:
     threshold: float | None
     drafting: str
     cache: str
-    """ "exact" or "none"."""
-    eos_token_id: int | None
-    first_block: int
-    """Where the block with the first generated position begins."""
-    sequence_length: int
-    """Prompt and generated positions, up to the end of the last block."""
+    """ "exact", "none", "prefix" or "dual"."""
+    eos_token_ids: tuple[int, ...]
+    stop_sequences: tuple[tuple[int, ...], ...]
+    aligned_at_zero: bool
+    """Whether blocks are aligned at position 0 (block-causal attention) or at the end of the prompt."""
 
     def static(self) -> Settings:
         """The same decode, one step a forward."""
         return dataclasses.replace(self, draft_steps=1, lookahead_steps=1)
 
+    def first_block(self, prompt_length: int) -> int:
+        """Where the block with the first generated position begins."""
+        return prompt_length // self.block_length * self.block_length if self.aligned_at_zero else prompt_length
 
-def check_prompt(lm: DiffusionLM, input_ids: torch.Tensor) -> torch.Tensor:
-    """The prompt `[P]` on the model's device."""
+    def sequence_length(self, prompt_length: int) -> int:
+        """Prompt and generated positions, up to the end of the last block."""
+        length = prompt_length + self.max_new_tokens
+        return math.ceil(length / self.block_length) * self.block_length if self.aligned_at_zero else length
+
+
+def check_prompts(lm: DiffusionLM, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[list[int]]:
+    """The prompts' token ids, without padding."""
     if not isinstance(input_ids, torch.Tensor) or input_ids.dtype != torch.int64:
         kind = input_ids.dtype if isinstance(input_ids, torch.Tensor) else type(input_ids).__name__
         raise TypeError(f"input_ids must be an int64 tensor, got {kind}")
-    if input_ids.dim() != 2 or input_ids.shape[0] != 1:
-        raise ValueError(
-            f"input_ids must have shape [1, prompt], one sequence a call, got {tuple(input_ids.shape)}; "
-            "decode several prompts in several calls"
-        )
-    if input_ids.shape[1] == 0:
-        raise ValueError("the prompt is empty: give at least one token")
-    prompt = input_ids[0].to(lm.device)
-    if bool((prompt == lm.mask_token_id).any()):
-        position = int((prompt == lm.mask_token_id).nonzero()[0])
-        raise ValueError(f"the prompt holds the mask token (id {lm.mask_token_id}) at position {position}; remove it")
-    if int(prompt.min()) < 0 or (lm.vocab_size is not None and int(prompt.max()) >= lm.vocab_size):
-        raise ValueError(
-            f"the prompt holds token ids from {int(prompt.min())} to {int(prompt.max())}, but the model's vocabulary has "
-            f"{lm.vocab_size} tokens; was it tokenized for another model?"
-        )
-    return prompt
+    if input_ids.dim() != 2 or input_ids.shape[0] == 0:
+        raise ValueError(f"input_ids must have shape [B, prompt] with B at least 1, got {tuple(input_ids.shape)}")
+    rows = input_ids.tolist()
+    if attention_mask is not None:
+        if not isinstance(attention_mask, torch.Tensor) or attention_mask.shape != input_ids.shape:
+            shape = getattr(attention_mask, "shape", type(attention_mask).__name__)
+            raise ValueError(f"attention_mask must have the shape of input_ids {tuple(input_ids.shape)}, got {shape}")
+        rows = [_unpadded(b, *pair) for b, pair in enumerate(zip(rows, (attention_mask != 0).tolist(), strict=True))]
+    for b, prompt in enumerate(rows):
+        which = "the prompt" if len(rows) == 1 else f"prompt {b}"
+        if not prompt:
+            raise ValueError(f"{which} is empty: give at least one token")
+        if lm.mask_token_id in prompt:
+            position = prompt.index(lm.mask_token_id)
+            raise ValueError(f"{which} holds the mask token (id {lm.mask_token_id}) at position {position}; remove it")
+        if min(prompt) < 0 or (lm.vocab_size is not None and max(prompt) >= lm.vocab_size):
+            raise ValueError(
+                f"{which} holds token ids from {min(prompt)} to {max(prompt)}, but the model's vocabulary has "
+                f"{lm.vocab_size} tokens; was it tokenized for another model?"
+            )
+    return rows
+
+
+def _unpadded(index: int, tokens: list[int], visible: list[bool]) -> list[int]:
+    """The one run of visible tokens; padding stands on its left or on its right."""
+    count = sum(visible)
+    begin = visible.index(True) if count else 0
+    if not all(visible[begin : begin + count]):
+        raise ValueError(f"attention_mask of prompt {index} has a hole: padding may stand on the left and right only")
+    return tokens[begin : begin + count]
 
 
 def resolve_settings(
@@ -69,16 +91,20 @@ def resolve_settings(
     prompt_length: int,
     max_new_tokens: int,
     draft_steps: int,
-    block_length: int | None,
-    tokens_per_step: int,
-    order: str,
-    threshold: float | None,
-    drafting: str,
-    cache: str,
-    eos_token_id: int | None,
-    lookahead_steps: int | None,
+    block_length: int | None = None,
+    tokens_per_step: int = 1,
+    order: str = "confidence",
+    threshold: float | None = None,
+    drafting: str = "recycled",
+    cache: str = "auto",
+    eos_token_id: int | Sequence[int] | None = None,
+    lookahead_steps: int | None = None,
+    stop_sequences: Sequence[Sequence[int]] = (),
 ) -> Settings:
-    """Checks `generate`'s arguments; raises `TypeError` or `ValueError` naming the argument."""
+    """Checks `generate`'s arguments; raises `TypeError` or `ValueError` naming the argument.
+
+    `prompt_length`: that of the longest prompt, which has to fit into the model's positions with its answer.
+    """
     expect_int("generate", "max_new_tokens", max_new_tokens, minimum=1)
     expect_int("generate", "draft_steps", draft_steps, minimum=1)
     expect_int("generate", "tokens_per_step", tokens_per_step, minimum=1)
@@ -91,27 +117,21 @@ def resolve_settings(
     expect_choice("generate", "drafting", drafting, DRAFTINGS)
     expect_choice("generate", "cache", cache, CACHES)
     expect_threshold("generate", threshold)
-    if cache in ("prefix", "dual"):
+    if cache in ("prefix", "dual") and lm.attention == "block_causal":
         raise ValueError(
-            f"cache={cache!r} is not available in this version; use 'auto': the exact cache for block-causal models, and no "
-            "cache, which is exact as well, for full attention"
+            f"cache={cache!r} is an approximation for full attention; a block-causal model has an exact cache: use 'auto'"
         )
-    if eos_token_id is None:
-        eos_token_id = lm.eos_token_id
-    elif eos_token_id < 0 or (lm.vocab_size is not None and eos_token_id >= lm.vocab_size):
-        raise ValueError(f"eos_token_id {eos_token_id} is outside the model's vocabulary of {lm.vocab_size} tokens")
-
-    length = prompt_length + max_new_tokens
-    first_block = prompt_length
-    if lm.attention == "block_causal":
-        first_block = prompt_length // block_length * block_length
-        length = math.ceil(length / block_length) * block_length
-    if lm.max_positions is not None and length > lm.max_positions:
-        raise ValueError(
-            f"the prompt ({prompt_length} tokens) and max_new_tokens ({max_new_tokens}) need {length} positions in blocks of "
-            f"{block_length}, but the model has {lm.max_positions}; shorten one of them"
-        )
-    return Settings(
+    if cache == "auto":
+        cache = "exact" if lm.attention == "block_causal" else "none"
+    eos_token_ids = lm.eos_token_ids if eos_token_id is None else as_token_ids(eos_token_id)
+    stops = tuple(as_token_ids(stop) for stop in stop_sequences)
+    if () in stops:
+        raise ValueError("a stop sequence is empty: every text contains it")
+    for name, token_ids in (("eos_token_id", eos_token_ids), *(("stop_sequences:", stop) for stop in stops)):
+        for token_id in token_ids:
+            if token_id < 0 or (lm.vocab_size is not None and token_id >= lm.vocab_size):
+                raise ValueError(f"{name} {token_id} is outside the model's vocabulary of {lm.vocab_size} tokens")
+    settings = Settings(
         max_new_tokens=max_new_tokens,
         draft_steps=draft_steps,
         lookahead_steps=min(lookahead_steps or draft_steps, draft_steps),
@@ -120,8 +140,15 @@ def resolve_settings(
         order=order,
         threshold=threshold,
         drafting=drafting,
-        cache="exact" if lm.attention == "block_causal" and cache == "auto" else "none",
-        eos_token_id=eos_token_id,
-        first_block=first_block,
-        sequence_length=length,
+        cache=cache,
+        eos_token_ids=eos_token_ids,
+        stop_sequences=stops,
+        aligned_at_zero=lm.attention == "block_causal",
     )
+    length = settings.sequence_length(prompt_length)
+    if lm.max_positions is not None and length > lm.max_positions:
+        raise ValueError(
+            f"the prompt ({prompt_length} tokens) and max_new_tokens ({max_new_tokens}) need {length} positions in blocks of "
+            f"{block_length}, but the model has {lm.max_positions}; shorten one of them"
+        )
+    return settings

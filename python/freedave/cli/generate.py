@@ -67,9 +67,8 @@ class Decoded:
     def token_ids(self) -> list[int]:
         """The generated tokens up to the first end of sequence."""
         token_ids: list[int] = self.output.sequences[0, len(self.prompt_ids) :].tolist()
-        if self.lm.eos_token_id in token_ids:
-            token_ids = token_ids[: token_ids.index(self.lm.eos_token_id)]
-        return token_ids
+        ends = [token_ids.index(end) for end in self.lm.eos_token_ids if end in token_ids]
+        return token_ids[: min(ends, default=len(token_ids))]
 
     @property
     def text(self) -> str:

@@ -1,7 +1,7 @@
 """Prompts of different lengths through `freedave.generate`, one result a prompt.
 
 What calls this library from outside thinks in lists of requests, and in sequences that stop at their first end of
-sequence. The only place here that knows how many sequences one call of `generate` takes.
+sequence.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import freedave
 
 @dataclass(frozen=True)
 class Answer:
-    """One prompt's decode. `token_ids`, `step_map` and `forward_map` have `max_new_tokens` entries, as `DecodeOutput` has.
+    """One prompt's decode. `token_ids`, `step_map` and `forward_map` have `max_new_tokens` entries, as `DecodeOutput` has;
+    `num_forwards` are those that it took part in, `seconds` its share of its batch's.
 
     `difference` is what `check_lossless` found, None where the decodes were identical or not compared.
     """
@@ -47,30 +48,41 @@ def answer_prompts(
     on_step: Callable[[freedave.Commit], None] | None = None,
     **settings: Any,
 ) -> list[Answer]:
-    """Decodes every prompt; `settings` are `freedave.generate`'s.
+    """Decodes the prompts as one batch; `settings` are `freedave.generate`'s.
 
     Raises what `freedave.generate` raises, but for `LosslessnessError`: an answer carries its own.
     """
-    answers = []
-    for prompt in prompts:
-        input_ids = torch.tensor([list(prompt)], dtype=torch.int64)
-        difference = None
-        try:
-            output = freedave.generate(lm, input_ids, on_step=on_step, **settings)
-        except freedave.LosslessnessError as error:
-            output, difference = error.output, error
-        answers.append(
-            Answer(
-                token_ids=output.sequences[0, len(prompt) :].tolist(),
-                step_map=output.step_map[0].tolist(),
-                forward_map=output.forward_map[0].tolist(),
-                num_forwards=output.num_forwards,
-                tokens=output.stats.tokens,
-                seconds=output.stats.total_seconds,
-                difference=difference,
-            )
+    if not all(prompts):
+        raise ValueError("a prompt is empty: give at least one token")
+    width = max(map(len, prompts))
+    filler = prompts[0][0]  # never seen: any token will do
+    input_ids = torch.tensor([[filler] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+    attention_mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    difference = None
+    try:
+        output = freedave.generate(lm, input_ids, attention_mask=attention_mask, on_step=on_step, **settings)
+    except freedave.LosslessnessError as error:
+        output, difference = error.output, error
+    forwards = output.stats.forwards_by_sequence
+    tokens = (output.step_map >= 0).sum(dim=1).tolist()
+    return [
+        Answer(
+            token_ids=output.sequences[row, width:].tolist(),
+            step_map=output.step_map[row].tolist(),
+            forward_map=output.forward_map[row].tolist(),
+            num_forwards=forwards[row],
+            tokens=tokens[row],
+            seconds=output.stats.total_seconds / len(prompts),
+            difference=difference if difference is not None and _differs(difference, row) else None,
         )
-    return answers
+        for row in range(len(prompts))
+    ]
+
+
+def _differs(difference: freedave.LosslessnessError, row: int) -> bool:
+    output, static = difference.output, difference.static
+    same_tokens = torch.equal(output.sequences[row], static.sequences[row])
+    return not (same_tokens and torch.equal(output.step_map[row], static.step_map[row]))
 
 
 def end_tokens(eos_token_id: int | Sequence[int] | None) -> list[int]:

@@ -40,8 +40,8 @@ UNSUPPORTED = {
 class FreeDaveGenerateOutput(GenerateDecoderOnlyOutput):
     """With `return_dict_in_generate`: `sequences [B, prompt + new]`, and how they came about.
 
-    `step_map` and `forward_map [B, new]` int64 as in `DecodeOutput`, -1 for padding; `num_forwards` and `seconds` are of all
-    sequences together.
+    `step_map` and `forward_map [B, new]` int64 as in `DecodeOutput`, -1 for padding; `num_forwards` and `seconds` are
+    added up over the sequences.
     """
 
     step_map: torch.LongTensor | None = None
@@ -210,8 +210,7 @@ def _as_diffusion_lm(
             attention=attention,  # type: ignore[arg-type]
             block_length=getattr(config, "block_length", None) if block_length is None else block_length,
             logits_shift=bool(getattr(config, "logits_shift", False) if logits_shift is None else logits_shift),
-            # One is enough to stop early; a row is cut at the first of any.
-            eos_token_id=ends[0] if ends else None,
+            eos_token_id=ends or None,
         )
     finally:
         model.set_attn_implementation(implementation)

@@ -24,7 +24,7 @@ class Decoding:
     attention: str
     block_length: int | None
     logits_shift: bool
-    eos_token_id: int | None
+    eos_token_id: int | list[int] | None
 
 
 @dataclass(frozen=True)
@@ -113,12 +113,13 @@ def _declared(reader: ConfigReader) -> Decoding:
         attention=attention,
         block_length=None if block_length is None else reader.integer("block_length"),
         logits_shift=reader.boolean("logits_shift", False),
-        eos_token_id=_first_id(reader.values.get("eos_token_id")),
+        eos_token_id=_one_or_several(_token_ids(reader.values.get("eos_token_id"))),
     )
 
 
 def _published(reader: ConfigReader, defaults: Defaults) -> Decoding:
-    """A published family: the first of config.json, generation_config.json, the tokenizer and the family that knows."""
+    """A published family: the first of config.json, generation_config.json, the tokenizer and the family that knows; ends of
+    sequence are all that the files name."""
     files = (reader.values, reader.generation)
     vocabulary = reader.integer("vocab_size")
     mask = next((file["mask_token_id"] for file in files if file.get("mask_token_id") is not None), None)
@@ -129,11 +130,11 @@ def _published(reader: ConfigReader, defaults: Defaults) -> Decoding:
             f"mask_token_id missing here, in generation_config.json and in the tokenizer, and the family's, "
             f"{defaults.mask_token_id}, is outside the vocabulary of {vocabulary} tokens"
         )
-    eos = next((found for file in files if (found := _first_id(file.get("eos_token_id"))) is not None), None)
-    if eos is None:
-        eos = reader.special_token("eos_token")
-    if eos is None and defaults.eos_token_id < vocabulary:
-        eos = defaults.eos_token_id
+    # Each may name another one: SDAR's chat models end a turn with what only their tokenizer says.
+    eos = [token_id for file in files for token_id in _token_ids(file.get("eos_token_id"))]
+    eos += _token_ids(reader.special_token("eos_token"))
+    if not eos and defaults.eos_token_id < vocabulary:
+        eos = [defaults.eos_token_id]
     # Published under both names.
     lengths = [file[key] for file in files for key in ("block_length", "block_size") if file.get(key) is not None]
     return Decoding(
@@ -143,11 +144,17 @@ def _published(reader: ConfigReader, defaults: Defaults) -> Decoding:
         attention=defaults.attention,
         block_length=reader.checked_integer("block_length", lengths[0]) if lengths else defaults.block_length,
         logits_shift=defaults.logits_shift,
-        eos_token_id=eos,
+        eos_token_id=_one_or_several(eos),
     )
 
 
-def _first_id(value: Any) -> int | None:
-    """A token id; of several ends of sequence the first."""
-    first = value[0] if isinstance(value, list) and value else value
-    return first if isinstance(first, int) and not isinstance(first, bool) else None
+def _token_ids(value: Any) -> list[int]:
+    """An id, or several, as published."""
+    values = value if isinstance(value, list) else [value]
+    return [token_id for token_id in values if isinstance(token_id, int) and not isinstance(token_id, bool)]
+
+
+def _one_or_several(token_ids: list[int]) -> int | list[int] | None:
+    """As config.json holds them: each once."""
+    once = list(dict.fromkeys(token_ids))
+    return once[0] if len(once) == 1 else once or None

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from freedave.attention import use_bidirectional_attention
-from freedave.cache import PrefixCache
+from freedave.attention import DraftAttention, attend, use_bidirectional_attention
+from freedave.explicit_mask import ExplicitKeyValues, dense_mask
+from freedave.packed_forward import PackedForward
 
 ATTENTIONS = ("block_causal", "full")
 
 # Classes whose logits are exactly lm_head(backbone output), so that the head can run on a few rows only.
 _PLAIN_HEADS = frozenset({"Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM", "Glm4MoeForCausalLM"})
+
+
+def as_token_ids(token_ids: int | Sequence[int] | None) -> tuple[int, ...]:
+    """One id, several or none, as a tuple."""
+    if token_ids is None:
+        return ()
+    return (token_ids,) if isinstance(token_ids, int) else tuple(token_ids)
 
 
 class DiffusionLM:
@@ -27,7 +37,8 @@ class DiffusionLM:
         block_length: tokens a block, aligned at position 0. Needed for "block_causal"; for "full", the default of
             `generate` (None: the whole answer is one block).
         logits_shift: the logits of position i stand in row i-1 (Dream). Full attention only.
-        eos_token_id: a finished block that ends with it ends the sequence.
+        eos_token_id: one id or several; a finished block that ends with one of them ends the sequence. `lm.eos_token_ids`
+            holds all, `lm.eos_token_id` the first, which fills the rest of a sequence that has ended.
         tokenizer: a transformers tokenizer, or None.
         name: shown to people.
 
@@ -43,7 +54,7 @@ class DiffusionLM:
         attention: str = "block_causal",
         block_length: int | None = None,
         logits_shift: bool = False,
-        eos_token_id: int | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
         tokenizer: Any = None,
         name: str | None = None,
     ) -> None:
@@ -65,7 +76,7 @@ class DiffusionLM:
         self.attention = attention
         self.block_length = block_length
         self.logits_shift = logits_shift
-        self.eos_token_id = eos_token_id
+        self.eos_token_ids = as_token_ids(eos_token_id)
         self.tokenizer = tokenizer
         self.name = name or type(model).__name__
 
@@ -81,6 +92,20 @@ class DiffusionLM:
         self._needs_mask = not use_bidirectional_attention(model)
 
     @property
+    def eos_token_id(self) -> int | None:
+        """The first end-of-sequence token."""
+        return self.eos_token_ids[0] if self.eos_token_ids else None
+
+    @eos_token_id.setter
+    def eos_token_id(self, token_ids: int | Sequence[int] | None) -> None:
+        self.eos_token_ids = as_token_ids(token_ids)
+
+    @property
+    def takes_draft_attention(self) -> bool:
+        """Whether its attention layers are ours to define; other modules get explicit masks."""
+        return not self._needs_mask
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.model.parameters()).device
@@ -92,22 +117,51 @@ class DiffusionLM:
         *,
         position_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        cache: PrefixCache | None = None,
     ) -> torch.Tensor:
         """One forward of `input_ids [J, T]`; the logits `[R, V]` of its flattened positions `rows [R]`.
 
-        `position_ids [1, T]` (None: from 0), `attention_mask [1, 1, T, prefix + T]` bool (None: everything is visible).
+        `position_ids [1, T]` (None: from 0), `attention_mask [1, 1, T, T]` bool (None: everything is visible).
         """
         if attention_mask is None and self._needs_mask:
-            seen = input_ids.shape[1] + (0 if cache is None else cache.get_seq_length())
-            attention_mask = torch.ones(1, 1, input_ids.shape[1], seen, dtype=torch.bool, device=input_ids.device)
-        arguments: dict[str, Any] = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "past_key_values": cache,
-            "use_cache": cache is not None,
-        }
+            length = input_ids.shape[1]
+            attention_mask = torch.ones(1, 1, length, length, dtype=torch.bool, device=input_ids.device)
+        return self._call(rows, input_ids, position_ids, attention_mask=attention_mask, past_key_values=None)
+
+    def logits_of_drafts(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, rows: torch.Tensor, attention: DraftAttention
+    ) -> torch.Tensor:
+        """The logits `[R, V]` of flattened positions `rows [R]` of a forward whose attention layers call `attention`."""
+        calls = 0
+
+        def counted(layer: int, *tensors: Any) -> torch.Tensor:
+            nonlocal calls
+            calls += 1
+            return attention(layer, *tensors)
+
+        logits = self._call(rows, input_ids, position_ids, draft_attention=counted)
+        if not calls:
+            raise TypeError(
+                f"{type(self.model).__name__} hands no keyword arguments to its attention layers, so drafts would see each "
+                "other; wrap it in a torch.nn.Module that takes 4-D attention masks"
+            )
+        return logits
+
+    def packed_logits(self, forward: PackedForward, rows: torch.Tensor) -> torch.Tensor:
+        """The logits `[R, V]` of tokens `rows [R]` of a packed forward; updates its cache."""
+        input_ids, position_ids = forward.input_ids, forward.position_ids
+        if not self._needs_mask:
+            return self.logits_of_drafts(input_ids, position_ids, rows, functools.partial(attend, forward))
+        if forward.is_rectangle:  # the module knows batches: no need to mask drafts from each other
+            window = forward.windows[0]
+            input_ids, position_ids = input_ids.view(window.count, -1), position_ids[:, : window.length]
+        cached = None if forward.cache is None else ExplicitKeyValues(forward)
+        return self._call(rows, input_ids, position_ids, attention_mask=dense_mask(forward), past_key_values=cached)
+
+    def _call(
+        self, rows: torch.Tensor, input_ids: torch.Tensor, position_ids: torch.Tensor | None, **arguments: Any
+    ) -> torch.Tensor:
+        arguments |= {"input_ids": input_ids, "position_ids": position_ids}
+        arguments["use_cache"] = arguments.get("past_key_values") is not None
         model: Any = self.model
         if self._plain_head:  # the vocabulary projection runs on the rows that are read, not on every position
             hidden = model.base_model(**arguments).last_hidden_state

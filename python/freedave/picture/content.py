@@ -111,7 +111,7 @@ def token_texts(lm: DiffusionLM, token_ids: Sequence[int]) -> tuple[str, ...]:
     """The text of each token alone (its number where there is no tokenizer)."""
 
     def text(token_id: int) -> str:
-        if token_id == lm.eos_token_id:
+        if token_id in lm.eos_token_ids:
             return END_OF_SEQUENCE
         return f"#{token_id}" if lm.tokenizer is None else lm.tokenizer.decode([token_id])
 

@@ -19,7 +19,7 @@ import freedave
 from freedave.integrations.likelihood import log_likelihood_bound
 from freedave.integrations.lm_eval.tally import DecodingTally
 from freedave.integrations.loading import default_device, load_named
-from freedave.integrations.prompts import Answer, answer_prompts, end_tokens
+from freedave.integrations.prompts import Answer, answer_prompts
 
 DEFAULT_MAX_LENGTH = 2048  # the harness's own, for models that do not say
 SETTINGS = (
@@ -117,7 +117,7 @@ class FreeDaveLM(TemplateLM):
         self._lossless_share = float(check_lossless)
         given = locals()
         self._settings = {name: given[name] for name in SETTINGS}
-        self._ends = end_tokens(self.lm.eos_token_id)
+        self._ends = list(self.lm.eos_token_ids)
         self.tallies: dict[str, DecodingTally] = defaultdict(DecodingTally)
 
     # ------------------------------------------------------------------------------------------------------ what it says
@@ -220,8 +220,24 @@ class FreeDaveLM(TemplateLM):
                 f"task {request.task_name}: generation_kwargs {', '.join(unknown)} cannot be honoured; known are until, "
                 f"max_gen_toks and {', '.join(SETTINGS)}"
             )
-        settings = {**self._settings, **settings, "max_new_tokens": new}
-        return self._cut(self.tok_encode(context), new, settings["block_length"]), settings, until
+        settings = {**self._settings, **settings, "max_new_tokens": new, "stop_sequences": self._stop_sequences(until)}
+        prompt = self.tok_encode(context) or [self.prefix_token_id]
+        return self._cut(prompt, new, settings["block_length"]), settings, until
+
+    def _stop_sequences(self, until: list[str]) -> list[list[int]]:
+        """What ends a decode early: `until` as tokens, where those are that text again.
+
+        In an answer it may be written with other tokens; then the decode goes on, and its text is cut all the same.
+        """
+        found = []
+        for text in until:
+            try:
+                token_ids = self.tok_encode(text, add_special_tokens=False)
+            except ValueError:  # a text that the tokenizer cannot write does not come up
+                continue
+            if token_ids and text in self.tokenizer.decode(token_ids):
+                found.append(token_ids)
+        return found
 
     def _cut(self, prompt: list[int], new: int, block_length: int | None) -> list[int]:
         """A prompt that leaves room for its answer: the end of one that is too long."""

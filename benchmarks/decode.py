@@ -1,0 +1,226 @@
+"""Whole decodes, statically and with FreeDave: what a user gets of it.
+
+Two models: the embedded one, which is trained, so that its drafts are accepted as those of a real model are; and a random
+one of the published shape (Qwen3, V=151936, 156 M parameters), whose forward is as large as a CPU bears, and whose accepted
+lengths mean nothing. Ways to decode take turns in every round; each is compared with static decoding of the same block length
+and batch.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+
+import freedave
+from benchmarks.measure import Timing, timing
+from benchmarks.record import Record, shape_text, time_text
+from freedave.demo.tasks import TASKS, problems
+
+MASK_TOKEN_ID = 151669  # SDAR's
+SEED = 0
+EMBEDDED_BUDGET, RANDOM_BUDGET, FEWEST_ROUNDS = 75.0, 60.0, 3
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to decode; `draft_steps=1` is static decoding."""
+
+    batch: int
+    block_length: int
+    draft_steps: int
+    drafting: str = "recycled"
+    lookahead_steps: int | None = None
+
+    @property
+    def static(self) -> Way:
+        """What it is compared with."""
+        return Way(self.batch, self.block_length, 1)
+
+    @property
+    def provider(self) -> str:
+        if self.draft_steps == 1:
+            return "static"
+        return "nested" if self.drafting == "nested" else "ahead 1" if self.lookahead_steps == 1 else "freedave"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """`prompts`: by batch size, a list of `[B, P]`, decoded one after the other. `budget`: seconds after which no further
+    round begins, once there were three."""
+
+    name: str
+    lm: freedave.DiffusionLM
+    prompts: dict[int, list[torch.Tensor]]
+    max_new_tokens: int
+    rounds: int
+    budget: float
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One prompt's (or batch of prompts') decode."""
+
+    seconds: float
+    outside: float
+    tokens: int
+    forwards: int
+    sequences: torch.Tensor
+
+
+Samples = dict[Way, list[list[Decoded]]]  # by prompt, the rounds
+
+
+def run(record: Record, quick: bool) -> None:
+    print(
+        f"{'model':<12}{'way':<46}{'seconds':>10}{'tokens/s':>10}{'forwards':>10}{'tok/fwd':>9}{'x static':>10}{'outside':>9}"
+    )
+    ways = QUICK_EMBEDDED if quick else EMBEDDED
+    measure(
+        record,
+        embedded({way.batch for way in ways}, rounds=2 if quick else 5, max_new_tokens=16 if quick else 96),
+        ways,
+    )
+    ways = QUICK_RANDOM if quick else RANDOM
+    measure(record, random({way.batch for way in ways}, rounds=2 if quick else 3, tiny=quick), ways)
+
+
+def _ways(batch: int, block_length: int, draft_steps: Iterable[int]) -> list[Way]:
+    return [Way(batch, block_length, steps) for steps in draft_steps]
+
+
+EMBEDDED = [
+    *_ways(1, 16, [1, 2, 4, 8, 16, 32]),
+    *(Way(1, 16, steps, "nested") for steps in (4, 8, 16)),
+    *(Way(1, 16, steps, lookahead_steps=1) for steps in (4, 8, 16)),
+    *_ways(1, 4, [1, 8, 16]),
+    *_ways(1, 8, [1, 8, 16]),
+    *_ways(1, 32, [1, 8, 16]),
+    *_ways(4, 16, [1, 8]),
+    *_ways(16, 16, [1, 8]),
+]
+RANDOM = [*_ways(1, 16, [1, 8]), Way(1, 16, 8, lookahead_steps=1), *_ways(4, 16, [1, 8])]
+QUICK_EMBEDDED = [*_ways(1, 16, [1, 8]), *_ways(2, 16, [1, 8])]
+QUICK_RANDOM = _ways(1, 4, [1, 4])
+
+
+def embedded(batches: Iterable[int], rounds: int, max_new_tokens: int = 96) -> Workload:
+    """Held-out problems of every task; in a batch all prompts have one length."""
+    lm = freedave.load_model("demo")
+    prompts = {batch: [_equal_prompts(lm, task, batch) for task in TASKS] for batch in batches}
+    return Workload("embedded", lm, prompts, max_new_tokens, rounds, EMBEDDED_BUDGET)
+
+
+def _equal_prompts(lm: freedave.DiffusionLM, task: str, batch: int) -> torch.Tensor:
+    """`[batch, P]`: the longest prompts of the task of which there are enough."""
+    by_length: dict[int, list[list[int]]] = {}
+    for problem in problems(task, "test", 200, SEED):
+        token_ids = lm.tokenizer(problem.prompt)["input_ids"]
+        by_length.setdefault(len(token_ids), []).append(token_ids)
+    longest = max(length for length, prompts in by_length.items() if len(prompts) >= batch)
+    return torch.tensor(by_length[longest][:batch], dtype=torch.int64)
+
+
+def random(batches: Iterable[int], rounds: int, tiny: bool = False) -> Workload:
+    """A random model of Qwen3's architecture and vocabulary, and random prompts of 32 tokens."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(
+        vocab_size=151936,
+        hidden_size=16 if tiny else 640,
+        num_hidden_layers=1 if tiny else 12,
+        intermediate_size=16 if tiny else 1920,
+        num_attention_heads=1 if tiny else 10,
+        num_key_value_heads=1 if tiny else 5,
+        head_dim=64,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+    )
+    generator = torch.Generator().manual_seed(SEED)
+    with torch.inference_mode(False):
+        model = Qwen3ForCausalLM(config).float()
+    lm = freedave.DiffusionLM(model, MASK_TOKEN_ID, attention="block_causal", block_length=16)
+    prompts = {batch: [torch.randint(0, MASK_TOKEN_ID, (batch, 32), generator=generator)] for batch in batches}
+    return Workload("tiny" if tiny else "random 156 M", lm, prompts, 4 if tiny else 16, rounds, RANDOM_BUDGET)
+
+
+def decode(workload: Workload, way: Way, prompt: torch.Tensor) -> Decoded:
+    began = time.perf_counter()
+    out = freedave.generate(
+        workload.lm,
+        prompt,
+        max_new_tokens=workload.max_new_tokens,
+        draft_steps=way.draft_steps,
+        block_length=way.block_length,
+        drafting=way.drafting,
+        lookahead_steps=way.lookahead_steps,
+    )
+    seconds = time.perf_counter() - began
+    return Decoded(seconds, out.stats.other_seconds, out.stats.tokens, out.num_forwards, out.sequences)
+
+
+def measure(record: Record, workload: Workload, ways: Sequence[Way]) -> dict[Way, float]:
+    """Returns the share of time outside the forward, by way. A batch that the decoder refuses is listed with its reason."""
+    refused: dict[int, str] = {}
+    for batch in dict.fromkeys(way.batch for way in ways):
+        try:
+            freedave.generate(workload.lm, workload.prompts[batch][0], max_new_tokens=2, draft_steps=2)  # and warms up
+        except (ValueError, NotImplementedError) as error:
+            refused[batch] = str(error)
+    for way in ways:
+        if way.batch in refused:
+            record.absent(way.provider, refused[way.batch], f"decode {workload.name}", _shape(way))
+    ways = [way for way in ways if way.batch not in refused]
+    samples: Samples = {way: [[] for _ in workload.prompts[way.batch]] for way in ways}
+    began = time.perf_counter()
+    for done in range(workload.rounds):
+        if done >= FEWEST_ROUNDS and time.perf_counter() - began > workload.budget:
+            break
+        for index in range(max(len(prompts) for prompts in workload.prompts.values())):
+            for way in ways:
+                samples[way][index].append(decode(workload, way, workload.prompts[way.batch][index]))
+    timings = {way: _summed([timing([one.seconds for one in rounds]) for rounds in samples[way]]) for way in ways}
+    return {way: _row(record, workload, way, samples, timings) for way in ways}
+
+
+def _summed(timings: list[Timing]) -> Timing:
+    """Of the prompts one after the other: a slow moment falls on one decode of one prompt, and its median forgets it."""
+    sums = {name: sum(getattr(one, name) for one in timings) for name in ("median", "lower", "upper", "best")}
+    return Timing(**sums, rounds=timings[0].rounds)
+
+
+def _row(record: Record, workload: Workload, way: Way, samples: Samples, timings: dict[Way, Timing]) -> float:
+    last = [rounds[-1] for rounds in samples[way]]
+    tokens, forwards = sum(one.tokens for one in last), sum(one.forwards for one in last)
+    outside = statistics.median(one.outside / one.seconds for rounds in samples[way] for one in rounds)
+    ratio = forwards_ratio = identical = None
+    if way.static in timings:
+        static = [rounds[-1] for rounds in samples[way.static]]
+        ratio = timings[way.static].median / timings[way].median
+        forwards_ratio = sum(one.forwards for one in static) / forwards
+        identical = all(torch.equal(one.sequences, other.sequences) for one, other in zip(last, static, strict=True))
+    values = asdict(timings[way]) | {
+        "tokens": tokens,
+        "forwards": forwards,
+        "tokens_per_second": tokens / timings[way].median,
+        "tokens_per_forward": tokens / forwards,
+        "baseline": "static",
+        "ratio": ratio,
+        "forwards_ratio": forwards_ratio,
+        "identical_to_static": identical,
+        "share_outside_forward": outside,
+    }
+    text = (
+        f"{workload.name:<14}{way.provider:<10}{shape_text(_shape(way)):<34}{time_text(timings[way].median):>10}"
+        f"{values['tokens_per_second']:>10.1f}{forwards:>10}{values['tokens_per_forward']:>9.2f}"
+        f"{'' if ratio is None else f'{ratio:.2f}':>10}{outside:>9.1%}{'  DIFFERS FROM STATIC' if identical is False else ''}"
+    )
+    record.put("decode", text, model=workload.name, provider=way.provider, shape=_shape(way), **values)
+    return outside
+
+
+def _shape(way: Way) -> dict[str, int]:
+    return {"B": way.batch, "K": way.draft_steps, "block": way.block_length}

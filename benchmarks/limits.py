@@ -1,0 +1,68 @@
+"""The limit of every op: the bytes that it cannot avoid to move, and the time that takes at a bandwidth.
+
+Inputs are read once and outputs written once; of the logits only the rows of masked positions. Tokens take 8 bytes,
+confidences and ranks 4, masks 1. Nothing here is measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Memory bandwidth in the makers' data sheets, bytes a second (SXM modules).
+DATA_SHEET = {"H100": 3.35e12, "H200": 4.8e12, "B200": 8.0e12}
+
+COUNTERS = 11  # integers a sequence at the head of draft_step's record
+
+
+def predict_tokens(rows: int, masked: int, vocab: int, itemsize: int) -> int:
+    return masked * vocab * itemsize + rows * (8 + 8 + 4)
+
+
+def rank_positions(batch: int, length: int) -> int:
+    return batch * length * (4 + 1 + 4)
+
+
+def select_transfer(batch: int, length: int) -> int:
+    return batch * length * (4 + 1 + 1)
+
+
+def build_drafts(batch: int, count: int, length: int) -> int:
+    return batch * (length * (8 + 8 + 4) + count * length * 8 + 4)
+
+
+def verify_drafts(batch: int, count: int, length: int) -> int:
+    return batch * (2 * count * length * 8 + 8)
+
+
+def draft_step(batch: int, count: int, length: int) -> int:
+    read = count * length * (8 + 8 + 4) + 4
+    written = count * length * 8 + length * 4 + (COUNTERS + 2 * length) * 8
+    return batch * (read + written)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One line of the computed table: what must be moved for one call, and the least time on each GPU."""
+
+    op: str
+    shape: str
+    dtype: str
+    num_bytes: int
+
+    def microseconds(self, gpu: str) -> float:
+        return self.num_bytes / DATA_SHEET[gpu] * 1e6
+
+
+def on_gpus() -> list[Limit]:
+    """The computed table: real vocabularies and batches at the data sheets' bandwidths."""
+    limits = []
+    for vocab in (32000, 126464, 151936, 262144):
+        for rows in (32, 256, 2048):
+            for dtype, itemsize in (("bfloat16", 2), ("float32", 4)):
+                num_bytes = predict_tokens(rows, rows, vocab, itemsize)
+                limits.append(Limit("predict_tokens", f"{rows} masked rows, V={vocab}", dtype, num_bytes))
+    for batch in (1, 32):
+        for count, length in ((8, 32), (32, 256)):
+            num_bytes = draft_step(batch, count, length)
+            limits.append(Limit("draft_step", f"B={batch}, K={count}, L={length}", "", num_bytes))
+    return limits

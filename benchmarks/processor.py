@@ -1,0 +1,60 @@
+"""The CPU as the machine that is measured: what runs on it, what does not and why, and how calls are timed."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+import freedave_kernels as fk
+from benchmarks import compiled
+from benchmarks.measure import Calls, Timing, interleaved
+
+
+@dataclass(frozen=True)
+class Processor:
+    """`rounds`: at most so many, within `budget` seconds a case. `quick`: a smoke run, whose numbers mean nothing."""
+
+    rounds: int
+    budget: float = math.inf
+    quick: bool = False
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    backends: list[str] = field(default_factory=lambda: ["cpu"])
+    dynamic: bool = True
+
+    @property
+    def compiler(self) -> str:
+        """A smoke run goes through torch.compile without generating code, which would take most of its time."""
+        return "aot_eager" if self.quick else "inductor"
+
+    @functools.cached_property
+    def absent(self) -> dict[str, str]:
+        """Providers that are not timed here, and why."""
+        reasons = {"triton": _untimed_triton(), "cuda": _untimed_cuda()}
+        missing = None if self.quick else compiled.unavailable()
+        return reasons | ({"compiled": missing} if missing else {})
+
+    def times(self, calls: Calls) -> dict[str, Timing]:
+        return interleaved(calls, self.rounds, self.budget)
+
+    def free_memory(self) -> int:
+        """Bytes that could be allocated now without swapping."""
+        try:
+            lines = Path("/proc/meminfo").read_text().splitlines()
+        except OSError:
+            return 2**62  # not Linux: allocation itself will tell
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+
+
+def _untimed_triton() -> str:
+    reason = fk.available_backends()["triton"]
+    if reason is None and fk.triton.interpreting():
+        reason = "TRITON_INTERPRET is set, and how long the interpreter takes says nothing; use a GPU"
+    return reason or "these are CPU tensors; `python -m benchmarks gpu` times it on the GPU"
+
+
+def _untimed_cuda() -> str:
+    return fk.available_backends()["cuda"] or "these are CPU tensors; `python -m benchmarks gpu` times it on the GPU"

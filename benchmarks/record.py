@@ -1,0 +1,214 @@
+"""One format for every result: a table on the screen, JSON lines, and the timings again as CSV.
+
+The first line of `<benchmark>.jsonl` is the environment (machine, versions, state of git); every further line has a `kind`:
+
+| kind | one line is |
+|---|---|
+| `timing` | one provider on one case: median, quartiles, best, ratio to the baseline of the same rounds, bytes moved, share of the bandwidth measured in the same rounds |
+| `absent` | a provider or a case that could not be timed here, and why |
+| `counts` | operator calls, allocations and synchronisations of one call |
+| `scaling` | a provider's timings along one axis, with the fitted line |
+| `decode` | a whole decode: tokens, forwards, seconds, share of time outside the forward |
+| `target` | a stated target, what was found, and whether it held |
+| `note` | a sentence, and its numbers |
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import freedave_kernels
+import freedave_kernels._C as _C
+from benchmarks.measure import Timing
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+Row = dict[str, Any]
+
+HEADER = (
+    f"{'op':<16}{'shape':<36}{'dtype':<10}{'provider':<20}"
+    f"{'median':>12}{'quartiles':>24}{'x base':>9}{'GB/s':>8}{'% band':>8}"
+)
+
+
+def machine_name() -> str:
+    """CPU model and number of cores, as a folder name."""
+    model = re.sub(r"\((r|tm)\)|\b(cpu|processor)\b|@.*", " ", cpu_model().lower())
+    return re.sub(r"[^a-z0-9]+", "-", f"{model} {len(os.sched_getaffinity(0))} cores").strip("-")
+
+
+def cpu_model() -> str:
+    try:
+        match = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        match = None
+    return match[1] if match else platform.processor() or platform.machine()
+
+
+def git(*arguments: str) -> str | None:
+    """What git says about this checkout; None where there is no git or no checkout."""
+    try:
+        result = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return result.stdout
+
+
+def environment(benchmark: str, machine: str, quick: bool) -> Row:
+    commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--", ":!benchmarks/results")
+    return {
+        "kind": "environment",
+        "benchmark": benchmark,
+        "command": f"python -m benchmarks {benchmark}",
+        "quick": quick,
+        "machine": machine,
+        "cpu": cpu_model(),
+        "threads": torch.get_num_threads(),
+        "load_average": round(os.getloadavg()[0], 2),
+        "cpu_isa": _C.cpu_isa(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "freedave_kernels": freedave_kernels.__version__,
+        "git_commit": commit.strip() if commit else None,
+        "git_dirty": bool(changes.strip()) if changes is not None else None,
+        "native_git_commit": _C.build["git_commit"],
+        "native_git_dirty": _C.build["git_dirty"],
+        "compiler": _C.build["compiler"],
+    }
+
+
+class Record:
+    """The results of one benchmark on one machine."""
+
+    def __init__(self, benchmark: str, machine: str, results: Path = RESULTS, quick: bool = False) -> None:
+        self.folder = results / machine
+        self.benchmark = benchmark
+        self.rows: list[Row] = [environment(benchmark, machine, quick)]
+        print(", ".join(f"{key} {value}" for key, value in self.rows[0].items() if key != "kind"))
+        print()
+
+    def of_kind(self, kind: str) -> list[Row]:
+        return [row for row in self.rows if row["kind"] == kind]
+
+    def add(
+        self,
+        op: str,
+        shape: Mapping[str, Any],
+        dtype: str,
+        timings: Mapping[str, Timing],
+        *,
+        baseline: str = "eager",
+        num_bytes: int | None = None,
+        bandwidth: float | None = None,
+    ) -> None:
+        """One row a provider. `num_bytes`: what each must move; `bandwidth`: of the same rounds, in bytes a second."""
+        if not self.of_kind("timing"):
+            print(HEADER)
+        base = timings.get(baseline)
+        for provider, timing in timings.items():
+            speed = num_bytes / timing.median if num_bytes else None
+            compared = base is not None and not provider.startswith("read")
+            row: Row = {
+                "kind": "timing",
+                "op": op,
+                "shape": dict(shape),
+                "dtype": dtype,
+                "provider": provider,
+                "median_us": timing.median * 1e6,
+                "lower_quartile_us": timing.lower * 1e6,
+                "upper_quartile_us": timing.upper * 1e6,
+                "best_us": timing.best * 1e6,
+                "rounds": timing.rounds,
+                "baseline": baseline if base is not None else None,
+                "ratio": base.median / timing.median if base is not None and compared else None,
+                "num_bytes": num_bytes,
+                "gb_per_s": speed / 1e9 if speed else None,
+                "bandwidth_gb_per_s": bandwidth / 1e9 if bandwidth else None,
+                "percent_of_bandwidth": 100 * speed / bandwidth if speed and bandwidth else None,
+            }
+            self.rows.append(row)
+            quartiles = f"{time_text(timing.lower)} - {time_text(timing.upper)}"
+            print(
+                f"{op:<16}{shape_text(shape):<36}{dtype:<10}{provider:<20}{time_text(timing.median):>12}{quartiles:>24}"
+                f"{_number(row['ratio']):>9}{_number(row['gb_per_s']):>8}{_number(row['percent_of_bandwidth']):>8}"
+            )
+
+    def absent(self, provider: str, reason: str, op: str = "", shape: Mapping[str, Any] | None = None) -> None:
+        """What could not be timed, and why."""
+        self.rows.append(
+            {"kind": "absent", "op": op, "shape": dict(shape or {}), "provider": provider, "reason": reason}
+        )
+        case = f"{op:<16}{shape_text(shape or {}):<46}" if op else ""
+        print(f"{case}{provider}: not timed, {reason}")
+
+    def put(self, kind: str, text: str, **values: Any) -> None:
+        """A row of another kind, and what people read of it."""
+        self.rows.append({"kind": kind, **values})
+        print(text)
+
+    def note(self, text: str, **values: Any) -> None:
+        self.rows.append({"kind": "note", "text": text.strip(), **values})
+        print(text)
+
+    def write(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lines = self.folder / f"{self.benchmark}.jsonl"
+        lines.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        written = [lines]
+        for kind in ("timing", "decode", "target"):
+            if rows := self.of_kind(kind):
+                table = self.folder / (
+                    f"{self.benchmark}.csv" if kind in ("timing", self.benchmark) else f"{self.benchmark}-{kind}.csv"
+                )
+                write_csv(table, rows)
+                written.append(table)
+        print("\nwritten: " + ", ".join(os.path.relpath(path) for path in written))
+
+
+def write_csv(path: Path, rows: list[Row]) -> None:
+    """Rows of one kind; a shape's dimensions become columns."""
+    flat = [
+        {key: value for key, value in (row | row.get("shape", {})).items() if key not in ("kind", "shape")}
+        for row in rows
+    ]
+    columns = list(dict.fromkeys(key for row in flat for key in row))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(flat)
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a result file, the environment first."""
+    return parse(path.read_text(), str(path))
+
+
+def parse(text: str, name: str) -> list[Row]:
+    rows: list[Row] = [json.loads(line) for line in text.splitlines() if line]
+    if not rows or rows[0].get("kind") != "environment" or not all("kind" in row for row in rows):
+        raise ValueError(f"{name} is not a result of this version of the benchmarks; measure again or remove it")
+    return rows
+
+
+def shape_text(shape: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in shape.items())
+
+
+def time_text(seconds: float) -> str:
+    if seconds >= 1:
+        return f"{seconds:.2f} s"
+    return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.1f} us"
+
+
+def _number(value: Any) -> str:
+    return "" if value is None else f"{value:.1f}"

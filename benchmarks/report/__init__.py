@@ -1,0 +1,55 @@
+"""`python -m benchmarks report`: what people read, made from the result files and nothing else.
+
+Plots into each machine's folder, one self-contained page (`report.html`), and the README's table between its two markers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from benchmarks.measure import CannotMeasureError
+from benchmarks.record import RESULTS, ROOT, Row, read
+
+Results = dict[str, list[Row]]  # the rows of each benchmark, the environment first
+
+
+def run(folder: Path = RESULTS, readme: Path | None = None) -> None:
+    """The README is rewritten where the results are the committed ones, or where one is named."""
+    try:
+        from benchmarks.report import plots
+    except ImportError as error:
+        raise CannotMeasureError(f"plots need matplotlib ({error}); pip install -r requirements/demo.txt") from error
+    from benchmarks.report import page, readme_table
+
+    machines = load(folder)
+    pictures = {name: plots.draw(results, folder / name) for name, results in machines.items()}
+    target = folder / "report.html"
+    target.write_text(page.html(machines, pictures), encoding="utf-8")
+    written = [path for paths in pictures.values() for path in paths] + [target]
+    if readme is None and folder.resolve() == RESULTS:
+        readme = ROOT / "README.md"
+    if readme is not None:
+        readme.write_text(readme_table.replaced(readme.read_text(encoding="utf-8"), machines), encoding="utf-8")
+        written.append(readme)
+    for path in written:
+        print(os.path.relpath(path))
+
+
+def load(folder: Path) -> dict[str, Results]:
+    """Every machine's results, by folder name."""
+    machines: dict[str, Results] = {}
+    for path in sorted(folder.glob("*/*.jsonl")):
+        try:
+            rows = read(path)
+        except (ValueError, json.JSONDecodeError) as error:
+            raise CannotMeasureError(str(error)) from error
+        machines.setdefault(path.parent.name, {})[path.stem] = rows
+    if not machines:
+        raise CannotMeasureError(f"no results in {folder}; measure first, for example with `python -m benchmarks ops`")
+    return machines
+
+
+def of_kind(results: Results, benchmark: str, kind: str) -> list[Row]:
+    return [row for row in results.get(benchmark, []) if row["kind"] == kind]

@@ -1,0 +1,164 @@
+"""The README's table of measurements, from the result files: one column of figures a machine, between two markers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from benchmarks.record import Row
+from benchmarks.report import Results, of_kind
+
+BEGIN = "<!-- python -m benchmarks report writes from here -->"
+END = "<!-- to here -->"
+Line = tuple[str, str, str]  # what, what was found, the benchmark that measured it
+
+
+def replaced(text: str, machines: dict[str, Results]) -> str:
+    """`text` with the table between its markers rewritten."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"the README needs the line {BEGIN!r} once, and after it {END!r} once")
+    head, _, rest = text.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    return f"{head}{BEGIN}\n\n{tables(machines)}\n{END}{tail}"
+
+
+def tables(machines: dict[str, Results]) -> str:
+    return "\n".join(_table(name, results) for name, results in machines.items())
+
+
+def _table(name: str, results: Results) -> str:
+    environment = next(iter(results.values()))[0]
+    loads = [rows[0]["load_average"] for rows in results.values()]
+    commits = sorted({(rows[0]["git_commit"] or "unknown")[:10] for rows in results.values()})
+    lines = [
+        f"{environment['cpu']}, {environment['threads']} threads, {environment['cpu_isa']}, torch {environment['torch']}; "
+        f"load average before each benchmark {min(loads):.1f} to {max(loads):.1f}; at commit {', '.join(commits)}; all of it "
+        f"in `benchmarks/results/{name}/`:",
+        "",
+        "| what | measured | command |",
+        "|---|---|---|",
+    ]
+    for source in SOURCES:
+        lines += [f"| {what} | {found} | `benchmarks {benchmark}` |" for what, found, benchmark in source(results)]
+    return "\n".join(lines) + "\n"
+
+
+def _find(among: list[Row], /, **wanted: object) -> Row | None:
+    """The first row with these values; a shape's dimensions count as its values."""
+    for row in among:
+        values = row | row.get("shape", {})
+        if all(values.get(name) == value for name, value in wanted.items()):
+            return row
+    return None
+
+
+def _predicting(results: Results) -> Iterator[Line]:
+    rows = of_kind(results, "ops", "timing")
+    for dtype in ("float32", "bfloat16"):
+        for total, masked in ((256, 256), (256, 32)):
+            case = {"op": "predict_tokens", "V": 151936, "rows": total, "masked": masked, "dtype": dtype}
+            ours, compiled = _find(rows, provider="cpu", **case), _find(rows, provider="compiled", **case)
+            if ours is None:
+                continue
+            found = f"{ours['ratio']:.0f}x eager"
+            if compiled is not None:
+                found += f", {compiled['median_us'] / ours['median_us']:.1f}x compiled"
+            if ours["percent_of_bandwidth"]:
+                found += f", {ours['percent_of_bandwidth']:.0f} % of the read bandwidth"
+            yield f"`predict_tokens`, {masked} masked of {total} rows, V=151936, {dtype}", found, "ops"
+
+
+def _drafting(results: Results) -> Iterator[Line]:
+    rows = [
+        _find(of_kind(results, "ops", "timing"), op="draft_step", provider="cpu", B=b, K=8, L=32) for b in (1, 8, 32)
+    ]
+    found = [f"B={row['shape']['B']}: {row['ratio']:.0f}x eager, {row['median_us']:.0f} us" for row in rows if row]
+    if found:
+        yield "`draft_step`, K=8, L=32, a call from Python", "; ".join(found), "ops"
+    line = _find(of_kind(results, "scaling", "scaling"), op="draft_step", axis="B", provider="cpu")
+    if line:
+        text = (
+            f"{line['us_at_zero']:.1f} us + {line['us_a_unit']:.2f} us a sequence, no point further than "
+            f"{100 * line['relative_distance']:.0f} % from the line"
+        )
+        yield f"`draft_step` over B=1..{line['points'][-1]['size']}", text, "scaling"
+
+
+def _calling(results: Results) -> Iterator[Line]:
+    tiny = [row for row in of_kind(results, "ops", "timing") if row["shape"] == {"tiny": 1}]
+    times = {row["op"]: row["median_us"] for row in tiny}
+    if times:
+        add, step = times.pop("torch.add"), times.pop("draft_step")
+        text = f"{min(times.values()):.1f}-{max(times.values()):.1f} us; `draft_step` {step:.1f} us; `torch.add` {add:.1f} us"
+        yield "one call on tiny tensors, Python and checks included", text, "ops"
+
+
+def _stepping(results: Results) -> Iterator[Line]:
+    timings, counts = of_kind(results, "step", "timing"), of_kind(results, "step", "counts")
+    for batch in (1, 8):
+        case = {"B": batch, "K": 8, "L": 32, "V": 151936}
+        found = []
+        for dtype in ("float32", "bfloat16"):
+            if row := _find(timings, provider="cpu", dtype=dtype, **case):
+                found.append(f"{row['ratio']:.0f}x eager in {dtype}")
+        ours, theirs = (_find(counts, provider=provider, **case) for provider in ("cpu", "eager"))
+        if ours and theirs:
+            found.append(
+                f"{ours['operators']} operator calls and {ours['synchronisations']} host synchronisations instead of "
+                f"{theirs['operators']} and {theirs['synchronisations']}"
+            )
+        if found:
+            yield f"everything between two forwards, B={batch}, K=8, L=32, V=151936", "; ".join(found), "step"
+
+
+def _decoding(results: Results) -> Iterator[Line]:
+    rows = of_kind(results, "decode", "decode")
+    for model in dict.fromkeys(row["model"] for row in rows):
+        for batch in sorted({row["shape"]["B"] for row in rows if row["model"] == model}):
+            found = []
+            for provider, count in (("freedave", 8), ("ahead 1", 8), ("freedave", 16), ("ahead 1", 16)):
+                row = _find(rows, model=model, provider=provider, B=batch, K=count, block=16)
+                if row and row["ratio"] is not None:
+                    name = f"K={count}{', lookahead 1' if provider == 'ahead 1' else ''}"
+                    same = "" if row["identical_to_static"] else ", NOT the static tokens"
+                    found.append(
+                        f"{name}: {row['tokens_per_forward']:.1f} tokens a forward, {row['ratio']:.1f}x static, "
+                        f"{100 * row['share_outside_forward']:.1f} % of the time outside the forward{same}"
+                    )
+            if found:
+                yield f"whole decodes, {model} model, B={batch}, blocks of 16", "; ".join(found), "decode"
+    refused = of_kind(results, "decode", "absent")
+    if refused:
+        batches = ", ".join(f"B={batch}" for batch in sorted({row["shape"]["B"] for row in refused}))
+        yield f"whole decodes, {batches}", f"not measured: {refused[0]['reason']}", "decode"
+
+
+def _launching(results: Results) -> Iterator[Line]:
+    rows = [row for row in of_kind(results, "overhead", "timing") if row["provider"] == "triton, a launch"]
+    times = {row["op"]: row["median_us"] for row in rows}
+    if times:
+        step = times.pop("draft_step")
+        text = f"{min(times.values()):.0f}-{max(times.values()):.0f} us, `draft_step` {step:.0f} us, checks included"
+        yield "a launch of the Triton ops from Python, the driver stubbed", text, "overhead"
+
+
+def _targets(results: Results) -> Iterator[Line]:
+    rows = of_kind(results, "check", "target")
+    missed = [
+        f"{row['name']} ({row['found']:.1f} instead of {row['limit']:g} {row['unit']})"
+        for row in rows
+        if not row["held"]
+    ]
+    if rows:
+        text = f"{len(rows) - len(missed)} of {len(rows)} held" + (f"; missed: {'; '.join(missed)}" if missed else "")
+        yield "the stated targets", text, "check"
+
+
+SOURCES: list[Callable[[Results], Iterator[Line]]] = [
+    _predicting,
+    _drafting,
+    _calling,
+    _stepping,
+    _decoding,
+    _launching,
+    _targets,
+]

@@ -1,0 +1,214 @@
+"""Cache policies: which tokens a forward computes for the drafts of a sequence, and what it leaves in the cache.
+
+A policy is part of the definition of static decoding wherever it is an approximation ("prefix", "dual"); the drafts of
+FreeDave are computed exactly as static decoding would compute them.
+
+What "prefix" and "dual" compute, for full attention (worked out from decodes of the public implementations):
+
+- A block begins with a *refresh*: one forward of the whole sequence, with the block and all after it masked. Its
+  predictions commit the block's first static step; its keys and values are stored.
+- All further steps of the block compute the block alone ("dual"), or everything from the block's start on ("prefix"), and
+  attend to the stored keys and values of everything else.
+- With shifted logits (Dream), the refresh commits the block's *first position*, whatever its confidence: the row that
+  predicts it lies before the block and is not computed again until the next refresh. We let that position rank first and
+  keep all other rules, so `tokens_per_step` and `threshold` commit further positions in the same step.
+
+A refresh proves drafts as well: those of the new block ride along and attend, layer by layer, to the keys and values that the
+refresh has just stored. What they are drafted from are predictions of the next block by the last forwards of the block
+before; with "dual" these compute the next block as well, once drafts can reach it, as queries that the block does not see.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Protocol
+
+import torch
+
+from freedave.cache import KeyValueCache
+from freedave.packed_forward import ForwardBuilder
+from freedave.segments import Segments, plan_segments
+from freedave.sequence import Sequence
+
+_FIRST = torch.finfo(torch.float32).max
+
+
+class CachePolicy(Protocol):
+    """How the drafts of one sequence are computed."""
+
+    def plan(self, sequence: Sequence, batch_index: int, builder: ForwardBuilder) -> None:
+        """Adds the sequence's runs and predictions to the next forward."""
+
+    def rank(self, sequence: Sequence, confidence: torch.Tensor) -> None:
+        """Changes the confidences `[J, L]` of a sequence in place where the policy has a say in the order."""
+
+    def kept(self, accepted: int, count: int) -> list[int]:
+        """Retained tokens of the last forward whose keys and values are those of the window's first `count` positions."""
+
+
+def masked_positions(state: list[int], mask_token_id: int, end: int) -> list[int]:
+    """Positions below `end` that are masked."""
+    return [i for i, token in enumerate(state[:end]) if token == mask_token_id]
+
+
+class ExactCache:
+    """Block-causal attention: only the segments of the window are computed, and finished blocks are stored."""
+
+    def __init__(self, block_length: int, mask_token_id: int) -> None:
+        self._size = block_length
+        self._mask = mask_token_id
+        self._segments = Segments([], [], [], [])
+        self._first_token: list[int] = []
+        self._stored_prompt = False
+
+    def plan(self, sequence: Sequence, batch_index: int, builder: ForwardBuilder) -> None:
+        if sequence.start and not self._stored_prompt:
+            self._plan_prompt(sequence, batch_index, builder)
+        else:
+            self._plan_segments(sequence, batch_index, builder)
+        self._stored_prompt = True
+
+    def _plan_prompt(self, sequence: Sequence, batch_index: int, builder: ForwardBuilder) -> None:
+        """The first forward carries the prompt's complete blocks along, so that no forward is spent on them alone."""
+        start, state = sequence.start, sequence.states[0]
+        begin = builder.add([sequence.tokens[:start] + state], 0, block_length=self._size)
+        builder.store(begin, start, sequence.slot, 0)
+        masked = masked_positions(state, self._mask, len(state))
+        builder.predict(batch_index, 0, masked, [begin + start + i for i in masked])
+
+    def _plan_segments(self, sequence: Sequence, batch_index: int, builder: ForwardBuilder) -> None:
+        size, states = self._size, sequence.states
+        self._segments = segments = plan_segments(states, sequence.reach, size, self._mask)
+        first = builder.tokens
+        # Those of one block of the window have chains of one length and lie side by side.
+        order = sorted(range(len(segments.block)), key=segments.block.__getitem__)
+        place = [0] * len(order)
+        for n, s in enumerate(order):
+            place[s] = first + n * size
+        for block, group in itertools.groupby(order, key=segments.block.__getitem__):
+            members, span = list(group), slice(block * size, (block + 1) * size)
+            keys = None
+            if block:
+                keys = [key for s in members for c in segments.chain[s] for key in range(place[c], place[c] + size)]
+            builder.add([states[segments.draft[s]][span] for s in members], sequence.start + span.start, keys=keys)
+        first_places = [(segments.draft[s], segments.block[s] * size) for s in order]
+        builder.predict_masked(batch_index, first, first_places, size, self._mask)
+        builder.attend(first, len(place), size, sequence.slot, [(0, sequence.start)])
+        builder.retain_from(first)
+        self._first_token = [token - builder.retained for token in place]
+
+    def rank(self, sequence: Sequence, confidence: torch.Tensor) -> None:
+        pass
+
+    def kept(self, accepted: int, count: int) -> list[int]:
+        segments = self._segments.of_draft[accepted][: count // self._size] if count else []
+        return [self._first_token[s] + i for s in segments for i in range(self._size)]
+
+
+class NoCache:
+    """The whole sequence in every forward: exact for any attention."""
+
+    def __init__(self, block_length: int | None, mask_token_id: int, logits_shift: bool) -> None:
+        self._block_length = block_length
+        self._mask = mask_token_id
+        self._shift = int(logits_shift)
+
+    def plan(self, sequence: Sequence, batch_index: int, builder: ForwardBuilder) -> None:
+        start, end = sequence.start, sequence.start + sequence.length
+        before, after = sequence.tokens[:start], sequence.tokens[end:]
+        begin = builder.add([before + state + after for state in sequence.states], 0, block_length=self._block_length)
+        for j, state in enumerate(sequence.states):
+            masked = masked_positions(state, self._mask, sequence.reach[j])
+            row = begin + j * len(sequence.tokens)
+            builder.predict(batch_index, j, masked, [row + max(start + i - self._shift, 0) for i in masked])
+
+    def rank(self, sequence: Sequence, confidence: torch.Tensor) -> None:
+        pass
+
+    def kept(self, accepted: int, count: int) -> list[int]:
+        return []
+
+
+class BlockRefresh:
+    """Full attention with "prefix" or "dual": see the module's docstring."""
+
+    def __init__(self, block_length: int, mask_token_id: int, logits_shift: bool, *, dual: bool) -> None:
+        self._size = block_length
+        self._mask = mask_token_id
+        self._shift = int(logits_shift)
+        self._dual = dual
+
+    def plan(self, sequence: Sequence, batch_index: int, builder: ForwardBuilder) -> None:
+        drafts = list(range(len(sequence.states)))
+        if sequence.refresh:
+            self._plan_refresh(sequence, batch_index, builder)
+            del drafts[0]
+        if not drafts:
+            return
+        start, stop = sequence.start, len(sequence.tokens)
+        after = sequence.tokens[start + sequence.length :]
+        end = min(start + self._size, stop) if self._dual else stop
+        length = end - start
+        begin = builder.add([(sequence.states[j] + after)[:length] for j in drafts], start)
+        builder.attend(begin, len(drafts), length, sequence.slot, [(0, start), (end, stop)])
+        for n, j in enumerate(drafts):
+            # With a shift, a run predicts one position more than it has, and its first one, which is filled, has no row.
+            masked = masked_positions(sequence.states[j], self._mask, min(sequence.reach[j], length + self._shift))
+            builder.predict(batch_index, j, masked, [begin + n * length + i - self._shift for i in masked])
+        if self._dual:
+            runs = {j: begin + n * length for n, j in enumerate(drafts)}
+            self._plan_next_block(sequence, batch_index, builder, runs)
+
+    def _plan_next_block(
+        self, sequence: Sequence, batch_index: int, builder: ForwardBuilder, runs: dict[int, int]
+    ) -> None:
+        """Predicts the next block for drafts that can reach it; their blocks, from token `runs[j]` on, do not see it."""
+        size, stop = self._size, len(sequence.tokens)
+        begin, end = sequence.start + size, min(sequence.start + 2 * size, stop)
+        length = end - begin
+        drafts = [j for j in runs if sequence.reach[j] > size]
+        if not drafts:
+            return
+        first = builder.tokens
+        keys: list[int] = []
+        for n, j in enumerate(drafts):
+            own = first + n * length
+            keys += [*range(runs[j], runs[j] + size), *range(own, own + length)]
+            masked = range(size + self._shift, size + length)
+            builder.predict(batch_index, j, masked, [own + i - size - self._shift for i in masked])
+        builder.add([sequence.tokens[begin:end]] * len(drafts), begin, keys=keys)
+        builder.attend(first, len(drafts), length, sequence.slot, [(0, sequence.start), (end, stop)])
+
+    def _plan_refresh(self, sequence: Sequence, batch_index: int, builder: ForwardBuilder) -> None:
+        start, stop, state = sequence.start, len(sequence.tokens), sequence.states[0]
+        end = min(start + self._size, stop)
+        begin = builder.add([sequence.tokens[:start] + state + sequence.tokens[start + len(state) :]], 0)
+        builder.store(begin, start, sequence.slot, 0)
+        if self._dual:
+            builder.store(begin + end, stop - end, sequence.slot, end)
+        masked = masked_positions(state, self._mask, sequence.reach[0])
+        builder.predict(batch_index, 0, masked, [begin + max(start + i - self._shift, 0) for i in masked])
+
+    def rank(self, sequence: Sequence, confidence: torch.Tensor) -> None:
+        if self._shift:
+            firsts = confidence[:, : sequence.length : self._size]
+            firsts.masked_fill_(firsts > float("-inf"), _FIRST)
+
+    def kept(self, accepted: int, count: int) -> list[int]:
+        return []
+
+
+def policy_for(
+    cache: str, block_length: int, mask_token_id: int, *, block_causal: bool, logits_shift: bool
+) -> CachePolicy:
+    """The policy of one sequence: "exact", "none", "prefix" or "dual"."""
+    if cache == "exact":
+        return ExactCache(block_length, mask_token_id)
+    if cache == "none":
+        return NoCache(block_length if block_causal else None, mask_token_id, logits_shift)
+    return BlockRefresh(block_length, mask_token_id, logits_shift, dual=cache == "dual")
+
+
+def new_cache(cache: str, slots: int, capacity: int) -> KeyValueCache | None:
+    """The buffers that a policy needs for `slots` sequences of up to `capacity` positions."""
+    return None if cache == "none" else KeyValueCache(slots, capacity)

@@ -1,0 +1,232 @@
+"""The step API below `generate`: a batch of sequences that advance together, added and dropped between steps.
+
+    settings = resolve_settings(lm, prompt_length=1024, max_new_tokens=256, draft_steps=8)
+    decoder = Decoder(lm, settings, slots=8, capacity=2048)
+    sequence = decoder.add(prompt)
+    while not sequence.finished:
+        decoder.launch()            # device work of one forward for every sequence
+        decoder.poll()              # one read of what it found; moves the windows
+    answer = sequence.generated(sequence.tokens)
+
+A step is one forward, one `predict_tokens` and one `draft_step` for the whole batch. Each sequence has its own block, its
+own accepted length and its own end, and costs nothing once it has ended.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+
+import torch
+
+from freedave.cache_policy import CachePolicy, new_cache, policy_for
+from freedave.models.diffusion_lm import DiffusionLM
+from freedave.output import Commit, NonFiniteLogitsError
+from freedave.packed_forward import ForwardBuilder
+from freedave.sequence import ACCEPTED, NON_FINITE, PREFIX_LENGTH, STEPS, Sequence
+from freedave.settings import Settings
+from freedave_kernels import DraftStep, draft_step, predict_tokens
+from freedave_kernels.ops.draft_step import COUNTERS
+
+# Stands at positions that a sequence's window does not have: no model sees it, and it is nobody's token.
+_PADDING = -1
+
+
+@dataclass(frozen=True)
+class Committed:
+    """What a step committed of one sequence; `describe` makes the `Commit`, which takes longer than the step's own work."""
+
+    sequence: Sequence
+    forward: int
+    positions: list[int]
+    steps: int
+
+    def describe(self) -> Commit:
+        sequence = self.sequence
+        positions = [position for position in self.positions if position < sequence.end]
+        return Commit(
+            forward=self.forward,
+            steps=self.steps,
+            positions=[position - sequence.prompt_length for position in positions],
+            token_ids=[sequence.tokens[position] for position in positions],
+            step_of=[sequence.step_map[position] for position in positions],
+            tokens=sequence.committed,
+            total=sequence.total,
+            finished=sequence.finished,
+            sequence=sequence.index,
+        )
+
+
+@dataclass
+class _Slot:
+    sequence: Sequence
+    policy: CachePolicy
+
+
+class Decoder:
+    """Sequences that are decoded together, and the device memory they share.
+
+    Args:
+        lm, settings: as `generate` resolves them (`resolve_settings`).
+        slots: how many sequences fit at a time.
+        capacity: positions a sequence may have, prompt and generated blocks.
+    """
+
+    def __init__(self, lm: DiffusionLM, settings: Settings, *, slots: int, capacity: int) -> None:
+        self.forwards = 0
+        self.forward_seconds = 0.0
+        self.positions_computed = 0
+        self._lm = lm
+        self._settings = settings
+        self._cache = new_cache(settings.cache, slots, capacity)
+        self._capacity = capacity
+        self._free = list(range(slots))[::-1]
+        self._added = 0
+        self._active: list[_Slot] = []
+        self._launched: tuple[list[_Slot], DraftStep] | None = None
+        self._suppressed = torch.tensor([lm.mask_token_id], device=lm.device)
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        """Those that are being decoded."""
+        return [slot.sequence for slot in self._active]
+
+    @property
+    def free_slots(self) -> int:
+        """How many more sequences can be added."""
+        return len(self._free)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Size of the key-value buffers."""
+        return 0 if self._cache is None else self._cache.bytes
+
+    def add(self, prompt: list[int], max_new_tokens: int | None = None) -> Sequence:
+        """Adds a sequence, of `max_new_tokens` where not as many as the settings say; the next step computes its prompt."""
+        if not self._free:
+            raise RuntimeError("every slot is taken: wait for a sequence to finish, or drop one")
+        settings = self._settings
+        if max_new_tokens is not None:
+            settings = dataclasses.replace(settings, max_new_tokens=max_new_tokens)
+        length = settings.sequence_length(len(prompt))
+        if length > self._capacity:
+            raise ValueError(
+                f"the prompt ({len(prompt)} tokens) and max_new_tokens ({settings.max_new_tokens}) need {length} positions, "
+                f"but a slot has {self._capacity}"
+            )
+        sequence = Sequence(self._added, self._free.pop(), prompt, settings, self._lm.mask_token_id)
+        policy = policy_for(
+            settings.cache,
+            settings.block_length,
+            self._lm.mask_token_id,
+            block_causal=self._lm.attention == "block_causal",
+            logits_shift=self._lm.logits_shift,
+        )
+        self._added += 1
+        # Prompts come first in a forward: what is retained of it are the tokens behind them.
+        self._active.insert(0, _Slot(sequence, policy))
+        return sequence
+
+    def drop(self, sequence: Sequence) -> None:
+        """Removes a sequence, finished or not, and frees its slot. Not between `launch` and `poll`."""
+        if self._launched is not None:
+            raise RuntimeError("a step is under way: call poll() first")
+        kept = [slot for slot in self._active if slot.sequence is not sequence]
+        if len(kept) == len(self._active):
+            raise ValueError("the sequence is not being decoded: it has finished, or was dropped")
+        self._active = kept
+        self._free.append(sequence.slot)
+
+    def launch(self) -> None:
+        """One forward over the drafts of every sequence, and everything up to the next drafts, on the device."""
+        if self._launched is not None:
+            raise RuntimeError("a step is under way: call poll() first")
+        if not self._active:
+            raise RuntimeError("there is nothing to decode: add a sequence first")
+        with torch.inference_mode():
+            self._launched = self._active, self._step()
+
+    def _step(self) -> DraftStep:
+        active, settings, lm = self._active, self._settings, self._lm
+        count = max(len(slot.sequence.states) for slot in active)
+        length = max(slot.sequence.length for slot in active)
+        builder = ForwardBuilder(count, length)
+        states: list[list[int]] = []
+        for b, slot in enumerate(active):
+            slot.policy.plan(slot.sequence, b, builder)
+            padding = [_PADDING] * (length - slot.sequence.length)
+            states += [state + padding for state in slot.sequence.states]
+            states += states[-1:] * (count - len(slot.sequence.states))
+        numbers = [len(slot.sequence.states) for slot in active] + [slot.sequence.steps_taken for slot in active]
+        forward, prediction, drafts, numbers_on_device = builder.build(states, numbers, lm.device, self._cache)
+        num_drafts, steps_taken = numbers_on_device.chunk(2)
+
+        began = time.perf_counter()
+        logits = lm.packed_logits(forward, prediction.logits_row)
+        self.forward_seconds += time.perf_counter() - began
+        self.positions_computed += forward.input_ids.shape[1]
+
+        masked_ids = torch.full_like(prediction.place, lm.mask_token_id)
+        predicted, certainty = predict_tokens(logits, masked_ids, lm.mask_token_id, suppress_tokens=self._suppressed)
+        token_ids = drafts.flatten().index_copy(0, prediction.place, predicted).view_as(drafts)
+        confidence = certainty.new_full(drafts.shape, float("-inf"))
+        confidence.view(-1).index_copy_(0, prediction.place, certainty)
+        for b, slot in enumerate(active):
+            slot.policy.rank(slot.sequence, confidence[b])
+        return draft_step(
+            drafts,
+            token_ids,
+            confidence,
+            num_drafts,
+            lm.mask_token_id,
+            settings.draft_steps,
+            tokens_per_step=settings.tokens_per_step,
+            threshold=settings.threshold,
+            order=settings.order,
+            block_length=settings.block_length,
+            drafting=settings.drafting,
+            step=steps_taken,
+        )
+
+    def poll(self) -> list[Committed]:
+        """What the launched step committed, one entry a sequence; finished ones free their slots.
+
+        Raises:
+            NonFiniteLogitsError: the model produced NaN or infinite logits where a sequence had to be decoded.
+        """
+        if self._launched is None:
+            raise RuntimeError("no step is under way: call launch() first")
+        launched, step = self._launched
+        self._launched = None
+        records, drafts = step.record.tolist(), step.drafts.tolist()
+        for slot, record in zip(launched, records, strict=True):
+            if record[NON_FINITE] >= 0:
+                raise NonFiniteLogitsError(
+                    f"sequence {slot.sequence.index}: the logits of position {slot.sequence.start + record[NON_FINITE]} are "
+                    f"not finite (forward {self.forwards}); check the weights and the dtype of the model"
+                )
+
+        commits: list[Committed] = []
+        tokens: list[int] = []
+        places: list[int] = []
+        first_step = len(COUNTERS) + step.drafts.shape[2]
+        for slot, record, next_drafts in zip(launched, records, drafts, strict=True):
+            sequence, start = slot.sequence, slot.sequence.start
+            new = sequence.advance(next_drafts, record, record[first_step:], self.forwards)
+            if sequence.finished:
+                self._free.append(sequence.slot)
+            else:
+                kept = slot.policy.kept(record[ACCEPTED], record[PREFIX_LENGTH])
+                first = sequence.slot * self._capacity + start
+                tokens += kept
+                places += range(first, first + len(kept))
+            commits.append(Committed(sequence, self.forwards, new, record[STEPS]))
+        if tokens:
+            assert self._cache is not None
+            with torch.inference_mode():
+                both = torch.tensor([tokens, places], device=self._lm.device)
+                self._cache.keep(both[0], both[1])
+        self._active = [slot for slot in launched if not slot.sequence.finished]
+        self.forwards += 1
+        return commits

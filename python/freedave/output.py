@@ -1,0 +1,111 @@
+"""What a decode returns: sequences, steps, statistics; and what goes wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+
+class NonFiniteLogitsError(RuntimeError):
+    """The model produced NaN or infinite logits at a position that had to be decoded."""
+
+
+class LosslessnessError(RuntimeError):
+    """A decode differs from static decoding; `.output` and `.static` hold both."""
+
+    def __init__(self, message: str, output: DecodeOutput, static: DecodeOutput) -> None:
+        super().__init__(message)
+        self.output = output
+        self.static = static
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What one forward committed of one sequence, as `on_step` receives it.
+
+    Positions count from the sequence's first generated one; `sequence` is its index in the batch, `forward` counts the
+    forwards of the whole batch.
+    """
+
+    forward: int
+    steps: int
+    positions: list[int]
+    token_ids: list[int]
+    step_of: list[int]
+    tokens: int
+    total: int
+    finished: bool
+    sequence: int = 0
+
+
+@dataclass
+class DecodeStats:
+    """Where forwards, time and memory went.
+
+    `accepted_lengths`: static steps committed by each forward, of all its sequences together; `accepted_by_sequence` those
+    of each sequence, one entry for each forward that it took part in. `positions_computed`: token positions that went
+    through the model in all forwards, the compute that was spent. Seconds are wall time, without that of `on_step`; the
+    forward is the model's, with the vocabulary projection and the cache. `cache_bytes`: the key-value buffers, which hold
+    every sequence once. `peak_bytes`: with `measure_memory`, the most that was allocated at a time during the decode, beyond
+    what was before (the weights).
+    """
+
+    accepted_lengths: list[int] = field(default_factory=list)
+    tokens: int = 0
+    positions_computed: int = 0
+    forward_seconds: float = 0.0
+    total_seconds: float = 0.0
+    accepted_by_sequence: list[list[int]] = field(default_factory=list)
+    cache_bytes: int = 0
+    peak_bytes: int | None = None
+
+    @property
+    def other_seconds(self) -> float:
+        """Time outside the forward: ranking, drafting, verifying, committing and the loop itself."""
+        return self.total_seconds - self.forward_seconds
+
+    @property
+    def tokens_per_forward(self) -> float:
+        return self.tokens / max(len(self.accepted_lengths), 1)
+
+    @property
+    def forwards_by_sequence(self) -> list[int]:
+        """How many forwards each sequence took part in."""
+        return [len(accepted) for accepted in self.accepted_by_sequence]
+
+
+@dataclass
+class DecodeOutput:
+    """A finished decode of B sequences. New positions are counted from the end of the prompt.
+
+    `sequences [B, prompt + new]` int64: the prompts as they were given, padding included, then what was generated; after an
+    end of sequence the rest is `eos_token_id`. `step_map [B, new]` int64: the static step at which each position was
+    committed, -1 for never. `forward_map [B, new]` int64: the forward whose result committed it. `num_forwards`: forwards of
+    the whole batch, prompts included. `static`: the static decode that `check_lossless` compared with.
+    """
+
+    sequences: torch.Tensor
+    step_map: torch.Tensor
+    forward_map: torch.Tensor
+    num_forwards: int
+    stats: DecodeStats
+    static: DecodeOutput | None = None
+
+
+def compare_with_static(out: DecodeOutput, static: DecodeOutput) -> None:
+    """Raises `LosslessnessError` at the first difference in tokens or steps."""
+    prompt_length = out.sequences.shape[1] - out.step_map.shape[1]
+    tokens, expected = out.sequences[:, prompt_length:], static.sequences[:, prompt_length:]
+    different = (tokens != expected) | (out.step_map != static.step_map)
+    if not bool(different.any()):
+        return
+    row, first = different.nonzero()[0].tolist()
+    raise LosslessnessError(
+        f"{int((tokens != expected).sum())} of {tokens.numel()} tokens differ from static decoding; the first difference is "
+        f"at generated position {first} of sequence {row}: token {int(tokens[row, first])} at step "
+        f"{int(out.step_map[row, first])}, statically token {int(expected[row, first])} at step "
+        f"{int(static.step_map[row, first])}",
+        out,
+        static,
+    )

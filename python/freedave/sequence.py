@@ -1,0 +1,154 @@
+"""One sequence between two forwards: what is final, and the drafts of the window that the next forward covers."""
+
+from __future__ import annotations
+
+import math
+
+from freedave.settings import Settings
+from freedave_kernels.ops.draft_step import COUNTERS
+
+ACCEPTED, STEPS, PREFIX_LENGTH, NON_FINITE, NUM_DRAFTS = (
+    COUNTERS.index(name) for name in ("accepted", "steps", "prefix_length", "non_finite", "num_drafts")
+)
+
+
+class Sequence:
+    """A sequence that is being decoded, on the host: a few hundred integers.
+
+    `tokens`, `step_map` and `forward_map` cover the prompt and every block that will be decoded. The window is
+    `start ... start + length - 1`: the current block and those further blocks that the drafts, or the drafts made from any
+    of them, can reach. `states` are the drafts to be forwarded, `reach[j]` how many positions of draft j its own next
+    drafts can depend on. `refresh` says that the window has moved to a block of which nothing is committed.
+
+    Policies of full attention (`settings.cache` "prefix" and "dual") prove one block a cache, so their windows end with
+    the next block, and only drafts with something left to fill in the current one are forwarded.
+    """
+
+    def __init__(self, index: int, slot: int, prompt: list[int], settings: Settings, mask_token_id: int) -> None:
+        self.index = index
+        self.slot = slot
+        self.prompt_length = len(prompt)
+        self.end = len(prompt) + settings.max_new_tokens
+        self.total = settings.max_new_tokens
+        self._settings = settings
+        self._mask = mask_token_id
+        self._one_block = settings.cache in ("prefix", "dual")
+
+        missing = settings.sequence_length(len(prompt)) - len(prompt)
+        self.tokens = prompt + [mask_token_id] * missing
+        self.step_map = [-1] * len(self.tokens)
+        self.forward_map = [-1] * len(self.tokens)
+        self.steps_taken = 0
+        self.accepted_lengths: list[int] = []
+        self.finished = False
+        self._unchecked = settings.first_block(len(prompt))
+        self._ended: int | None = None
+
+        # The first forward has one "draft": the state with nothing generated, which is right by definition.
+        self.start = settings.first_block(len(prompt))
+        self.refresh = True
+        self._open_window([self.tokens[self.start : self.start + settings.block_length]])
+
+    @property
+    def length(self) -> int:
+        """Positions of the window."""
+        return len(self.states[0])
+
+    @property
+    def committed(self) -> int:
+        """How many of the positions to be generated are committed."""
+        return self.total - self.step_map[self.prompt_length : self.end].count(-1)
+
+    def generated(self, values: list[int]) -> list[int]:
+        """The part of `tokens`, `step_map` or `forward_map` that belongs to the answer."""
+        return values[self.prompt_length : self.end]
+
+    def advance(self, drafts: list[list[int]], record: list[int], step_map: list[int], forward: int) -> list[int]:
+        """Commits what a forward proved and moves the window; returns the positions that were committed.
+
+        Drafts may have run ahead into blocks that static decoding never starts, because an earlier one ends the sequence:
+        those are filled with the end-of-sequence token (where there is none, the mask token), as if never computed.
+
+        `drafts` are the next drafts over the window, `record` holds the counters of `draft_step`.
+        """
+        start, length = self.start, self.length
+        committed = drafts[0][:length]
+        new = [start + i for i, step in enumerate(step_map[:length]) if step >= 0]
+        self.tokens[start : start + length] = committed
+        for position in new:
+            self.step_map[position] = step_map[position - start]
+            self.forward_map[position] = forward
+        self.accepted_lengths.append(record[STEPS])
+        self.steps_taken += record[STEPS]
+
+        self.finished = self._has_ended() or self._mask not in self.tokens[start : self.end]
+        if self._ended is not None:
+            rest = len(self.tokens) - self._ended
+            self.tokens[self._ended :] = [(*self._settings.eos_token_ids, self._mask)[0]] * rest
+            self.step_map[self._ended :] = [-1] * rest
+            self.forward_map[self._ended :] = [-1] * rest
+            new = [position for position in new if position < self._ended]
+        if not self.finished:
+            passed = min(self._complete(committed) if self._one_block else record[PREFIX_LENGTH], length)
+            self.refresh = passed > 0
+            self.start += passed
+            self._open_window([draft[passed:length] for draft in drafts[: max(record[NUM_DRAFTS], 1)]])
+        return new
+
+    def _has_ended(self) -> bool:
+        """Whether a finished block ends the sequence; looks at each block once."""
+        settings = self._settings
+        if not settings.eos_token_ids and not settings.stop_sequences:
+            return False
+        while self._unchecked < len(self.tokens):
+            end = self._unchecked + settings.block_length
+            block = self.tokens[self._unchecked : end]
+            if self._mask in block:
+                return False
+            if block[-1] in settings.eos_token_ids or self._stops(end):
+                self._ended = self._unchecked + len(block)
+                return True
+            self._unchecked = end
+        return False
+
+    def _stops(self, end: int) -> bool:
+        """Whether a stop sequence ends in the block before `end`; it may have begun in an earlier one."""
+        for stop in self._settings.stop_sequences:
+            begin = max(self._unchecked - len(stop) + 1, self.prompt_length)
+            answer = self.tokens[begin:end]
+            if any(tuple(answer[i : i + len(stop)]) == stop for i in range(len(answer) - len(stop) + 1)):
+                return True
+        return False
+
+    def _complete(self, state: list[int]) -> int:
+        """Positions in the leading complete blocks of a window's state."""
+        if self._mask not in state:
+            return len(state)
+        return state.index(self._mask) // self._settings.block_length * self._settings.block_length
+
+    def _open_window(self, drafts: list[list[int]]) -> None:
+        """The window from `start` for active `drafts`, as long as their next drafts need."""
+        size = self._settings.block_length
+        fresh = [self._mask] * (len(self.tokens) - self.start - len(drafts[0]))
+        if self._one_block:
+            del fresh[max(2 * size - len(drafts[0]), 0) :]
+        states = [draft + fresh for draft in drafts]
+        reach = [self._reach(state) for state in states]
+        length = reach[-1]  # the last draft is the furthest
+        # A finished draft predicts nothing.
+        open_until = size if self._one_block else length
+        self.states = [state[:length] for state in states if self._mask in state[:open_until]]
+        self.reach = [min(end, length) for end in reach[: len(self.states)]]
+
+    def _reach(self, state: list[int]) -> int:
+        """How far the next drafts of `state` can get: to the end of the block that the last lookahead step fills."""
+        settings = self._settings
+        length, steps = 0, 0
+        while length < len(state) and steps < settings.lookahead_steps:
+            in_block = state[length : length + settings.block_length].count(self._mask)
+            length = min(length + settings.block_length, len(state))
+            if settings.threshold is None:
+                steps += math.ceil(in_block / settings.tokens_per_step)
+            else:  # the first step may fill a whole block, each further one fills one position
+                steps += in_block if steps else min(in_block, 1)
+        return length

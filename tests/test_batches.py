@@ -1,0 +1,213 @@
+"""Several sequences at a time: each decodes as it would alone, at its own pace; and the step API that does it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_models import MASK, golden_lm, golden_model, prompt
+
+import freedave
+from freedave import packed_forward
+from freedave.decoder import Decoder
+from freedave.settings import resolve_settings
+
+FAMILIES = [
+    ("block_causal", "auto"),
+    ("block_causal", "none"),
+    *((family, cache) for family in ("full", "full_shifted") for cache in ("none", "prefix", "dual")),
+]
+
+
+def padded(lengths: list[int], side: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts of these lengths as one batch; the padding is token 0."""
+    width = max(lengths)
+    input_ids, mask = torch.zeros(len(lengths), width, dtype=torch.int64), torch.zeros(len(lengths), width)
+    for b, length in enumerate(lengths):
+        where = slice(width - length, width) if side == "left" else slice(length)
+        input_ids[b, where], mask[b, where] = prompt(length, seed=b)[0], 1
+    return input_ids, mask
+
+
+def test_example():
+    """Prompts of different lengths, padded on the left as tokenizers do."""
+    input_ids, attention_mask = padded([3, 9, 6], "left")
+    out = freedave.generate(
+        golden_lm(), input_ids, attention_mask=attention_mask, max_new_tokens=24, draft_steps=8, check_lossless=True
+    )
+    assert out.sequences.shape == (3, 9 + 24) and out.step_map.shape == (3, 24)
+    assert torch.equal(out.sequences[:, :9], input_ids)  # as they were given
+    assert out.num_forwards == max(out.stats.forwards_by_sequence) < out.static.num_forwards
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"tokens_per_step": 2}, {"threshold": 0.1}, {"order": "left_to_right"}], ids=str
+)
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(("family", "cache"), FAMILIES)
+def test_each_sequence_decodes_as_it_does_alone(monkeypatch, family, cache, side, options):
+    """Tokens, steps, and even the forwards that committed them."""
+    monkeypatch.setattr(packed_forward, "JOINED_KEYS", 0 if side == "left" else 128)
+    lm = golden_lm(family)
+    lengths = [5, 12, 1, 8]
+    input_ids, attention_mask = padded(lengths, side)
+    options = {"max_new_tokens": 18, "draft_steps": 5, "block_length": 8, "cache": cache} | options
+    out = freedave.generate(lm, input_ids, attention_mask=attention_mask, check_lossless=True, **options)
+    for b, length in enumerate(lengths):
+        alone = freedave.generate(lm, prompt(length, seed=b), **options)
+        assert torch.equal(out.sequences[b, 12:], alone.sequences[0, length:])
+        assert torch.equal(out.step_map[b], alone.step_map[0])
+        assert torch.equal(out.forward_map[b], alone.forward_map[0])
+        assert out.stats.accepted_by_sequence[b] == alone.stats.accepted_lengths
+
+
+def test_commits_name_their_sequence():
+    input_ids, attention_mask = padded([4, 7], "right")
+    commits = []
+    out = freedave.generate(
+        golden_lm(), input_ids, attention_mask=attention_mask, max_new_tokens=12, draft_steps=4, on_step=commits.append
+    )
+    for b in range(2):
+        mine = [commit for commit in commits if commit.sequence == b]
+        assert [commit.steps for commit in mine] == out.stats.accepted_by_sequence[b]
+        assert [commit.finished for commit in mine] == [False] * (len(mine) - 1) + [True]
+        tokens = {
+            position: token
+            for commit in mine
+            for position, token in zip(commit.positions, commit.token_ids, strict=True)
+        }
+        assert [tokens[i] for i in range(12)] == out.sequences[b, 7:].tolist()
+    assert sum(out.stats.accepted_lengths) == sum(map(sum, out.stats.accepted_by_sequence))
+
+
+def test_a_finished_sequence_costs_nothing():
+    """One sequence ends after its first block: from then on, the batch computes what the other one needs alone."""
+    lm = golden_lm()
+    input_ids = torch.cat([prompt(8, 0), prompt(8, 1)])
+    first, second = (freedave.generate(lm, row[None], max_new_tokens=32, draft_steps=4) for row in input_ids)
+    end = int(first.sequences[0, 11])
+    assert end not in second.sequences[0, 8:].view(8, 4)[:, -1]
+    shapes = []
+    hook = lm.model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    try:
+        freedave.generate(lm, input_ids[1:], max_new_tokens=32, draft_steps=4)
+        alone = shapes.copy()
+        shapes.clear()
+        out = freedave.generate(lm, input_ids, max_new_tokens=32, draft_steps=4, eos_token_id=end)
+    finally:
+        hook.remove()
+    taken = out.stats.forwards_by_sequence[0]
+    assert taken <= 4 and shapes[taken:] == alone[taken:]
+    assert (out.sequences[0, 12:] == end).all() and torch.equal(out.sequences[1], second.sequences[0])
+
+
+def test_one_call_of_each_op_a_step(monkeypatch):
+    import freedave.decoder as module
+
+    calls = []
+    for name in ("predict_tokens", "draft_step"):
+        original = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda *a, name=name, original=original, **k: calls.append(name) or original(*a, **k)
+        )
+    out = freedave.generate(golden_lm("full"), torch.cat([prompt(6), prompt(6, 1)]), 16, cache="dual", block_length=8)
+    assert calls == ["predict_tokens", "draft_step"] * out.num_forwards
+
+
+def decoder(lm, slots: int, capacity: int = 64, draft_steps: int = 4, **options) -> Decoder:
+    settings = resolve_settings(lm, prompt_length=1, max_new_tokens=16, draft_steps=draft_steps, **options)
+    return Decoder(lm, settings, slots=slots, capacity=capacity)
+
+
+@pytest.mark.parametrize(("family", "cache"), [("block_causal", "auto"), ("full", "dual"), ("full_shifted", "prefix")])
+def test_an_engine_adds_and_drops_sequences_between_steps(family, cache):
+    """Five prompts through two slots, one of them dropped on the way; the slots are used again."""
+    lm = golden_lm(family)
+    prompts = [prompt(3 + 2 * b, seed=b) for b in range(5)]
+    engine = decoder(lm, slots=2, cache=cache, block_length=8)
+    waiting = [row[0].tolist() for row in prompts]
+    running, finished, dropped = [], [], None
+    while waiting or engine.sequences:
+        while waiting and engine.free_slots:
+            running.append(engine.add(waiting.pop(0)))
+        engine.launch()
+        committed = engine.poll()
+        assert {commit.sequence for commit in committed} <= set(running)
+        finished += [commit.sequence for commit in committed if commit.sequence.finished]
+        if dropped is None and len(engine.sequences) == 2 and engine.forwards == 2:
+            dropped = running[1]
+            engine.drop(dropped)
+    assert dropped is not None and len(finished) == 4
+    for sequence in finished:
+        alone = freedave.generate(
+            lm, prompts[sequence.index], max_new_tokens=16, draft_steps=4, cache=cache, block_length=8
+        )
+        assert sequence.generated(sequence.tokens) == alone.sequences[0, sequence.prompt_length :].tolist()
+        assert sequence.generated(sequence.step_map) == alone.step_map[0].tolist()
+
+
+@pytest.mark.parametrize("draft_steps", [1, 6])
+def test_prompts_join_while_others_finish_blocks(draft_steps):
+    """A prompt is computed in the forward whose keys and values another sequence keeps."""
+    lm = golden_lm(block_length=4)
+    engine = decoder(lm, slots=8, draft_steps=draft_steps)
+    sequences = []
+    while len(sequences) < 8 or engine.sequences:
+        if len(sequences) < 8:
+            n = len(sequences)
+            sequences.append(engine.add(prompt(8 + n, seed=n)[0].tolist(), max_new_tokens=9 + n))
+        engine.launch()
+        engine.poll()
+    for seed, sequence in enumerate(sequences):
+        alone = freedave.generate(lm, prompt(8 + seed, seed), max_new_tokens=9 + seed, draft_steps=draft_steps)
+        assert sequence.generated(sequence.tokens) == alone.sequences[0, 8 + seed :].tolist()
+        assert sequence.accepted_lengths == alone.stats.accepted_lengths
+
+
+def test_the_step_api_says_what_is_wrong():
+    engine = decoder(golden_lm(), slots=1)
+    with pytest.raises(RuntimeError, match="nothing to decode"):
+        engine.launch()
+    with pytest.raises(ValueError, match=r"the prompt \(60 tokens\).*need 76 positions, but a slot has 64"):
+        engine.add([1] * 60)
+    sequence = engine.add([1, 2, 3])
+    with pytest.raises(RuntimeError, match="every slot is taken"):
+        engine.add([1])
+    with pytest.raises(RuntimeError, match="no step is under way"):
+        engine.poll()
+    engine.launch()
+    for call in (engine.launch, lambda: engine.drop(sequence)):
+        with pytest.raises(RuntimeError, match="a step is under way"):
+            call()
+    engine.poll()
+    engine.drop(sequence)
+    with pytest.raises(ValueError, match="not being decoded"):
+        engine.drop(sequence)
+    assert engine.free_slots == 1
+
+
+def test_non_finite_logits_name_the_sequence():
+    model = golden_model("block_causal")
+    kept = model.model.embed_tokens.weight[7].clone()
+    try:
+        model.model.embed_tokens.weight.data[7] = float("nan")
+        with pytest.raises(freedave.NonFiniteLogitsError, match="sequence 1: the logits of position"):
+            freedave.generate(golden_lm(), torch.tensor([[1, 2, 3, 4], [1, 7, 3, 4]]), max_new_tokens=4, draft_steps=2)
+    finally:
+        model.model.embed_tokens.weight.data[7] = kept
+
+
+@pytest.mark.parametrize(
+    ("attention_mask", "message"),
+    [
+        (torch.ones(2, 3), r"the shape of input_ids \(2, 4\), got"),
+        (torch.tensor([[1, 1, 1, 1], [1, 0, 1, 1]]), "prompt 1 has a hole"),
+        (torch.tensor([[1, 1, 1, 1], [0, 0, 0, 0]]), "prompt 1 is empty"),
+    ],
+)
+def test_argument_errors(attention_mask, message):
+    with pytest.raises(ValueError, match=message):
+        freedave.generate(golden_lm(), torch.ones(2, 4, dtype=torch.int64), 8, attention_mask=attention_mask)
+    with pytest.raises(ValueError, match="prompt 1 holds the mask token"):
+        freedave.generate(golden_lm(), torch.tensor([[1], [MASK]]), 8)
