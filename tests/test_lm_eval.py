@@ -179,6 +179,14 @@ def test_until_ends_the_decode_early(demo: freedave.DiffusionLM) -> None:
     assert forwards[1] < forwards[0] / 2  # the first block of four holds it
 
 
+def test_an_answer_that_a_stop_sequence_ended_is_what_was_committed(demo: freedave.DiffusionLM) -> None:
+    """Without an end of sequence the rest of the answer stays masked, and is no part of it."""
+    endless = FreeDaveLM(freedave.DiffusionLM(demo.model, 1, block_length=16, tokenizer=demo.tokenizer))
+    assert answers(endless, PROMPT, until=[" 9"]) == ["2+5+0:07"]
+    tally = endless.tallies["a_task"]
+    assert tally.answer_tokens == tally.tokens < 32
+
+
 def test_a_request_without_a_context(demo: freedave.DiffusionLM, model: FreeDaveLM) -> None:
     output = freedave.generate(demo, torch.tensor([[0]]), max_new_tokens=16)
     ids = output.sequences[0, 1:].tolist()

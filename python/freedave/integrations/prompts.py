@@ -32,8 +32,13 @@ class Answer:
     difference: freedave.LosslessnessError | None = None
 
     def length(self, ends: Collection[int]) -> int:
-        """How many tokens there are up to the first end of sequence, which is counted."""
-        return next((i + 1 for i, token_id in enumerate(self.token_ids) if token_id in ends), len(self.token_ids))
+        """How many tokens there are up to the first end of sequence, which is counted.
+
+        A decode that a stop sequence ended has none: then those that were committed.
+        """
+        ended = next((i + 1 for i, token_id in enumerate(self.token_ids) if token_id in ends), len(self.token_ids))
+        committed = next((i for i, step in enumerate(self.step_map) if step < 0), len(self.step_map))
+        return min(ended, committed)
 
     def before_end(self, ends: Collection[int]) -> list[int]:
         """The tokens before the first end of sequence."""
