@@ -44,8 +44,9 @@ $(VENV)/.built: $(VENV)/.installed $(NATIVE)
 demo: setup
 	$(BIN)/freedave demo
 
+# A test takes one thread; processes share the tests out.
 test: setup simt $(VENV)/.lm-eval
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n logical --maxprocesses 8 --dist worksteal
 
 lint: setup
 	$(BIN)/ruff check .

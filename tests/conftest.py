@@ -16,6 +16,9 @@ import pytest
 import torch
 import triton_interpreter
 
+# Inputs that are drawn while tests are collected are the same in every process that shares them out.
+torch.manual_seed(0)
+
 GOLDEN = Path(__file__).parent / "golden"
 
 # The CUDA kernels, executed on the CPU (tests/simt; `make simt` builds it): one more backend, for CPU tensors.
