@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from freedave_kernels.ops.draft_step import RecordLayout
+
 # Memory bandwidth in the makers' data sheets, bytes a second (SXM modules).
 DATA_SHEET = {"H100": 3.35e12, "H200": 4.8e12, "B200": 8.0e12}
-
-COUNTERS = 11  # integers a sequence at the head of draft_step's record
 
 
 def predict_tokens(rows: int, masked: int, vocab: int, itemsize: int) -> int:
@@ -36,7 +36,7 @@ def verify_drafts(batch: int, count: int, length: int) -> int:
 
 def draft_step(batch: int, count: int, length: int) -> int:
     read = count * length * (8 + 8 + 4) + 4
-    written = count * length * 8 + length * 4 + (COUNTERS + 2 * length) * 8
+    written = RecordLayout.of(length, count).width * 8
     return batch * (read + written)
 
 

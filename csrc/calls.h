@@ -230,11 +230,11 @@ struct Calls {
     return accepted.release();
   }
 
-  static std::tuple<Released, Released, Released> draft_step(
-      const Tensor& drafts_, const Tensor& token_ids_, const Tensor& confidence_, const Tensor& num_drafts_,
-      int64_t mask_token_id, int64_t draft_steps, int64_t tokens_per_step, std::optional<double> threshold,
-      const Word& order, std::optional<int64_t> block_length, const Word& drafting, const Word& match,
-      std::optional<int64_t> eos_token_id, const std::optional<Tensor>& step_) {
+  static Released draft_step(const Tensor& drafts_, const Tensor& token_ids_, const Tensor& confidence_,
+                             const Tensor& num_drafts_, int64_t mask_token_id, int64_t draft_steps,
+                             int64_t tokens_per_step, std::optional<double> threshold, const Word& order,
+                             std::optional<int64_t> block_length, const Word& drafting, const Word& match,
+                             std::optional<int64_t> eos_token_id, const std::optional<Tensor>& step_) {
     constexpr const char* kOp = "draft_step";
     const Argument drafts = Edge::argument(kOp, "drafts", drafts_);
     const Argument token_ids = Edge::argument(kOp, "token_ids", token_ids_);
@@ -256,9 +256,7 @@ struct Calls {
     const StepRule rule = step_rule(kOp, length, mask_token_id, tokens_per_step, threshold, order, block_length);
     const Drafting how = choose<Drafting>(kOp, "drafting", drafting, {"recycled", "nested"});
 
-    Output next_drafts(DType::kInt64, drafts, {batch, draft_steps, length});
-    Output next_confidence(DType::kFloat32, drafts, {batch, length});
-    Output record(DType::kInt64, drafts, {batch, record_width(length)});
+    Output records(DType::kInt64, drafts, {batch, record_width(length, draft_steps)});
     Edge::launch(drafts, DraftStepParams{.drafts = drafts.matrix<int64_t>(),
                                          .token_ids = token_ids.matrix<int64_t>(),
                                          .confidence = confidence.matrix<float>(),
@@ -273,10 +271,8 @@ struct Calls {
                                          .match = match_of(kOp, match),
                                          .has_eos_token_id = eos_token_id.has_value(),
                                          .eos_token_id = eos_token_id.value_or(0),
-                                         .next_drafts = next_drafts.template data<int64_t>(),
-                                         .next_confidence = next_confidence.template data<float>(),
-                                         .record = record.template data<int64_t>()});
-    return {next_drafts.release(), next_confidence.release(), record.release()};
+                                         .records = records.template data<int64_t>()});
+    return records.release();
   }
 };
 

@@ -115,6 +115,30 @@ def test_one_call_of_each_op_a_step(monkeypatch):
     assert calls == ["predict_tokens", "draft_step"] * out.num_forwards
 
 
+def test_one_read_a_step(monkeypatch):
+    """Whatever waits for a device: one tensor says all that the host has to know."""
+    reads = []
+    for name in ("tolist", "item", "numpy", "cpu", "nonzero", "__bool__", "__int__", "__float__", "__index__"):
+        original = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda *a, name=name, original=original: reads.append(name) or original(*a)
+        )
+    lm = golden_lm("full")
+    driver = decoder(lm, slots=2, block_length=8, cache="dual")
+    for start in (6, 9):
+        driver.add(prompt(start)[0].tolist())
+    reads.clear()
+    steps = 0
+    while driver.sequences:
+        driver.launch()
+        assert not reads
+        driver.poll()
+        assert reads == ["tolist"]
+        reads.clear()
+        steps += 1
+    assert steps > 4
+
+
 def decoder(lm, slots: int, capacity: int = 64, draft_steps: int = 4, **options) -> Decoder:
     settings = resolve_settings(lm, prompt_length=1, max_new_tokens=16, draft_steps=draft_steps, **options)
     return Decoder(lm, settings, slots=slots, capacity=capacity)

@@ -39,7 +39,7 @@ def step(batch: int, count: int, length: int = 16, vocab: int = 40) -> tuple[Cal
 
     def run() -> tuple[torch.Tensor, ...]:
         token_ids, confidence = fk.predict_tokens(logits, drafts, MASK)
-        return (token_ids, confidence, *fk.draft_step(drafts, token_ids, confidence, active, MASK, count))
+        return (token_ids, confidence, fk.draft_step(drafts, token_ids, confidence, active, MASK, count).record)
 
     return run, drafts
 

@@ -175,9 +175,10 @@ void step_sequence(const DraftStepParams& p, int64_t b, Scratch& scratch) {
   const int64_t* token_ids = s.token_ids + accepted * length;
   const float* confidence = s.confidence + accepted * length;
   const Record record = record_of(p, b);
-  std::copy_n(token_ids, length, record.next_token_ids);
-  std::copy_n(confidence, length, p.next_confidence + b * length);
-  int64_t* next = p.next_drafts + b * p.draft_steps * length;
+  std::copy_n(token_ids, length, record.token_ids);
+  std::copy_n(confidence, length, record.confidence);
+  std::fill(record.confidence + length, record.confidence + record.confidence_end, 0.0f);
+  int64_t* next = record.drafts;
   const bool recycled = p.drafting == Drafting::kRecycled;
   int64_t num_drafts =
       plan_drafts(state, confidence, length, p.rule, recycled ? 1 : p.draft_steps, scratch.keys, scratch.ends);

@@ -80,7 +80,7 @@ struct Chain {
 };
 
 __device__ __forceinline__ Chain chain_drafts(const DraftStepParams& p, Window& window, const Sequence& sequence,
-                                              Distances::Counts& counts, int64_t b, int accepted, bool begun,
+                                              Distances::Counts& counts, int64_t* drafts, int accepted, bool begun,
                                               int64_t state, bool open_left) {
   const int64_t mask = p.rule.mask_token_id;
   const int i = window.position;
@@ -109,7 +109,7 @@ __device__ __forceinline__ Chain chain_drafts(const DraftStepParams& p, Window& 
         if (chain.forward_drafts == k) chain.forward_drafts += window.any(window.inside && state == mask);
       }
     }
-    if (window.inside) p.next_drafts[(b * p.draft_steps + k) * p.length + i] = state;
+    if (window.inside) drafts[k * p.length + i] = state;
   }
   return chain;
 }
@@ -152,11 +152,13 @@ __global__ void __launch_bounds__(kMaxLength) step_sequences(const __grid_consta
   // Carry the accepted predictions over.
   int64_t step_map = -1;
   if (window.inside) {
-    record_of(p, b).next_token_ids[i] = sequence.token_id(accepted, i);
-    p.next_confidence[b * p.length + i] = sequence.confidence(accepted, i);
+    const Record record = record_of(p, b);
+    record.token_ids[i] = sequence.token_id(accepted, i);
+    record.confidence[i] = sequence.confidence(accepted, i);
+    if (i + 1 == p.length && i + 1 < record.confidence_end) record.confidence[i + 1] = 0.0f;
     if (committed_by >= 0) step_map = (p.step.data ? p.step.at(b) : 0) + committed_by;
-    record_of(p, b).step_map[i] = step_map;
-    p.next_drafts[b * p.draft_steps * p.length + i] = committed;
+    record.step_map[i] = step_map;
+    record.drafts[i] = committed;
   }
 
   // What the accepted draft says: how much of its prefix is complete, so that its keys and values can be kept, and the
@@ -175,7 +177,8 @@ __global__ void __launch_bounds__(kMaxLength) step_sequences(const __grid_consta
   const uint32_t in_window = window.sum(left);
   const uint32_t tokens_committed = window.sum(step_map >= 0);
 
-  const Chain chain = chain_drafts(p, window, sequence, counts, b, accepted, fill.count > 0, committed, in_window > 0);
+  const Chain chain = chain_drafts(p, window, sequence, counts, record_of(p, b).drafts, accepted, fill.count > 0,
+                                   committed, in_window > 0);
 
   if (i > 0) return;
   int64_t* counters = record_of(p, b).counters;

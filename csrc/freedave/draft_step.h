@@ -10,7 +10,7 @@ namespace freedave {
 
 enum class Drafting : int32_t { kRecycled, kNested };
 
-// The first columns of `record`.
+// The first columns of a record.
 enum class Counter : int32_t {
   kAccepted,
   kSteps,
@@ -38,25 +38,34 @@ struct DraftStepParams {
   Match match;
   bool has_eos_token_id;
   int64_t eos_token_id;
-  // All contiguous.
-  int64_t* next_drafts;    // [B, draft_steps, L]
-  float* next_confidence;  // [B, L]
-  int64_t* record;         // [B, record_width(L)]
+  int64_t* records;  // [B, record_width(L, draft_steps)], contiguous
 };
 
-// A row of `record` is everything else about a sequence, side by side: one tensor to make, and one to copy to the host.
+// Everything that is found out about a sequence, side by side: one tensor to make, and one to copy to the host.
 struct Record {
-  int64_t* counters;        // [Counter::kCount]
-  int64_t* next_token_ids;  // [L]
-  int64_t* step_map;        // [L]
+  int64_t* counters;       // [Counter::kCount]
+  int64_t* token_ids;      // [L]
+  int64_t* step_map;       // [L]
+  int64_t* drafts;         // [draft_steps, L]
+  float* confidence;       // [L], and a 0 behind it where L is odd: two in the place of an integer
+  int64_t confidence_end;  // L, or L + 1 where it is odd
 };
 
-HD int64_t record_width(int64_t length) { return static_cast<int64_t>(Counter::kCount) + 2 * length; }
+HD int64_t record_width(int64_t length, int64_t draft_steps) {
+  return static_cast<int64_t>(Counter::kCount) + (2 + draft_steps) * length + (length + 1) / 2;
+}
 
 HD Record record_of(const DraftStepParams& p, int64_t b) {
-  int64_t* counters = p.record + b * record_width(p.length);
-  int64_t* next_token_ids = counters + static_cast<int>(Counter::kCount);
-  return {counters, next_token_ids, next_token_ids + p.length};
+  int64_t* counters = p.records + b * record_width(p.length, p.draft_steps);
+  int64_t* token_ids = counters + static_cast<int>(Counter::kCount);
+  int64_t* step_map = token_ids + p.length;
+  int64_t* drafts = step_map + p.length;
+  return {counters,
+          token_ids,
+          step_map,
+          drafts,
+          reinterpret_cast<float*>(drafts + p.draft_steps * p.length),
+          (p.length + 1) / 2 * 2};
 }
 
 }  // namespace freedave

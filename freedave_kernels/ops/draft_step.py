@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import torch
@@ -28,39 +29,79 @@ COUNTERS = (
     "ended",
 )
 
+
 _native = native_op(OP)
 _accepted = native_check(OP)
 _new_tuple = tuple.__new__  # as DraftStep._make, without its count of the fields
 
 
+class RecordLayout(NamedTuple):
+    """Where things stand in the record of a sequence with a window of L positions and K next drafts."""
+
+    counters: slice
+    token_ids: slice
+    step_map: slice
+    drafts: slice
+    confidence: slice
+
+    @property
+    def width(self) -> int:
+        """Integers in the record."""
+        return self.confidence.stop
+
+    @classmethod
+    def of(cls, length: int, draft_steps: int) -> RecordLayout:
+        ends = list(itertools.accumulate([len(COUNTERS), length, length, draft_steps * length, (length + 1) // 2]))
+        return cls(*map(slice, [0, *ends[:-1]], ends))
+
+
 class DraftStep(NamedTuple):
     """What `draft_step` returns. The *committed* state is `drafts[:, 0]`: everything unmasked there is final.
 
-    Integers about a sequence lie side by side in `record`, so that one tensor is made, and one read tells a decoder
-    everything; all properties are views of it.
+    All that is found out about a sequence lies side by side in `record`, so that one tensor is made, and one read tells a
+    decoder everything; all properties are views of it.
     """
 
-    drafts: torch.Tensor
-    """`[B, K, L]` int64: the next drafts; draft 0 is right by construction."""
-    confidence: torch.Tensor
-    """`[B, L]` float32: the accepted draft's confidences, carried over."""
     record: torch.Tensor
-    """`[B, 11 + 2 L]` int64: `counters`, `token_ids`, `step_map`."""
+    """`[B, 11 + (2 + K) L + ceil(L / 2)]` int64: `counters`, `token_ids`, `step_map`, `drafts`, and `confidence`, whose
+    numbers, and a 0 behind them where L is odd, stand two in the place of an integer."""
+    draft_steps: int
+    """K."""
+
+    @property
+    def length(self) -> int:
+        """L."""
+        return 2 * (self.record.shape[-1] - len(COUNTERS)) // (2 * self.draft_steps + 5)
+
+    @property
+    def layout(self) -> RecordLayout:
+        """Where things stand in a row of `record`, for those who read it on the host."""
+        return RecordLayout.of(self.length, self.draft_steps)
+
+    @property
+    def drafts(self) -> torch.Tensor:
+        """`[B, K, L]` int64: the next drafts; draft 0 is right by construction."""
+        return self.record[:, self.layout.drafts].unflatten(1, (self.draft_steps, self.length))
+
+    @property
+    def confidence(self) -> torch.Tensor:
+        """`[B, L]` float32: the accepted draft's confidences, carried over."""
+        return self.record[:, self.layout.confidence].view(torch.float32)[:, : self.length]
 
     @property
     def counters(self) -> torch.Tensor:
         """`[B, 11]`: the numbers below and `num_drafts`, in the order of `COUNTERS`."""
-        return self.record[:, : len(COUNTERS)]
+        return self.record[:, self.layout.counters]
 
     @property
     def token_ids(self) -> torch.Tensor:
         """`[B, L]`: the accepted draft's predictions, carried over."""
-        return self.record[:, len(COUNTERS) : len(COUNTERS) + self.drafts.shape[-1]]
+        return self.record[:, self.layout.token_ids]
 
     @property
     def step_map(self) -> torch.Tensor:
         """`[B, L]`: the static step that committed each position in this call; -1 for all other positions."""
-        return self.record[:, len(COUNTERS) + self.drafts.shape[-1] :]
+        return self.record[:, self.layout.step_map]
 
     @property
     def num_drafts(self) -> torch.Tensor:
@@ -171,13 +212,13 @@ def draft_step(
     )  # fmt: skip
     try:
         if runs_native(drafts):
-            return _new_tuple(DraftStep, _native(*call))
+            return _new_tuple(DraftStep, (_native(*call), draft_steps))
     except (RuntimeError, AttributeError):
         check_arguments(*call)
         raise
     if is_compiling() or not _accepted(*call):
         check_arguments(*call)
-    return DraftStep._make(serving(drafts.device).draft_step(*call))
+    return DraftStep(serving(drafts.device).draft_step(*call), draft_steps)
 
 
 def check_arguments(
@@ -239,10 +280,6 @@ def fake(
     match: str = "exact",
     eos_token_id: int | None = None,
     step: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> torch.Tensor:
     batch, _, length = drafts.shape
-    return (
-        drafts.new_empty((batch, draft_steps, length)),
-        confidence.new_empty((batch, length)),
-        drafts.new_empty((batch, len(COUNTERS) + 2 * length)),
-    )
+    return drafts.new_empty((batch, RecordLayout.of(length, draft_steps).width))

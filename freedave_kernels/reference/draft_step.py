@@ -25,7 +25,7 @@ def draft_step(
     match: str,
     eos_token_id: int | None,
     step: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> torch.Tensor:
     batch, count, length = drafts.shape
     rows = torch.arange(batch, device=drafts.device)
     rule = (tokens_per_step, threshold, order, block_length)
@@ -61,7 +61,9 @@ def draft_step(
         block_length,
         eos_token_id,
     )
-    return next_drafts, carried_confidence, torch.cat([counters, carried_tokens, step_map], -1)
+    # Two confidences in the place of an integer; a 0 fills up the last one.
+    pairs = torch.nn.functional.pad(carried_confidence, (0, length % 2)).view(torch.int64)
+    return torch.cat([counters, carried_tokens, step_map, next_drafts.flatten(1), pairs], -1)
 
 
 def _recycle(

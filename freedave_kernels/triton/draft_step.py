@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from freedave_kernels.ops.draft_step import COUNTERS
+from freedave_kernels.ops.draft_step import COUNTERS, RecordLayout
 from freedave_kernels.triton.launch import kernel, power_of_two
 from freedave_kernels.triton.select_transfer import as_float32
 from freedave_kernels.triton.static_step import (
@@ -74,9 +74,8 @@ def step_sequence(
     confidence,
     num_drafts,
     taken,
-    next_drafts,
-    next_confidence,
     record,
+    record_as_float,
     threshold: tl.float32,
     count: tl.int32,
     length: tl.int32,
@@ -110,7 +109,11 @@ def step_sequence(
     drafts += sequence * drafts_sequence
     token_ids += sequence * tokens_sequence
     confidence += sequence * confidence_sequence
-    record += sequence * (WIDTH + 2 * length)  # counters, then next token ids, then the step map
+    # Counters, token ids, the step map, the next drafts, and confidences, two in the place of an integer.
+    confidence_place = WIDTH + (2 + draft_steps) * length
+    width = confidence_place + (length + 1) // 2
+    record += sequence * width
+    record_as_float += 2 * (sequence * width + confidence_place)
     position = tl.arange(0, LENGTH)
     inside = position < length
     draft_at = drafts + position.to(tl.int64) * drafts_step
@@ -150,7 +153,9 @@ def step_sequence(
 
     # Carry the accepted predictions over, and draft again from the accepted state.
     tl.store(record + WIDTH + position, tokens, mask=inside)
-    tl.store(next_confidence + sequence * length + position, value, mask=inside)
+    tl.store(record_as_float + position, value, mask=inside)
+    if length % 2 == 1:
+        tl.store(record_as_float + length, 0.0)
     masked = inside & (state == mask_token_id)
     keys = position_keys(value, masked, position, block_length, LEFT_TO_RIGHT)
     if RECYCLED:
@@ -163,7 +168,7 @@ def step_sequence(
         )
     committed = tl.where(draft_of == 0, tokens, state)  # right by construction
     still_masked = inside & (committed == mask_token_id)
-    next_at = next_drafts + sequence * draft_steps * length + position
+    next_at = record + WIDTH + 2 * length + position
     tl.store(next_at, committed, mask=inside)
     built = planned
     needs_forward = (any_of(still_masked) & (planned > 0)).to(tl.int32)
@@ -268,12 +273,10 @@ def draft_step(
     match: str,
     eos_token_id: int | None,
     step: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> torch.Tensor:
     batch, count, length = drafts.shape
     expect_length("draft_step", length)
-    next_drafts = drafts.new_empty((batch, draft_steps, length))
-    next_confidence = confidence.new_empty((batch, length))
-    record = drafts.new_empty((batch, len(COUNTERS) + 2 * length))
+    record = drafts.new_empty((batch, RecordLayout.of(length, draft_steps).width))
     taken = drafts if step is None else step
     padded, tile = tile_of(count, length)
     step_sequence.launch(
@@ -284,9 +287,8 @@ def draft_step(
             confidence,
             num_drafts,
             taken,
-            next_drafts,
-            next_confidence,
             record,
+            record.view(torch.float32),
             as_float32(threshold),
             count,
             length,
@@ -315,4 +317,4 @@ def draft_step(
         (num_drafts.dtype,),
         *resources_for(padded * tile),
     )
-    return next_drafts, next_confidence, record
+    return record

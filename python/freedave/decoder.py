@@ -27,7 +27,6 @@ from freedave.packed_forward import ForwardBuilder
 from freedave.sequence import ACCEPTED, NON_FINITE, PREFIX_LENGTH, STEPS, Sequence
 from freedave.settings import Settings
 from freedave_kernels import DraftStep, draft_step, predict_tokens
-from freedave_kernels.ops.draft_step import COUNTERS
 
 # Stands at positions that a sequence's window does not have: no model sees it, and it is nobody's token.
 _PADDING = -1
@@ -199,7 +198,7 @@ class Decoder:
             raise RuntimeError("no step is under way: call launch() first")
         launched, step = self._launched
         self._launched = None
-        records, drafts = step.record.tolist(), step.drafts.tolist()
+        records = step.record.tolist()
         for slot, record in zip(launched, records, strict=True):
             if record[NON_FINITE] >= 0:
                 raise NonFiniteLogitsError(
@@ -210,10 +209,12 @@ class Decoder:
         commits: list[Committed] = []
         tokens: list[int] = []
         places: list[int] = []
-        first_step = len(COUNTERS) + step.drafts.shape[2]
-        for slot, record, next_drafts in zip(launched, records, drafts, strict=True):
+        layout, length = step.layout, step.length
+        first_of_drafts = range(layout.drafts.start, layout.drafts.stop, length)
+        for slot, record in zip(launched, records, strict=True):
             sequence, start = slot.sequence, slot.sequence.start
-            new = sequence.advance(next_drafts, record, record[first_step:], self.forwards)
+            drafts = [record[begin : begin + length] for begin in first_of_drafts]
+            new = sequence.advance(drafts, record, record[layout.step_map], self.forwards)
             if sequence.finished:
                 self._free.append(sequence.slot)
             else:

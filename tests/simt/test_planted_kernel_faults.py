@@ -256,8 +256,8 @@ COPIES = [
         "address",
         (
             "store out of bounds",
-            "    if (window.inside) p.next_drafts[(b",
-            "    p.next_drafts[(b",
+            "    if (window.inside) drafts[k",
+            "    drafts[k",
             "heap-buffer-overflow .* (step_sequences|chain_drafts)",
             "test_draft_step.py::test_example",
         ),
