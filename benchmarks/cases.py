@@ -138,10 +138,11 @@ def prediction_cases(shapes: Shapes, machine: Machine) -> Iterator[Case | tuple[
                 yield prediction(memory[:rows], masked)
 
 
-def prediction(logits: torch.Tensor, masked: int) -> Case:
-    """`masked` of the rows of `logits [rows, V]`, in drafts of 32."""
+def prediction(logits: torch.Tensor, masked: int, which: torch.Tensor | None = None) -> Case:
+    """`masked` of the rows of `logits [rows, V]`, in drafts of 32: rows `which`, or any."""
     rows, vocab = logits.shape
-    input_ids = scenes.masked_ids(rows, masked, logits.device)
+    which = torch.randperm(rows)[:masked] if which is None else which
+    input_ids = scenes.masked_ids(rows, which, logits.device)
     inputs = (logits.view(*input_ids.shape, vocab), input_ids, MASK)
     return Case(
         "predict_tokens",

@@ -44,6 +44,15 @@ def timing(samples: Sequence[float]) -> Timing:
     return Timing(measured.median, lower, upper, min(samples), len(samples))
 
 
+def mean(timings: Sequence[Timing]) -> Timing:
+    """Of calls that were timed in the same rounds."""
+    median, lower, upper, best = (
+        statistics.fmean(column)
+        for column in zip(*((t.median, t.lower, t.upper, t.best) for t in timings), strict=True)
+    )
+    return Timing(median, lower, upper, best, timings[0].rounds)
+
+
 def interleaved(calls: Calls, rounds: int, budget: float = math.inf, fill: float = 1e-3) -> dict[str, Timing]:
     """Times every provider once a round, in turn; a short call is repeated until it fills `fill` seconds.
 

@@ -34,14 +34,11 @@ def run(record: Record, quick: bool) -> None:
 
 
 def record_overhead(record: Record, processor: Processor) -> dict[str, float]:
-    """A whole call from Python on tensors so small that the call is all there is: seconds of the best round by op.
-
-    The best, because there is nothing but instructions to time: whatever a median adds is what neighbours took.
-    """
+    """A whole call from Python on tensors so small that the call is all there is: median seconds by op."""
     timings = processor.times(tiny_calls() | {"torch.add": _addition()})
     for name, timing in timings.items():
         record.add(name, {"tiny": 1}, "", {"cpu": timing})
-    return {name: timing.best for name, timing in timings.items()}
+    return {name: timing.median for name, timing in timings.items()}
 
 
 def tiny_calls() -> dict[str, cases.Call]:

@@ -49,10 +49,10 @@ def rows_of_logits(rows: int, vocab: int, dtype: torch.dtype, device: torch.devi
     return values
 
 
-def masked_ids(rows: int, masked: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """`[*, 32]` (or `[1, rows]` for fewer) token ids, `masked` of them masked."""
+def masked_ids(rows: int, masked: torch.Tensor, device: torch.device | str = "cpu") -> torch.Tensor:
+    """`[*, 32]` (or `[1, rows]` for fewer) token ids; those of rows `masked` are masked."""
     input_ids = torch.randint(1000, 2000, (rows,))
-    input_ids[torch.randperm(rows)[:masked]] = MASK
+    input_ids[masked] = MASK
     return input_ids.view(-1, min(rows, 32)).to(device)
 
 
@@ -60,5 +60,5 @@ def logits(
     rows: int, masked: int, vocab: int, dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`rows` positions in drafts of 32, `masked` of them masked."""
-    input_ids = masked_ids(rows, masked, device)
+    input_ids = masked_ids(rows, torch.randperm(rows)[:masked], device)
     return rows_of_logits(rows, vocab, dtype, device).view(*input_ids.shape, vocab), input_ids

@@ -14,7 +14,7 @@ from benchmarks.measure import line, proportional
 from benchmarks.processor import Processor
 from benchmarks.record import Record
 
-MACHINE = "absolute time of the best round: depends on the machine"
+MACHINE = "absolute time: depends on the machine"
 NEIGHBOURS = "depends on how much of the memory bandwidth neighbours leave to the run"
 
 
@@ -85,7 +85,7 @@ def _draft_step(record: Record, processor: Processor, quick: bool) -> Iterator[F
     assert timings is not None
     ratio = timings["eager"].median / timings["cpu"].median
     yield Found("draft_step B=1, K=8, L=32: times eager", ratio, "least", 40, "x")
-    alone = processor.times({"cpu": cases.step_case(1, 8, 32, processor.device).ours[""]})["cpu"].best
+    alone = processor.times({"cpu": cases.step_case(1, 8, 32, processor.device).ours[""]})["cpu"].median
     yield Found("draft_step B=1, K=8, L=32: a call from Python", alone * 1e6, "most", 12, "us", MACHINE)
     by_batch = scaling.times(processor, scaling.over_batches(quick), "cpu")
     fitted = line(list(by_batch), [timing.best for timing in by_batch.values()])

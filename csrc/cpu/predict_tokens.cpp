@@ -1,10 +1,11 @@
 // token[i] = arg max_v x[i, v] and its confidence, e.g. 1 / sum_v exp(x[i, v] - max), for the masked rows i.
 //
-// Work is a list of (masked row, chunk of the vocabulary); every thread takes a run of it, reads each chunk once with
-// the widest SIMD kernel that the CPU has, and leaves a partial softmax. The partials of a row are merged in vocabulary
+// Work is a list of (masked row, chunk of the vocabulary); threads claim runs of it, read each chunk once with the
+// widest SIMD kernel that the CPU has, and leave a partial softmax. The partials of a row are merged in vocabulary
 // order, so neither the threads nor the rest of the batch can change a bit. Each logit is read once from memory and
 // needs about a dozen instructions a vector: the kernel is bound by memory bandwidth.
 #include <algorithm>
+#include <atomic>
 #include <vector>
 
 #include "cpu/isa.h"
@@ -60,6 +61,23 @@ void list_suppressed(const PredictTokensParams& p, std::vector<int64_t>& suppres
   std::sort(suppressed.begin(), suppressed.end());
 }
 
+// Work that threads claim as they go. With fixed shares, one thread that another program keeps off its core makes all
+// wait for it (a third longer, with one busy program on two cores).
+class Queue {
+ public:
+  explicit Queue(int64_t count) : items(count), run(std::clamp<int64_t>(count / 32, 1, 4)) {}
+
+  // The first item of a run; `items` or more when none is left.
+  int64_t claim() { return unclaimed_.fetch_add(run, std::memory_order_relaxed); }
+  int64_t likely_next() const { return unclaimed_.load(std::memory_order_relaxed); }
+
+  const int64_t items;
+  const int64_t run;  // one after the other in memory, as long as it leaves enough of them to share
+
+ private:
+  std::atomic<int64_t> unclaimed_{0};
+};
+
 }  // namespace
 
 void predict_tokens(const PredictTokensParams& p, ParallelFor run) {
@@ -82,14 +100,19 @@ void predict_tokens(const PredictTokensParams& p, ParallelFor run) {
 
   // 128 K logits take some 30 us to read, longer than a thread takes to wake.
   const int64_t grain = std::max<int64_t>(1, (int64_t{1} << 17) / std::min(p.vocab, kChunk));
-  parallel_for(run, rows * chunks, grain, [&, results = partials.data()](int64_t begin, int64_t end) {
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t first = item % chunks * kChunk;
-      const int64_t size = std::min(kChunk, p.vocab - first);
-      const int64_t* lower = std::lower_bound(suppressed_begin, suppressed_end, first);
-      const int64_t* upper = std::lower_bound(lower, suppressed_end, first + size);
-      results[item] = kernel(
-          {chunk_start(item), size, first, lower, upper - lower, item + 1 < end ? chunk_start(item + 1) : nullptr});
+  Queue queue(rows * chunks);
+  parallel_for(run, queue.items, grain, [&, results = partials.data()](int64_t, int64_t) {
+    for (int64_t begin = queue.claim(); begin < queue.items; begin = queue.claim()) {
+      const int64_t end = std::min(begin + queue.run, queue.items);
+      for (int64_t item = begin; item < end; ++item) {
+        const int64_t first = item % chunks * kChunk;
+        const int64_t size = std::min(kChunk, p.vocab - first);
+        const int64_t* lower = std::lower_bound(suppressed_begin, suppressed_end, first);
+        const int64_t* upper = std::lower_bound(lower, suppressed_end, first + size);
+        const int64_t next = item + 1 < end ? item + 1 : queue.likely_next();
+        results[item] = kernel(
+            {chunk_start(item), size, first, lower, upper - lower, next < queue.items ? chunk_start(next) : nullptr});
+      }
     }
   });
 
