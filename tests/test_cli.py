@@ -21,10 +21,10 @@ import freedave
 from freedave.cli import demo as demo_command
 from freedave.cli import main
 from freedave.cli.command_line import build_parser
-from freedave.cli.decoding_options import SETTINGS
 from freedave.demo import comparison
 from freedave.demo.comparison import MAX_NEW_TOKENS
 from freedave.demo.tasks import TASKS
+from freedave.settings import DECODING_OPTIONS
 
 VOCABULARY, MASK = 40, 39
 POSITIONS = 64
@@ -525,5 +525,5 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
 def test_defaults_are_those_of_generate() -> None:
     arguments = build_parser().parse_args(["generate", "demo", "--prompt", "1"])
     parameters = inspect.signature(freedave.generate).parameters
-    for name in ("max_new_tokens", *SETTINGS):
+    for name in ("max_new_tokens", *DECODING_OPTIONS):
         assert getattr(arguments, name) == parameters[name].default

@@ -134,6 +134,11 @@ def test_an_answer_ends_at_the_first_end_of_sequence(lm: freedave.DiffusionLM) -
     new[: len(response)] = torch.tensor(response)
     new[len(response) + 1] = response[0]
     assert response_text(lm, output) == problem.response
+    (stop,) = lm.tokenizer("#")["input_ids"]
+    several = freedave.DiffusionLM(
+        lm.model, lm.mask_token_id, block_length=4, eos_token_id=[lm.eos_token_id, stop], tokenizer=lm.tokenizer
+    )
+    assert response_text(several, output) == "1+2+0:03 "
 
 
 def test_modes() -> None:

@@ -87,8 +87,8 @@ def letters(token_ids: list[int]) -> str:
     return "".join(map(chr, token_ids))
 
 
-def streaming(terminal: Terminal, total: int = 8, eos_token_id: int | None = None) -> StreamingText:
-    return StreamingText(total, letters, eos_token_id=eos_token_id, file=terminal, frames_per_second=1e9)
+def streaming(terminal: Terminal, total: int = 8, eos_token_ids: tuple[int, ...] = ()) -> StreamingText:
+    return StreamingText(total, letters, eos_token_ids=eos_token_ids, file=terminal, frames_per_second=1e9)
 
 
 def test_tokens_appear_in_place() -> None:
@@ -129,7 +129,7 @@ def test_new_tokens_are_bold_and_masked_positions_dim() -> None:
 
 def test_text_from_the_end_of_the_sequence_on_is_not_shown() -> None:
     terminal = Terminal()
-    with streaming(terminal, eos_token_id=0) as watch:
+    with streaming(terminal, eos_token_ids=(9, 0)) as watch:
         watch(commit([0, 3, 5], [ord("a"), 0, 0], tokens=3))
     assert terminal.screens[0][0] == "a··"
 

@@ -15,6 +15,18 @@ from freedave_kernels.ops.draft_step import DRAFTINGS
 
 CACHES = ("auto", "none", "prefix", "dual")
 
+# Arguments of `generate` that command lines and other libraries' settings name as it does: how to decode, not what.
+DECODING_OPTIONS = (
+    "draft_steps",
+    "block_length",
+    "tokens_per_step",
+    "order",
+    "threshold",
+    "drafting",
+    "lookahead_steps",
+    "cache",
+)
+
 
 @dataclass(frozen=True)
 class Settings:

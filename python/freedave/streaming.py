@@ -13,8 +13,8 @@ import shutil
 import sys
 import time
 import unicodedata
-from collections.abc import Callable
-from itertools import groupby
+from collections.abc import Callable, Collection
+from itertools import groupby, takewhile
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, TextIO
 
@@ -75,8 +75,8 @@ class ProgressBar:
 class StreamingText:
     """The text of one decode, drawn over itself after each forward: masked positions dim, new tokens bold.
 
-    `decode` turns token ids into text. Text from `eos_token_id` on is not shown. On leaving the context, the frame is
-    removed: the caller prints the finished text, so that it is in the scroll-back once and in full.
+    `decode` turns token ids into text. Text from the first of `eos_token_ids` on is not shown. On leaving the context, the
+    frame is removed: the caller prints the finished text, so that it is in the scroll-back once and in full.
     """
 
     def __init__(
@@ -84,12 +84,12 @@ class StreamingText:
         total: int,
         decode: Callable[[list[int]], str],
         *,
-        eos_token_id: int | None = None,
+        eos_token_ids: Collection[int] = (),
         file: TextIO | None = None,
         frames_per_second: float = _FRAMES_PER_SECOND,
     ) -> None:
         self._decode = decode
-        self._eos_token_id = eos_token_id
+        self._eos_token_ids = eos_token_ids
         self._file = file or sys.stdout
         self._token_ids: list[int | None] = [None] * total
         self._fresh: set[int] = set()
@@ -154,9 +154,7 @@ class StreamingText:
 
     def _segments(self) -> list[tuple[str, str]]:
         """Runs of text with their style."""
-        token_ids = self._token_ids
-        if self._eos_token_id is not None and self._eos_token_id in token_ids:
-            token_ids = token_ids[: token_ids.index(self._eos_token_id)]
+        token_ids = list(takewhile(lambda token_id: token_id not in self._eos_token_ids, self._token_ids))
         segments = []
         for masked, run in groupby(range(len(token_ids)), key=lambda position: token_ids[position] is None):
             positions = list(run)

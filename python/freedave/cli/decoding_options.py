@@ -5,17 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-# The options that are arguments of `freedave.generate`; it checks them, so that both report the same errors.
-SETTINGS = (
-    "draft_steps",
-    "block_length",
-    "tokens_per_step",
-    "order",
-    "threshold",
-    "drafting",
-    "lookahead_steps",
-    "cache",
-)
+from freedave.settings import DECODING_OPTIONS
 
 
 def add_model_options(parser: Any) -> None:
@@ -68,5 +58,5 @@ def add_decoding_options(parser: Any, max_new_tokens: str) -> None:
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The decoding options as arguments of `freedave.generate`, without `max_new_tokens`."""
-    return {name: getattr(arguments, name) for name in SETTINGS}
+    """The decoding options as arguments of `freedave.generate`, which checks them, without `max_new_tokens`."""
+    return {name: getattr(arguments, name) for name in DECODING_OPTIONS}

@@ -141,7 +141,7 @@ def embedded_model(attention: str, settings: Settings) -> freedave.DiffusionLM:
         lm.mask_token_id,
         attention=attention,
         block_length=settings.block_length,
-        eos_token_id=lm.eos_token_id,
+        eos_token_id=lm.eos_token_ids,
         tokenizer=lm.tokenizer,
         name=lm.name,
     )

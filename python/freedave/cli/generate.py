@@ -165,7 +165,7 @@ def watch(lm: freedave.DiffusionLM, arguments: argparse.Namespace) -> Watcher:
     """Text in place where standard output is a terminal that can redraw, else a progress bar."""
     if arguments.stream and not arguments.json and can_redraw(sys.stdout):
         return StreamingText(
-            arguments.max_new_tokens, lambda token_ids: decode_text(lm, token_ids), eos_token_id=lm.eos_token_id
+            arguments.max_new_tokens, lambda token_ids: decode_text(lm, token_ids), eos_token_ids=lm.eos_token_ids
         )
     return ProgressBar(arguments.max_new_tokens)
 

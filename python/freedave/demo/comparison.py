@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -195,9 +196,9 @@ def prompt_ids(lm: DiffusionLM, problem: Problem) -> torch.Tensor:
 def response_text(lm: DiffusionLM, output: DecodeOutput) -> str:
     """The generated text of a decode, up to its first end of sequence."""
     token_ids = output.sequences[0, -output.step_map.shape[1] :].tolist()
-    if lm.eos_token_id in token_ids:
-        token_ids = token_ids[: token_ids.index(lm.eos_token_id)]
-    return str(lm.tokenizer.decode(token_ids))
+    return str(
+        lm.tokenizer.decode(list(itertools.takewhile(lambda token_id: token_id not in lm.eos_token_ids, token_ids)))
+    )
 
 
 def identical(output: DecodeOutput, static: DecodeOutput) -> bool:

@@ -88,10 +88,3 @@ def _differs(difference: freedave.LosslessnessError, row: int) -> bool:
     output, static = difference.output, difference.static
     same_tokens = torch.equal(output.sequences[row], static.sequences[row])
     return not (same_tokens and torch.equal(output.step_map[row], static.step_map[row]))
-
-
-def end_tokens(eos_token_id: int | Sequence[int] | None) -> list[int]:
-    """Ends of sequence as a list, however a model or a configuration writes them."""
-    if eos_token_id is None:
-        return []
-    return [eos_token_id] if isinstance(eos_token_id, int) else [int(token_id) for token_id in eos_token_id]

@@ -19,7 +19,7 @@ from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengt
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 import freedave
-from freedave.integrations.prompts import Answer, answer_prompts, end_tokens
+from freedave.integrations.prompts import Answer, answer_prompts
 
 # What `generate` itself puts there; anything else came from the caller.
 PREPARED = ("attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "cache_position")
@@ -98,7 +98,7 @@ def custom_generate(
         raise ValueError(f"a streamer takes one sequence, got a batch of {input_ids.shape[0]}")
     if cache is None:
         cache = "auto" if generation_config.use_cache is not False else "none"
-    ends = end_tokens(_as_list(generation_config._eos_token_tensor))
+    ends = _as_list(generation_config._eos_token_tensor)
     prompts = _without_padding(input_ids, model_kwargs.get("attention_mask"))
     with _as_diffusion_lm(model, mask_token_id, attention, block_length, logits_shift, ends) as lm:
         stream = None if streamer is None else _Stream(streamer, ends)

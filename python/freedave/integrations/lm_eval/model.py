@@ -20,18 +20,9 @@ from freedave.integrations.likelihood import log_likelihood_bound
 from freedave.integrations.lm_eval.tally import DecodingTally
 from freedave.integrations.loading import default_device, load_named
 from freedave.integrations.prompts import Answer, answer_prompts
+from freedave.settings import DECODING_OPTIONS
 
 DEFAULT_MAX_LENGTH = 2048  # the harness's own, for models that do not say
-SETTINGS = (
-    "draft_steps",
-    "block_length",
-    "tokens_per_step",
-    "order",
-    "threshold",
-    "drafting",
-    "lookahead_steps",
-    "cache",
-)
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +107,7 @@ class FreeDaveLM(TemplateLM):
         self._mc = MonteCarlo(samples=int(mc_num), batch_size=int(mc_batch_size), seed=seed)
         self._lossless_share = float(check_lossless)
         given = locals()
-        self._settings = {name: given[name] for name in SETTINGS}
+        self._settings = {name: given[name] for name in DECODING_OPTIONS}
         self._ends = list(self.lm.eos_token_ids)
         self.tallies: dict[str, DecodingTally] = defaultdict(DecodingTally)
 
@@ -214,11 +205,11 @@ class FreeDaveLM(TemplateLM):
             raise ValueError(f"task {request.task_name} asks for sampling ({generation}), and decoding is greedy here")
         until = handle_stop_sequences(settings.pop("until", None), eos=self.tokenizer.eos_token)
         new = settings.pop("max_gen_toks")
-        unknown = sorted(set(settings) - set(SETTINGS))
+        unknown = sorted(set(settings) - set(DECODING_OPTIONS))
         if unknown:
             raise ValueError(
                 f"task {request.task_name}: generation_kwargs {', '.join(unknown)} cannot be honoured; known are until, "
-                f"max_gen_toks and {', '.join(SETTINGS)}"
+                f"max_gen_toks and {', '.join(DECODING_OPTIONS)}"
             )
         settings = {**self._settings, **settings, "max_new_tokens": new, "stop_sequences": self._stop_sequences(until)}
         prompt = self.tok_encode(context) or [self.prefix_token_id]
