@@ -60,6 +60,39 @@ def test_each_sequence_decodes_as_it_does_alone(monkeypatch, family, cache, side
         assert out.stats.accepted_by_sequence[b] == alone.stats.accepted_lengths
 
 
+@pytest.mark.parametrize(("family", "cache"), FAMILIES[1:])
+def test_a_forward_may_be_several_calls_of_the_model(monkeypatch, family, cache):
+    """Drafts that are many tokens are computed in groups, not much larger than what static decoding computes at a time."""
+    lm = golden_lm(family)
+    input_ids, attention_mask = padded([5, 12, 1], "left")
+    packed_logits, calls = lm.packed_logits, []
+
+    def counted(forward, rows):
+        calls.append(forward.input_ids.shape[1])
+        return packed_logits(forward, rows)
+
+    monkeypatch.setattr(lm, "packed_logits", counted)
+
+    def decode(draft_steps: int, call_tokens: int):
+        monkeypatch.setattr("freedave.decoder.CALL_TOKENS", call_tokens)
+        calls.clear()
+        options = {"block_length": 8, "cache": cache, "attention_mask": attention_mask}
+        return freedave.generate(lm, input_ids, 24, draft_steps, **options), list(calls)
+
+    static, static_calls = decode(1, 0)
+    limit = max(static_calls) * 5 // 4
+    assert len(static_calls) == static.num_forwards
+    for draft_steps in (2, 8):
+        (whole, whole_calls), (divided, divided_calls) = decode(draft_steps, 10**6), decode(draft_steps, 0)
+        assert torch.equal(divided.sequences, static.sequences) and torch.equal(divided.step_map, static.step_map)
+        assert torch.equal(divided.forward_map, whole.forward_map)
+        assert len(whole_calls) == whole.num_forwards == divided.num_forwards
+        assert sum(whole_calls) == sum(divided_calls) == divided.stats.positions_computed
+        assert max(divided_calls) <= limit
+    if cache != "dual":  # whose drafts are short
+        assert max(whole_calls) > limit
+
+
 def test_commits_name_their_sequence():
     input_ids, attention_mask = padded([4, 7], "right")
     commits = []

@@ -75,15 +75,27 @@ def test_argument_errors(options, message):
         freedave.generate(golden_lm(), prompt(4), 8, **options)
 
 
-@pytest.mark.parametrize(("family", "cache"), [("block_causal", "auto"), ("full", "dual"), ("full", "prefix")])
-def test_eight_drafts_need_little_more_memory_than_one(family, cache):
-    """A prompt of 1,024 tokens: the keys and values stand once, and the drafts are small beside the prompt's forward."""
+@pytest.mark.parametrize(
+    ("family", "cache", "new", "options"),
+    [
+        ("block_causal", "auto", 32, {}),
+        ("full", "none", 32, {}),
+        ("full", "dual", 32, {}),
+        ("full", "dual", 128, {"block_length": 32}),
+        ("full", "prefix", 32, {}),
+        ("full", "prefix", 128, {}),
+        ("full", "prefix", 256, {"block_length": 32, "tokens_per_step": 2}),
+    ],
+)
+def test_eight_drafts_need_little_more_memory_than_one(family, cache, new, options):
+    """A prompt of 1,024 tokens: the keys and values stand once, and few more tokens are computed at a time."""
     lm = golden_lm(family)
     lm.max_positions = None  # rotary positions: the configuration's 512 is no limit of the arithmetic
+    options = {"block_length": 8, "cache": cache, "measure_memory": True} | options
     peaks = {}
     for draft_steps in (1, 8):
-        out = freedave.generate(lm, prompt(1024), 32, draft_steps, block_length=8, cache=cache, measure_memory=True)
+        out = freedave.generate(lm, prompt(1024), new, draft_steps, **options)
         peaks[draft_steps] = out.stats.peak_bytes
-    one_layer = 2 * (1024 + 32) * 2 * 16 * 4
-    assert out.stats.cache_bytes == 2 * one_layer < peaks[1]
+    one_layer = 2 * (1024 + new) * 2 * 16 * 4
+    assert out.stats.cache_bytes == (0 if cache == "none" else 2 * one_layer) < peaks[1]
     assert peaks[8] <= 1.3 * peaks[1]

@@ -34,7 +34,7 @@ def test_example():
     last = builder.add([[8, 9]], 5, keys=[begin + 2, begin + 3, begin + 4, begin + 5])
     assert last == begin + 4
     builder.attend(begin, 3, 2, slot=0, ranges=[(0, 3)])
-    forward, *_ = builder.build([[0]], [], CPU, cache)
+    [(forward, _)], *_ = builder.build([[0]], [], CPU, cache)
     assert forward.position_ids.tolist() == [[0, 1, 2, 3, 4, 3, 4, 5, 6]]
     visible = dense_mask(forward)[0, 0].int().tolist()
     stored, new = [row[:8] for row in visible], [row[8:] for row in visible]
@@ -42,6 +42,24 @@ def test_example():
     assert new[0] == [1, 1, 1, 0, 0, 0, 0, 0, 0]
     assert new[3] == [0, 0, 0, 1, 1, 0, 0, 0, 0]
     assert new[7] == [0, 0, 0, 0, 0, 1, 1, 1, 1]
+
+
+def test_runs_are_divided_among_calls():
+    """Groups of nearly equal size, in as few calls as have room; what fits beside earlier runs is no call of its own."""
+    builder = ForwardBuilder(drafts=1, length=1, most_tokens=20)
+    builder.add([[0] * 10], 0)
+    for group in builder.groups(range(2), 5):
+        builder.add([[0] * 5] * len(group), 0)
+    sizes = []
+    for group in builder.groups([3, 1, 4, 1, 5], 6):
+        sizes.append(list(group))
+        assert builder.add([[0] * 6] * len(group), 0) == 0
+    for group in builder.groups([9], 25):
+        assert list(group) == [9] and builder.tokens == 0
+        builder.add([[0] * 25], 0)
+    calls, *_ = builder.build([[0]], [], CPU, None)
+    assert sizes == [[3, 1], [4, 1, 5]]
+    assert [forward.input_ids.shape[1] for forward, _ in calls] == [20, 12, 18, 25]
 
 
 def packed(seed: int, *, runs: int = 3, groups: int = 2, only: int | None = None):
@@ -54,7 +72,7 @@ def packed(seed: int, *, runs: int = 3, groups: int = 2, only: int | None = None
     whole.add([[0] * 40] * 2, 0)
     whole.store(0, 40, 0, 0)
     whole.store(40, 40, 1, 0)
-    everything, *_ = whole.build([[0]], [], CPU, cache)
+    [(everything, _)], *_ = whole.build([[0]], [], CPU, cache)
     attend(everything, 0, torch.randn(1, 4, 80, 16, generator=random), *history)
 
     builder = ForwardBuilder(1, 1)
@@ -68,7 +86,7 @@ def packed(seed: int, *, runs: int = 3, groups: int = 2, only: int | None = None
     keys = [key for n, _ in enumerate(members) for key in (*chained[4 * n : 4 * n + 4], *own[n])]
     builder.add([[0] * 4] * len(members), 0, keys=keys)
     builder.attend(begin, 2 * len(members), 4, slot=1, ranges=[(0, 21), (30, 39)])
-    forward, *_ = builder.build([[0]], [], CPU, cache)
+    [(forward, _)], *_ = builder.build([[0]], [], CPU, cache)
     picked = slice(None)
     if only is not None:
         first = [31 + 4 * only + i for i in range(4)]
@@ -143,8 +161,13 @@ def chain(length: int, steps: int, seed: int) -> list[list[int]]:
     return [[tokens[i] if i in order[: 2 + step] else MASK for i in range(length)] for step in range(steps)]
 
 
-def logits_of(lm, prompt: list[int], states: list[list[int]], cache: str) -> dict[tuple[int, int], torch.Tensor]:
-    """The logits of each draft's masked positions, with a policy whose prompt (or refresh) forward has run."""
+def logits_of(
+    lm, prompt: list[int], states: list[list[int]], cache: str, most_tokens: int | None = None
+) -> dict[tuple[int, int], torch.Tensor]:
+    """The logits of each draft's masked positions, with a policy whose prompt (or refresh) forward has run.
+
+    `most_tokens`: that a call of the model may have.
+    """
     settings = resolve_settings(lm, len(prompt), 12, 8, 4, 1, "confidence", None, "recycled", cache, None, None)
     sequence = Sequence(0, 0, prompt, settings, MASK)
     policy = policy_for(
@@ -154,11 +177,14 @@ def logits_of(lm, prompt: list[int], states: list[list[int]], cache: str) -> dic
     length = len(states[0])
 
     def forward():
-        builder = ForwardBuilder(len(sequence.states), length)
+        builder = ForwardBuilder(len(sequence.states), length, most_tokens)
         policy.plan(sequence, 0, builder)
-        packed, prediction, *_ = builder.build([[0] * length] * len(sequence.states), [], CPU, store)
-        logits = lm.packed_logits(packed, prediction.logits_row)
-        return dict(zip([divmod(place, length) for place in prediction.place.tolist()], logits, strict=True))
+        calls, *_ = builder.build([[0] * length] * len(sequence.states), [], CPU, store)
+        found = {}
+        for packed, prediction in calls:
+            logits = lm.packed_logits(packed, prediction.logits_row)
+            found |= dict(zip([divmod(place, length) for place in prediction.place.tolist()], logits, strict=True))
+        return found
 
     forward()
     sequence.refresh = False
@@ -181,6 +207,10 @@ def test_a_draft_has_the_same_logits_alone_and_with_others(family, cache, length
     asked = "auto" if cache == "exact" else cache
     with torch.inference_mode():
         together = logits_of(lm, tokens, states, asked)
+        for most_tokens in (length, 3 * length):
+            divided = logits_of(lm, tokens, states, asked, most_tokens)
+            assert divided.keys() == together.keys()
+            assert all(torch.equal(divided[place], logits) for place, logits in together.items())
         for j, state in enumerate(states):
             alone = logits_of(lm, tokens, [state], asked)
             mine = {i: logits for (draft, i), logits in together.items() if draft == j}

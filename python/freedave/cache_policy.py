@@ -21,6 +21,7 @@ before; with "dual" these compute the next block as well, once drafts can reach 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection
 from typing import Protocol
 
 import torch
@@ -116,11 +117,13 @@ class NoCache:
     def plan(self, sequence: Sequence, batch_index: int, builder: ForwardBuilder) -> None:
         start, end = sequence.start, sequence.start + sequence.length
         before, after = sequence.tokens[:start], sequence.tokens[end:]
-        begin = builder.add([before + state + after for state in sequence.states], 0, block_length=self._block_length)
-        for j, state in enumerate(sequence.states):
-            masked = masked_positions(state, self._mask, sequence.reach[j])
-            row = begin + j * len(sequence.tokens)
-            builder.predict(batch_index, j, masked, [row + max(start + i - self._shift, 0) for i in masked])
+        for drafts in builder.groups(range(len(sequence.states)), len(sequence.tokens)):
+            runs = [before + sequence.states[j] + after for j in drafts]
+            begin = builder.add(runs, 0, block_length=self._block_length)
+            for n, j in enumerate(drafts):
+                masked = masked_positions(sequence.states[j], self._mask, sequence.reach[j])
+                row = begin + n * len(sequence.tokens)
+                builder.predict(batch_index, j, masked, [row + max(start + i - self._shift, 0) for i in masked])
 
     def rank(self, sequence: Sequence, confidence: torch.Tensor) -> None:
         pass
@@ -139,12 +142,19 @@ class BlockRefresh:
         self._dual = dual
 
     def plan(self, sequence: Sequence, batch_index: int, builder: ForwardBuilder) -> None:
-        drafts = list(range(len(sequence.states)))
+        drafts = range(len(sequence.states))
         if sequence.refresh:
             self._plan_refresh(sequence, batch_index, builder)
-            del drafts[0]
-        if not drafts:
-            return
+            drafts = drafts[1:]
+        if drafts:
+            # "dual" computes the window alone: the block, and the next one where a draft can reach it.
+            length = sequence.length if self._dual else len(sequence.tokens) - sequence.start
+            for group in builder.groups(drafts, length):
+                self._plan_drafts(sequence, batch_index, builder, group)
+
+    def _plan_drafts(
+        self, sequence: Sequence, batch_index: int, builder: ForwardBuilder, drafts: Collection[int]
+    ) -> None:
         start, stop = sequence.start, len(sequence.tokens)
         after = sequence.tokens[start + sequence.length :]
         end = min(start + self._size, stop) if self._dual else stop
@@ -182,6 +192,7 @@ class BlockRefresh:
     def _plan_refresh(self, sequence: Sequence, batch_index: int, builder: ForwardBuilder) -> None:
         start, stop, state = sequence.start, len(sequence.tokens), sequence.states[0]
         end = min(start + self._size, stop)
+        builder.make_room(stop)
         begin = builder.add([sequence.tokens[:start] + state + sequence.tokens[start + len(state) :]], 0)
         builder.store(begin, start, sequence.slot, 0)
         if self._dual:

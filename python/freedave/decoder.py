@@ -8,8 +8,9 @@
         decoder.poll()              # one read of what it found; moves the windows
     answer = sequence.generated(sequence.tokens)
 
-A step is one forward, one `predict_tokens` and one `draft_step` for the whole batch. Each sequence has its own block, its
-own accepted length and its own end, and costs nothing once it has ended.
+A step is one forward, one `predict_tokens` and one `draft_step` for the whole batch; only a forward of many long drafts is
+divided among several calls of the model, so that its memory stays about that of static decoding. Each sequence has its own
+block, its own accepted length and its own end, and costs nothing once it has ended.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ from freedave_kernels import DraftStep, draft_step, predict_tokens
 
 # Stands at positions that a sequence's window does not have: no model sees it, and it is nobody's token.
 _PADDING = -1
+
+# Tokens that a call of the model may have in any case: with so many it is bound by arithmetic, not by reading the weights.
+CALL_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,9 @@ class Decoder:
         active, settings, lm = self._active, self._settings, self._lm
         count = max(len(slot.sequence.states) for slot in active)
         length = max(slot.sequence.length for slot in active)
-        builder = ForwardBuilder(count, length)
+        # What static decoding computes at a time, and a quarter more so that a few drafts beside a refresh are one call.
+        static_tokens = sum(len(slot.sequence.tokens) for slot in active)
+        builder = ForwardBuilder(count, length, max(static_tokens * 5 // 4, CALL_TOKENS))
         states: list[list[int]] = []
         for b, slot in enumerate(active):
             slot.policy.plan(slot.sequence, b, builder)
@@ -158,19 +164,23 @@ class Decoder:
             states += [state + padding for state in slot.sequence.states]
             states += states[-1:] * (count - len(slot.sequence.states))
         numbers = [len(slot.sequence.states) for slot in active] + [slot.sequence.steps_taken for slot in active]
-        forward, prediction, drafts, numbers_on_device = builder.build(states, numbers, lm.device, self._cache)
+        calls, drafts, numbers_on_device = builder.build(states, numbers, lm.device, self._cache)
         num_drafts, steps_taken = numbers_on_device.chunk(2)
 
-        began = time.perf_counter()
-        logits = lm.packed_logits(forward, prediction.logits_row)
-        self.forward_seconds += time.perf_counter() - began
-        self.positions_computed += forward.input_ids.shape[1]
-
-        masked_ids = torch.full_like(prediction.place, lm.mask_token_id)
-        predicted, certainty = predict_tokens(logits, masked_ids, lm.mask_token_id, suppress_tokens=self._suppressed)
-        token_ids = drafts.flatten().index_copy(0, prediction.place, predicted).view_as(drafts)
-        confidence = certainty.new_full(drafts.shape, float("-inf"))
-        confidence.view(-1).index_copy_(0, prediction.place, certainty)
+        token_ids = drafts.clone()
+        confidence = torch.full(drafts.shape, float("-inf"), device=lm.device)
+        for forward, prediction in calls:
+            began = time.perf_counter()
+            logits = lm.packed_logits(forward, prediction.logits_row)
+            self.forward_seconds += time.perf_counter() - began
+            self.positions_computed += forward.input_ids.shape[1]
+            masked_ids = torch.full_like(prediction.place, lm.mask_token_id)
+            predicted, certainty = predict_tokens(
+                logits, masked_ids, lm.mask_token_id, suppress_tokens=self._suppressed
+            )
+            del logits  # before the next call
+            token_ids.view(-1).index_copy_(0, prediction.place, predicted)
+            confidence.view(-1).index_copy_(0, prediction.place, certainty)
         for b, slot in enumerate(active):
             slot.policy.rank(slot.sequence, confidence[b])
         return draft_step(

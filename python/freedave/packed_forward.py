@@ -1,15 +1,20 @@
-"""What one model forward computes, for all drafts of all sequences: a single packed row of tokens.
+"""What one forward computes, for all drafts of all sequences: a packed row of tokens.
 
 Runs of equal length (a block of a draft, a whole draft, a prompt) lie one after the other in that row. No run sees another
 one unless it is told to: `windows` says which keys of this forward each run attends to, `contexts` which stored ones. So a
 draft's result does not depend on what else is packed, and no run is padded to the length of another.
+
+Nor does it depend on whether everything is packed into one row. Where the drafts are many more tokens than static decoding
+ever computes at a time, the forward is several rows, one call of the model each, so that its memory stays that of static
+decoding.
 """
 
 from __future__ import annotations
 
 import array
 import itertools
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -67,7 +72,7 @@ class Window(Runs):
 
 @dataclass
 class PackedForward:
-    """One forward: tokens and positions `[1, T]`, what they attend to, and what the cache keeps of them.
+    """One call of the model: tokens and positions `[1, T]`, what they attend to, and what the cache keeps of them.
 
     The cache retains the tokens from `retain` on until the next forward.
     Windows cover the tokens in order, without gaps; contexts some of them. `masks` holds the block-causal masks made so far.
@@ -97,34 +102,68 @@ class Prediction:
     place: torch.Tensor
 
 
+@dataclass
+class _Call:
+    """What a builder has collected of one call of the model."""
+
+    tokens: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+    windows: list[Window] = field(default_factory=list)
+    chained: list[tuple[Window, list[int]]] = field(default_factory=list)
+    """Windows that attend to more than their own keys."""
+    contexts: list[Context] = field(default_factory=list)
+    writes: list[Write] = field(default_factory=list)
+    retain_from: int | None = None
+
+    @property
+    def retained(self) -> int:
+        return len(self.tokens) if self.retain_from is None else self.retain_from
+
+
 class ForwardBuilder:
     """Collects the runs of one forward on the host; `build` uploads everything in one copy.
 
-    `drafts`, `length`: J and L of the drafts `[B, J, L]` that predictions are made for.
+    `drafts`, `length`: J and L of the drafts `[B, J, L]` that predictions are made for. `most_tokens`: how many tokens a call
+    of the model may have, as far as policies divide what they add (`make_room`, `groups`); None: everything is one call.
+    Tokens are counted from the beginning of their call.
     """
 
-    def __init__(self, drafts: int, length: int) -> None:
+    def __init__(self, drafts: int, length: int, most_tokens: int | None = None) -> None:
         self._drafts = drafts
         self._length = length
-        self._tokens: list[int] = []
-        self._positions: list[int] = []
-        self._rows: list[int] = []
-        self._places: list[int] = []
-        self._windows: list[Window] = []
-        self._chained: list[tuple[Window, list[int]]] = []  # windows that attend to more than their own keys
-        self._contexts: list[Context] = []
-        self._writes: list[Write] = []
-        self._retain_from: int | None = None
+        self._most_tokens = most_tokens
+        self._calls = [_Call()]
 
     @property
     def retained(self) -> int:
         """The first token whose keys and values are retained."""
-        return len(self._tokens) if self._retain_from is None else self._retain_from
+        return self._calls[-1].retained
 
     @property
     def tokens(self) -> int:
         """Tokens so far: where the next run begins."""
-        return len(self._tokens)
+        return len(self._calls[-1].tokens)
+
+    def make_room(self, tokens: int) -> None:
+        """Begins another call of the model if this one has too little room; what is stored before, it can read."""
+        if self._most_tokens is not None and self.tokens and self.tokens + tokens > self._most_tokens:
+            self._calls.append(_Call())
+
+    def groups(self, runs: Sequence[int], length: int) -> Iterator[Sequence[int]]:
+        """Divides runs of `length` tokens among calls: as few groups as there is room for, of nearly equal size.
+
+        Each group is to be added before the next one is asked for. A run that is too long by itself is a group.
+        """
+        self.make_room(len(runs) * length)
+        count = 1
+        if self._most_tokens is not None:
+            count = math.ceil(len(runs) / max(self._most_tokens // length, 1))
+        bounds = [len(runs) * n // count for n in range(count + 1)]
+        for first, end in itertools.pairwise(bounds):
+            self.make_room((end - first) * length)
+            yield runs[first:end]
 
     def add(
         self,
@@ -135,13 +174,14 @@ class ForwardBuilder:
         block_length: int | None = None,
     ) -> int:
         """Appends runs of equal length at the same positions; returns the first one's first token."""
-        begin, length = len(self._tokens), len(runs[0])
-        self._tokens.extend(itertools.chain.from_iterable(runs))
-        self._positions.extend(list(range(first_position, first_position + length)) * len(runs))
+        call = self._calls[-1]
+        begin, length = len(call.tokens), len(runs[0])
+        call.tokens.extend(itertools.chain.from_iterable(runs))
+        call.positions.extend(list(range(first_position, first_position + length)) * len(runs))
         window = Window(begin, len(runs), length, block_length=block_length)
-        self._windows.append(window)
+        call.windows.append(window)
         if keys is not None:
-            self._chained.append((window, keys))
+            call.chained.append((window, keys))
         return begin
 
     def attend(self, begin: int, count: int, length: int, slot: int, ranges: Iterable[tuple[int, int]]) -> None:
@@ -150,8 +190,8 @@ class ForwardBuilder:
         if not ranges:
             return
         context = Context(begin, count, length, slot, ranges)
-        self._contexts.append(context)
-        for window in reversed(self._windows):
+        self._calls[-1].contexts.append(context)
+        for window in reversed(self._calls[-1].windows):
             if window.begin < begin:
                 break
             window.context = context
@@ -159,18 +199,19 @@ class ForwardBuilder:
     def store(self, begin: int, count: int, slot: int, at: int) -> None:
         """Stores keys and values of tokens."""
         if count:
-            self._writes.append(Write(begin, count, slot, at))
+            self._calls[-1].writes.append(Write(begin, count, slot, at))
 
     def retain_from(self, begin: int) -> None:
-        """Keeps the keys and values of all tokens from `begin` on until the next forward (the first call decides)."""
-        if self._retain_from is None:
-            self._retain_from = begin
+        """Keeps the keys and values of all tokens from `begin` on until the next forward (the first of several decides)."""
+        call = self._calls[-1]
+        if call.retain_from is None:
+            call.retain_from = begin
 
     def predict(self, sequence: int, draft: int, positions: Iterable[int], rows: Iterable[int]) -> None:
         """Draft `draft` of the `sequence`-th sequence is predicted at window `positions` by these rows' logits."""
         offset = (sequence * self._drafts + draft) * self._length
-        self._places.extend(offset + position for position in positions)
-        self._rows.extend(rows)
+        self._calls[-1].places.extend(offset + position for position in positions)
+        self._calls[-1].rows.extend(rows)
 
     def predict_masked(
         self, sequence: int, begin: int, first_places: list[tuple[int, int]], length: int, mask: int
@@ -183,18 +224,22 @@ class ForwardBuilder:
             (sequence * self._drafts + draft) * self._length + position - n * length
             for n, (draft, position) in enumerate(first_places)
         ]
-        masked = [
-            i for i, token in enumerate(self._tokens[begin : begin + len(first_places) * length]) if token == mask
-        ]
-        self._rows.extend([begin + i for i in masked])
-        self._places.extend([offsets[i // length] + i for i in masked])
+        call = self._calls[-1]
+        tokens = call.tokens[begin : begin + len(first_places) * length]
+        masked = [i for i, token in enumerate(tokens) if token == mask]
+        call.rows.extend([begin + i for i in masked])
+        call.places.extend([offsets[i // length] + i for i in masked])
 
     def build(
         self, drafts: list[list[int]], numbers: list[int], device: torch.device, cache: KeyValueCache | None
-    ) -> tuple[PackedForward, Prediction, torch.Tensor, torch.Tensor]:
-        """The forward, its predictions, `drafts [B, J, L]` (given as `B * J` rows) and `numbers`, on the device."""
-        keys = [keys for _, keys in self._chained]
-        parts = [self._tokens, self._positions, self._rows, self._places, numbers, *keys]
+    ) -> tuple[list[tuple[PackedForward, Prediction]], torch.Tensor, torch.Tensor]:
+        """The calls of the model in order, with what each predicts, `drafts [B, J, L]` (given as `B * J` rows) and `numbers`.
+
+        All tensors are on the device.
+        """
+        parts = [numbers]
+        for call in self._calls:
+            parts += [call.tokens, call.positions, call.rows, call.places, *(keys for _, keys in call.chained)]
         sizes = [len(part) for part in parts]
         flat: list[int] = []
         for part in itertools.chain(parts, drafts):
@@ -202,13 +247,17 @@ class ForwardBuilder:
         # An array takes a list of integers several times as fast as torch.tensor does.
         uploaded = torch.frombuffer(array.array("q", flat), dtype=torch.int64).to(device)
         sizes.append(len(drafts) * self._length)
-        tokens, positions, rows, places, numbers_there, *key_tensors, draft_ids = uploaded.split(sizes)
-        if device.type == "cpu":
-            for context in self._contexts:
-                context.joined = sum(end - begin for begin, end in context.ranges) <= JOINED_KEYS
-        for (window, _), tensor in zip(self._chained, key_tensors, strict=True):
-            window.keys = tensor
-        forward = PackedForward(
-            tokens[None], positions[None], self._windows, self._contexts, self._writes, self.retained, cache
-        )
-        return forward, Prediction(rows, places), draft_ids.view(-1, self._drafts, self._length), numbers_there
+        numbers_there, *tensors, draft_ids = uploaded.split(sizes)
+        calls, remaining = [], iter(tensors)
+        for call in self._calls:
+            tokens, positions, rows, places = itertools.islice(remaining, 4)
+            for window, _ in call.chained:
+                window.keys = next(remaining)
+            if device.type == "cpu":
+                for context in call.contexts:
+                    context.joined = sum(end - begin for begin, end in context.ranges) <= JOINED_KEYS
+            forward = PackedForward(
+                tokens[None], positions[None], call.windows, call.contexts, call.writes, call.retained, cache
+            )
+            calls.append((forward, Prediction(rows, places)))
+        return calls, draft_ids.view(-1, self._drafts, self._length), numbers_there
