@@ -40,7 +40,7 @@ def main() -> None:
         with fk.use_backend(backend):
             token_ids, confidence = fk.predict_tokens(logits, drafts, 7)
             step = fk.draft_step(drafts, token_ids, confidence, torch.ones(2, dtype=torch.int32), 7, 4)
-            results[backend] = (token_ids, *step)
+            results[backend] = (token_ids, step.counters, step.drafts, step.step_map, step.confidence)
     for ours, theirs in zip(results["cpu"], results["reference"], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
 

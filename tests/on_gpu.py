@@ -29,11 +29,7 @@ def through(op: Callable[..., Any], device: torch.device | str) -> Callable[...,
 
     def run(*arguments: Any, **named: Any) -> Any:
         result = op(*map(there, arguments), **{name: there(value) for name, value in named.items()})
-        if isinstance(result, torch.Tensor):
-            return result.cpu()
-        return (
-            type(result)(*(x.cpu() for x in result)) if hasattr(result, "_fields") else tuple(x.cpu() for x in result)
-        )
+        return torch.utils._pytree.tree_map_only(torch.Tensor, torch.Tensor.cpu, result)
 
     return run
 

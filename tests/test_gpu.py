@@ -27,7 +27,7 @@ class Step:
     def __call__(self) -> list[torch.Tensor]:
         token_ids, confidence = fk.predict_tokens(self.logits, self.drafts, MASK)
         step = fk.draft_step(self.drafts, token_ids, confidence, self.active, MASK, self.count)
-        return [token_ids, confidence, *step]
+        return [token_ids, confidence, step.record]
 
 
 def assert_same(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> None:
