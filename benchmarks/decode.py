@@ -163,17 +163,9 @@ def decode(workload: Workload, way: Way, prompt: torch.Tensor) -> Decoded:
 
 
 def measure(record: Record, workload: Workload, ways: Sequence[Way]) -> dict[Way, float]:
-    """Returns the share of time outside the forward, by way. A batch that the decoder refuses is listed with its reason."""
-    refused: dict[int, str] = {}
+    """Returns the share of time outside the forward, by way."""
     for batch in dict.fromkeys(way.batch for way in ways):
-        try:
-            freedave.generate(workload.lm, workload.prompts[batch][0], max_new_tokens=2, draft_steps=2)  # and warms up
-        except (ValueError, NotImplementedError) as error:
-            refused[batch] = str(error)
-    for way in ways:
-        if way.batch in refused:
-            record.absent(way.provider, refused[way.batch], f"decode {workload.name}", _shape(way))
-    ways = [way for way in ways if way.batch not in refused]
+        freedave.generate(workload.lm, workload.prompts[batch][0], max_new_tokens=2, draft_steps=2)  # warms up
     samples: Samples = {way: [[] for _ in workload.prompts[way.batch]] for way in ways}
     began = time.perf_counter()
     for done in range(workload.rounds):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -238,10 +237,6 @@ def decode(results: Results) -> Figure | None:
         axes[1][column].set_xlabel(label)
     axes[0][0].set_ylabel("tokens a forward")
     axes[1][0].set_ylabel("tokens a second")
-    reasons = {row["reason"] for row in of_kind(results, "decode", "absent") if row["op"] == "decode embedded"}
-    if reasons:
-        reason = textwrap.fill(f"Larger batches are not measured: {min(reasons)}", 46)
-        axes[0][2].text(0.04, 0.97, reason, transform=axes[0][2].transAxes, va="top", fontsize=8)
     for place in axes[:, 0]:  # rows share their axis; a limit set before all is drawn would cut the rest off
         place.set_ylim(bottom=0)
     handles: dict[str, Any] = {}

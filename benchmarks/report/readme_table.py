@@ -126,10 +126,6 @@ def _decoding(results: Results) -> Iterator[Line]:
                     )
             if found:
                 yield f"whole decodes, {model} model, B={batch}, blocks of 16", "; ".join(found), "decode"
-    refused = of_kind(results, "decode", "absent")
-    if refused:
-        batches = ", ".join(f"B={batch}" for batch in sorted({row["shape"]["B"] for row in refused}))
-        yield f"whole decodes, {batches}", f"not measured: {refused[0]['reason']}", "decode"
 
 
 def _launching(results: Results) -> Iterator[Line]:
