@@ -181,7 +181,7 @@ def measure(record: Record, workload: Workload, ways: Sequence[Way]) -> dict[Way
 def _summed(timings: list[Timing]) -> Timing:
     """Of the prompts one after the other: a slow moment falls on one decode of one prompt, and its median forgets it."""
     sums = {name: sum(getattr(one, name) for one in timings) for name in ("median", "lower", "upper", "best")}
-    return Timing(**sums, rounds=timings[0].rounds)
+    return Timing(**sums, rounds=timings[0].rounds, of_rounds=timings[0].of_rounds)
 
 
 def _row(record: Record, workload: Workload, way: Way, samples: Samples, timings: dict[Way, Timing]) -> float:

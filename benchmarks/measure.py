@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from torch.utils.benchmark import Measurement, TaskSpec, timer
 
 Calls = Mapping[str, Callable[[], object]]
 FEWEST_ROUNDS = 3
+QUIET_PART = 4  # the quietest quarter of the rounds
 
 
 class CannotMeasureError(RuntimeError):
@@ -24,24 +26,26 @@ class CannotMeasureError(RuntimeError):
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a call, over the rounds."""
+    """Seconds a call, over the rounds that count; `of_rounds` were timed."""
 
     median: float
     lower: float
     upper: float
     best: float
     rounds: int
+    of_rounds: int
 
     def per(self, count: int) -> Timing:
         """One of `count` equal parts of the call."""
-        return Timing(self.median / count, self.lower / count, self.upper / count, self.best / count, self.rounds)
+        parts = {name: getattr(self, name) / count for name in ("median", "lower", "upper", "best")}
+        return dataclasses.replace(self, **parts)
 
 
-def timing(samples: Sequence[float]) -> Timing:
-    """Median and quartiles of seconds a call."""
+def timing(samples: Sequence[float], of_rounds: int | None = None) -> Timing:
+    """Median and quartiles of seconds a call. `of_rounds`: how many were timed, where not all count."""
     measured = Measurement(1, list(samples), TaskSpec(stmt="", setup=""))
     lower, _, upper = statistics.quantiles(samples, n=4) if len(samples) > 1 else [samples[0]] * 3
-    return Timing(measured.median, lower, upper, min(samples), len(samples))
+    return Timing(measured.median, lower, upper, min(samples), len(samples), of_rounds or len(samples))
 
 
 def mean(timings: Sequence[Timing]) -> Timing:
@@ -50,14 +54,20 @@ def mean(timings: Sequence[Timing]) -> Timing:
         statistics.fmean(column)
         for column in zip(*((t.median, t.lower, t.upper, t.best) for t in timings), strict=True)
     )
-    return Timing(median, lower, upper, best, timings[0].rounds)
+    return Timing(median, lower, upper, best, timings[0].rounds, timings[0].of_rounds)
 
 
-def interleaved(calls: Calls, rounds: int, budget: float = math.inf, fill: float = 1e-3) -> dict[str, Timing]:
+def interleaved(
+    calls: Calls, rounds: int, budget: float = math.inf, fill: float = 1e-3, yardstick: str | None = None
+) -> dict[str, Timing]:
     """Times every provider once a round, in turn; a short call is repeated until it fills `fill` seconds.
 
     `budget`: seconds that all rounds may take together. Where `rounds` would take longer there are fewer of them, but never
     fewer than three; each `Timing` says how many there were.
+
+    `yardstick`: one of the calls, which is not itself judged: only the quarter of the rounds counts in which it took least
+    time. A neighbour on the same core doubles the seconds of everything, and comes and goes within seconds: the yardstick
+    tells which rounds were quiet without a look at what is judged.
     """
     repeats = {}
     a_round = 0.0
@@ -78,7 +88,11 @@ def interleaved(calls: Calls, rounds: int, budget: float = math.inf, fill: float
             for _ in range(count):
                 call()
             samples[name].append((timer() - start) / count)
-    return {name: timing(values) for name, values in samples.items()}
+    counted: Sequence[int] = range(rounds)
+    if yardstick is not None:
+        quiet = sorted(counted, key=samples[yardstick].__getitem__)
+        counted = sorted(quiet[: max(rounds // QUIET_PART, min(rounds, FEWEST_ROUNDS))])
+    return {name: timing([values[i] for i in counted], rounds) for name, values in samples.items()}
 
 
 def readers(memory: torch.Tensor) -> dict[str, Callable[[], object]]:

@@ -34,8 +34,8 @@ def run(record: Record, quick: bool) -> None:
 
 
 def record_overhead(record: Record, processor: Processor) -> dict[str, float]:
-    """A whole call from Python on tensors so small that the call is all there is: median seconds by op."""
-    timings = processor.times(tiny_calls() | {"torch.add": _addition()})
+    """A whole call from Python on tensors so small that the call is all there is: median seconds by op, in quiet rounds."""
+    timings = processor.quiet_times(tiny_calls())
     for name, timing in timings.items():
         record.add(name, {"tiny": 1}, "", {"cpu": timing})
     return {name: timing.median for name, timing in timings.items()}
@@ -55,9 +55,3 @@ def tiny_calls() -> dict[str, cases.Call]:
         "verify_drafts": lambda: fk.verify_drafts(scene.drafts, scene.drafts),
         "draft_step": lambda: fk.draft_step(*predictions, MASK, 2),
     }
-
-
-def _addition() -> cases.Call:
-    """What the machine needs for the simplest call of torch, to compare with."""
-    x = torch.rand(1, 4)
-    return lambda: torch.add(x, x)

@@ -129,6 +129,7 @@ class Record:
                 "upper_quartile_us": timing.upper * 1e6,
                 "best_us": timing.best * 1e6,
                 "rounds": timing.rounds,
+                "of_rounds": timing.of_rounds,
                 "baseline": baseline if base is not None else None,
                 "ratio": base.median / timing.median if base is not None and compared else None,
                 "num_bytes": num_bytes,

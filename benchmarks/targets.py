@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import cases, decode, ops, scaling, scenes
 from benchmarks.measure import line, proportional
-from benchmarks.processor import Processor
+from benchmarks.processor import YARDSTICK, Processor
 from benchmarks.record import Record
 
 MACHINE = "absolute time: depends on the machine"
@@ -46,8 +46,8 @@ def measured(record: Record, quick: bool) -> Iterator[Found]:
     yield from _prediction(record, processor, quick)
     yield from _proportional_to_rows(processor, quick)
     yield from _draft_step(record, processor, quick)
-    for op, seconds in ops.record_overhead(record, Processor(processor.rounds * 3, quick=quick)).items():
-        if op != "torch.add":
+    for op, seconds in ops.record_overhead(record, processor).items():
+        if op != YARDSTICK:
             yield Found(f"{op}: a call on tiny tensors", seconds * 1e6, "most", 5, "us", MACHINE)
     yield from _decoding(record, quick)
 
@@ -85,9 +85,9 @@ def _draft_step(record: Record, processor: Processor, quick: bool) -> Iterator[F
     assert timings is not None
     ratio = timings["eager"].median / timings["cpu"].median
     yield Found("draft_step B=1, K=8, L=32: times eager", ratio, "least", 40, "x")
-    alone = processor.times({"cpu": cases.step_case(1, 8, 32, processor.device).ours[""]})["cpu"].median
+    alone = processor.quiet_times({"cpu": cases.step_case(1, 8, 32, processor.device).ours[""]})["cpu"].median
     yield Found("draft_step B=1, K=8, L=32: a call from Python", alone * 1e6, "most", 12, "us", MACHINE)
-    by_batch = scaling.times(processor, scaling.over_batches(quick), "cpu")
+    by_batch = scaling.times(scaling.for_windows(processor), scaling.over_batches(quick), "cpu")
     fitted = line(list(by_batch), [timing.best for timing in by_batch.values()])
     name = f"draft_step: from a line over B=1..{max(by_batch)}"
     yield Found(name, 100 * fitted.distance, "most", 5, "%")

@@ -160,6 +160,28 @@ def test_a_slow_machine_gets_fewer_rounds_but_three():
     assert measure.interleaved({"a": lambda: sum(range(10000))}, 10, budget=0)["a"].rounds == 3
 
 
+def test_only_rounds_with_a_fast_yardstick_count(monkeypatch):
+    now, busy = 0.0, iter([False] * 2 + [True, True, True, False] * 10)  # a call before the rounds warms up
+    slow = 1.0
+
+    def yardstick():
+        nonlocal now, slow
+        slow = 2.0 if next(busy) else 1.0
+        now += slow
+
+    def judged():
+        nonlocal now
+        now += 3 * slow
+
+    monkeypatch.setattr(measure, "timer", lambda: now)
+    calls = {"yardstick": yardstick, "judged": judged}
+    quiet = measure.interleaved(calls, 40, yardstick="yardstick")["judged"]
+    assert (quiet.median, quiet.lower, quiet.upper, quiet.rounds, quiet.of_rounds) == (3, 3, 3, 10, 40)
+    busy = iter([False] * 2 + [True, True, True, False] * 10)
+    every = measure.interleaved(calls, 40)["judged"]
+    assert (every.median, every.rounds, every.of_rounds) == (6, 40, 40)
+
+
 def test_fits():
     sizes = [1, 2, 4, 8]
     straight = measure.line(sizes, [3 + 2 * size for size in sizes])
