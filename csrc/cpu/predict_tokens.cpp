@@ -92,9 +92,11 @@ void predict_tokens(const PredictTokensParams& p, ParallelFor run) {
 
   const ChunkKernel kernel =
       kernels_for(chosen_isa()).kernel[static_cast<int>(p.logit_type)][static_cast<int>(p.measure)];
-  const auto chunk_start = [&, positions = masked.data()](int64_t item) {
-    return logits_of(p, positions[item / chunks]) + item % chunks * kChunk * element_size(p.logit_type);
+  const auto first_token = [&](int64_t item) { return item % chunks * kChunk; };
+  const auto start = [&, positions = masked.data()](int64_t item) {
+    return logits_of(p, positions[item / chunks]) + first_token(item) * element_size(p.logit_type);
   };
+  const auto size_of = [&](int64_t item) { return std::min(kChunk, p.vocab - first_token(item)); };
   const int64_t* suppressed_begin = suppressed.data();
   const int64_t* suppressed_end = suppressed_begin + suppressed.size();
 
@@ -105,13 +107,15 @@ void predict_tokens(const PredictTokensParams& p, ParallelFor run) {
     for (int64_t begin = queue.claim(); begin < queue.items; begin = queue.claim()) {
       const int64_t end = std::min(begin + queue.run, queue.items);
       for (int64_t item = begin; item < end; ++item) {
-        const int64_t first = item % chunks * kChunk;
-        const int64_t size = std::min(kChunk, p.vocab - first);
-        const int64_t* lower = std::lower_bound(suppressed_begin, suppressed_end, first);
-        const int64_t* upper = std::lower_bound(lower, suppressed_end, first + size);
-        const int64_t next = item + 1 < end ? item + 1 : queue.likely_next();
-        results[item] = kernel(
-            {chunk_start(item), size, first, lower, upper - lower, next < queue.items ? chunk_start(next) : nullptr});
+        Chunk chunk{.logits = start(item), .size = size_of(item), .first_token = first_token(item)};
+        chunk.suppressed = std::lower_bound(suppressed_begin, suppressed_end, chunk.first_token);
+        chunk.num_suppressed =
+            std::lower_bound(chunk.suppressed, suppressed_end, chunk.first_token + chunk.size) - chunk.suppressed;
+        if (const int64_t next = item + 1 < end ? item + 1 : queue.likely_next(); next < queue.items) {
+          chunk.next = start(next);
+          chunk.next_size = size_of(next);
+        }
+        results[item] = kernel(chunk);
       }
     }
   });

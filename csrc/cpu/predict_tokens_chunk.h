@@ -9,10 +9,12 @@ namespace freedave::cpu {
 struct Chunk {
   const void* logits;
   int64_t size;
-  int64_t first_token;        // token id of logits[0]
-  const int64_t* suppressed;  // sorted token ids within the chunk
-  int64_t num_suppressed;
-  const void* next;  // what this thread reads after the chunk, for prefetching; may be null
+  int64_t first_token;                  // token id of logits[0]
+  const int64_t* suppressed = nullptr;  // sorted token ids within the chunk
+  int64_t num_suppressed = 0;
+  // What this thread reads after the chunk, to be fetched meanwhile; null if that is not known.
+  const void* next = nullptr;
+  int64_t next_size = 0;
 };
 
 using ChunkKernel = OnlineSoftmax (*)(const Chunk&);

@@ -4,10 +4,10 @@
 // an unnamed namespace too, and nothing of the C++ library is used: an inline function compiled here for AVX-512 must
 // never be the copy that the linker keeps for the others.
 //
-// The kernel reads memory once: a tile of logits that fits in L1 is summed relative to a reference while the next tile
-// is prefetched. For a probability the reference is the maximum so far and the tile's own maximum is found on the way;
-// the other measures scan the tile for it first. The arg max is found afterwards by rescanning the one tile that held
-// it, so the hot loops carry no indices. Sums run in float32 over at most 8 terms a lane, then in float64.
+// The kernel reads memory once: a tile of logits that fits in L1 is summed relative to a reference, while the next
+// chunk is fetched. For a probability the reference is the maximum so far and the tile's own maximum is found on the
+// way; the other measures scan the tile for it first. The arg max is found afterwards by rescanning the one tile that
+// held it, so the hot loops carry no indices. Sums run in float32 over at most 8 terms a lane, then in float64.
 #include <math.h>
 #include <string.h>
 
@@ -130,17 +130,47 @@ TopTwo tile_top_two(const T* x, int size) {
   return top;
 }
 
+// Fetches the next chunk while this one is read: a few lines of each of its pages in turn. A core's prefetcher follows
+// one stream of addresses in each page and never leaves it, so sixteen pages at once are fetched half as fast again as
+// one after the other.
+class Ahead {
+ public:
+  Ahead(const void* chunk, uint64_t bytes) {
+    // A page belongs to the chunk that it begins in.
+    const uintptr_t begin = round_up(reinterpret_cast<uintptr_t>(chunk));
+    const uintptr_t end = round_up(reinterpret_cast<uintptr_t>(chunk) + bytes);
+    at_ = reinterpret_cast<const char*>(begin);
+    end_ = reinterpret_cast<const char*>(end);
+    bytes_ = static_cast<int64_t>(end - begin);
+  }
+
+  template <int kBytes>
+  HD void fetch() {
+    constexpr int kStep = kBytes < kLine ? kLine : kBytes;
+    for (int byte = 0; byte < kStep; byte += kLine) __builtin_prefetch(at_ + byte);
+    at_ += kPage;
+    if (at_ >= end_) at_ += kStep - bytes_;
+  }
+
+ private:
+  static constexpr int kLine = 64;
+  static constexpr int kPage = 4096;
+  static uintptr_t round_up(uintptr_t address) { return (address + kPage - 1) / kPage * kPage; }
+
+  const char* at_;
+  const char* end_;
+  int64_t bytes_;
+};
+
 // Hands the tile to `add`, four vectors at a time or two, and calls `end_group` before a lane has summed too many
-// terms. Fetches as many bytes of the next tile as it consumes of this one.
+// terms. Fetches as many bytes of the next chunk as it consumes of this tile.
 template <typename T, typename Add, typename EndGroup>
-HD void walk_tile(const T* x, int size, const char* prefetch, const Add& add, const EndGroup& end_group) {
+HD void walk_tile(const T* x, int size, Ahead& ahead, const Add& add, const EndGroup& end_group) {
   for (int begin = 0; begin < size; begin += kGroup) {
     const int end = begin + kGroup < size ? begin + kGroup : size;
     int i = begin;
     for (; i + 2 * kPair <= end; i += 2 * kPair) {
-      for (int byte = 0; byte < 2 * kPair * static_cast<int>(sizeof(T)); byte += 64) {
-        __builtin_prefetch(prefetch + i * static_cast<int>(sizeof(T)) + byte);
-      }
+      ahead.fetch<2 * kPair * sizeof(T)>();
       Float u[4];
       Simd::load(x + i, u[0], u[1]);
       Simd::load(x + i + kPair, u[2], u[3]);
@@ -169,13 +199,13 @@ struct Terms {
 // The tile's maximum and its terms relative to `reference`, in one scan. Terms of elements above the reference exceed
 // 1, which is harmless while they do so by little; the caller looks at the maximum.
 template <typename T>
-HD float scan_tile(const T* x, int size, float reference, const char* prefetch, double& terms) {
+HD float scan_tile(const T* x, int size, float reference, Ahead& ahead, double& terms) {
   const Float top = Simd::set(reference);
   Float m[4];
   for (int j = 0; j < 4; ++j) m[j] = Simd::set(-INFINITY);
   Terms e;
   walk_tile(
-      x, size, prefetch,
+      x, size, ahead,
       [&]<int N>(Float(&u)[N]) __attribute__((always_inline)) {
         for (int j = 0; j < N; ++j) m[j] = Simd::max(u[j], m[j]);
         for (int j = 0; j < N; ++j) u[j] = Simd::max(lowest<0>(), Simd::sub(u[j], top));
@@ -189,11 +219,11 @@ HD float scan_tile(const T* x, int size, float reference, const char* prefetch, 
 
 // Adds the tile's terms relative to `reference`, which no element exceeds.
 template <typename T>
-HD void add_terms(const T* x, int size, float reference, const char* prefetch, OnlineSoftmax& sum) {
+HD void add_terms(const T* x, int size, float reference, Ahead& ahead, OnlineSoftmax& sum) {
   const Float top = Simd::set(reference);
   Terms e;
   walk_tile(
-      x, size, prefetch,
+      x, size, ahead,
       [&]<int N>(Float(&u)[N]) __attribute__((always_inline)) {
         for (int j = 0; j < N; ++j) u[j] = Simd::max(lowest<0>(), Simd::sub(u[j], top));
         exp_nonpositive<0>(u);
@@ -205,13 +235,13 @@ HD void add_terms(const T* x, int size, float reference, const char* prefetch, O
 
 // The same, with what an entropy needs: terms weighted by their logits, and the largest ones counted apart.
 template <typename T>
-HD void add_entropy_terms(const T* x, int size, float reference, const char* prefetch, OnlineSoftmax& sum) {
+HD void add_entropy_terms(const T* x, int size, float reference, Ahead& ahead, OnlineSoftmax& sum) {
   // An entropy may consist of terms that float32 cannot hold; they are summed at 2^64 times their size.
   constexpr int kScale = 64;
   const Float top = Simd::set(reference);
   Terms e, w, t;
   walk_tile(
-      x, size, prefetch,
+      x, size, ahead,
       [&]<int N>(Float(&u)[N]) __attribute__((always_inline)) {
         Float lost[N], power[N];
         Simd::Mask is_top[N];
@@ -283,22 +313,20 @@ OnlineSoftmax predict_chunk(const Chunk& chunk) {
   const T* logits = static_cast<const T*>(chunk.logits);
   OnlineSoftmax sum = empty_softmax();
   int64_t top_tile = -1;
+  // Where nothing is next, what is at hand: addresses that nothing is mapped to take a walk through the page tables.
+  Ahead ahead(chunk.next ? chunk.next : logits, (chunk.next ? chunk.next_size : chunk.size) * sizeof(T));
 
   for (int64_t begin = 0; begin < chunk.size; begin += kTile) {
     const int size = chunk.size - begin < kTile ? static_cast<int>(chunk.size - begin) : kTile;
     const T* x = prepare_tile(chunk, begin, size, buffer);
     const int padded = (size + kPair - 1) / kPair * kPair;
 
-    const bool last = begin + kTile >= chunk.size;
-    const void* next = last ? (chunk.next ? chunk.next : x) : logits + begin + kTile;
-    const char* prefetch = static_cast<const char*>(next);
-
     // A probability needs only one scan: relative to the maximum so far, or to that of the first few elements.
     OnlineSoftmax tile = empty_softmax();
     if constexpr (kMeasure == Measure::kProb) {
       const float guess = sum.token >= 0 ? sum.max : tile_max(x, padded < 2 * kPair ? padded : 2 * kPair);
       if (guess > -INFINITY) {
-        tile.max = scan_tile(x, padded, guess, prefetch, tile.rest);
+        tile.max = scan_tile(x, padded, guess, ahead, tile.rest);
         if (sum.token >= 0 && tile.max <= guess) {  // the maximum stands, and the terms are relative to it already
           sum.rest += tile.rest;
           continue;
@@ -328,9 +356,9 @@ OnlineSoftmax predict_chunk(const Chunk& chunk) {
 
     const float reference = sum.token >= 0 ? sum.max : 0.0f;
     if constexpr (kMeasure == Measure::kNegEntropy) {
-      add_entropy_terms(x, padded, reference, prefetch, sum);
+      add_entropy_terms(x, padded, reference, ahead, sum);
     } else {
-      add_terms(x, padded, reference, prefetch, sum);
+      add_terms(x, padded, reference, ahead, sum);
     }
   }
 
