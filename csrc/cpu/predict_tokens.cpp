@@ -69,7 +69,6 @@ class Queue {
 
   // The first item of a run; `items` or more when none is left.
   int64_t claim() { return unclaimed_.fetch_add(run, std::memory_order_relaxed); }
-  int64_t likely_next() const { return unclaimed_.load(std::memory_order_relaxed); }
 
   const int64_t items;
   const int64_t run;  // one after the other in memory, as long as it leaves enough of them to share
@@ -104,14 +103,15 @@ void predict_tokens(const PredictTokensParams& p, ParallelFor run) {
   const int64_t grain = std::max<int64_t>(1, (int64_t{1} << 17) / std::min(p.vocab, kChunk));
   Queue queue(rows * chunks);
   parallel_for(run, queue.items, grain, [&, results = partials.data()](int64_t, int64_t) {
-    for (int64_t begin = queue.claim(); begin < queue.items; begin = queue.claim()) {
+    for (int64_t begin = queue.claim(), after; begin < queue.items; begin = after) {
+      after = queue.claim();  // now, so that it can be fetched ahead
       const int64_t end = std::min(begin + queue.run, queue.items);
       for (int64_t item = begin; item < end; ++item) {
         Chunk chunk{.logits = start(item), .size = size_of(item), .first_token = first_token(item)};
         chunk.suppressed = std::lower_bound(suppressed_begin, suppressed_end, chunk.first_token);
         chunk.num_suppressed =
             std::lower_bound(chunk.suppressed, suppressed_end, chunk.first_token + chunk.size) - chunk.suppressed;
-        if (const int64_t next = item + 1 < end ? item + 1 : queue.likely_next(); next < queue.items) {
+        if (const int64_t next = item + 1 < end ? item + 1 : after; next < queue.items) {
           chunk.next = start(next);
           chunk.next_size = size_of(next);
         }

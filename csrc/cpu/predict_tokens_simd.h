@@ -18,6 +18,7 @@ namespace freedave::cpu {
 namespace {
 
 constexpr int kTile = 2048;              // elements; 8 KB of float32
+constexpr int kBlock = 4 * kTile;        // what is fetched while the block before it is read
 constexpr int kPair = 2 * Simd::kLanes;  // elements a load yields
 constexpr int kPairsPerGroup = 16;       // between two float64 accumulations: 8 terms a lane and accumulator
 constexpr int kGroup = kPairsPerGroup * kPair;
@@ -135,6 +136,7 @@ TopTwo tile_top_two(const T* x, int size) {
 // one after the other.
 class Ahead {
  public:
+  Ahead() = default;
   Ahead(const void* chunk, uint64_t bytes) {
     // A page belongs to the chunk that it begins in.
     const uintptr_t begin = round_up(reinterpret_cast<uintptr_t>(chunk));
@@ -157,9 +159,9 @@ class Ahead {
   static constexpr int kPage = 4096;
   static uintptr_t round_up(uintptr_t address) { return (address + kPage - 1) / kPage * kPage; }
 
-  const char* at_;
-  const char* end_;
-  int64_t bytes_;
+  const char* at_ = nullptr;
+  const char* end_ = nullptr;
+  int64_t bytes_ = 0;
 };
 
 // Hands the tile to `add`, four vectors at a time or two, and calls `end_group` before a lane has summed too many
@@ -307,16 +309,26 @@ const T* prepare_tile(const Chunk& chunk, int64_t begin, int size, T* buffer) {
   return buffer;
 }
 
+// The block that this thread reads before the next chunk's first, or else that one.
+template <typename T>
+Ahead next_block(const Chunk& chunk, int64_t begin) {
+  const T* logits = static_cast<const T*>(chunk.logits);
+  const bool within = begin < chunk.size;
+  const int64_t left = within ? chunk.size - begin : chunk.next_size;
+  // Where nothing is next, what is at hand: addresses that nothing is mapped to take a walk through the page tables.
+  const void* block = within ? logits + begin : chunk.next ? chunk.next : logits;
+  return Ahead(block, (left < kBlock ? left : kBlock) * sizeof(T));
+}
+
 template <typename T, Measure kMeasure>
 OnlineSoftmax predict_chunk(const Chunk& chunk) {
   alignas(64) T buffer[kTile];
-  const T* logits = static_cast<const T*>(chunk.logits);
   OnlineSoftmax sum = empty_softmax();
   int64_t top_tile = -1;
-  // Where nothing is next, what is at hand: addresses that nothing is mapped to take a walk through the page tables.
-  Ahead ahead(chunk.next ? chunk.next : logits, (chunk.next ? chunk.next_size : chunk.size) * sizeof(T));
+  Ahead ahead;
 
   for (int64_t begin = 0; begin < chunk.size; begin += kTile) {
+    if (begin % kBlock == 0) ahead = next_block<T>(chunk, begin + kBlock);
     const int size = chunk.size - begin < kTile ? static_cast<int>(chunk.size - begin) : kTile;
     const T* x = prepare_tile(chunk, begin, size, buffer);
     const int padded = (size + kPair - 1) / kPair * kPair;
