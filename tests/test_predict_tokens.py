@@ -167,6 +167,29 @@ def test_maxima_far_above_everything_before(native_backend, dtype, jumps):
         )
 
 
+@pytest.mark.parametrize("isa", usable_cpu_isas())
+@pytest.mark.parametrize("offset", [0.3, -87.0, 1023.5, -1030.0, 2e4, -1e30])
+@pytest.mark.parametrize("spread", [1.0, 60.0])
+def test_logits_far_from_zero(monkeypatch, isa, offset, spread):
+    """The CPU kernels change their arithmetic with the maximum so far, here from chunk to chunk as well."""
+    monkeypatch.setenv("FREEDAVE_CPU_ISA", isa)
+    logits = spread * torch.randn(2, 40000, generator=generator(4)) + offset
+    logits[1, :16384] += -2000 if abs(offset) < 1e4 else 0.0
+    input_ids = torch.full((2,), MASK)
+    with fk.use_backend("cpu"):
+        assert_close(fk.predict_tokens(logits, input_ids, MASK), oracle(logits, input_ids))
+
+
+@pytest.mark.parametrize("isa", usable_cpu_isas())
+@pytest.mark.parametrize("top", [-700.0, -0.1, 0.7, 3.3, 12.345, 901.7])
+def test_a_certain_token_has_confidence_one(monkeypatch, isa, top):
+    monkeypatch.setenv("FREEDAVE_CPU_ISA", isa)
+    logits = torch.full((1, 5000), top - 200)
+    logits[0, 4321] = top
+    with fk.use_backend("cpu"):
+        assert fk.predict_tokens(logits, torch.tensor([MASK]), MASK)[1].item() == 1
+
+
 @pytest.mark.parametrize("vocab", [1, 2, 3, 31, 32, 33, 16385])
 def test_all_equal_rows(backend, vocab):
     for measure, expected in {

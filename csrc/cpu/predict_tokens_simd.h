@@ -27,50 +27,87 @@ static_assert(kTile % kGroup == 0);
 // How far an element may lie above the reference of a scan: its term, e^16, is held as accurately as any.
 constexpr float kSlack = 16.0f;
 
+// The largest reference of a scan: further out, rounding to binary places would lose some of them.
+constexpr float kFarReference = 1024.0f;
+
 using Float = Simd::Float;
 
 HD float negative_infinity(float) { return -INFINITY; }
 HD BFloat16 negative_infinity(BFloat16) { return {0xff80}; }
 HD Float16 negative_infinity(Float16) { return {0xfc00}; }
 
-// 2^kScale exp(d) for d <= 0, with relative error below 2e-7 as long as terms of that size count beside exp(0), and
-// below 5e-7 further down; 0 from lowest<kScale>() down, NaN for NaN.
-//
-// d = n ln 2 + r, where n has Simd::kFractionBits binary places. 2^n is made of integers, with a table for the fraction
-// where a register holds one, and e^r of a minimax polynomial that is exact at 0: degree 2 for the table's short r,
-// else 5.
-//
-// N vectors advance step by step: a scheduler holds only a few vectors' worth of instructions, so dependent ones must
-// stand apart for the next vectors to start.
-template <int kScale, int N>
-HD void exp_nonpositive(Float (&d)[N]) {
-  constexpr float kLog2E = 1.44269504088896341f;
-  // 1.5 * 2^23, scaled: adding it leaves n, rounded, in the low bits of the sum.
-  constexpr float kRound = 12582912.0f / (1 << Simd::kFractionBits) + Simd::kExponentBias + kScale;
-  Float y[N], r[N], p[N];
-  for (int j = 0; j < N; ++j) y[j] = Simd::fma(d[j], Simd::set(kLog2E), Simd::set(kRound));
-  for (int j = 0; j < N; ++j) r[j] = Simd::sub(y[j], Simd::set(kRound));
-  for (int j = 0; j < N; ++j) y[j] = Simd::power_of_two(y[j]);
-  for (int j = 0; j < N; ++j) r[j] = Simd::subtract_ln2(d[j], r[j]);
+// Vectors advance step by step, N of them: a scheduler holds only a few vectors' worth of instructions, so dependent
+// ones must stand apart for the next vectors to start.
+
+// e^r power for |r| <= ln 2 / 2 / 2^kFractionBits, into r: of a minimax polynomial that is exact at 0, of degree 2 for
+// the table's short r, else 5.
+template <int N>
+HD void times_exp(Float (&r)[N], const Float (&power)[N]) {
+  Float p[N];
   if constexpr (Simd::kFractionBits == 5) {
     for (int j = 0; j < N; ++j) p[j] = Simd::fma(r[j], Simd::set(0.5f), Simd::set(1.00001466f));
-    for (int j = 0; j < N; ++j) r[j] = Simd::mul(y[j], r[j]);
-    for (int j = 0; j < N; ++j) d[j] = Simd::fma(r[j], p[j], y[j]);
+    for (int j = 0; j < N; ++j) r[j] = Simd::mul(power[j], r[j]);
+    for (int j = 0; j < N; ++j) r[j] = Simd::fma(r[j], p[j], power[j]);
   } else {
     constexpr float kPolynomial[] = {4.18979749e-2f, 1.66676372e-1f, 4.99991506e-1f, 9.99999702e-1f, 1.0f};
     for (int j = 0; j < N; ++j) p[j] = Simd::set(8.29030573e-3f);
     for (const float coefficient : kPolynomial) {
       for (int j = 0; j < N; ++j) p[j] = Simd::fma(p[j], r[j], Simd::set(coefficient));
     }
-    for (int j = 0; j < N; ++j) d[j] = Simd::mul(p[j], y[j]);
+    for (int j = 0; j < N; ++j) r[j] = Simd::mul(p[j], power[j]);
   }
+}
+
+constexpr float kLog2E = 1.44269504088896341f;
+constexpr float kLn2 = 0.69314718f;
+// 1.5 * 2^23, scaled: adding it rounds to Simd::kFractionBits binary places, which become the low bits of the sum.
+constexpr float kRound = 12582912.0f / (1 << Simd::kFractionBits) + Simd::kExponentBias;
+
+// 2^shift exp(x), where round holds kRound + shift, an integer; NaN for NaN. x = n ln 2 + r, where n has
+// Simd::kFractionBits binary places. 2^(n + shift) is made of integers, with a table for the fraction where a register
+// holds one. n + shift must be in [-127, 127], and |n| below 2^15.
+template <int N>
+HD void shifted_exp(Float (&x)[N], Float round) {
+  Float y[N], r[N];
+  for (int j = 0; j < N; ++j) y[j] = Simd::fma(x[j], Simd::set(kLog2E), round);
+  for (int j = 0; j < N; ++j) r[j] = Simd::sub(y[j], round);
+  for (int j = 0; j < N; ++j) y[j] = Simd::power_of_two(y[j]);
+  for (int j = 0; j < N; ++j) x[j] = Simd::subtract_ln2(x[j], r[j]);
+  times_exp(x, y);
+}
+
+// 2^kScale exp(d) for d <= 0, with relative error below 2e-7 as long as terms of that size count beside exp(0), and
+// below 5e-7 further down; 0 from lowest<kScale>() down.
+template <int kScale, int N>
+HD void exp_nonpositive(Float (&d)[N]) {
+  shifted_exp(d, Simd::set(kRound + kScale));
 }
 
 // Where the exponent's bits become 0. Further down they would wrap, so arguments are clamped here.
 template <int kScale>
 HD Float lowest() {
-  return Simd::set(-0.69314718f * (127 + kScale));
+  return Simd::set(-kLn2 * (127 + kScale));
 }
+
+// What the terms of a scan are relative to. A term is exp(x) / 2^binade, where 2^binade is about exp(reference): that
+// saves the subtraction of the reference from each element. Divided by `own`, the term of the reference itself, they
+// are relative to it, and its own term is 1.
+struct Reference {
+  HD explicit Reference(float at) : value(at) {
+    const float binade = rintf(at * kLog2E);
+    round = Simd::set(kRound - binade);
+    lowest = Simd::set(kLn2 * (binade - 126.0f));
+    Float term[1] = {Simd::set(at)};
+    shifted_exp(term, round);
+    float lanes[Simd::kLanes];
+    Simd::store(lanes, term[0]);
+    own = lanes[0];
+  }
+
+  float value, own;
+  Float round;
+  Float lowest;  // terms of what is less count as 2^-126, next to nothing beside `own`
+};
 
 // a - b - fl(a - b), exactly.
 HD Float rounding_of_difference(Float a, Float b, Float difference) {
@@ -198,11 +235,11 @@ struct Terms {
   }
 };
 
-// The tile's maximum and its terms relative to `reference`, in one scan. Terms of elements above the reference exceed
+// The tile's maximum and its terms relative to the reference, in one scan. Terms of elements above the reference exceed
 // 1, which is harmless while they do so by little; the caller looks at the maximum.
 template <typename T>
-HD float scan_tile(const T* x, int size, float reference, Ahead& ahead, double& terms) {
-  const Float top = Simd::set(reference);
+HD float scan_tile(const T* x, int size, const Reference& reference, Ahead& ahead, double& terms) {
+  const Float round = reference.round, lowest = reference.lowest;
   Float m[4];
   for (int j = 0; j < 4; ++j) m[j] = Simd::set(-INFINITY);
   Terms e;
@@ -210,12 +247,12 @@ HD float scan_tile(const T* x, int size, float reference, Ahead& ahead, double& 
       x, size, ahead,
       [&]<int N>(Float(&u)[N]) __attribute__((always_inline)) {
         for (int j = 0; j < N; ++j) m[j] = Simd::max(u[j], m[j]);
-        for (int j = 0; j < N; ++j) u[j] = Simd::max(lowest<0>(), Simd::sub(u[j], top));
-        exp_nonpositive<0>(u);
+        for (int j = 0; j < N; ++j) u[j] = Simd::max(lowest, u[j]);
+        shifted_exp(u, round);
         for (int j = 0; j < N; ++j) e.part[j] = Simd::add(e.part[j], u[j]);
       },
       [&]() __attribute__((always_inline)) { e.end_group(); });
-  terms = Simd::total(e.sum);
+  terms = Simd::total(e.sum) / static_cast<double>(reference.own);
   return Simd::reduce_max(Simd::max(Simd::max(m[0], m[1]), Simd::max(m[2], m[3])));
 }
 
@@ -326,6 +363,7 @@ OnlineSoftmax predict_chunk(const Chunk& chunk) {
   OnlineSoftmax sum = empty_softmax();
   int64_t top_tile = -1;
   Ahead ahead;
+  Reference reference(0.0f);
 
   for (int64_t begin = 0; begin < chunk.size; begin += kTile) {
     if (begin % kBlock == 0) ahead = next_block<T>(chunk, begin + kBlock);
@@ -337,8 +375,9 @@ OnlineSoftmax predict_chunk(const Chunk& chunk) {
     OnlineSoftmax tile = empty_softmax();
     if constexpr (kMeasure == Measure::kProb) {
       const float guess = sum.token >= 0 ? sum.max : tile_max(x, padded < 2 * kPair ? padded : 2 * kPair);
-      if (guess > -INFINITY) {
-        tile.max = scan_tile(x, padded, guess, ahead, tile.rest);
+      if (guess >= -kFarReference && guess <= kFarReference) {
+        if (guess != reference.value) reference = Reference(guess);
+        tile.max = scan_tile(x, padded, reference, ahead, tile.rest);
         if (sum.token >= 0 && tile.max <= guess) {  // the maximum stands, and the terms are relative to it already
           sum.rest += tile.rest;
           continue;
