@@ -39,22 +39,21 @@ HD Float16 negative_infinity(Float16) { return {0xfc00}; }
 // Vectors advance step by step, N of them: a scheduler holds only a few vectors' worth of instructions, so dependent
 // ones must stand apart for the next vectors to start.
 
-// e^r power for |r| <= ln 2 / 2 / 2^kFractionBits, into r: of a minimax polynomial that is exact at 0, of degree 2 for
-// the table's short r, else 5.
+// e^r for |r| <= ln 2 / 2 / 2^kFractionBits: a minimax polynomial that is exact at 0, of degree 2 for the table's short
+// r, else 5.
 template <int N>
-HD void times_exp(Float (&r)[N], const Float (&power)[N]) {
+HD void short_exp(Float (&r)[N]) {
   Float p[N];
   if constexpr (Simd::kFractionBits == 5) {
     for (int j = 0; j < N; ++j) p[j] = Simd::fma(r[j], Simd::set(0.5f), Simd::set(1.00001466f));
-    for (int j = 0; j < N; ++j) r[j] = Simd::mul(power[j], r[j]);
-    for (int j = 0; j < N; ++j) r[j] = Simd::fma(r[j], p[j], power[j]);
+    for (int j = 0; j < N; ++j) r[j] = Simd::fma(p[j], r[j], Simd::set(1.0f));
   } else {
     constexpr float kPolynomial[] = {4.18979749e-2f, 1.66676372e-1f, 4.99991506e-1f, 9.99999702e-1f, 1.0f};
     for (int j = 0; j < N; ++j) p[j] = Simd::set(8.29030573e-3f);
     for (const float coefficient : kPolynomial) {
       for (int j = 0; j < N; ++j) p[j] = Simd::fma(p[j], r[j], Simd::set(coefficient));
     }
-    for (int j = 0; j < N; ++j) r[j] = Simd::mul(p[j], power[j]);
+    for (int j = 0; j < N; ++j) r[j] = p[j];
   }
 }
 
@@ -63,17 +62,31 @@ constexpr float kLn2 = 0.69314718f;
 // 1.5 * 2^23, scaled: adding it rounds to Simd::kFractionBits binary places, which become the low bits of the sum.
 constexpr float kRound = 12582912.0f / (1 << Simd::kFractionBits) + Simd::kExponentBias;
 
-// 2^shift exp(x), where round holds kRound + shift, an integer; NaN for NaN. x = n ln 2 + r, where n has
-// Simd::kFractionBits binary places. 2^(n + shift) is made of integers, with a table for the fraction where a register
-// holds one. n + shift must be in [-127, 127], and |n| below 2^15.
+// x = n ln 2 + r, where n has Simd::kFractionBits binary places: 2^(n + shift) into `power`, where `round` holds
+// kRound + shift, an integer, and exp(r) into x, which is NaN for NaN. 2^(n + shift) is made of integers, with a table
+// for the fraction where a register holds one. n + shift must be in [-127, 127], and |n| below 2^15.
+template <int N>
+HD void split_exp(Float (&x)[N], Float round, Float (&power)[N]) {
+  Float n[N];
+  for (int j = 0; j < N; ++j) power[j] = Simd::fma(x[j], Simd::set(kLog2E), round);
+  for (int j = 0; j < N; ++j) n[j] = Simd::sub(power[j], round);
+  for (int j = 0; j < N; ++j) power[j] = Simd::power_of_two(power[j]);
+  for (int j = 0; j < N; ++j) x[j] = Simd::subtract_ln2(x[j], n[j]);
+  short_exp(x);
+}
+
 template <int N>
 HD void shifted_exp(Float (&x)[N], Float round) {
-  Float y[N], r[N];
-  for (int j = 0; j < N; ++j) y[j] = Simd::fma(x[j], Simd::set(kLog2E), round);
-  for (int j = 0; j < N; ++j) r[j] = Simd::sub(y[j], round);
-  for (int j = 0; j < N; ++j) y[j] = Simd::power_of_two(y[j]);
-  for (int j = 0; j < N; ++j) x[j] = Simd::subtract_ln2(x[j], r[j]);
-  times_exp(x, y);
+  Float power[N];
+  split_exp(x, round, power);
+  for (int j = 0; j < N; ++j) x[j] = Simd::mul(x[j], power[j]);
+}
+
+template <int N>
+HD void add_shifted_exp(Float (&x)[N], Float round, Float* sum) {
+  Float power[N];
+  split_exp(x, round, power);
+  for (int j = 0; j < N; ++j) sum[j] = Simd::fma(x[j], power[j], sum[j]);
 }
 
 // 2^kScale exp(d) for d <= 0, with relative error below 2e-7 as long as terms of that size count beside exp(0), and
@@ -248,8 +261,7 @@ HD float scan_tile(const T* x, int size, const Reference& reference, Ahead& ahea
       [&]<int N>(Float(&u)[N]) __attribute__((always_inline)) {
         for (int j = 0; j < N; ++j) m[j] = Simd::max(u[j], m[j]);
         for (int j = 0; j < N; ++j) u[j] = Simd::max(lowest, u[j]);
-        shifted_exp(u, round);
-        for (int j = 0; j < N; ++j) e.part[j] = Simd::add(e.part[j], u[j]);
+        add_shifted_exp(u, round, e.part);
       },
       [&]() __attribute__((always_inline)) { e.end_group(); });
   terms = Simd::total(e.sum) / static_cast<double>(reference.own);
@@ -265,8 +277,7 @@ HD void add_terms(const T* x, int size, float reference, Ahead& ahead, OnlineSof
       x, size, ahead,
       [&]<int N>(Float(&u)[N]) __attribute__((always_inline)) {
         for (int j = 0; j < N; ++j) u[j] = Simd::max(lowest<0>(), Simd::sub(u[j], top));
-        exp_nonpositive<0>(u);
-        for (int j = 0; j < N; ++j) e.part[j] = Simd::add(e.part[j], u[j]);
+        add_shifted_exp(u, Simd::set(kRound), e.part);
       },
       [&]() __attribute__((always_inline)) { e.end_group(); });
   sum.rest += Simd::total(e.sum);
