@@ -4,8 +4,8 @@
 // an unnamed namespace too, and nothing of the C++ library is used: an inline function compiled here for AVX-512 must
 // never be the copy that the linker keeps for the others.
 //
-// The kernel reads memory once: a tile of logits that fits in L1 is summed relative to a reference, while the next
-// chunk is fetched. For a probability the reference is the maximum so far and the tile's own maximum is found on the
+// The kernel reads memory once: a tile of logits that fits in L1 is summed relative to a reference, while tiles further
+// on are fetched. For a probability the reference is the maximum so far and the tile's own maximum is found on the
 // way; the other measures scan the tile for it first. The arg max is found afterwards by rescanning the one tile that
 // held it, so the hot loops carry no indices. Sums run in float32 over at most 16 terms a lane, then in float64.
 #include <math.h>
@@ -181,41 +181,42 @@ TopTwo tile_top_two(const T* x, int size) {
   return top;
 }
 
-// Fetches the next chunk while this one is read: a few lines of each of its pages in turn. A core's prefetcher follows
-// one stream of addresses in each page and never leaves it, so sixteen pages at once are fetched half as fast again as
+// Fetches the next block while this one is read: a few lines of each of its pages in turn. A core's prefetcher follows
+// one stream of addresses in each page and never leaves it, so eight pages at once are read up to half as fast again as
 // one after the other.
 class Ahead {
  public:
   Ahead() = default;
-  Ahead(const void* chunk, uint64_t bytes) {
-    // A page belongs to the chunk that it begins in.
-    const uintptr_t begin = round_up(reinterpret_cast<uintptr_t>(chunk));
-    const uintptr_t end = round_up(reinterpret_cast<uintptr_t>(chunk) + bytes);
-    at_ = reinterpret_cast<const char*>(begin);
-    end_ = reinterpret_cast<const char*>(end);
-    bytes_ = static_cast<int64_t>(end - begin);
+  Ahead(const void* block, uint64_t bytes) {
+    // A page belongs to the block that it begins in.
+    const uint64_t address = reinterpret_cast<uintptr_t>(block);
+    at_ = round_up(address);
+    end_ = round_up(address + bytes);
+    bytes_ = end_ - at_;
   }
 
   template <int kBytes>
   HD void fetch() {
-    constexpr int kStep = kBytes < kLine ? kLine : kBytes;
-    for (int byte = 0; byte < kStep; byte += kLine) __builtin_prefetch(at_ + byte);
+    constexpr uint64_t kStep = kBytes < kLine ? kLine : kBytes;
+    for (uint64_t byte = 0; byte < kStep; byte += kLine) {
+      __builtin_prefetch(reinterpret_cast<const void*>(static_cast<uintptr_t>(at_ + byte)));
+    }
     at_ += kPage;
-    if (at_ >= end_) at_ += kStep - bytes_;
+    if (at_ >= end_) at_ = at_ - bytes_ + kStep;
   }
 
  private:
-  static constexpr int kLine = 64;
-  static constexpr int kPage = 4096;
-  static uintptr_t round_up(uintptr_t address) { return (address + kPage - 1) / kPage * kPage; }
+  static constexpr uint64_t kLine = 64;
+  static constexpr uint64_t kPage = 4096;
+  static uint64_t round_up(uint64_t address) { return (address + kPage - 1) / kPage * kPage; }
 
-  const char* at_ = nullptr;
-  const char* end_ = nullptr;
-  int64_t bytes_ = 0;
+  uint64_t at_ = 0;
+  uint64_t end_ = 0;
+  uint64_t bytes_ = 0;
 };
 
 // Hands the tile to `add`, four vectors at a time or two, and calls `end_group` before a lane has summed too many
-// terms. Fetches as many bytes of the next chunk as it consumes of this tile.
+// terms. Fetches as many bytes of the next block as it consumes of this tile.
 template <typename T, typename Add, typename EndGroup>
 HD void walk_tile(const T* x, int size, Ahead& ahead, const Add& add, const EndGroup& end_group) {
   for (int begin = 0; begin < size; begin += kGroup) {
@@ -357,7 +358,7 @@ const T* prepare_tile(const Chunk& chunk, int64_t begin, int size, T* buffer) {
   return buffer;
 }
 
-// The block that this thread reads before the next chunk's first, or else that one.
+// The chunk's block at `begin`; after its last one, the first of what this thread reads next.
 template <typename T>
 Ahead next_block(const Chunk& chunk, int64_t begin) {
   const T* logits = static_cast<const T*>(chunk.logits);
