@@ -44,7 +44,7 @@ def measured(record: Record, quick: bool) -> Iterator[Found]:
     """Everything that is measured on the way goes into the record as rows of its own."""
     processor = Processor(3, quick=True) if quick else Processor(20, 12.0)
     yield from _prediction(record, processor if quick else Processor(100, 30.0, quiet=True), quick)
-    yield from _proportional_to_rows(processor, quick)
+    yield from _proportional_to_rows(processor if quick else Processor(60, 20.0), quick)
     yield from _draft_step(record, processor, quick)
     for op, seconds in ops.record_overhead(record, processor).items():
         if op != YARDSTICK:
