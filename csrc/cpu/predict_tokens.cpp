@@ -65,16 +65,30 @@ void list_suppressed(const PredictTokensParams& p, std::vector<int64_t>& suppres
 // wait for it (a third longer, with one busy program on two cores).
 class Queue {
  public:
-  explicit Queue(int64_t count) : items(count), run(std::clamp<int64_t>(count / 32, 1, 4)) {}
+  struct Run {
+    int64_t begin, end;
+  };
 
-  // The first item of a run; `items` or more when none is left.
-  int64_t claim() { return unclaimed_.fetch_add(run, std::memory_order_relaxed); }
+  // Runs of neighbours in memory, as long as that leaves enough of them to share; the last items one by one, so that
+  // threads end together.
+  explicit Queue(int64_t count)
+      : items(count),
+        run_(std::clamp<int64_t>(count / 32, 1, 4)),
+        runs_((count - std::min<int64_t>(count / 8, 64)) / run_) {}
+
+  // Begins at `items` or further when none is left.
+  Run claim() {
+    const int64_t claimed = claims_.fetch_add(1, std::memory_order_relaxed);
+    const int64_t begin = std::min(claimed, runs_) * run_ + std::max<int64_t>(claimed - runs_, 0);
+    return {begin, begin + (claimed < runs_ ? run_ : 1)};
+  }
 
   const int64_t items;
-  const int64_t run;  // one after the other in memory, as long as it leaves enough of them to share
 
  private:
-  std::atomic<int64_t> unclaimed_{0};
+  const int64_t run_;
+  const int64_t runs_;
+  std::atomic<int64_t> claims_{0};
 };
 
 }  // namespace
@@ -103,15 +117,14 @@ void predict_tokens(const PredictTokensParams& p, ParallelFor run) {
   const int64_t grain = std::max<int64_t>(1, (int64_t{1} << 17) / std::min(p.vocab, kChunk));
   Queue queue(rows * chunks);
   parallel_for(run, queue.items, grain, [&, results = partials.data()](int64_t, int64_t) {
-    for (int64_t begin = queue.claim(), after; begin < queue.items; begin = after) {
-      after = queue.claim();  // now, so that it can be fetched ahead
-      const int64_t end = std::min(begin + queue.run, queue.items);
-      for (int64_t item = begin; item < end; ++item) {
+    for (Queue::Run now = queue.claim(), after; now.begin < queue.items; now = after) {
+      after = queue.claim();  // already, so that it can be fetched ahead
+      for (int64_t item = now.begin; item < now.end; ++item) {
         Chunk chunk{.logits = start(item), .size = size_of(item), .first_token = first_token(item)};
         chunk.suppressed = std::lower_bound(suppressed_begin, suppressed_end, chunk.first_token);
         chunk.num_suppressed =
             std::lower_bound(chunk.suppressed, suppressed_end, chunk.first_token + chunk.size) - chunk.suppressed;
-        if (const int64_t next = item + 1 < end ? item + 1 : after; next < queue.items) {
+        if (const int64_t next = item + 1 < now.end ? item + 1 : after.begin; next < queue.items) {
           chunk.next = start(next);
           chunk.next_size = size_of(next);
         }
