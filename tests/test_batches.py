@@ -60,18 +60,40 @@ def test_each_sequence_decodes_as_it_does_alone(monkeypatch, family, cache, side
         assert out.stats.accepted_by_sequence[b] == alone.stats.accepted_lengths
 
 
+@pytest.mark.parametrize(("family", "cache"), FAMILIES)
+def test_logits_may_be_made_some_rows_at_a_time(monkeypatch, family, cache):
+    lm = golden_lm(family)
+    input_ids, attention_mask = padded([5, 12, 1], "left")
+    options = {"block_length": 8, "cache": cache, "attention_mask": attention_mask}
+    whole = freedave.generate(lm, input_ids, 24, 4, **options)
+    assert lm.projected_rows >= 1024  # of 64 tokens each
+    project, rows = lm.project, []
+
+    def counted(features):
+        rows.append(len(features))
+        return project(features)
+
+    monkeypatch.setattr(lm, "project", counted)
+    monkeypatch.setattr("freedave.models.diffusion_lm.PROJECTED_ROWS", 3)
+    monkeypatch.setattr("freedave.models.diffusion_lm.PROJECTED_BYTES", 0)
+    parts = freedave.generate(lm, input_ids, 24, 4, **options)
+    assert max(rows) == 3 and len(rows) > whole.num_forwards
+    assert torch.equal(parts.sequences, whole.sequences) and torch.equal(parts.step_map, whole.step_map)
+    assert torch.equal(parts.forward_map, whole.forward_map)
+
+
 @pytest.mark.parametrize(("family", "cache"), FAMILIES[1:])
 def test_a_forward_may_be_several_calls_of_the_model(monkeypatch, family, cache):
     """Drafts that are many tokens are computed in groups, not much larger than what static decoding computes at a time."""
     lm = golden_lm(family)
     input_ids, attention_mask = padded([5, 12, 1], "left")
-    packed_logits, calls = lm.packed_logits, []
+    packed_features, calls = lm.packed_features, []
 
     def counted(forward, rows):
         calls.append(forward.input_ids.shape[1])
-        return packed_logits(forward, rows)
+        return packed_features(forward, rows)
 
-    monkeypatch.setattr(lm, "packed_logits", counted)
+    monkeypatch.setattr(lm, "packed_features", counted)
 
     def decode(draft_steps: int, call_tokens: int):
         monkeypatch.setattr("freedave.decoder.CALL_TOKENS", call_tokens)

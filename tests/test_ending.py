@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 from tiny_models import golden_lm, prompt
 
 import freedave
@@ -99,3 +100,27 @@ def test_eight_drafts_need_little_more_memory_than_one(family, cache, new, optio
     one_layer = 2 * (1024 + new) * 2 * 16 * 4
     assert out.stats.cache_bytes == (0 if cache == "none" else 2 * one_layer) < peaks[1]
     assert peaks[8] <= 1.3 * peaks[1]
+
+
+@pytest.mark.parametrize(("family", "cache"), [("block_causal", "auto"), ("full", "dual"), ("full", "prefix")])
+def test_logits_need_little_memory_made_some_rows_at_a_time(monkeypatch, family, cache):
+    """A large vocabulary and little else: the logits of eight drafts would be more than all the rest."""
+    monkeypatch.setattr("freedave.models.diffusion_lm.PROJECTED_ROWS", 64)
+    config = transformers.Qwen3Config(
+        vocab_size=32768,
+        hidden_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        intermediate_size=768,
+        max_position_embeddings=2048,
+    )
+    torch.manual_seed(0)
+    model = transformers.Qwen3ForCausalLM(config)
+    lm = freedave.DiffusionLM(model, 32767, attention=family, block_length=32)
+    static, drafted = (
+        freedave.generate(lm, prompt(1024), 64, k, block_length=32, cache=cache, measure_memory=True) for k in (1, 8)
+    )
+    assert torch.equal(static.sequences, drafted.sequences)
+    assert drafted.stats.peak_bytes <= 1.3 * static.stats.peak_bytes

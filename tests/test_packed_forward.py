@@ -182,7 +182,7 @@ def logits_of(
         calls, *_ = builder.build([[0] * length] * len(sequence.states), [], CPU, store)
         found = {}
         for packed, prediction in calls:
-            logits = lm.packed_logits(packed, prediction.logits_row)
+            logits = lm.project(lm.packed_features(packed, prediction.logits_row))
             found |= dict(zip([divmod(place, length) for place in prediction.place.tolist()], logits, strict=True))
         return found
 

@@ -9,7 +9,8 @@
     answer = sequence.generated(sequence.tokens)
 
 A step is one forward, one `predict_tokens` and one `draft_step` for the whole batch; only a forward of many long drafts is
-divided among several calls of the model, so that its memory stays about that of static decoding. Each sequence has its own
+divided among several calls of the model, and its logits are made some rows at a time, so that its memory stays about that of
+static decoding. Each sequence has its own
 block, its own accepted length and its own end, and costs nothing once it has ended.
 """
 
@@ -89,6 +90,7 @@ class Decoder:
         self._active: list[_Slot] = []
         self._launched: tuple[list[_Slot], DraftStep] | None = None
         self._suppressed = torch.tensor([lm.mask_token_id], device=lm.device)
+        self._projected_rows = lm.projected_rows
 
     @property
     def sequences(self) -> list[Sequence]:
@@ -171,16 +173,20 @@ class Decoder:
         confidence = torch.full(drafts.shape, float("-inf"), device=lm.device)
         for forward, prediction in calls:
             began = time.perf_counter()
-            logits = lm.packed_logits(forward, prediction.logits_row)
+            features = lm.packed_features(forward, prediction.logits_row)
             self.forward_seconds += time.perf_counter() - began
             self.positions_computed += forward.input_ids.shape[1]
-            masked_ids = torch.full_like(prediction.place, lm.mask_token_id)
-            predicted, certainty = predict_tokens(
-                logits, masked_ids, lm.mask_token_id, suppress_tokens=self._suppressed
-            )
-            del logits  # before the next call
-            token_ids.view(-1).index_copy_(0, prediction.place, predicted)
-            confidence.view(-1).index_copy_(0, prediction.place, certainty)
+            rows = self._projected_rows or max(1, len(features))
+            for part, place in zip(features.split(rows), prediction.place.split(rows), strict=True):
+                began = time.perf_counter()
+                logits = lm.project(part)
+                self.forward_seconds += time.perf_counter() - began
+                predicted, certainty = predict_tokens(
+                    logits, torch.full_like(place, lm.mask_token_id), lm.mask_token_id, suppress_tokens=self._suppressed
+                )
+                del logits  # before the next part
+                token_ids.view(-1).index_copy_(0, place, predicted)
+                confidence.view(-1).index_copy_(0, place, certainty)
         for b, slot in enumerate(active):
             slot.policy.rank(slot.sequence, confidence[b])
         return draft_step(

@@ -112,7 +112,7 @@ class FixedShapeDecoder:
                 builder.add([prompt[:start]], 0, block_length=settings.block_length)
                 builder.store(0, start, slot, 0)
                 [(forward, _)], *_ = builder.build([[0]], [], self._lm.device, self._cache)
-                self._lm.packed_logits(forward, self._rows[:1])
+                self._lm.packed_features(forward, self._rows[:1])
             for columns, fill in ((self.tokens, _NOTHING), (self.step_map, -1), (self.forward_map, -1)):
                 columns[slot] = fill
             self.tokens[slot, :length] = mask

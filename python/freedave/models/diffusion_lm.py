@@ -17,6 +17,10 @@ ATTENTIONS = ("block_causal", "full")
 # Classes whose logits are exactly lm_head(backbone output), so that the head can run on a few rows only.
 _PLAIN_HEADS = frozenset({"Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM", "Glm4MoeForCausalLM"})
 
+# Rows of logits that exist at a time, unless more of them are these bytes: with so many the projection is bound by
+# arithmetic, not by reading its weights.
+PROJECTED_ROWS, PROJECTED_BYTES = 512, 2**23
+
 
 def as_token_ids(token_ids: int | Sequence[int] | None) -> tuple[int, ...]:
     """One id, several or none, as a tuple."""
@@ -125,12 +129,19 @@ class DiffusionLM:
         if attention_mask is None and self._needs_mask:
             length = input_ids.shape[1]
             attention_mask = torch.ones(1, 1, length, length, dtype=torch.bool, device=input_ids.device)
-        return self._call(rows, input_ids, position_ids, attention_mask=attention_mask, past_key_values=None)
+        return self.project(
+            self._features(rows, input_ids, position_ids, attention_mask=attention_mask, past_key_values=None)
+        )
 
     def logits_of_drafts(
         self, input_ids: torch.Tensor, position_ids: torch.Tensor, rows: torch.Tensor, attention: DraftAttention
     ) -> torch.Tensor:
         """The logits `[R, V]` of flattened positions `rows [R]` of a forward whose attention layers call `attention`."""
+        return self.project(self._features_of_drafts(input_ids, position_ids, rows, attention))
+
+    def _features_of_drafts(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, rows: torch.Tensor, attention: DraftAttention
+    ) -> torch.Tensor:
         calls = 0
 
         def counted(layer: int, *tensors: Any) -> torch.Tensor:
@@ -138,32 +149,45 @@ class DiffusionLM:
             calls += 1
             return attention(layer, *tensors)
 
-        logits = self._call(rows, input_ids, position_ids, draft_attention=counted)
+        features = self._features(rows, input_ids, position_ids, draft_attention=counted)
         if not calls:
             raise TypeError(
                 f"{type(self.model).__name__} hands no keyword arguments to its attention layers, so drafts would see each "
                 "other; wrap it in a torch.nn.Module that takes 4-D attention masks"
             )
-        return logits
+        return features
 
-    def packed_logits(self, forward: PackedForward, rows: torch.Tensor) -> torch.Tensor:
-        """The logits `[R, V]` of tokens `rows [R]` of a packed forward; updates its cache."""
+    def packed_features(self, forward: PackedForward, rows: torch.Tensor) -> torch.Tensor:
+        """What `project` makes logits of: `[R, *]`, of tokens `rows [R]` of a packed forward; updates its cache."""
         input_ids, position_ids = forward.input_ids, forward.position_ids
         if not self._needs_mask:
-            return self.logits_of_drafts(input_ids, position_ids, rows, functools.partial(attend, forward))
+            return self._features_of_drafts(input_ids, position_ids, rows, functools.partial(attend, forward))
         if forward.is_rectangle:  # the module knows batches: no need to mask drafts from each other
             window = forward.windows[0]
             input_ids, position_ids = input_ids.view(window.count, -1), position_ids[:, : window.length]
         cached = None if forward.cache is None else ExplicitKeyValues(forward)
-        return self._call(rows, input_ids, position_ids, attention_mask=dense_mask(forward), past_key_values=cached)
+        return self._features(rows, input_ids, position_ids, attention_mask=dense_mask(forward), past_key_values=cached)
 
-    def _call(
+    def project(self, features: torch.Tensor) -> torch.Tensor:
+        """The logits `[R, V]` of features, of any of the rows."""
+        model: Any = self.model
+        return model.get_output_embeddings()(features) if self._plain_head else features
+
+    @property
+    def projected_rows(self) -> int | None:
+        """Of how many rows logits should exist at a time; None: all, since they are made with the features."""
+        if not self._plain_head:
+            return None
+        model: Any = self.model
+        weights = model.get_output_embeddings().weight
+        return max(PROJECTED_ROWS, PROJECTED_BYTES // (weights.shape[0] * weights.element_size()))
+
+    def _features(
         self, rows: torch.Tensor, input_ids: torch.Tensor, position_ids: torch.Tensor | None, **arguments: Any
     ) -> torch.Tensor:
         arguments |= {"input_ids": input_ids, "position_ids": position_ids}
         arguments["use_cache"] = arguments.get("past_key_values") is not None
         model: Any = self.model
         if self._plain_head:  # the vocabulary projection runs on the rows that are read, not on every position
-            hidden = model.base_model(**arguments).last_hidden_state
-            return model.get_output_embeddings()(hidden.flatten(0, 1)[rows])
+            return model.base_model(**arguments).last_hidden_state.flatten(0, 1)[rows]
         return model(**arguments).logits.flatten(0, 1)[rows]
