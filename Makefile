@@ -13,7 +13,7 @@ CUDA_VENV := .venv-cuda
 PINS := requirements/build.txt requirements/demo.txt requirements/dev.txt requirements/triton.txt
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 CXX_FILES = $(shell find csrc tests/simt \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \))
-OP_TESTS = tests/test_predict_tokens.py tests/test_rank_positions.py tests/test_select_transfer.py \
+OP_TESTS = tests/test_predict_tokens.py tests/test_partial_predictions.py tests/test_rank_positions.py tests/test_select_transfer.py \
            tests/test_build_drafts.py tests/test_verify_drafts.py tests/test_draft_step.py tests/test_long_windows.py
 
 # What every CMake build beside the installed one begins with.

@@ -14,11 +14,11 @@
 namespace freedave {
 
 // kOther: a type that no op takes.
-enum class DType { kBool, kUInt8, kInt32, kInt64, kFloat32, kBFloat16, kFloat16, kOther };
+enum class DType { kBool, kUInt8, kInt32, kInt64, kFloat32, kBFloat16, kFloat16, kFloat64, kOther };
 
 inline const char* name(DType dtype) {
-  constexpr const char* kNames[] = {"bool",    "uint8",    "int32",   "int64",
-                                    "float32", "bfloat16", "float16", "another type"};
+  constexpr const char* kNames[] = {"bool",     "uint8",   "int32",   "int64",       "float32",
+                                    "bfloat16", "float16", "float64", "another type"};
   return kNames[static_cast<int>(dtype)];
 }
 

@@ -9,6 +9,7 @@
 #include <optional>
 #include <string_view>
 #include <tuple>
+#include <vector>
 
 #include "arguments.h"
 #include "freedave/build_drafts.h"
@@ -22,6 +23,9 @@ namespace freedave {
 
 inline Order order_of(const char* op, std::string_view order) {
   return choose<Order>(op, "order", order, {"confidence", "left_to_right"});
+}
+inline Measure measure_of(const char* op, std::string_view measure) {
+  return choose<Measure>(op, "measure", measure, {"prob", "margin", "neg_entropy"});
 }
 inline Match match_of(const char* op, std::string_view match) {
   return choose<Match>(op, "match", match, {"exact", "subset"});
@@ -63,59 +67,61 @@ struct Calls {
   using Released = typename Edge::Released;
 
   static std::tuple<Released, Released> predict_tokens(const Tensor& logits_, const Tensor& input_ids_,
-                                                       int64_t mask_token_id, const std::optional<Tensor>& mask_index_,
+                                                       int64_t mask_token_id, const std::optional<Tensor>& mask_index,
                                                        const Word& measure,
-                                                       const std::optional<Tensor>& suppress_tokens_,
+                                                       const std::optional<Tensor>& suppress_tokens,
                                                        bool logits_shift) {
     constexpr const char* kOp = "predict_tokens";
     const Argument logits = Edge::argument(kOp, "logits", logits_);
-    logits.expect({DType::kFloat32, DType::kBFloat16, DType::kFloat16});
-    STD_TORCH_CHECK(logits.dims >= 2, kOp, ": logits must have at least 2 dimensions, got shape ", logits.shape());
-    const int64_t vocab = logits.sizes[logits.dims - 1];
-    STD_TORCH_CHECK(vocab >= 1, kOp, ": logits must have a vocabulary of at least 1, got shape ", logits.shape());
-    STD_TORCH_CHECK(vocab == 1 || logits.strides[logits.dims - 1] == 1, kOp,
-                    ": the vocabulary dimension of logits must be contiguous, got stride ",
-                    logits.strides[logits.dims - 1]);
     const Argument input_ids = Edge::argument(kOp, "input_ids", input_ids_);
-    input_ids.expect({DType::kInt64}).expect_shape_of(logits, logits.dims - 1);
+    const LogitsToScan scan =
+        to_scan(logits, input_ids, mask_token_id, 0, mask_index, measure, suppress_tokens, logits_shift);
+    Output token_ids(DType::kInt64, input_ids), confidence(DType::kFloat32, input_ids);
+    Edge::launch(logits,
+                 PredictTokensParams{scan, token_ids.template data<int64_t>(), confidence.template data<float>()});
+    return {token_ids.release(), confidence.release()};
+  }
 
-    PredictTokensParams p{.logits = logits.data,
-                          .logit_rows = logits.rows(logits.dims - 1, 1),
-                          .logit_type = logits.is(DType::kFloat32)    ? LogitType::kFloat32
-                                        : logits.is(DType::kBFloat16) ? LogitType::kBFloat16
-                                                                      : LogitType::kFloat16,
-                          .length = input_ids.sizes[input_ids.dims - 1],
-                          .vocab = vocab,
-                          .logits_shift = logits_shift,
-                          .input_ids = input_ids.matrix<int64_t>(),
-                          .mask_index = no_matrix<bool>(),
-                          .mask_token_id = mask_token_id,
-                          .suppress_tokens = nullptr,
-                          .num_suppress_tokens = 0,
-                          .suppress_tokens_step = 0,
-                          .measure = choose<Measure>(kOp, "measure", measure, {"prob", "margin", "neg_entropy"}),
-                          .token_ids = nullptr,
-                          .confidence = nullptr};
-    if (mask_index_) {
-      const Argument mask_index = Edge::argument(kOp, "mask_index", *mask_index_);
-      p.mask_index = mask_index.expect({DType::kBool}).expect_shape_of(input_ids).matrix<bool>();
-      // A tensor without elements may have no memory; nothing is read then, whatever the pointer says.
-      if (p.mask_index.data == nullptr) p.mask_index.data = static_cast<const bool*>(static_cast<const void*>(&p));
-    }
-    if (suppress_tokens_) {
-      const Argument suppress_tokens = Edge::argument(kOp, "suppress_tokens", *suppress_tokens_);
-      suppress_tokens.expect({DType::kInt64}).expect_dims(1);
-      STD_TORCH_CHECK(suppress_tokens.device_type == logits.device_type, kOp,
-                      ": suppress_tokens must be on the device of logits");
-      p.suppress_tokens = static_cast<const int64_t*>(suppress_tokens.data);
-      p.num_suppress_tokens = suppress_tokens.sizes[0];
-      p.suppress_tokens_step = suppress_tokens.strides[0];
-    }
+  static Released partial_predictions(const Tensor& logits_, const Tensor& input_ids_, int64_t mask_token_id,
+                                      int64_t first_token_id, const std::optional<Tensor>& mask_index,
+                                      const Word& measure, const std::optional<Tensor>& suppress_tokens,
+                                      bool logits_shift) {
+    constexpr const char* kOp = "partial_predictions";
+    const Argument logits = Edge::argument(kOp, "logits", logits_);
+    const Argument input_ids = Edge::argument(kOp, "input_ids", input_ids_);
+    const LogitsToScan scan =
+        to_scan(logits, input_ids, mask_token_id, first_token_id, mask_index, measure, suppress_tokens, logits_shift);
+    STD_TORCH_CHECK(first_token_id <= kTokenIds - scan.vocab, kOp, ": token ids must lie below 2^53, got ", scan.vocab,
+                    " from first_token_id ", first_token_id);
+    std::vector<int64_t> sizes(input_ids.sizes, input_ids.sizes + input_ids.dims);
+    sizes.insert(sizes.end(), {chunks_of(scan.vocab, kTokensPerState), kStateFields});
+    Output states(DType::kFloat64, input_ids, sizes.data(), static_cast<int64_t>(sizes.size()));
+    Edge::launch(logits, PartialPredictionsParams{scan, states.template data<double>()});
+    return states.release();
+  }
+
+  static std::tuple<Released, Released> merge_predictions(const Tensor& states_, const Tensor& input_ids_,
+                                                          const Word& measure) {
+    constexpr const char* kOp = "merge_predictions";
+    const Argument states = Edge::argument(kOp, "states", states_);
+    const Argument input_ids = Edge::argument(kOp, "input_ids", input_ids_);
+    states.expect({DType::kFloat64});
+    const int64_t leading = states.dims - 2;
+    STD_TORCH_CHECK(leading >= 1 && states.sizes[leading] >= 1 && states.sizes[leading + 1] == kStateFields, kOp,
+                    ": states must have shape [*, L, C, 6], got ", states.shape());
+    STD_TORCH_CHECK(states.strides[leading + 1] == 1, kOp,
+                    ": the last dimension of states must be contiguous, got stride ", states.strides[leading + 1]);
+    input_ids.expect({DType::kInt64}).expect_shape_of(states, leading);
 
     Output token_ids(DType::kInt64, input_ids), confidence(DType::kFloat32, input_ids);
-    p.token_ids = token_ids.template data<int64_t>();
-    p.confidence = confidence.template data<float>();
-    Edge::launch(logits, p);
+    Edge::launch(states, MergePredictionsParams{.states = static_cast<const double*>(states.data),
+                                                .state_rows = states.rows(leading, states.strides[leading]),
+                                                .chunks = states.sizes[leading],
+                                                .length = input_ids.sizes[input_ids.dims - 1],
+                                                .input_ids = input_ids.matrix<int64_t>(),
+                                                .measure = measure_of(kOp, measure),
+                                                .token_ids = token_ids.template data<int64_t>(),
+                                                .confidence = confidence.template data<float>()});
     return {token_ids.release(), confidence.release()};
   }
 
@@ -273,6 +279,56 @@ struct Calls {
                                          .eos_token_id = eos_token_id.value_or(0),
                                          .records = records.template data<int64_t>()});
     return records.release();
+  }
+
+ private:
+  // The arguments that say which logits are to be looked at, checked.
+  static LogitsToScan to_scan(const Argument& logits, const Argument& input_ids, int64_t mask_token_id,
+                              int64_t first_token_id, const std::optional<Tensor>& mask_index_,
+                              std::string_view measure, const std::optional<Tensor>& suppress_tokens_,
+                              bool logits_shift) {
+    const char* const op = logits.op;
+    logits.expect({DType::kFloat32, DType::kBFloat16, DType::kFloat16});
+    STD_TORCH_CHECK(logits.dims >= 2, op, ": logits must have at least 2 dimensions, got shape ", logits.shape());
+    const int64_t vocab = logits.sizes[logits.dims - 1];
+    STD_TORCH_CHECK(vocab >= 1, op, ": logits must have a vocabulary of at least 1, got shape ", logits.shape());
+    STD_TORCH_CHECK(vocab == 1 || logits.strides[logits.dims - 1] == 1, op,
+                    ": the vocabulary dimension of logits must be contiguous, got stride ",
+                    logits.strides[logits.dims - 1]);
+    input_ids.expect({DType::kInt64}).expect_shape_of(logits, logits.dims - 1);
+
+    LogitsToScan p{.logits = logits.data,
+                   .logit_rows = logits.rows(logits.dims - 1, 1),
+                   .logit_type = logits.is(DType::kFloat32)    ? LogitType::kFloat32
+                                 : logits.is(DType::kBFloat16) ? LogitType::kBFloat16
+                                                               : LogitType::kFloat16,
+                   .length = input_ids.sizes[input_ids.dims - 1],
+                   .vocab = vocab,
+                   .first_token_id = expect_at_least(op, "first_token_id", first_token_id, 0),
+                   .logits_shift = logits_shift,
+                   .input_ids = input_ids.matrix<int64_t>(),
+                   .mask_index = no_matrix<bool>(),
+                   .mask_token_id = mask_token_id,
+                   .suppress_tokens = nullptr,
+                   .num_suppress_tokens = 0,
+                   .suppress_tokens_step = 0,
+                   .measure = measure_of(op, measure)};
+    if (mask_index_) {
+      const Argument mask_index = Edge::argument(op, "mask_index", *mask_index_);
+      p.mask_index = mask_index.expect({DType::kBool}).expect_shape_of(input_ids).matrix<bool>();
+      // A tensor without elements may have no memory; nothing is read then, whatever the pointer says.
+      if (p.mask_index.data == nullptr) p.mask_index.data = static_cast<const bool*>(static_cast<const void*>(&p));
+    }
+    if (suppress_tokens_) {
+      const Argument suppress_tokens = Edge::argument(op, "suppress_tokens", *suppress_tokens_);
+      suppress_tokens.expect({DType::kInt64}).expect_dims(1);
+      STD_TORCH_CHECK(suppress_tokens.device_type == logits.device_type, op,
+                      ": suppress_tokens must be on the device of logits");
+      p.suppress_tokens = static_cast<const int64_t*>(suppress_tokens.data);
+      p.num_suppress_tokens = suppress_tokens.sizes[0];
+      p.suppress_tokens_step = suppress_tokens.strides[0];
+    }
+    return p;
   }
 };
 

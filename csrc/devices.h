@@ -28,6 +28,10 @@ inline void run_on_torch_threads(int64_t begin, int64_t end, int64_t grain, void
 struct Cpu {
   static void launch(const Argument&, const PredictTokensParams& p) { launch(p); }
   static void launch(const PredictTokensParams& p) { cpu::predict_tokens(p, run_on_torch_threads); }
+  static void launch(const Argument&, const PartialPredictionsParams& p) { launch(p); }
+  static void launch(const PartialPredictionsParams& p) { cpu::partial_predictions(p, run_on_torch_threads); }
+  static void launch(const Argument&, const MergePredictionsParams& p) { launch(p); }
+  static void launch(const MergePredictionsParams& p) { cpu::merge_predictions(p, run_on_torch_threads); }
   static void launch(const Argument&, const RankPositionsParams& p) { launch(p); }
   static void launch(const RankPositionsParams& p) { cpu::rank_positions(p, run_on_torch_threads); }
   static void launch(const Argument&, const SelectTransferParams& p) { launch(p); }
@@ -86,6 +90,12 @@ struct Cuda {
     // stream only.
     const Output workspace(DType::kUInt8, like, {cuda::predict_tokens_workspace(p)});
     expect_success(like.op, cuda::predict_tokens(p, workspace.data<void>(), device.stream()));
+  }
+  static void launch(const Argument& like, const PartialPredictionsParams& p) {
+    expect_success(like.op, cuda::partial_predictions(p, OnDevice(like).stream()));
+  }
+  static void launch(const Argument& like, const MergePredictionsParams& p) {
+    expect_success(like.op, cuda::merge_predictions(p, OnDevice(like).stream()));
   }
   static void launch(const Argument& like, const RankPositionsParams& p) {
     expect_served(like.op, p.length, 0);

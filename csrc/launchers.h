@@ -19,9 +19,13 @@ namespace freedave {
 template <typename Params>
 using Launcher = bool (*)(const Params&) noexcept;
 
+inline constexpr size_t kOps = 8;
+
 struct Launchers {
-  std::array<size_t, 6> sizes;
+  std::array<size_t, kOps> sizes;
   Launcher<PredictTokensParams> predict_tokens;
+  Launcher<PartialPredictionsParams> partial_predictions;
+  Launcher<MergePredictionsParams> merge_predictions;
   Launcher<RankPositionsParams> rank_positions;
   Launcher<SelectTransferParams> select_transfer;
   Launcher<BuildDraftsParams> build_drafts;
@@ -29,9 +33,10 @@ struct Launchers {
   Launcher<DraftStepParams> draft_step;
 };
 
-inline constexpr std::array<size_t, 6> kParamsSizes = {sizeof(PredictTokensParams),  sizeof(RankPositionsParams),
-                                                       sizeof(SelectTransferParams), sizeof(BuildDraftsParams),
-                                                       sizeof(VerifyDraftsParams),   sizeof(DraftStepParams)};
+inline constexpr std::array<size_t, kOps> kParamsSizes = {
+    sizeof(PredictTokensParams), sizeof(PartialPredictionsParams), sizeof(MergePredictionsParams),
+    sizeof(RankPositionsParams), sizeof(SelectTransferParams),     sizeof(BuildDraftsParams),
+    sizeof(VerifyDraftsParams),  sizeof(DraftStepParams)};
 
 template <typename Device, typename Params>
 bool launch_on(const Params& p) noexcept {
@@ -47,6 +52,8 @@ template <typename Device>
 Launchers launchers_of() {
   return {.sizes = kParamsSizes,
           .predict_tokens = launch_on<Device, PredictTokensParams>,
+          .partial_predictions = launch_on<Device, PartialPredictionsParams>,
+          .merge_predictions = launch_on<Device, MergePredictionsParams>,
           .rank_positions = launch_on<Device, RankPositionsParams>,
           .select_transfer = launch_on<Device, SelectTransferParams>,
           .build_drafts = launch_on<Device, BuildDraftsParams>,

@@ -23,6 +23,8 @@ struct Dispatched : Device {
 template <typename Device>
 void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("predict_tokens", TORCH_BOX(&Calls<Dispatched<Device>>::predict_tokens));
+  m.impl("partial_predictions", TORCH_BOX(&Calls<Dispatched<Device>>::partial_predictions));
+  m.impl("merge_predictions", TORCH_BOX(&Calls<Dispatched<Device>>::merge_predictions));
   m.impl("rank_positions", TORCH_BOX(&Calls<Dispatched<Device>>::rank_positions));
   m.impl("select_transfer", TORCH_BOX(&Calls<Dispatched<Device>>::select_transfer));
   m.impl("build_drafts", TORCH_BOX(&Calls<Dispatched<Device>>::build_drafts));
@@ -41,6 +43,11 @@ STABLE_TORCH_LIBRARY(freedave, m) {
   m.def(
       "predict_tokens(Tensor logits, Tensor input_ids, int mask_token_id, Tensor? mask_index=None, "
       "str measure=\"prob\", Tensor? suppress_tokens=None, bool logits_shift=False) -> (Tensor, Tensor)");
+  m.def(
+      "partial_predictions(Tensor logits, Tensor input_ids, int mask_token_id, int first_token_id=0, "
+      "Tensor? mask_index=None, str measure=\"prob\", Tensor? suppress_tokens=None, bool logits_shift=False) -> "
+      "Tensor");
+  m.def("merge_predictions(Tensor states, Tensor input_ids, str measure=\"prob\") -> (Tensor, Tensor)");
   m.def(
       "rank_positions(Tensor confidence, Tensor mask_index, str order=\"confidence\", int? block_length=None) "
       "-> Tensor");

@@ -42,6 +42,7 @@ DType dtype_of(DLDataType type) {
   if (is(kDLInt, 32)) return DType::kInt32;
   if (is(kDLBfloat, 16)) return DType::kBFloat16;
   if (is(kDLFloat, 16)) return DType::kFloat16;
+  if (is(kDLFloat, 64)) return DType::kFloat64;
   return DType::kOther;
 }
 
@@ -55,6 +56,8 @@ DLDataType dlpack(DType dtype) {
       return {kDLInt, 64, 1};
     case DType::kFloat32:
       return {kDLFloat, 32, 1};
+    case DType::kFloat64:
+      return {kDLFloat, 64, 1};
     default:
       throw std::invalid_argument("no op returns this type");
   }
@@ -136,6 +139,12 @@ struct PythonEdge {
   }
 
   static void launch(const Argument&, const PredictTokensParams& p) { run(connection.launchers->predict_tokens, p); }
+  static void launch(const Argument&, const PartialPredictionsParams& p) {
+    run(connection.launchers->partial_predictions, p);
+  }
+  static void launch(const Argument&, const MergePredictionsParams& p) {
+    run(connection.launchers->merge_predictions, p);
+  }
   static void launch(const Argument&, const RankPositionsParams& p) { run(connection.launchers->rank_positions, p); }
   static void launch(const Argument&, const SelectTransferParams& p) { run(connection.launchers->select_transfer, p); }
   static void launch(const Argument&, const BuildDraftsParams& p) { run(connection.launchers->build_drafts, p); }
@@ -319,6 +328,8 @@ struct Entry {
 using Call = Calls<PythonEdge>;
 using Check = Calls<CheckEdge>;
 using PredictTokens = Entry<Call::predict_tokens, Check::predict_tokens>;
+using PartialPredictions = Entry<Call::partial_predictions, Check::partial_predictions>;
+using MergePredictions = Entry<Call::merge_predictions, Check::merge_predictions>;
 using RankPositions = Entry<Call::rank_positions, Check::rank_positions>;
 using SelectTransfer = Entry<Call::select_transfer, Check::select_transfer>;
 using BuildDrafts = Entry<Call::build_drafts, Check::build_drafts>;
@@ -384,7 +395,8 @@ PyObject* connect(PyObject*, PyObject* arguments) {
                 .observers = Py_NewRef(observers),
                 .requires_grad = PyUnicode_InternFromString("requires_grad"),
                 .is_neg = PyUnicode_InternFromString("is_neg")};
-  const bool complete = take_overload<PredictTokens>(overloads) && take_overload<RankPositions>(overloads) &&
+  const bool complete = take_overload<PredictTokens>(overloads) && take_overload<PartialPredictions>(overloads) &&
+                        take_overload<MergePredictions>(overloads) && take_overload<RankPositions>(overloads) &&
                         take_overload<SelectTransfer>(overloads) && take_overload<BuildDrafts>(overloads) &&
                         take_overload<VerifyDrafts>(overloads) && take_overload<DraftStep>(overloads);
   if (!complete) return nullptr;
@@ -396,6 +408,10 @@ PyObject* connect(PyObject*, PyObject* arguments) {
 void add_python_calls(PyObject* module) {
   static PyMethodDef methods[] = {call<PredictTokens>("predict_tokens"),
                                   accepts<PredictTokens>("accepts_predict_tokens"),
+                                  call<PartialPredictions>("partial_predictions"),
+                                  accepts<PartialPredictions>("accepts_partial_predictions"),
+                                  call<MergePredictions>("merge_predictions"),
+                                  accepts<MergePredictions>("accepts_merge_predictions"),
                                   call<RankPositions>("rank_positions"),
                                   accepts<RankPositions>("accepts_rank_positions"),
                                   call<SelectTransfer>("select_transfer"),

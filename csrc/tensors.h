@@ -57,6 +57,8 @@ inline int32_t code(DType dtype) {
       return aoti_torch_dtype_bfloat16();
     case DType::kFloat16:
       return aoti_torch_dtype_float16();
+    case DType::kFloat64:
+      return aoti_torch_dtype_float64();
     case DType::kOther:
       break;
   }
@@ -77,7 +79,7 @@ inline Argument argument(const char* op, const char* name, const Tensor& tensor)
   argument.sizes = size;
   argument.strides = stride;
   for (const DType known : {DType::kInt64, DType::kFloat32, DType::kBool, DType::kInt32, DType::kBFloat16,
-                            DType::kFloat16, DType::kUInt8}) {
+                            DType::kFloat16, DType::kFloat64, DType::kUInt8}) {
     if (dtype == code(known)) argument.dtype = known;
   }
   return argument;
@@ -130,7 +132,7 @@ class Output {
 #if defined(FREEDAVE_EMULATED)
   // What a kernel does not write must show in tests.
   void poison(const int64_t* sizes, int64_t dims, DType dtype) {
-    constexpr size_t kBytes[] = {1, 1, 4, 8, 4, 2, 2};
+    constexpr size_t kBytes[] = {1, 1, 4, 8, 4, 2, 2, 8};
     size_t bytes = kBytes[static_cast<int>(dtype)];
     for (int64_t d = 0; d < dims; ++d) bytes *= static_cast<size_t>(sizes[d]);
     if (bytes > 0) memset(data<void>(), 0xa5, bytes);

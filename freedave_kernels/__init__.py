@@ -14,6 +14,8 @@ from freedave_kernels import _library
 from freedave_kernels.backends import BackendUnavailableError, available_backends, use_backend
 from freedave_kernels.ops.build_drafts import build_drafts
 from freedave_kernels.ops.draft_step import DraftStep, draft_step
+from freedave_kernels.ops.merge_predictions import merge_predictions
+from freedave_kernels.ops.partial_predictions import TOKENS_PER_STATE, partial_predictions
 from freedave_kernels.ops.predict_tokens import predict_tokens
 from freedave_kernels.ops.rank_positions import rank_positions
 from freedave_kernels.ops.select_transfer import select_transfer
@@ -22,11 +24,14 @@ from freedave_kernels.ops.verify_drafts import verify_drafts
 __version__ = _library.VERSION
 
 __all__ = [
+    "TOKENS_PER_STATE",
     "BackendUnavailableError",
     "DraftStep",
     "available_backends",
     "build_drafts",
     "draft_step",
+    "merge_predictions",
+    "partial_predictions",
     "predict_tokens",
     "rank_positions",
     "select_transfer",

@@ -19,7 +19,16 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 PATH = Path(os.environ.get("FREEDAVE_LIBRARY") or Path(__file__).with_name("libfreedave_ops.so"))
 
-OPS = ("predict_tokens", "rank_positions", "select_transfer", "build_drafts", "verify_drafts", "draft_step")
+OPS = (
+    "predict_tokens",
+    "partial_predictions",
+    "merge_predictions",
+    "rank_positions",
+    "select_transfer",
+    "build_drafts",
+    "verify_drafts",
+    "draft_step",
+)
 
 
 def overload(op: str) -> Callable[..., Any]:

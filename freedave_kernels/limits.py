@@ -10,7 +10,7 @@ MAX_DRAFTS = 32
 
 def beyond_limits(op: str, call: tuple[Any, ...]) -> str | None:
     """Why the CUDA kernels cannot serve a call (the op's arguments by position, checked already), or None if they can."""
-    if op == "predict_tokens":
+    if op in ("predict_tokens", "partial_predictions", "merge_predictions"):
         return None
     length = call[0].shape[-1]
     if length > MAX_LENGTH:

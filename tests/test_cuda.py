@@ -67,7 +67,10 @@ def test_a_decoding_step_is_three_launches(emulator, batch, count):
 def test_every_other_op_is_one_launch(emulator):
     state, masked = torch.full((3, 8), MASK), torch.ones(3, 8, dtype=torch.bool)
     confidence = torch.rand(3, 8)
+    states = fk.partial_predictions(torch.randn(3, 8, 9000), state, MASK)
     for run in (
+        lambda: fk.partial_predictions(torch.randn(3, 8, 9000), state, MASK),
+        lambda: fk.merge_predictions(states, state),
         lambda: fk.rank_positions(confidence, masked),
         lambda: fk.select_transfer(confidence, masked, threshold=0.5),
         lambda: fk.build_drafts(state, torch.ones_like(state), confidence, MASK, 4),
@@ -100,6 +103,8 @@ def test_nothing_to_do_launches_nothing(emulator):
     before = emulator.simt_launches()
     empty = torch.zeros(0, 3, 8, dtype=torch.int64)
     fk.predict_tokens(torch.zeros(0, 3, 8, 5), empty, MASK)
+    states = fk.partial_predictions(torch.zeros(0, 3, 8, 5), empty, MASK)
+    fk.merge_predictions(states, empty)
     fk.draft_step(empty, empty, torch.zeros(0, 3, 8), torch.zeros(0, dtype=torch.int32), MASK, 4)
     fk.rank_positions(torch.zeros(0, 8), torch.zeros(0, 8, dtype=torch.bool))
     fk.rank_positions(torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.bool))

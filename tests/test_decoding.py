@@ -183,7 +183,8 @@ def test_the_vocabulary_projection_sees_masked_positions_of_active_drafts_only()
     finally:
         for hook in hooks:
             hook.remove()
-    assert projected == [int((input_ids == MASK).sum()) for input_ids in drafts]
+    masked = [int((input_ids == MASK).sum()) for input_ids in drafts]
+    assert projected == [-(-count // 4) * 4 for count in masked]  # the last four are filled up
     assert all((input_ids == MASK).any() for input_ids in drafts)
 
 

@@ -183,7 +183,9 @@ def logits_of(
         found = {}
         for packed, prediction in calls:
             logits = lm.project(lm.packed_features(packed, prediction.logits_row))
-            found |= dict(zip([divmod(place, length) for place in prediction.place.tolist()], logits, strict=True))
+            places = [divmod(place, length) for place in prediction.place.tolist()]
+            assert len(logits) % 4 == 0
+            found |= dict(zip(places, logits[: len(places)], strict=True))
         return found
 
     forward()

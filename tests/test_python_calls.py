@@ -24,13 +24,19 @@ COUNTS = torch.ones(2, dtype=torch.int32)
 
 CALLS: dict[str, Callable[[torch.Tensor], object]] = {
     "predict_tokens": lambda logits: fk.predict_tokens(logits, IDS, MASK, suppress_tokens=[3]),
+    "partial_predictions": lambda logits: fk.partial_predictions(logits, IDS, MASK, suppress_tokens=[3]),
+    "merge_predictions": lambda states: fk.merge_predictions(states, IDS),
     "rank_positions": lambda confidence: fk.rank_positions(confidence, IDS == MASK),
     "select_transfer": lambda confidence: fk.select_transfer(confidence, IDS == MASK, threshold=0.5),
     "build_drafts": lambda confidence: fk.build_drafts(IDS, TOKENS, confidence, MASK, 3, block_length=2),
     "verify_drafts": lambda _: fk.verify_drafts(DRAFTS, DRAFTS, num_drafts=COUNTS),
     "draft_step": lambda confidence: fk.draft_step(DRAFTS, TOKENS[:, None], confidence[:, None], COUNTS, MASK, 3),
 }
-FLOAT = {op: LOGITS if op == "predict_tokens" else CONFIDENCE for op in CALLS}
+FLOAT = dict.fromkeys(CALLS, CONFIDENCE) | {
+    "predict_tokens": LOGITS,
+    "partial_predictions": LOGITS,
+    "merge_predictions": fk.partial_predictions(LOGITS, IDS, MASK),
+}
 
 
 class Dispatched(Exception):
@@ -64,7 +70,7 @@ def test_cpu_tensors_do_not_meet_the_dispatcher(op, no_dispatcher):
     got = CALLS[op](FLOAT[op])
     with fk.use_backend("reference"):
         expected = CALLS[op](FLOAT[op])
-    if op == "predict_tokens":  # the confidence is the same to a rounding only
+    if FLOAT[op] is not CONFIDENCE:  # what is made of logits is the same to a rounding only
         torch.testing.assert_close(got, expected)
     else:
         equal(got, expected)

@@ -73,7 +73,8 @@ def files(folder: Path, suffix: str) -> list[Path]:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_kernel_compiles(binaries, architecture):
     assert {path.name.split(".")[1] for path in files(binaries / architecture, "json")} == {
-        "predict_chunk", "merge_chunks", "rank_tile", "select_row", "build_sequence", "verify_sequence", "step_sequence",
+        "predict_chunk", "merge_chunks", "write_state", "merge_states", "rank_tile", "select_row", "build_sequence",
+        "verify_sequence", "step_sequence",
     }  # fmt: skip
 
 

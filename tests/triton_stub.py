@@ -6,6 +6,7 @@ Run as a program, it calls every op on the shapes that decoders use and writes w
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Callable
@@ -20,12 +21,17 @@ from triton.runtime import driver
 from freedave_kernels.triton import launch
 from freedave_kernels.triton.build_drafts import build_drafts, build_sequence
 from freedave_kernels.triton.draft_step import draft_step, step_sequence
+from freedave_kernels.triton.merge_predictions import merge_predictions, merge_states
+from freedave_kernels.triton.partial_predictions import partial_predictions, write_state
 from freedave_kernels.triton.predict_tokens import merge_chunks, predict_chunk, predict_tokens
 from freedave_kernels.triton.rank_positions import rank_positions, rank_tile
 from freedave_kernels.triton.select_transfer import select_row, select_transfer
 from freedave_kernels.triton.verify_drafts import verify_drafts, verify_sequence
 
-KERNELS = [predict_chunk, merge_chunks, rank_tile, select_row, build_sequence, verify_sequence, step_sequence]
+KERNELS = [
+    predict_chunk, merge_chunks, write_state, merge_states, rank_tile, select_row, build_sequence, verify_sequence,
+    step_sequence,
+]  # fmt: skip
 MASK = 9
 
 
@@ -73,6 +79,12 @@ def predict(dtype: torch.dtype, measure: str, vocab: int = 151936, offset: int =
     return lambda: predict_tokens(logits, torch.tensor([MASK]), MASK, extra.get("mask"), measure, suppress, shift)
 
 
+def partial(dtype: torch.dtype, measure: str) -> Callable[[], Any]:
+    """One masked row and eight chunks of the vocabulary."""
+    logits, suppress = torch.zeros(1, 32768, dtype=dtype), torch.tensor([5])
+    return lambda: partial_predictions(logits, torch.tensor([MASK]), MASK, 4096, None, measure, suppress, False)
+
+
 def drafts(count: int, length: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     ids = torch.full((1, count, length), MASK)
     return ids, ids, torch.zeros(1, count, length), torch.full((1,), count, dtype=torch.int32)
@@ -88,10 +100,13 @@ def cases(architecture: str) -> dict[str, Callable[[], Any]]:
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
     confidence, masked = torch.zeros(1, 32), torch.ones(1, 32, dtype=torch.bool)
     ids = torch.full((1, 32), MASK)
+    states = torch.zeros(1, 38, 6, dtype=torch.float64)
     everywhere = {
         "predict_tokens bfloat16 prob": predict(bf16, "prob"),
         "predict_tokens float16 prob": predict(fp16, "prob"),
         "predict_tokens float32 prob": predict(fp32, "prob"),
+        "partial_predictions bfloat16 prob": partial(bf16, "prob"),
+        "merge_predictions prob": lambda: merge_predictions(states, torch.tensor([MASK]), "prob"),
         "draft_step 8x32 recycled": step(8, 32, "recycled"),
         "rank_positions 32": lambda: rank_positions(confidence, masked, "confidence", None),
         "select_transfer 32": lambda: select_transfer(confidence, masked, 1, None, 0.9, False, "top", "confidence", 32),
@@ -109,6 +124,9 @@ def cases(architecture: str) -> dict[str, Callable[[], Any]]:
         "predict_tokens bfloat16 prob 4 bytes": predict(bf16, "prob", offset=2),
         "predict_tokens bfloat16 prob 2 bytes": predict(bf16, "prob", offset=1),
         "predict_tokens float32 prob 4 bytes": predict(fp32, "prob", offset=1),
+        **{f"partial_predictions float32 {measure}": partial(fp32, measure) for measure in ("margin", "neg_entropy")},
+        **{f"merge_predictions {measure}": functools.partial(merge_predictions, states, torch.tensor([MASK]), measure)
+           for measure in ("margin", "neg_entropy")},
         "draft_step 8x32 nested": step(8, 32, "nested"),
         "draft_step 8x32 recycled threshold": step(8, 32, "recycled", 0.9),
         "draft_step 32x1024 recycled": step(32, 1024, "recycled"),

@@ -12,6 +12,8 @@ namespace freedave::cpu {
 
 // The whole interface of the CPU kernels, one launcher an op. Parameters are taken as checked.
 void predict_tokens(const PredictTokensParams& p, ParallelFor run);
+void partial_predictions(const PartialPredictionsParams& p, ParallelFor run);
+void merge_predictions(const MergePredictionsParams& p, ParallelFor run);
 void rank_positions(const RankPositionsParams& p, ParallelFor run);
 void select_transfer(const SelectTransferParams& p, ParallelFor run);
 void build_drafts(const BuildDraftsParams& p, ParallelFor run);

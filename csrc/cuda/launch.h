@@ -14,11 +14,16 @@ namespace freedave::cuda {
 // `stream` of the current device; nothing is allocated, copied or waited for, so every call can be captured in a graph.
 // predict_tokens is two launches, every other op one.
 cudaError_t predict_tokens(const PredictTokensParams& p, void* workspace, cudaStream_t stream);
+cudaError_t partial_predictions(const PartialPredictionsParams& p, cudaStream_t stream);
+cudaError_t merge_predictions(const MergePredictionsParams& p, cudaStream_t stream);
 cudaError_t rank_positions(const RankPositionsParams& p, cudaStream_t stream);
 cudaError_t select_transfer(const SelectTransferParams& p, cudaStream_t stream);
 cudaError_t build_drafts(const BuildDraftsParams& p, cudaStream_t stream);
 cudaError_t verify_drafts(const VerifyDraftsParams& p, cudaStream_t stream);
 cudaError_t draft_step(const DraftStepParams& p, cudaStream_t stream);
+
+// What partial_predictions does, in chunks of `chunk_size` logits: at most kChunk, and whole sweeps of the kernel.
+cudaError_t scan_logits(const LogitsToScan& p, int64_t chunk_size, double* states, cudaStream_t stream);
 
 // Bytes of device memory that predict_tokens works in.
 int64_t predict_tokens_workspace(const PredictTokensParams& p);

@@ -7,19 +7,39 @@
 
 namespace freedave {
 
-// logits [*, L, V] with the vocabulary contiguous; everything else [*, L]. A row is one position.
-struct PredictTokensParams {
+// The logits of which rows are to be looked at: [*, L, V] with the vocabulary contiguous; everything else [*, L]. A row
+// is one position.
+struct LogitsToScan {
   const void* logits;
   Rows logit_rows;  // over (*, L); step is 1
   LogitType logit_type;
-  int64_t length;     // L
-  int64_t vocab;      // V
-  bool logits_shift;  // position i reads row i - 1, position 0 reads row 0
+  int64_t length;          // L
+  int64_t vocab;           // V
+  int64_t first_token_id;  // of the first logit of each row
+  bool logits_shift;       // position i reads row i - 1, position 0 reads row 0
   Matrix<const int64_t> input_ids;
   Matrix<const bool> mask_index;  // data is null: masked where input_ids == mask_token_id
   int64_t mask_token_id;
-  const int64_t* suppress_tokens;  // in any order; ids outside the vocabulary mean nothing
+  const int64_t* suppress_tokens;  // in any order; ids that no logit has mean nothing
   int64_t num_suppress_tokens, suppress_tokens_step;
+  Measure measure;
+};
+
+struct PredictTokensParams : LogitsToScan {
+  int64_t* token_ids;  // contiguous [*, L]
+  float* confidence;   // contiguous [*, L]
+};
+
+struct PartialPredictionsParams : LogitsToScan {
+  double* states;  // contiguous [*, L, C, 6], C states of kTokensPerState logits each
+};
+
+struct MergePredictionsParams {
+  const double* states;
+  Rows state_rows;  // over (*, L); step is the stride of C
+  int64_t chunks;   // C
+  int64_t length;   // L
+  Matrix<const int64_t> input_ids;
   Measure measure;
   int64_t* token_ids;  // contiguous [*, L]
   float* confidence;   // contiguous [*, L]
@@ -27,5 +47,31 @@ struct PredictTokensParams {
 
 // The vocabulary is split by its size alone, so that a row's bits depend neither on the batch nor on the threads.
 inline constexpr int64_t kChunk = 16384;
+// Shorter ones where the states are the result: a projection that makes logits for them can stop at each.
+inline constexpr int64_t kTokensPerState = 4096;
+
+inline int64_t chunks_of(int64_t vocab, int64_t chunk) { return (vocab + chunk - 1) / chunk; }
+
+// An OnlineSoftmax as a tensor holds it; token ids are exact below 2^53.
+inline constexpr int64_t kStateFields = 6;
+inline constexpr int64_t kTokenIds = int64_t{1} << 53;
+
+HD void store_state(const OnlineSoftmax& s, double* state) {
+  state[0] = static_cast<double>(s.max);
+  state[1] = static_cast<double>(s.second);
+  state[2] = static_cast<double>(s.token);
+  state[3] = s.ties;
+  state[4] = s.rest;
+  state[5] = s.weighted;
+}
+
+HD OnlineSoftmax load_state(const double* state) {
+  return {static_cast<float>(state[0]),
+          static_cast<float>(state[1]),
+          static_cast<int64_t>(state[2]),
+          state[3],
+          state[4],
+          state[5]};
+}
 
 }  // namespace freedave

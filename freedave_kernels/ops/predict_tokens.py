@@ -59,32 +59,33 @@ def predict_tokens(
     """
     try:
         if suppress_tokens is not None and not isinstance(suppress_tokens, torch.Tensor):
-            suppress_tokens = _token_tensor(tuple(suppress_tokens), logits.shape[-1], logits.device)
+            suppress_tokens = token_tensor(OP, tuple(suppress_tokens), logits.shape[-1], logits.device)
         if runs_native(logits):
             return _native(logits, input_ids, mask_token_id, mask_index, measure, suppress_tokens, logits_shift)
     except (RuntimeError, AttributeError, TypeError):
-        check_arguments(logits, input_ids, mask_token_id, mask_index, measure, suppress_tokens, logits_shift)
+        check_arguments(OP, logits, input_ids, mask_token_id, mask_index, measure, suppress_tokens, logits_shift)
         raise
     if is_compiling() or not _accepted(
         logits, input_ids, mask_token_id, mask_index, measure, suppress_tokens, logits_shift
     ):
-        check_arguments(logits, input_ids, mask_token_id, mask_index, measure, suppress_tokens, logits_shift)
+        check_arguments(OP, logits, input_ids, mask_token_id, mask_index, measure, suppress_tokens, logits_shift)
     return serving(logits.device).predict_tokens(
         logits, input_ids, mask_token_id, mask_index, measure, suppress_tokens, logits_shift
     )
 
 
 @functools.lru_cache(maxsize=64)
-def _token_tensor(token_ids: tuple[int, ...], vocab: int, device: torch.device) -> torch.Tensor:
+def token_tensor(op: str, token_ids: tuple[int, ...], vocab: int, device: torch.device) -> torch.Tensor:
     """A list of ids as a tensor, copied to the device once: a decoder passes the same list every step."""
     for token_id in token_ids:
-        arguments.expect_int(OP, "suppress_tokens", token_id)
+        arguments.expect_int(op, "suppress_tokens", token_id)
         if not 0 <= token_id < vocab:
-            raise ValueError(f"{OP}: suppress_tokens must lie in [0, {vocab}) (the vocabulary), got {token_id}")
+            raise ValueError(f"{op}: suppress_tokens must lie in [0, {vocab}) (the vocabulary), got {token_id}")
     return torch.tensor(token_ids, dtype=torch.int64, device=device)
 
 
 def check_arguments(
+    op: str,
     logits: Any,
     input_ids: Any,
     mask_token_id: Any,
@@ -93,29 +94,29 @@ def check_arguments(
     suppress_tokens: Any,
     logits_shift: Any,
 ) -> None:
-    arguments.expect_tensor(OP, "logits", logits, LOGIT_DTYPES, min_dims=2)
+    arguments.expect_tensor(op, "logits", logits, LOGIT_DTYPES, min_dims=2)
     if logits.shape[-1] == 0:
-        raise ValueError(f"{OP}: logits must have a vocabulary of at least 1, got shape {tuple(logits.shape)}")
+        raise ValueError(f"{op}: logits must have a vocabulary of at least 1, got shape {tuple(logits.shape)}")
     if logits.shape[-1] > 1 and logits.stride(-1) != 1:
-        raise ValueError(f"{OP}: the vocabulary dimension of logits must be contiguous, got strides {logits.stride()}")
-    arguments.expect_tensor(OP, "input_ids", input_ids, [torch.int64])
-    arguments.expect_shape(OP, "input_ids", input_ids, logits.shape[:-1], "logits without the vocabulary")
-    arguments.expect_int(OP, "mask_token_id", mask_token_id)
+        raise ValueError(f"{op}: the vocabulary dimension of logits must be contiguous, got strides {logits.stride()}")
+    arguments.expect_tensor(op, "input_ids", input_ids, [torch.int64])
+    arguments.expect_shape(op, "input_ids", input_ids, logits.shape[:-1], "logits without the vocabulary")
+    arguments.expect_int(op, "mask_token_id", mask_token_id)
     if mask_index is not None:
-        arguments.expect_tensor(OP, "mask_index", mask_index, [torch.bool])
-        arguments.expect_shape(OP, "mask_index", mask_index, input_ids.shape, "like input_ids")
-    arguments.expect_choice(OP, "measure", measure, MEASURES)
+        arguments.expect_tensor(op, "mask_index", mask_index, [torch.bool])
+        arguments.expect_shape(op, "mask_index", mask_index, input_ids.shape, "like input_ids")
+    arguments.expect_choice(op, "measure", measure, MEASURES)
     if suppress_tokens is not None:
         if not isinstance(suppress_tokens, (torch.Tensor, Sequence)) or isinstance(suppress_tokens, str):
             kind = type(suppress_tokens).__name__
-            raise TypeError(f"{OP}: suppress_tokens must be a sequence of ints or an int64 tensor, got {kind}")
+            raise TypeError(f"{op}: suppress_tokens must be a sequence of ints or an int64 tensor, got {kind}")
         if isinstance(suppress_tokens, torch.Tensor):
-            arguments.expect_tensor(OP, "suppress_tokens", suppress_tokens, [torch.int64])
-            arguments.expect_dims(OP, "suppress_tokens", suppress_tokens, "S")
-    arguments.expect_bool(OP, "logits_shift", logits_shift)
+            arguments.expect_tensor(op, "suppress_tokens", suppress_tokens, [torch.int64])
+            arguments.expect_dims(op, "suppress_tokens", suppress_tokens, "S")
+    arguments.expect_bool(op, "logits_shift", logits_shift)
     suppressed = suppress_tokens if isinstance(suppress_tokens, torch.Tensor) else None
     arguments.expect_same_device(
-        OP, logits, "logits", input_ids=input_ids, mask_index=mask_index, suppress_tokens=suppressed
+        op, logits, "logits", input_ids=input_ids, mask_index=mask_index, suppress_tokens=suppressed
     )
 
 

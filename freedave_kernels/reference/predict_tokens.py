@@ -23,7 +23,7 @@ def predict_tokens(
         x = x[..., (torch.arange(length, device=x.device) - 1).clamp(min=0), :]
     x = x.double()
     if suppress_tokens is not None:
-        x = x.masked_fill(_suppressed(suppress_tokens, vocab), NEVER)
+        x = x.masked_fill(suppressed(suppress_tokens, vocab), NEVER)
 
     top = x.amax(-1, keepdim=True)  # NaN wherever the row has one
     vocabulary = torch.arange(vocab, device=x.device)
@@ -36,7 +36,7 @@ def predict_tokens(
     return torch.where(usable, token, input_ids), torch.where(usable, confidence.float(), NEVER)
 
 
-def _suppressed(token_ids: torch.Tensor, vocab: int) -> torch.Tensor:
+def suppressed(token_ids: torch.Tensor, vocab: int) -> torch.Tensor:
     inside = torch.where((token_ids >= 0) & (token_ids < vocab), token_ids, vocab)  # the rest goes to a spare entry
     flags = torch.zeros(vocab + 1, dtype=torch.bool, device=token_ids.device)
     return flags.scatter(0, inside, True)[:vocab]

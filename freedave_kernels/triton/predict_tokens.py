@@ -9,6 +9,7 @@ bit. Programs of rows that are not masked return at once. Six instructions an el
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -142,6 +143,7 @@ def predict_chunk(
     length: tl.int32,
     vocab: tl.int32,
     mask_token_id: tl.int64,
+    first_token_id: tl.int64,
     num_suppressed: tl.int32,
     suppressed_step: tl.int64,
     logits_outer: tl.int64,
@@ -181,7 +183,7 @@ def predict_chunk(
         hidden = tl.zeros([LANES], tl.int32)
         found = 0
         for s in range(num_suppressed):
-            place = tl.load(suppress_tokens + s * suppressed_step) - first
+            place = tl.load(suppress_tokens + s * suppressed_step) - first_token_id - first
             if (place >= 0) & (place < LANES * GROUP):
                 hidden |= tl.where(lane == place // GROUP, 1 << (place % GROUP).to(tl.int32), 0)
                 found += 1
@@ -255,6 +257,7 @@ def merge_chunks(
     length: tl.int32,
     vocab: tl.int32,
     mask_token_id: tl.int64,
+    first_token_id: tl.int64,
     num_suppressed: tl.int32,
     suppressed_step: tl.int64,
     logits_outer: tl.int64,
@@ -349,34 +352,38 @@ def log1p(x):
     return tl.where(exact, x, tl.log(rounded) * x / tl.where(exact, 1.0, rounded - 1.0))
 
 
-def predict_tokens(
+class Scan(NamedTuple):
+    """A scan under way, and what a kernel needs that goes on with its results."""
+
+    tensors: tuple[torch.Tensor, ...]
+    rows: int
+    chunks: int
+    sizes: tuple[int, ...]
+    constants: tuple[Any, ...]
+
+
+def scan_logits(
     logits: torch.Tensor,
     input_ids: torch.Tensor,
     mask_token_id: int,
+    first_token_id: int,
     mask_index: torch.Tensor | None,
     measure: str,
     suppress_tokens: torch.Tensor | None,
     logits_shift: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    token_ids = input_ids.new_empty(input_ids.shape)
-    confidence = logits.new_empty(input_ids.shape, dtype=torch.float32)
-    rows = input_ids.numel()
-    if rows == 0:
-        return token_ids, confidence
+    chunk: int,
+) -> Scan | None:
+    """Launches `predict_chunk` over chunks of `chunk` logits; None: no single stride walks the leading dimensions."""
     mask = input_ids if mask_index is None else mask_index
     outer = outer_stride(logits, 2), outer_stride(input_ids, 1), outer_stride(mask, 1)
     if outer[0] is None or outer[1] is None or outer[2] is None:
-        # Leading dimensions that no single stride walks: one call for each of the outermost.
-        for n in range(input_ids.shape[0]):
-            rest = (None if mask_index is None else mask_index[n], measure, suppress_tokens, logits_shift)
-            token_ids[n], confidence[n] = predict_tokens(logits[n], input_ids[n], mask_token_id, *rest)
-        return token_ids, confidence
-
+        return None
+    rows = input_ids.numel()
     length, vocab = logits.shape[-2:]
     itemsize = logits.element_size()
     group = VECTOR_BYTES // itemsize
-    lanes = min(CHUNK, max(group, power_of_two(vocab))) // group
-    chunks = ceil_div(vocab, lanes * group)
+    lanes = chunk // group
+    chunks = ceil_div(vocab, chunk)
     logits_position = logits.stride(-2) if length > 1 else 0
     # The lowest bit set is the largest power of two that divides every row's address.
     alignment = logits.data_ptr() | outer[0] * itemsize | logits_position * itemsize | VECTOR_BYTES
@@ -389,6 +396,7 @@ def predict_tokens(
         length,
         vocab,
         mask_token_id,
+        first_token_id,
         0 if suppress_tokens is None else suppressed.numel(),
         suppressed.stride(0),
         outer[0],
@@ -409,10 +417,36 @@ def predict_tokens(
         min(chosen.num_warps, max(1, lanes // 32)),
         chosen.max_registers,
     )
+    return Scan(tensors, rows, chunks, sizes, (lanes, group, *flags))
+
+
+def predict_tokens(
+    logits: torch.Tensor,
+    input_ids: torch.Tensor,
+    mask_token_id: int,
+    mask_index: torch.Tensor | None,
+    measure: str,
+    suppress_tokens: torch.Tensor | None,
+    logits_shift: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    token_ids = input_ids.new_empty(input_ids.shape)
+    confidence = logits.new_empty(input_ids.shape, dtype=torch.float32)
+    rows = input_ids.numel()
+    if rows == 0:
+        return token_ids, confidence
+    chunk = min(CHUNK, max(VECTOR_BYTES // logits.element_size(), power_of_two(logits.shape[-1])))
+    rest = (measure, suppress_tokens, logits_shift)
+    scan = scan_logits(logits, input_ids, mask_token_id, 0, mask_index, *rest, chunk)
+    if scan is None:
+        # One call for each of the outermost.
+        for n in range(input_ids.shape[0]):
+            masked = None if mask_index is None else mask_index[n]
+            token_ids[n], confidence[n] = predict_tokens(logits[n], input_ids[n], mask_token_id, masked, *rest)
+        return token_ids, confidence
     merge_chunks.launch(
         (ceil_div(rows, MERGED_ROWS), 1, 1),
-        (*tensors, token_ids, confidence, rows, chunks, *sizes),
-        (MERGED_ROWS, power_of_two(chunks), lanes, group, *flags),
+        (*scan.tensors, token_ids, confidence, rows, scan.chunks, *scan.sizes),
+        (MERGED_ROWS, power_of_two(scan.chunks), *scan.constants),
         (logits.dtype,),
     )
     return token_ids, confidence

@@ -79,8 +79,13 @@ def attend(
     """Attention of a layer of a packed forward: `query [1, H, T, D]`, `key` and `value [1, G, T, D]`; `[1, T, H, D]`.
 
     Bitwise, in float32 on a CPU, a run's result does not depend on what else is packed: every kernel call is batched
-    over runs, and merging treats each row of features alike.
+    over runs, and merging treats each row of features alike. Tokens beyond those of the forward, which fill it up, attend to
+    nothing and are not stored.
     """
+    length, filled = forward.input_ids.shape[1], query.shape[2]
+    if filled > length:
+        out = attend(forward, layer, query[:, :, :length], key[:, :, :length], value[:, :, :length], scaling)
+        return F.pad(out, (0, 0, 0, 0, 0, filled - length))
     if forward.cache is not None:
         forward.cache.store(layer, key, value, forward.writes, forward.retain)
     parts = [_attend_window(forward, layer, window, query, key, value, scaling) for window in forward.windows]

@@ -8,9 +8,9 @@
         decoder.poll()              # one read of what it found; moves the windows
     answer = sequence.generated(sequence.tokens)
 
-A step is one forward, one `predict_tokens` and one `draft_step` for the whole batch; only a forward of many long drafts is
-divided among several calls of the model, and its logits are made some rows at a time, so that its memory stays about that of
-static decoding. Each sequence has its own
+A step is one forward, its predictions and one `draft_step` for the whole batch; only a forward of many long drafts is
+divided among several calls of the model, and the logits of a large vocabulary are made in slices (`prediction.py`), so that
+memory stays about that of static decoding. Each sequence has its own
 block, its own accepted length and its own end, and costs nothing once it has ended.
 """
 
@@ -26,9 +26,10 @@ from freedave.cache_policy import CachePolicy, new_cache, policy_for
 from freedave.models.diffusion_lm import DiffusionLM
 from freedave.output import Commit, NonFiniteLogitsError
 from freedave.packed_forward import ForwardBuilder
+from freedave.prediction import Predictor
 from freedave.sequence import ACCEPTED, NON_FINITE, PREFIX_LENGTH, STEPS, Sequence
 from freedave.settings import Settings
-from freedave_kernels import DraftStep, draft_step, predict_tokens
+from freedave_kernels import DraftStep, draft_step
 
 # Stands at positions that a sequence's window does not have: no model sees it, and it is nobody's token.
 _PADDING = -1
@@ -79,7 +80,7 @@ class Decoder:
 
     def __init__(self, lm: DiffusionLM, settings: Settings, *, slots: int, capacity: int) -> None:
         self.forwards = 0
-        self.forward_seconds = 0.0
+        self._features_seconds = 0.0
         self.positions_computed = 0
         self._lm = lm
         self._settings = settings
@@ -89,13 +90,17 @@ class Decoder:
         self._added = 0
         self._active: list[_Slot] = []
         self._launched: tuple[list[_Slot], DraftStep] | None = None
-        self._suppressed = torch.tensor([lm.mask_token_id], device=lm.device)
-        self._projected_rows = lm.projected_rows
+        self._predict = Predictor(lm)
 
     @property
     def sequences(self) -> list[Sequence]:
         """Those that are being decoded."""
         return [slot.sequence for slot in self._active]
+
+    @property
+    def forward_seconds(self) -> float:
+        """What all forwards took, with making the logits, as the host sees it."""
+        return self._features_seconds + self._predict.projection_seconds
 
     @property
     def free_slots(self) -> int:
@@ -174,19 +179,12 @@ class Decoder:
         for forward, prediction in calls:
             began = time.perf_counter()
             features = lm.packed_features(forward, prediction.logits_row)
-            self.forward_seconds += time.perf_counter() - began
+            self._features_seconds += time.perf_counter() - began
             self.positions_computed += forward.input_ids.shape[1]
-            rows = self._projected_rows or max(1, len(features))
-            for part, place in zip(features.split(rows), prediction.place.split(rows), strict=True):
-                began = time.perf_counter()
-                logits = lm.project(part)
-                self.forward_seconds += time.perf_counter() - began
-                predicted, certainty = predict_tokens(
-                    logits, torch.full_like(place, lm.mask_token_id), lm.mask_token_id, suppress_tokens=self._suppressed
-                )
-                del logits  # before the next part
-                token_ids.view(-1).index_copy_(0, place, predicted)
-                confidence.view(-1).index_copy_(0, place, certainty)
+            predicted, certainty = self._predict(features, torch.full_like(prediction.logits_row, lm.mask_token_id))
+            places = len(prediction.place)
+            token_ids.view(-1).index_copy_(0, prediction.place, predicted[:places])
+            confidence.view(-1).index_copy_(0, prediction.place, certainty[:places])
         for b, slot in enumerate(active):
             slot.policy.rank(slot.sequence, confidence[b])
         return draft_step(

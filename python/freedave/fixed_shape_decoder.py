@@ -26,8 +26,9 @@ from freedave.cache import KeyValueCache
 from freedave.models.diffusion_lm import DiffusionLM
 from freedave.output import NonFiniteLogitsError
 from freedave.packed_forward import ForwardBuilder
+from freedave.prediction import Predictor
 from freedave.settings import Settings
-from freedave_kernels import DraftStep, draft_step, predict_tokens
+from freedave_kernels import DraftStep, draft_step
 
 # Stands at positions beyond a sequence's last block: never predicted, and nobody's token.
 _NOTHING = -1
@@ -90,7 +91,7 @@ class FixedShapeDecoder:
         self._first_column = torch.arange(slots, device=device)[:, None] * columns
         self._slot = torch.arange(slots, device=device)
         self._rows = torch.arange(slots * settings.draft_steps * length, device=device)
-        self._suppressed = torch.tensor([lm.mask_token_id], device=device)
+        self._predict = Predictor(lm)
         visible = block_causal_mask(length, settings.block_length, device)
         dtype = next(lm.model.parameters()).dtype
         self._hidden_blocks = None if visible is None else _additive(visible, dtype)
@@ -136,10 +137,10 @@ class FixedShapeDecoder:
             visible = (self._column < self.start[:, None])[:, None, None]
             self._prefix.copy_(_additive(visible, self._prefix.dtype))
             positions = place[:, None].expand_as(self.drafts).flatten(0, 1)
-            logits = lm.logits_of_drafts(self.drafts.clamp(min=0).flatten(0, 1), positions, self._rows, self._attention)
-            token_ids, confidence = predict_tokens(
-                logits.view(*self.drafts.shape, -1), self.drafts, lm.mask_token_id, suppress_tokens=self._suppressed
-            )
+            input_ids = self.drafts.clamp(min=0).flatten(0, 1)
+            features = lm.features_of_drafts(input_ids, positions, self._rows, self._attention)
+            predictions = self._predict(features, self.drafts.flatten())
+            token_ids, confidence = (predicted.view_as(self.drafts) for predicted in predictions)
             self._commit(
                 draft_step(
                     self.drafts,

@@ -33,9 +33,9 @@ def plant(op: str, build: str, *faults: tuple[str, str, str, str, str], file: st
 WRONG = r"\bE (AssertionError: )?assert |Tensor-likes are not"
 LONG = "test_long_windows.py::"
 COPIES = [
-    # predict_tokens
+    # predict_tokens, whose kernels stand in the files of its two halves
     plant(
-        "predict_tokens",
+        "partial_predictions",
         "plain",
         (
             "wrong tie order",
@@ -51,9 +51,16 @@ COPIES = [
             WRONG,
             "test_predict_tokens.py::test_suppressed_tokens_leave_the_softmax",
         ),
+        (
+            "states of rows that are not masked left as they were",
+            "store_state(empty_softmax(), state_of(candidate));",
+            "(void)state_of(candidate);",
+            WRONG,
+            "test_partial_predictions.py::test_example",
+        ),
     ),
     plant(
-        "predict_tokens",
+        "partial_predictions",
         "thread",
         (
             "removed barrier",
@@ -62,16 +69,20 @@ COPIES = [
             "data race .* scan_chunk",
             "test_predict_tokens.py::test_example",
         ),
+    ),
+    plant(
+        "merge_predictions",
+        "plain",
         (
             "reads before the previous kernel is complete",
             "  wait_for_previous_kernel();\n  const uint32_t row = blockIdx.x * (kMergeThreads",
             "  const uint32_t row = blockIdx.x * (kMergeThreads",
-            "data race .* merge_chunks",
+            "merge_chunks.* but no thread calls cudaGridDependencySynchronize",
             "test_predict_tokens.py::test_example",
         ),
     ),
     plant(
-        "predict_tokens",
+        "partial_predictions",
         "address",
         (
             "misaligned vector load",

@@ -7,19 +7,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from freedave.attention import DraftAttention, attend, use_bidirectional_attention
 from freedave.explicit_mask import ExplicitKeyValues, dense_mask
-from freedave.packed_forward import PackedForward
+from freedave.packed_forward import ROWS_TOGETHER, PackedForward
 
 ATTENTIONS = ("block_causal", "full")
 
 # Classes whose logits are exactly lm_head(backbone output), so that the head can run on a few rows only.
 _PLAIN_HEADS = frozenset({"Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM", "Glm4MoeForCausalLM"})
-
-# Rows of logits that exist at a time, unless more of them are these bytes: with so many the projection is bound by
-# arithmetic, not by reading its weights.
-PROJECTED_ROWS, PROJECTED_BYTES = 512, 2**23
 
 
 def as_token_ids(token_ids: int | Sequence[int] | None) -> tuple[int, ...]:
@@ -92,7 +89,7 @@ class DiffusionLM:
                 f"mask_token_id {mask_token_id} is outside the model's vocabulary of {self.vocab_size} tokens: "
                 "this checkpoint and this mask token do not belong together"
             )
-        self._plain_head = type(model).__name__ in _PLAIN_HEADS
+        self.has_plain_head = type(model).__name__ in _PLAIN_HEADS
         self._needs_mask = not use_bidirectional_attention(model)
 
     @property
@@ -133,15 +130,10 @@ class DiffusionLM:
             self._features(rows, input_ids, position_ids, attention_mask=attention_mask, past_key_values=None)
         )
 
-    def logits_of_drafts(
+    def features_of_drafts(
         self, input_ids: torch.Tensor, position_ids: torch.Tensor, rows: torch.Tensor, attention: DraftAttention
     ) -> torch.Tensor:
-        """The logits `[R, V]` of flattened positions `rows [R]` of a forward whose attention layers call `attention`."""
-        return self.project(self._features_of_drafts(input_ids, position_ids, rows, attention))
-
-    def _features_of_drafts(
-        self, input_ids: torch.Tensor, position_ids: torch.Tensor, rows: torch.Tensor, attention: DraftAttention
-    ) -> torch.Tensor:
+        """What `project` makes logits of, `[R, *]`, at flattened positions `rows [R]`; attention layers call `attention`."""
         calls = 0
 
         def counted(layer: int, *tensors: Any) -> torch.Tensor:
@@ -158,10 +150,13 @@ class DiffusionLM:
         return features
 
     def packed_features(self, forward: PackedForward, rows: torch.Tensor) -> torch.Tensor:
-        """What `project` makes logits of: `[R, *]`, of tokens `rows [R]` of a packed forward; updates its cache."""
+        """What `project` makes logits of, `[R, *]`, at tokens `rows [R]` of a packed forward; updates its cache."""
         input_ids, position_ids = forward.input_ids, forward.position_ids
         if not self._needs_mask:
-            return self._features_of_drafts(input_ids, position_ids, rows, functools.partial(attend, forward))
+            missing = -input_ids.shape[1] % ROWS_TOGETHER
+            if missing:
+                input_ids, position_ids = (F.pad(ids, (0, missing)) for ids in (input_ids, position_ids))
+            return self.features_of_drafts(input_ids, position_ids, rows, functools.partial(attend, forward))
         if forward.is_rectangle:  # the module knows batches: no need to mask drafts from each other
             window = forward.windows[0]
             input_ids, position_ids = input_ids.view(window.count, -1), position_ids[:, : window.length]
@@ -171,16 +166,21 @@ class DiffusionLM:
     def project(self, features: torch.Tensor) -> torch.Tensor:
         """The logits `[R, V]` of features, of any of the rows."""
         model: Any = self.model
-        return model.get_output_embeddings()(features) if self._plain_head else features
+        return model.get_output_embeddings()(features) if self.has_plain_head else features
 
     @property
-    def projected_rows(self) -> int | None:
-        """Of how many rows logits should exist at a time; None: all, since they are made with the features."""
-        if not self._plain_head:
+    def projection(self) -> torch.nn.Linear | None:
+        """What `project` multiplies features with, where that is all it does; None where there may be more to it (hooks,
+        adapters, quantised or distributed weights), or where logits come with the features.
+        """
+        if not self.has_plain_head:
             return None
         model: Any = self.model
-        weights = model.get_output_embeddings().weight
-        return max(PROJECTED_ROWS, PROJECTED_BYTES // (weights.shape[0] * weights.element_size()))
+        head = model.get_output_embeddings()
+        plain = (
+            type(head) is torch.nn.Linear and type(head.weight) is torch.nn.Parameter and "forward" not in vars(head)
+        )
+        return head if plain and not head._forward_pre_hooks and not head._forward_hooks else None
 
     def _features(
         self, rows: torch.Tensor, input_ids: torch.Tensor, position_ids: torch.Tensor | None, **arguments: Any
@@ -188,6 +188,6 @@ class DiffusionLM:
         arguments |= {"input_ids": input_ids, "position_ids": position_ids}
         arguments["use_cache"] = arguments.get("past_key_values") is not None
         model: Any = self.model
-        if self._plain_head:  # the vocabulary projection runs on the rows that are read, not on every position
+        if self.has_plain_head:  # the vocabulary projection runs on the rows that are read, not on every position
             return model.base_model(**arguments).last_hidden_state.flatten(0, 1)[rows]
         return model(**arguments).logits.flatten(0, 1)[rows]

@@ -1,0 +1,24 @@
+// What is known of each stretch of a vocabulary, for rows whose logits do not exist all at once.
+#include "cpu/launch.h"
+#include "cpu/scan_logits.h"
+
+namespace freedave::cpu {
+
+void partial_predictions(const PartialPredictionsParams& p, ParallelFor run) {
+  const Scanned scanned = scan_logits(p, kTokensPerState, run);
+  const int64_t states = p.input_ids.rows.count * p.length * scanned.chunks;
+  for (int64_t state = 0; state < states; ++state) store_state(empty_softmax(), p.states + state * kStateFields);
+  const OnlineSoftmax* partial = scanned.partials;
+  for (const int64_t flat : scanned.masked) {
+    double* row = p.states + flat * scanned.chunks * kStateFields;
+    for (int64_t chunk = 0; chunk < scanned.chunks; ++chunk) {
+      OnlineSoftmax state = *partial++;
+      // Merging tiles has left something in the fields of other measures.
+      if (p.measure != Measure::kMargin) state.second = -INFINITY;
+      if (p.measure != Measure::kNegEntropy) state.weighted = 0.0;
+      store_state(state, row + chunk * kStateFields);
+    }
+  }
+}
+
+}  // namespace freedave::cpu

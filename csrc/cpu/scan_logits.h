@@ -1,0 +1,20 @@
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "cpu/parallel.h"
+#include "freedave/predict_tokens.h"
+
+namespace freedave::cpu {
+
+// What is known of each chunk of each masked row, chunks of a row together, in the order of `masked`.
+struct Scanned {
+  const std::vector<int64_t>& masked;  // flat positions of [*, L]
+  int64_t chunks;
+  const OnlineSoftmax* partials;
+};
+
+// Valid until the calling thread's next scan.
+Scanned scan_logits(const LogitsToScan& p, int64_t chunk, ParallelFor run);
+
+}  // namespace freedave::cpu

@@ -1,0 +1,53 @@
+// A row's states as one. A warp owns a row and merges its states in a fixed order; whoever made them, and however many
+// rows there are, the bits are the same. A few microseconds: bound by latency.
+#include "cuda/device.cuh"
+#include "cuda/launch.h"
+#include "freedave/online_softmax.h"
+
+namespace freedave::cuda {
+namespace {
+
+__device__ __forceinline__ OnlineSoftmax shuffle_down(const OnlineSoftmax& s, int offset) {
+  return {__shfl_down_sync(kFullWarp, s.max, offset),   __shfl_down_sync(kFullWarp, s.second, offset),
+          __shfl_down_sync(kFullWarp, s.token, offset), __shfl_down_sync(kFullWarp, s.ties, offset),
+          __shfl_down_sync(kFullWarp, s.rest, offset),  __shfl_down_sync(kFullWarp, s.weighted, offset)};
+}
+
+constexpr int kMergeThreads = 256;
+
+__global__ void __launch_bounds__(kMergeThreads)
+    merge_chunks(const __grid_constant__ MergePredictionsParams p, uint32_t rows) {
+  let_next_kernel_launch();
+  wait_for_previous_kernel();
+  const uint32_t row = blockIdx.x * (kMergeThreads / kWarp) + warp_id();
+  if (row >= rows) return;
+  const double* states = p.states + p.state_rows.start(row);
+  const int chunks = static_cast<int>(p.chunks);
+
+  OnlineSoftmax whole = empty_softmax();
+  for (int chunk = lane_id(); chunk < chunks; chunk += kWarp) {
+    whole = merge(whole, load_state(states + chunk * p.state_rows.step));
+  }
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    // Lanes without a chunk hold nothing: skipping them changes no bit.
+    if (offset < chunks) whole = merge(whole, shuffle_down(whole, offset));
+  }
+  if (lane_id() > 0) return;
+  const bool predicted = !is_broken(whole);
+  const uint32_t length = static_cast<uint32_t>(p.length);
+  p.token_ids[row] = predicted ? whole.token : p.input_ids.at(row / length, row % length);
+  p.confidence[row] = predicted ? confidence_of(whole, p.measure) : -INFINITY;
+}
+
+}  // namespace
+
+cudaError_t merge_predictions(const MergePredictionsParams& p, cudaStream_t stream) {
+  const int64_t rows = p.input_ids.rows.count * p.length;
+  if (rows == 0) return cudaSuccess;
+  if (rows > INT32_MAX || p.chunks > INT32_MAX) return cudaErrorInvalidValue;
+  const int64_t rows_per_block = kMergeThreads / kWarp;
+  const dim3 grid(static_cast<unsigned>((rows + rows_per_block - 1) / rows_per_block));
+  return launch(merge_chunks, grid, kMergeThreads, stream, p, static_cast<uint32_t>(rows));
+}
+
+}  // namespace freedave::cuda

@@ -1,0 +1,70 @@
+"""merge_predictions: predictions of the states that partial_predictions has made of parts of the vocabulary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.compiler import is_compiling
+
+from freedave_kernels import arguments
+from freedave_kernels._library import native_check, native_op, register_fake
+from freedave_kernels.backends import runs_native, serving
+from freedave_kernels.ops.partial_predictions import STATE_FIELDS
+from freedave_kernels.ops.predict_tokens import MEASURES
+
+OP = "merge_predictions"
+
+_native = native_op(OP)
+_accepted = native_check(OP)
+
+
+def merge_predictions(
+    states: torch.Tensor, input_ids: torch.Tensor, *, measure: str = "prob"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `predict_tokens` would have returned for the whole vocabulary, from the states of its parts.
+
+    Args:
+        states: `[*, L, C, 6]` float64, C at least 1: the results of `partial_predictions` for all parts, side by side in the
+            order of their tokens (`torch.cat(parts, -2)`); the last dimension contiguous, any other strides.
+        input_ids: `[*, L]` int64.
+        measure: the one that the states were made with.
+
+    Returns:
+        `token_ids [*, L]` int64 and `confidence [*, L]` float32. Positions of whose logits the states know nothing, or which
+        had a NaN or +inf, return their input id and confidence -inf.
+
+    Guarantees: equal logits go to the lower token id; confidence within 1e-6 relative of float64; a row's result is bitwise
+    the same whatever the batch.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+        BackendUnavailableError: a forced backend cannot serve the call.
+    """
+    try:
+        if runs_native(states):
+            return _native(states, input_ids, measure)
+    except (RuntimeError, AttributeError, TypeError):
+        _check(states, input_ids, measure)
+        raise
+    if is_compiling() or not _accepted(states, input_ids, measure):
+        _check(states, input_ids, measure)
+    return serving(states.device).merge_predictions(states, input_ids, measure)
+
+
+def _check(states: Any, input_ids: Any, measure: Any) -> None:
+    arguments.expect_tensor(OP, "states", states, [torch.float64], min_dims=3)
+    if states.shape[-1] != STATE_FIELDS or states.shape[-2] == 0:
+        raise ValueError(f"{OP}: states must have shape [*, L, C, {STATE_FIELDS}], got {tuple(states.shape)}")
+    if states.stride(-1) != 1:
+        raise ValueError(f"{OP}: the last dimension of states must be contiguous, got strides {states.stride()}")
+    arguments.expect_tensor(OP, "input_ids", input_ids, [torch.int64])
+    arguments.expect_shape(OP, "input_ids", input_ids, states.shape[:-2], "states without their last two dimensions")
+    arguments.expect_choice(OP, "measure", measure, MEASURES)
+    arguments.expect_same_device(OP, states, "states", input_ids=input_ids)
+
+
+@register_fake(OP)
+def fake(states: torch.Tensor, input_ids: torch.Tensor, measure: str = "prob") -> tuple[torch.Tensor, torch.Tensor]:
+    shape = input_ids.shape
+    return input_ids.new_empty(shape), states.new_empty(shape, dtype=torch.float32)

@@ -1,0 +1,108 @@
+"""partial_predictions: what predict_tokens finds out in a part of the vocabulary, to be merged with the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.compiler import is_compiling
+
+from freedave_kernels import arguments
+from freedave_kernels._library import native_check, native_op, register_fake
+from freedave_kernels.backends import runs_native, serving
+from freedave_kernels.ops.predict_tokens import check_arguments, token_tensor
+
+OP = "partial_predictions"
+
+TOKENS_PER_STATE = 4096  # neighbouring logits that a state tells of
+STATE_FIELDS = 6  # max, second, token, ties, rest, weighted
+
+TOKEN_IDS = 2**53  # below that, float64 holds them exactly
+
+_native = native_op(OP)
+_accepted = native_check(OP)
+
+
+def partial_predictions(
+    logits: torch.Tensor,
+    input_ids: torch.Tensor,
+    mask_token_id: int,
+    *,
+    first_token_id: int = 0,
+    mask_index: torch.Tensor | None = None,
+    measure: str = "prob",
+    suppress_tokens: Sequence[int] | torch.Tensor | None = None,
+    logits_shift: bool = False,
+) -> torch.Tensor:
+    """Looks at a part of the vocabulary: a slice of a projection whose logits never exist all at once, or one shard where
+    tensor parallelism has divided it. `merge_predictions` makes predictions of the states of all parts::
+
+        states = [
+            fk.partial_predictions(hidden @ part.T, input_ids, mask_token_id, first_token_id=first)
+            for first, part in ...  # weight [V, H] by slices of rows
+        ]
+        token_ids, confidence = fk.merge_predictions(torch.cat(states, -2), input_ids)
+
+    Args:
+        logits: `[*, L, V]` float16, bfloat16 or float32, of tokens `first_token_id` to `first_token_id + V - 1`; the last
+            dimension contiguous, any leading strides.
+        input_ids, mask_token_id, mask_index, measure, logits_shift: as `predict_tokens` takes them.
+        first_token_id: the token of the first logit, at least 0; ids must lie below 2^53.
+        suppress_tokens: ids of the whole vocabulary, as `predict_tokens` takes them.
+
+    Returns:
+        `[*, L, C, 6]` float64, C = ceil(V / 4096): for each 4,096 neighbouring logits (`TOKENS_PER_STATE`) of each masked
+        position
+        - the largest logit, -inf if there is none,
+        - for the margin, the second largest, equal ones counted twice,
+        - the lowest token whose logit is the largest, -1 if there is none,
+        - for the entropy, how many logits equal the largest, else 0,
+        - the sum of exp(x - max), for the entropy without those that equal the largest; NaN or inf if a logit was NaN or
+          +inf,
+        - for the entropy, the sum of (x - max) exp(x - max).
+        Positions that are not masked are not read: their states say that there is nothing.
+
+    Guarantees: those of `predict_tokens`. Parts that begin at multiples of 4,096 give the states that the whole vocabulary
+    gives, bit for bit, so it does not matter how it was divided.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+        BackendUnavailableError: a forced backend cannot serve the call.
+
+    Source: the online softmax (arXiv:1805.02867), its state as a result, as split attention does it (arXiv:2309.17453).
+    """
+    try:
+        if suppress_tokens is not None and not isinstance(suppress_tokens, torch.Tensor):
+            suppress_tokens = token_tensor(OP, tuple(suppress_tokens), TOKEN_IDS, logits.device)
+        rest = (first_token_id, mask_index, measure, suppress_tokens, logits_shift)
+        if runs_native(logits):
+            return _native(logits, input_ids, mask_token_id, *rest)
+    except (RuntimeError, AttributeError, TypeError):
+        _check(logits, input_ids, mask_token_id, first_token_id, mask_index, measure, suppress_tokens, logits_shift)
+        raise
+    if is_compiling() or not _accepted(logits, input_ids, mask_token_id, *rest):
+        _check(logits, input_ids, mask_token_id, *rest)
+    return serving(logits.device).partial_predictions(logits, input_ids, mask_token_id, *rest)
+
+
+def _check(logits: Any, input_ids: Any, mask_token_id: Any, first_token_id: Any, *rest: Any) -> None:
+    check_arguments(OP, logits, input_ids, mask_token_id, *rest)
+    arguments.expect_int(OP, "first_token_id", first_token_id, minimum=0)
+    if first_token_id + logits.shape[-1] > TOKEN_IDS:
+        raise ValueError(f"{OP}: token ids must lie below 2^53, got first_token_id {first_token_id}")
+
+
+@register_fake(OP)
+def fake(
+    logits: torch.Tensor,
+    input_ids: torch.Tensor,
+    mask_token_id: int,
+    first_token_id: int = 0,
+    mask_index: torch.Tensor | None = None,
+    measure: str = "prob",
+    suppress_tokens: torch.Tensor | None = None,
+    logits_shift: bool = False,
+) -> torch.Tensor:
+    states = -(-logits.shape[-1] // TOKENS_PER_STATE)
+    return logits.new_empty((*input_ids.shape, states, STATE_FIELDS), dtype=torch.float64)

@@ -1,0 +1,59 @@
+"""partial_predictions in plain PyTorch, in float64."""
+
+from __future__ import annotations
+
+import torch
+
+from freedave_kernels.ops.partial_predictions import TOKENS_PER_STATE
+from freedave_kernels.reference.predict_tokens import NEVER, suppressed
+
+
+def partial_predictions(
+    logits: torch.Tensor,
+    input_ids: torch.Tensor,
+    mask_token_id: int,
+    first_token_id: int,
+    mask_index: torch.Tensor | None,
+    measure: str,
+    suppress_tokens: torch.Tensor | None,
+    logits_shift: bool,
+) -> torch.Tensor:
+    masked = input_ids == mask_token_id if mask_index is None else mask_index
+    length, vocab = logits.shape[-2:]
+    x = logits
+    if logits_shift:
+        x = x[..., (torch.arange(length, device=x.device) - 1).clamp(min=0), :]
+    x = x.double()
+    if suppress_tokens is not None:
+        x = x.masked_fill(suppressed(suppress_tokens - first_token_id, vocab), NEVER)
+    x = torch.where(masked[..., None], x, NEVER)
+
+    states = -(-vocab // TOKENS_PER_STATE)
+    x = torch.nn.functional.pad(x, (0, states * TOKENS_PER_STATE - vocab), value=NEVER)
+    x = x.unflatten(-1, (states, TOKENS_PER_STATE))
+    token = torch.arange(states * TOKENS_PER_STATE, device=x.device).view(states, TOKENS_PER_STATE)
+
+    broken = (x.isnan() | (x == float("inf"))).any(-1)
+    x = torch.where(x.isfinite(), x, NEVER)
+    top = x.amax(-1, keepdim=True)
+    is_top = (x == top) & (top > NEVER)
+    chosen = torch.where(is_top, token, states * TOKENS_PER_STATE).amin(-1)
+    chosen = torch.where(is_top.any(-1), chosen + first_token_id, -1)
+    others = torch.where(token + first_token_id == chosen[..., None], NEVER, x)
+
+    below = torch.where(x > NEVER, x - top, NEVER)
+    term = below.exp()
+    ties = is_top.sum(-1).double()
+    rest = torch.where(is_top, 0.0, term).sum(-1)
+    weighted = torch.where(term > 0, term * below, 0.0).sum(-1)
+    nothing = torch.zeros_like(rest)
+    by_entropy, by_margin = measure == "neg_entropy", measure == "margin"
+    fields = [
+        top.squeeze(-1),
+        others.amax(-1) if by_margin else torch.full_like(rest, NEVER),
+        chosen.double(),
+        ties if by_entropy else nothing,
+        torch.where(broken, torch.nan, rest if by_entropy else rest + ties),
+        weighted if by_entropy else nothing,
+    ]
+    return torch.stack(fields, -1)

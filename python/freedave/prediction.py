@@ -1,0 +1,86 @@
+"""Predictions from a forward's features: the logits between them exist for a part of the vocabulary at a time.
+
+Eight drafts have eight times the logits of static decoding, and a vocabulary is a hundred times as long as a hidden state:
+all at once, the logits would decide how much memory a decode needs. A slice of the projection's weights makes the logits of a
+slice of the vocabulary, `partial_predictions` makes a few numbers of them while they are in cache, and the next slice takes
+their place.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+import torch.nn.functional as F
+
+from freedave.models.diffusion_lm import DiffusionLM
+from freedave_kernels import TOKENS_PER_STATE, merge_predictions, partial_predictions, predict_tokens
+
+# Rows that are projected together: with so many, a matrix product is bound by arithmetic, not by reading the weights.
+ROWS = 512
+
+# What the logits of a slice may take, which has 4,096 tokens at least: on a CPU about a cache, elsewhere enough work for it.
+SLICE_BYTES, SLICE_BYTES_ELSEWHERE = 2**22, 2**24
+
+# Where the vocabulary is not divided, more rows than ROWS are projected together if their logits take no more than this.
+WHOLE_BYTES = 2**23
+
+
+class Predictor:
+    """Predicts rows of features. `projection_seconds` adds up what making their logits took, which is the model's part."""
+
+    def __init__(self, lm: DiffusionLM) -> None:
+        self.projection_seconds = 0.0
+        self._lm = lm
+        self._suppressed = torch.tensor([lm.mask_token_id], device=lm.device)
+
+    def __call__(self, features: torch.Tensor, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens and confidences `[R]` of `features [R, *]` (`DiffusionLM.packed_features`); the mask is never predicted.
+
+        Rows whose `input_ids [R]` are not the mask are not predicted, as `predict_tokens` leaves them. Results are the same
+        bits however the rows are divided, as far as their logits are.
+        """
+        rows, predict = ROWS, self._in_slices
+        if self._lm.projection is None or self._lm.projection.out_features <= TOKENS_PER_STATE:
+            rows, predict = self._rows_at_once(features), self._whole
+        parts = [predict(*part) for part in zip(features.split(rows), input_ids.split(rows), strict=True)]
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat([token_ids for token_ids, _ in parts]), torch.cat([confidence for _, confidence in parts])
+
+    def _rows_at_once(self, features: torch.Tensor) -> int:
+        vocab = self._lm.vocab_size
+        if not self._lm.has_plain_head or vocab is None:
+            return max(1, len(features))  # the logits are there already
+        return max(ROWS, WHOLE_BYTES // (vocab * features.element_size()))
+
+    def _whole(self, features: torch.Tensor, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        began = time.perf_counter()
+        logits = self._lm.project(features)
+        self.projection_seconds += time.perf_counter() - began
+        return predict_tokens(logits, input_ids, self._lm.mask_token_id, suppress_tokens=self._suppressed)
+
+    def _in_slices(self, features: torch.Tensor, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self._lm.projection is not None
+        weight, bias = self._lm.projection.weight, self._lm.projection.bias
+        most = SLICE_BYTES if features.is_cpu else SLICE_BYTES_ELSEWHERE
+        state_bytes = max(1, len(features)) * features.element_size() * TOKENS_PER_STATE
+        tokens = TOKENS_PER_STATE * max(1, most // state_bytes)
+        states = []
+        for first in range(0, len(weight), tokens):
+            began = time.perf_counter()
+            logits = F.linear(
+                features, weight[first : first + tokens], None if bias is None else bias[first : first + tokens]
+            )
+            self.projection_seconds += time.perf_counter() - began
+            states.append(
+                partial_predictions(
+                    logits,
+                    input_ids,
+                    self._lm.mask_token_id,
+                    first_token_id=first,
+                    suppress_tokens=self._suppressed,
+                )
+            )
+            del logits  # before the next slice's
+        return merge_predictions(states[0] if len(states) == 1 else torch.cat(states, -2), input_ids)

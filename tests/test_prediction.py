@@ -1,0 +1,133 @@
+"""Predictions from features: a large vocabulary's logits exist a slice at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+from states import generator
+from tiny_models import prompt
+
+import freedave
+from freedave import prediction
+from freedave.prediction import Predictor
+from freedave_kernels import predict_tokens
+
+VOCAB, WIDTH, MASK = 10_000, 32, 9_999
+
+
+def large_vocabulary_lm(**options) -> freedave.DiffusionLM:
+    config = transformers.Qwen3Config(
+        vocab_size=VOCAB,
+        hidden_size=WIDTH,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        intermediate_size=64,
+        **options,
+    )
+    torch.manual_seed(0)
+    return freedave.DiffusionLM(transformers.Qwen3ForCausalLM(config), MASK, block_length=8)
+
+
+@pytest.fixture
+def shapes(monkeypatch) -> list[tuple[int, ...]]:
+    """Of the logits that have been looked at."""
+    seen: list[tuple[int, ...]] = []
+    for name in ("partial_predictions", "predict_tokens"):
+        original = getattr(prediction, name)
+        monkeypatch.setattr(
+            prediction,
+            name,
+            lambda logits, *a, original=original, **k: seen.append(tuple(logits.shape)) or original(logits, *a, **k),
+        )
+    return seen
+
+
+def inputs(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return 20 * torch.randn(rows, WIDTH, generator=generator(0)), torch.full((rows,), MASK)
+
+
+@torch.inference_mode()
+def test_example(shapes):
+    """Slices of 4,096 tokens, and what their whole would have given; a row that is not masked is left alone."""
+    lm = large_vocabulary_lm()
+    features, input_ids = inputs(512)
+    input_ids[3] = 7
+    predict = Predictor(lm)
+    token_ids, confidence = predict(features, input_ids)
+    assert shapes == [(512, 4096), (512, 4096), (512, VOCAB - 2 * 4096)] and predict.projection_seconds > 0
+    expected = predict_tokens(lm.project(features), input_ids, MASK, suppress_tokens=[MASK])
+    assert torch.equal(token_ids, expected[0]) and token_ids[3] == 7
+    torch.testing.assert_close(confidence, expected[1], rtol=1e-5, atol=0)
+
+
+@torch.inference_mode()
+def test_few_rows_are_one_slice(shapes):
+    Predictor(large_vocabulary_lm())(*inputs(4))
+    assert shapes == [(4, VOCAB)]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@torch.inference_mode()
+def test_the_division_does_not_show(monkeypatch, bias):
+    """Bitwise, as long as rows come by the four."""
+    lm = large_vocabulary_lm()
+    if bias:
+        lm.model.lm_head.bias = torch.nn.Parameter(torch.randn(VOCAB, generator=generator(1)))
+    features, input_ids = inputs(24)
+    expected = Predictor(lm)(features, input_ids)
+    for rows, slice_bytes in [(24, 0), (8, 2**22), (4, 4 * 4 * 8192)]:
+        monkeypatch.setattr(prediction, "ROWS", rows)
+        monkeypatch.setattr(prediction, "SLICE_BYTES", slice_bytes)
+        assert all(map(torch.equal, Predictor(lm)(features, input_ids), expected))
+
+
+def adapted(lm: freedave.DiffusionLM) -> None:
+    """As adapters do it: another module in the head's place."""
+
+    class Adapted(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + x @ torch.ones(WIDTH, 1)
+
+    head = Adapted(WIDTH, VOCAB, bias=False)
+    head.weight = lm.model.lm_head.weight
+    lm.model.set_output_embeddings(head)
+
+
+def replaced(lm: freedave.DiffusionLM) -> None:
+    """As libraries that place weights do it."""
+    original = lm.model.lm_head.forward
+    lm.model.lm_head.forward = lambda x: original(x) * 2
+
+
+def hooked(lm: freedave.DiffusionLM) -> None:
+    lm.model.lm_head.register_forward_hook(lambda module, args, out: out * 2)
+
+
+@pytest.mark.parametrize("change", [adapted, replaced, hooked])
+@torch.inference_mode()
+def test_a_head_that_does_more_makes_all_logits(shapes, change):
+    lm = large_vocabulary_lm()
+    assert lm.projection is lm.model.lm_head
+    change(lm)
+    assert lm.projection is None
+    features, input_ids = inputs(4)
+    result = Predictor(lm)(features, input_ids)
+    assert shapes == [(4, VOCAB)]
+    expected = predict_tokens(lm.project(features), input_ids, MASK, suppress_tokens=[MASK])
+    assert all(map(torch.equal, result, expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("tied", [False, True])
+def test_decodes(shapes, monkeypatch, tied, dtype):
+    """Losslessly, with the logits of many drafts in slices and those of one draft whole."""
+    monkeypatch.setattr(prediction, "SLICE_BYTES", 8 * dtype.itemsize * VOCAB)
+    lm = large_vocabulary_lm(tie_word_embeddings=tied)
+    lm.model.to(dtype)
+    out = freedave.generate(lm, prompt(9), 40, draft_steps=6, check_lossless=True)
+    assert out.num_forwards < out.static.num_forwards or dtype == torch.bfloat16
+    assert {vocab for _, vocab in shapes} >= {4096, VOCAB}
+    assert all(rows * vocab <= max(8 * VOCAB, rows * 4096) for rows, vocab in shapes)
