@@ -16,6 +16,7 @@ from benchmarks.record import RESULTS, Record, machine_name
 ON_THE_CPU = {
     "ops": "every op over real shapes, against eager and compiled PyTorch and the read bandwidth",
     "step": "everything between two forwards: time, operators, allocations, synchronisations",
+    "projection": "from features to predictions: logits in slices of the vocabulary against all at once",
     "decode": "whole decodes, static and FreeDave: tokens a second and a forward, time outside the forward",
     "scaling": "cost against vocabulary, rows, K, B and L, with fitted lines",
     "overhead": "what a launch of the Triton ops costs on the host; needs no GPU",

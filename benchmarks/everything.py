@@ -11,7 +11,7 @@ from benchmarks.record import RESULTS, ROOT
 
 # `overhead` pretends that there is a GPU, and a compiler's threads would disturb the next: hence the processes.
 CANNOT_MEASURE = 2  # the exit status
-ORDER = ("ops", "step", "decode", "scaling", "overhead", "check")
+ORDER = ("ops", "step", "projection", "decode", "scaling", "overhead", "check")
 
 
 def run(results: Path, quick: bool, threads: int, machine: str | None) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import MASK, golden_lm
+from tiny_models import MASK, golden_lm, wide_lm
 
 from freedave import attention, packed_forward
 from freedave.attention import attend, attention_from_scores, attention_with_log_sum_exp, merge_into
@@ -194,14 +194,14 @@ def logits_of(
     return forward()
 
 
-@pytest.mark.parametrize(
+POLICIES = pytest.mark.parametrize(
     ("family", "cache", "length"),
     [("block_causal", "exact", 12), ("full", "prefix", 8), ("full", "dual", 8), ("full_shifted", "dual", 8)],
 )
-@pytest.mark.parametrize("seed", range(3))
-def test_a_draft_has_the_same_logits_alone_and_with_others(family, cache, length, seed):
-    """Through a whole model, bitwise: losslessness in float32 rests on it."""
-    lm = golden_lm(family)
+
+
+def assert_same_alone_and_with_others(lm, cache: str, length: int, seed: int) -> None:
+    """The logits of each of a chain of drafts, bitwise."""
     tokens = torch.randint(MASK, (12,), generator=torch.Generator().manual_seed(seed)).tolist()
     states = [[3, *state[1:]] for state in chain(length, 7, seed)]  # with a shift, a block's first position is filled
     if cache != "exact":
@@ -218,3 +218,25 @@ def test_a_draft_has_the_same_logits_alone_and_with_others(family, cache, length
             mine = {i: logits for (draft, i), logits in together.items() if draft == j}
             assert mine and mine.keys() == {i for _, i in alone}
             assert all(torch.equal(mine[i], alone[0, i]) for i in mine)
+
+
+@POLICIES
+@pytest.mark.parametrize("seed", range(3))
+def test_a_draft_has_the_same_logits_alone_and_with_others(family, cache, length, seed):
+    """Through a whole model, bitwise: losslessness in float32 rests on it."""
+    assert_same_alone_and_with_others(golden_lm(family), cache, length, seed)
+
+
+@POLICIES
+@pytest.mark.parametrize("width", [64, 1024])
+def test_the_same_in_wide_models_and_on_several_threads(family, cache, length, width, threads):
+    """There a row's product depends on how many rows there are, unless they come in fours (on some processors, then too)."""
+    lm = wide_lm(family, width)
+    layers = {tuple(layer.weight.shape): layer for layer in lm.model.modules() if isinstance(layer, torch.nn.Linear)}
+    for (_, features), layer in layers.items():
+        rows = torch.randn(128, features, generator=torch.Generator().manual_seed(0))
+        for count in range(4, 128, 4):
+            if not torch.equal(layer(rows[:count]), layer(rows)[:count]):
+                pytest.skip(f"here, products of {count} rows of {features} features and of 128 rows differ")
+    for seed in range(3):
+        assert_same_alone_and_with_others(lm, cache, length, seed)

@@ -27,13 +27,34 @@ def golden_model(family: str) -> transformers.PreTrainedModel:
     return model
 
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "block_causal": {"attention": "block_causal", "block_length": 4},
+    "full": {"attention": "full"},
+    "full_shifted": {"attention": "full", "logits_shift": True},
+}
+
+
 def golden_lm(family: str = "block_causal", **options: Any) -> DiffusionLM:
-    defaults: dict[str, Any] = {
-        "block_causal": {"attention": "block_causal", "block_length": 4},
-        "full": {"attention": "full"},
-        "full_shifted": {"attention": "full", "logits_shift": True},
-    }[family]
-    return DiffusionLM(golden_model(family), MASK, **(defaults | options))
+    return DiffusionLM(golden_model(family), MASK, **(OPTIONS[family] | options))
+
+
+@functools.cache
+def wide_lm(family: str, width: int) -> DiffusionLM:
+    """Two layers of `width` features, random weights, 64 tokens."""
+    config = transformers.Qwen3Config(
+        vocab_size=64,
+        hidden_size=width,
+        num_hidden_layers=2,
+        num_attention_heads=width // 32,
+        num_key_value_heads=width // 64,
+        head_dim=32,
+        intermediate_size=3 * width,
+        max_position_embeddings=512,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.Qwen3ForCausalLM(config)
+    return DiffusionLM(model, MASK, **OPTIONS[family])
 
 
 def prompt(length: int = 8, seed: int = 0) -> torch.Tensor:

@@ -110,6 +110,20 @@ def _stepping(results: Results) -> Iterator[Line]:
             yield f"everything between two forwards, B={batch}, K=8, L=32, V=151936", "; ".join(found), "step"
 
 
+def _projecting(results: Results) -> Iterator[Line]:
+    timings, peaks = of_kind(results, "projection", "timing"), of_kind(results, "projection", "memory")
+    for row in timings:
+        if row["provider"] != "slices" or row["shape"]["V"] != 151936 or row["shape"]["rows"] not in (32, 256):
+            continue
+        case = {"dtype": row["dtype"], **row["shape"]}
+        ours, whole = (_find(peaks, provider=provider, **case) for provider in ("slices", "all logits"))
+        found = f"{row['ratio']:.2f}x the speed of all logits at once"
+        if ours and whole:
+            found += f", at most {ours['peak_bytes'] / 2**20:.0f} MiB instead of {whole['peak_bytes'] / 2**20:.0f}"
+        what = f"features to predictions, {row['shape']['rows']} rows, H={row['shape']['H']}, V=151936, {row['dtype']}"
+        yield what, found, "projection"
+
+
 def _decoding(results: Results) -> Iterator[Line]:
     rows = of_kind(results, "decode", "decode")
     for model in dict.fromkeys(row["model"] for row in rows):
@@ -154,6 +168,7 @@ SOURCES: list[Callable[[Results], Iterator[Line]]] = [
     _drafting,
     _calling,
     _stepping,
+    _projecting,
     _decoding,
     _launching,
     _targets,

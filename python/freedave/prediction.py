@@ -8,6 +8,7 @@ their place.
 
 from __future__ import annotations
 
+import functools
 import time
 
 import torch
@@ -40,12 +41,14 @@ class Predictor:
         Rows whose `input_ids [R]` are not the mask are not predicted, as `predict_tokens` leaves them. Results are the same
         bits however the rows are divided, as far as their logits are.
         """
-        rows, predict = ROWS, self._in_slices
-        if self._lm.projection is None or self._lm.projection.out_features <= TOKENS_PER_STATE:
+        projection = self._lm.projection
+        if projection is None or projection.out_features <= TOKENS_PER_STATE:
             rows, predict = self._rows_at_once(features), self._whole
+        else:
+            rows, predict = ROWS, functools.partial(self._in_slices, projection)
+        if len(features) <= rows:
+            return predict(features, input_ids)
         parts = [predict(*part) for part in zip(features.split(rows), input_ids.split(rows), strict=True)]
-        if len(parts) == 1:
-            return parts[0]
         return torch.cat([token_ids for token_ids, _ in parts]), torch.cat([confidence for _, confidence in parts])
 
     def _rows_at_once(self, features: torch.Tensor) -> int:
@@ -60,9 +63,10 @@ class Predictor:
         self.projection_seconds += time.perf_counter() - began
         return predict_tokens(logits, input_ids, self._lm.mask_token_id, suppress_tokens=self._suppressed)
 
-    def _in_slices(self, features: torch.Tensor, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        assert self._lm.projection is not None
-        weight, bias = self._lm.projection.weight, self._lm.projection.bias
+    def _in_slices(
+        self, projection: torch.nn.Linear, features: torch.Tensor, input_ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        weight, bias = projection.weight, projection.bias
         most = SLICE_BYTES if features.is_cpu else SLICE_BYTES_ELSEWHERE
         state_bytes = max(1, len(features)) * features.element_size() * TOKENS_PER_STATE
         tokens = TOKENS_PER_STATE * max(1, most // state_bytes)
