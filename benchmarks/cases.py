@@ -16,11 +16,13 @@ from benchmarks.compiled import compiled
 from benchmarks.measure import Calls, Timing, readers
 from benchmarks.record import Record
 from benchmarks.scenes import MASK
+from freedave_kernels.ops.partial_predictions import STATE_FIELDS, TOKENS_PER_STATE
 
 Call = Callable[[], object]
 MEMORY = 2**25  # bytes; a cache may hold less, and then the bandwidth of memory is no limit
 SEQUENCES, SCENE_BYTES = 256, 2**22  # distinct sequences to go through, as long as they stay in a cache
 COUNT_TRANSFERRED = 2
+MOST_PROJECTED, SLICE_BYTES = 512, 2**22  # rows and bytes of logits that a decoder makes at a time on a CPU
 
 
 class Machine(Protocol):
@@ -155,6 +157,53 @@ def prediction(logits: torch.Tensor, masked: int, which: torch.Tensor | None = N
         lambda: inputs,
         memory=logits[:masked],
         needed=3 * masked * vocab * logits.itemsize,  # the gather, its softmax, and what either needs on the way
+    )
+
+
+def part_cases(shapes: Shapes, device: torch.device) -> Iterator[Case]:
+    """`partial_predictions` of slices of a vocabulary, as they come out of a projection, and `merge_predictions` of all."""
+    for rows in sorted({rows for rows, _ in shapes.rows if rows <= MOST_PROJECTED}):
+        for dtype in shapes.dtypes:
+            tokens = max(
+                TOKENS_PER_STATE, SLICE_BYTES // (rows * dtype.itemsize) // TOKENS_PER_STATE * TOKENS_PER_STATE
+            )
+            for vocab in sorted({TOKENS_PER_STATE, min(tokens, max(shapes.vocabularies))}):
+                if vocab % TOKENS_PER_STATE == 0:
+                    yield partial_predictions(scenes.rows_of_logits(rows, vocab, dtype, device))
+        for vocab in shapes.vocabularies:
+            yield merge_predictions(rows, vocab, device)
+
+
+def partial_predictions(logits: torch.Tensor) -> Case:
+    """Every row of `logits [rows, V]` masked."""
+    rows, vocab = logits.shape
+    inputs = (logits, torch.full((rows,), MASK, device=logits.device), MASK)
+    return Case(
+        "partial_predictions",
+        {"V": vocab, "rows": rows},
+        dtype_name(logits.dtype),
+        limits.partial_predictions(rows, rows, vocab, logits.itemsize),
+        {"": partial(fk.partial_predictions, *inputs)},
+        partial(eager.partial_predictions, *inputs),
+        vectorised.partial_predictions,
+        lambda: inputs,
+    )
+
+
+def merge_predictions(rows: int, vocab: int, device: torch.device) -> Case:
+    count = -(-vocab // TOKENS_PER_STATE)
+    states = torch.rand(rows, count, STATE_FIELDS, dtype=torch.float64, device=device)
+    states[..., 2] = (states[..., 2] * TOKENS_PER_STATE + torch.arange(count, device=device) * TOKENS_PER_STATE).floor()
+    inputs = (states, torch.full((rows,), MASK, device=device))
+    return Case(
+        "merge_predictions",
+        {"V": vocab, "rows": rows},
+        "",
+        limits.merge_predictions(rows, vocab),
+        {"": partial(fk.merge_predictions, *inputs)},
+        partial(eager.merge_predictions, *inputs),
+        vectorised.merge_predictions,
+        lambda: inputs,
     )
 
 

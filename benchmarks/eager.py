@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import torch
 
+from freedave_kernels import TOKENS_PER_STATE
+
 NEVER = float("-inf")
 
 
@@ -23,6 +25,23 @@ def predict_tokens(
     confidence = torch.full(input_ids.shape, NEVER, device=input_ids.device)
     confidence[mask_index] = probability.float()
     return token_ids, confidence
+
+
+def partial_predictions(
+    logits: torch.Tensor, input_ids: torch.Tensor, mask_token_id: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`[R, C]` each, of R masked rows and C stretches of a vocabulary: the largest logit, its token, sum exp(x - max)."""
+    stretches = logits[input_ids == mask_token_id].unflatten(-1, (-1, TOKENS_PER_STATE))
+    largest, place = stretches.max(-1)
+    first = torch.arange(stretches.shape[1], device=logits.device) * TOKENS_PER_STATE
+    return largest.float(), place + first, (stretches.float() - largest[..., None].float()).exp().sum(-1)
+
+
+def merge_predictions(states: torch.Tensor, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    largest, token, total = states[..., 0], states[..., 2], states[..., 4]
+    top, part = largest.max(-1, keepdim=True)
+    probability = 1 / (total * (largest - top).exp()).sum(-1)
+    return token.gather(-1, part).squeeze(-1).long(), probability.float()
 
 
 def rank_positions(confidence: torch.Tensor, mask_index: torch.Tensor) -> torch.Tensor:

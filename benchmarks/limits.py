@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from freedave_kernels.ops.draft_step import RecordLayout
+from freedave_kernels.ops.partial_predictions import STATE_FIELDS, TOKENS_PER_STATE
 
 # Memory bandwidth in the makers' data sheets, bytes a second (SXM modules).
 DATA_SHEET = {"H100": 3.35e12, "H200": 4.8e12, "B200": 8.0e12}
@@ -16,6 +17,18 @@ DATA_SHEET = {"H100": 3.35e12, "H200": 4.8e12, "B200": 8.0e12}
 
 def predict_tokens(rows: int, masked: int, vocab: int, itemsize: int) -> int:
     return masked * vocab * itemsize + rows * (8 + 8 + 4)
+
+
+def partial_predictions(rows: int, masked: int, vocab: int, itemsize: int) -> int:
+    return masked * vocab * itemsize + rows * (8 + _states(vocab))
+
+
+def merge_predictions(rows: int, vocab: int) -> int:
+    return rows * (_states(vocab) + 8 + 8 + 4)
+
+
+def _states(vocab: int) -> int:
+    return -(-vocab // TOKENS_PER_STATE) * STATE_FIELDS * 8
 
 
 def rank_positions(batch: int, length: int) -> int:

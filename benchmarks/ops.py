@@ -4,6 +4,8 @@ in the same rounds. And what a call costs when there is nothing to compute.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 
 import freedave_kernels as fk
@@ -27,7 +29,9 @@ def run(record: Record, quick: bool) -> None:
         else:
             record.absent("all", case[1], "predict_tokens", case[0])
     small = processor if quick else Processor(ROUNDS, WINDOW_BUDGET)
-    for case in cases.window_cases(shapes, processor.device):
+    for case in itertools.chain(
+        cases.part_cases(shapes, processor.device), cases.window_cases(shapes, processor.device)
+    ):
         cases.measure(record, small, case)
     print()
     record_overhead(record, processor)
@@ -46,9 +50,12 @@ def tiny_calls() -> dict[str, cases.Call]:
     confidence, masked = torch.rand(1, 4), input_ids == MASK
     scene = scenes.drafts(1, 2, 4)
     tokens = torch.zeros_like(input_ids)
+    states = fk.partial_predictions(logits, input_ids, MASK)
     predictions = (scene.drafts, scene.token_ids, scene.confidence, scene.num_drafts)
     return {
         "predict_tokens": lambda: fk.predict_tokens(logits, input_ids, MASK),
+        "partial_predictions": lambda: fk.partial_predictions(logits, input_ids, MASK),
+        "merge_predictions": lambda: fk.merge_predictions(states, input_ids),
         "rank_positions": lambda: fk.rank_positions(confidence, masked),
         "select_transfer": lambda: fk.select_transfer(confidence, masked),
         "build_drafts": lambda: fk.build_drafts(input_ids, tokens, confidence, MASK, 2),

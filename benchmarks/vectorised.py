@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import torch
 
+from freedave_kernels import TOKENS_PER_STATE
+
 NEVER = float("-inf")
 MOST_DRAFTS = 64
 
@@ -24,6 +26,25 @@ def predict_tokens(
     token = torch.where(x == top, token_ids, x.shape[-1]).amin(-1).long()
     masked = input_ids == mask_token_id
     return torch.where(masked, token, input_ids), torch.where(masked, 1 / total, NEVER)
+
+
+def partial_predictions(
+    logits: torch.Tensor, input_ids: torch.Tensor, mask_token_id: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of every row, as `predict_tokens` above."""
+    x = logits.float()
+    tokens = torch.arange(x.shape[-1], dtype=torch.int32, device=x.device)
+    x, tokens = x.unflatten(-1, (-1, TOKENS_PER_STATE)), tokens.view(-1, TOKENS_PER_STATE)
+    top = x.amax(-1, keepdim=True)
+    total = (x - top).exp().sum(-1)
+    return top.squeeze(-1), torch.where(x == top, tokens, logits.shape[-1]).amin(-1).long(), total
+
+
+def merge_predictions(states: torch.Tensor, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    largest, token, total = states[..., 0], states[..., 2], states[..., 4]
+    top = largest.amax(-1, keepdim=True)
+    probability = 1 / (total * (largest - top).exp()).sum(-1)
+    return torch.where(largest == top, token, torch.inf).amin(-1).long(), probability.float()
 
 
 def rank_positions(confidence: torch.Tensor, mask_index: torch.Tensor) -> torch.Tensor:

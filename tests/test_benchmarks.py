@@ -19,6 +19,7 @@ from benchmarks.processor import Processor
 from benchmarks.report import readme_table
 from benchmarks.scenes import MASK
 from benchmarks.targets import Found
+from freedave_kernels._library import OPS
 
 ROOT = Path(__file__).parents[1]
 
@@ -47,7 +48,7 @@ def rows(smoke: tuple[Path, str], benchmark: str, kind: str) -> list[record.Row]
 
 def test_every_op_is_timed_by_every_provider(smoke):
     timings = rows(smoke, "ops", "timing")
-    for op in ("predict_tokens", "rank_positions", "select_transfer", "build_drafts", "verify_drafts", "draft_step"):
+    for op in OPS:
         providers = {row["provider"] for row in timings if row["op"] == op and "tiny" not in row["shape"]}
         assert providers >= {"cpu", "eager", "compiled"}, op
     for row in timings:
@@ -126,11 +127,18 @@ def test_baselines_compute_the_op(batch, count):
     targets = scene.drafts.roll(-1, 1)
     targets[:, count // 2 :, 0] += 1
     logits, input_ids = scenes.logits(32 * batch, 20 * batch, 500, torch.float32)
+    stretches, masks = torch.randn(3, 8192), torch.full((3,), MASK)
     expected_tokens, expected_confidence = fk.predict_tokens(logits, input_ids, MASK)
     for form in (eager, vectorised):
         predicted = form.predict_tokens(logits, input_ids, MASK)
         assert torch.equal(predicted[0], expected_tokens)
         torch.testing.assert_close(predicted[1], expected_confidence, rtol=1e-5, atol=0)
+        states = fk.partial_predictions(stretches, masks, MASK)
+        for part, field in zip(form.partial_predictions(stretches, masks, MASK), (0, 2, 4), strict=True):
+            torch.testing.assert_close(part.double(), states[..., field], rtol=1e-5, atol=0)
+        merged = form.merge_predictions(states, masks)
+        assert torch.equal(merged[0], fk.merge_predictions(states, masks)[0])
+        torch.testing.assert_close(merged[1], fk.merge_predictions(states, masks)[1], rtol=1e-6, atol=0)
         assert torch.equal(form.rank_positions(confidence, masked), fk.rank_positions(confidence, masked))
         transferred = fk.select_transfer(confidence, masked, num_transfer=2)
         assert torch.equal(form.select_transfer(confidence, masked, 2), transferred)

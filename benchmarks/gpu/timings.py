@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 
@@ -25,7 +26,9 @@ def ops(record: Record, machine: Machine) -> None:
             cases.measure(record, machine, case, bandwidth)
         else:
             record.absent("all", case[1], "predict_tokens", case[0])
-    for case in cases.window_cases(machine.shapes, machine.device):
+    for case in itertools.chain(
+        cases.part_cases(machine.shapes, machine.device), cases.window_cases(machine.shapes, machine.device)
+    ):
         cases.measure(record, machine, case, bandwidth)
 
 

@@ -59,9 +59,12 @@ def operations() -> dict[str, Callable[[], object]]:
     state, tokens, confidence = scene.drafts[:, 0], scene.token_ids[:, 0], scene.confidence[:, 0]
     masked = state == MASK
     suppress = [3, 5]
+    states = torch.zeros(1, 8, 32, 38, 6, dtype=torch.float64)
     predictions = (scene.drafts, scene.token_ids, scene.confidence, scene.num_drafts)
     return {
         "predict_tokens": lambda: fk.predict_tokens(logits, scene.drafts, MASK, suppress_tokens=suppress),
+        "partial_predictions": lambda: fk.partial_predictions(logits, scene.drafts, MASK, suppress_tokens=suppress),
+        "merge_predictions": lambda: fk.merge_predictions(states, scene.drafts),
         "rank_positions": lambda: fk.rank_positions(confidence, masked),
         "select_transfer": lambda: fk.select_transfer(confidence, masked, num_transfer=2),
         "build_drafts": lambda: fk.build_drafts(state, tokens, confidence, MASK, 8),
