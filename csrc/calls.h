@@ -317,7 +317,8 @@ struct Calls {
       const Argument mask_index = Edge::argument(op, "mask_index", *mask_index_);
       p.mask_index = mask_index.expect({DType::kBool}).expect_shape_of(input_ids).matrix<bool>();
       // A tensor without elements may have no memory; nothing is read then, whatever the pointer says.
-      if (p.mask_index.data == nullptr) p.mask_index.data = static_cast<const bool*>(static_cast<const void*>(&p));
+      static constexpr bool kNothing = false;
+      if (p.mask_index.data == nullptr) p.mask_index.data = &kNothing;
     }
     if (suppress_tokens_) {
       const Argument suppress_tokens = Edge::argument(op, "suppress_tokens", *suppress_tokens_);

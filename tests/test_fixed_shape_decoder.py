@@ -36,6 +36,10 @@ def test_example():
         assert torch.equal(decoder.step_map[slot, length : length + 16], static.step_map[0])
 
 
+FAMILIES = pytest.mark.parametrize("family", ["block_causal", "full", "full_shifted"])
+
+
+@FAMILIES
 @pytest.mark.parametrize(
     "options",
     [{}, {"drafting": "nested"}, {"tokens_per_step": 2}, {"threshold": 0.1}, {"order": "left_to_right"}, {"blocks": 1}],
@@ -43,9 +47,9 @@ def test_example():
 )
 @pytest.mark.parametrize("draft_steps", [1, 3, 8])
 @pytest.mark.parametrize("block_length", [4, 8])
-def test_lossless_and_in_as_few_forwards(block_length, draft_steps, options):
+def test_lossless_and_in_as_few_forwards(family, block_length, draft_steps, options):
     """The forwards are those of the planned decoder, as far as the window shows all that its drafts can reach."""
-    lm = golden_lm(block_length=block_length)
+    lm = golden_lm(family, block_length=block_length)
     decoder = decoder_for(lm, draft_steps, **options)
     for slot, length in enumerate(LENGTHS):
         decoder.add(slot, prompt(length, slot)[0].tolist())
@@ -62,8 +66,9 @@ def test_lossless_and_in_as_few_forwards(block_length, draft_steps, options):
             assert int(decoder.forward_map[slot, new].max()) < planned.num_forwards
 
 
-def test_slots_are_used_again():
-    lm = golden_lm()
+@FAMILIES
+def test_slots_are_used_again(family):
+    lm = golden_lm(family, block_length=4)
     decoder = decoder_for(lm, draft_steps=4, slots=2)
     waiting = [(length, seed) for seed, length in enumerate((9, 4, 6, 1))]
     running: dict[int, tuple[int, int]] = {}
@@ -79,18 +84,20 @@ def test_slots_are_used_again():
         decoder.step()
 
 
-def test_end_of_sequence():
+@FAMILIES
+def test_end_of_sequence(family):
     """A finished block that ends with the token ends the slot; what drafts ran ahead is after it."""
-    lm = golden_lm()
+    lm = golden_lm(family, block_length=4)
     whole = freedave.generate(lm, prompt(8), max_new_tokens=16, draft_steps=1).sequences[0]
     end = int(whole[15])
+    ended = 12 if whole[11] == end else 16
     decoder = decoder_for(lm, 4, slots=1, eos_token_id=end)
     decoder.add(0, prompt(8)[0].tolist())
     steps = 0
     while not all(decoder.poll()):
         decoder.step()
         steps += 1
-    assert steps < 8 and torch.equal(decoder.tokens[0, :16], whole[:16])
+    assert steps < 8 and torch.equal(decoder.tokens[0, :ended], whole[:ended])
 
 
 class OneShape(TorchDispatchMode):
@@ -110,9 +117,10 @@ class OneShape(TorchDispatchMode):
         return out
 
 
-def test_a_step_can_be_captured():
+@FAMILIES
+def test_a_step_can_be_captured(family):
     """Every step runs the same operations on the same shapes, reads nothing back, and keeps its state in place."""
-    decoder = decoder_for(golden_lm(), draft_steps=4)
+    decoder = decoder_for(golden_lm(family, block_length=4), draft_steps=4)
     for slot in (0, 1, 3):
         decoder.add(slot, prompt(LENGTHS[slot], slot)[0].tolist())
     decoder.step()  # allocates
@@ -127,9 +135,27 @@ def test_a_step_can_be_captured():
     assert addresses == [getattr(decoder, name).data_ptr() for name in state]
 
 
+def test_a_last_block_may_be_shorter_and_answers_of_any_length():
+    """With full attention blocks begin where the prompt ends; one block may be the whole answer."""
+    for block_length in (None, 5):
+        lm = golden_lm("full", block_length=block_length)
+        decoder = decoder_for(lm, 3, slots=2)
+        for slot, (length, new) in enumerate([(7, 13), (4, 6)]):
+            decoder.add(slot, prompt(length, slot)[0].tolist(), new)
+        while not all(decoder.poll()):
+            decoder.step()
+        for slot, (length, new) in enumerate([(7, 13), (4, 6)]):
+            block = block_length or 16  # as the settings of this decoder resolved it
+            static = freedave.generate(lm, prompt(length, slot), new, draft_steps=1, block_length=block)
+            assert torch.equal(decoder.tokens[slot, : length + new], static.sequences[0])
+            assert torch.equal(decoder.step_map[slot, length : length + new], static.step_map[0])
+
+
 def test_window_blocks():
     lm = golden_lm()
-    assert [window_blocks(settings_for(lm, steps)) for steps in (1, 2, 4, 8)] == [2, 2, 3, 5]
+    assert [window_blocks(settings_for(lm, steps)) for steps in (1, 2, 4, 8, 16)] == [2, 2, 3, 5, 5]
+    whole = golden_lm("full")  # one block is the answer
+    assert window_blocks(settings_for(whole, 8)) == window_blocks(settings_for(whole, 8, threshold=0.5)) == 1
 
 
 def test_what_is_wrong_is_named():
@@ -142,8 +168,12 @@ def test_what_is_wrong_is_named():
         decoder.add(0, [1])
     decoder.drop(0)
     assert decoder.poll() == [True]
-    with pytest.raises(ValueError, match="need a block-causal transformers model"):
-        decoder_for(golden_lm("full"), 2)
+    with pytest.raises(
+        ValueError, match="cache='dual' refreshes in a forward of another shape; use 'none', or Decoder"
+    ):
+        decoder_for(golden_lm("full"), 2, cache="dual")
+    with pytest.raises(ValueError, match="need a transformers model"):
+        decoder_for(freedave.DiffusionLM(torch.nn.Linear(1, 1), 63, block_length=4), 2)
     with pytest.raises(ValueError, match="end at one eos_token_id"):
         decoder_for(lm, 2, eos_token_id=[1, 2])
     model = golden_model("block_causal")

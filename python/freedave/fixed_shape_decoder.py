@@ -1,4 +1,4 @@
-"""Block-causal decoding in steps of one shape, with all state on the device: what a CUDA graph can hold.
+"""Decoding in steps of one shape, with all state on the device: what a CUDA graph can hold.
 
 `decoder.py` plans each forward on the host, so that it computes as little as possible. Where launches cost more than
 arithmetic (a GPU at small batch), this is the other way: every step forwards K drafts of one window for each slot, reads
@@ -10,6 +10,10 @@ nothing back, and leaves its state in the same tensors, so that one captured ste
         decoder.step()
     while not all(decoder.poll()):  # may lag behind: a slot that is done stays as it is
         graph.replay()
+
+Block-causal models keep their exact cache, and a step forwards the windows of the drafts. With full attention and without
+a cache, it forwards K times the whole of each slot. (`prefix` and `dual` refresh a slot's cache whenever its block is done, in
+a forward of another shape.)
 
 What it commits is what static decoding commits. It has run on CPUs only; capture has not been tried on a GPU.
 """
@@ -35,18 +39,24 @@ _NOTHING = -1
 
 
 def window_blocks(settings: Settings) -> int:
-    """Blocks that the drafts, and the drafts made from any of them, can reach when one position of the first is left."""
+    """Blocks that the drafts, and the drafts made from any of them, can reach when one position of the first is left; no more
+    than an answer has.
+    """
     steps = settings.draft_steps + settings.lookahead_steps
     if settings.threshold is None:
-        return 1 + math.ceil((steps * settings.tokens_per_step - 1) / settings.block_length)
-    return 2 + math.ceil(steps / settings.block_length)  # the first step may fill a block, each further one a position
+        reached = 1 + math.ceil((steps * settings.tokens_per_step - 1) / settings.block_length)
+    else:  # the first step may fill a block, each further one a position
+        reached = 2 + math.ceil(steps / settings.block_length)
+    # Where blocks are aligned at position 0, the first may be the prompt's but for its last position.
+    before = settings.block_length - 1 if settings.aligned_at_zero else 0
+    return min(reached, math.ceil((before + settings.max_new_tokens) / settings.block_length))
 
 
 class FixedShapeDecoder:
     """A batch of slots whose sequences advance together, each at its own pace.
 
     Args:
-        lm: a block-causal transformers model.
+        lm: a transformers model, block-causal or with full attention.
         settings: as `resolve_settings` makes them; of `eos_token_ids` one is supported here, no stop sequences.
         slots: B. capacity: positions a sequence may have. blocks: blocks of the window; None: `window_blocks(settings)`.
 
@@ -57,8 +67,12 @@ class FixedShapeDecoder:
     def __init__(
         self, lm: DiffusionLM, settings: Settings, *, slots: int, capacity: int, blocks: int | None = None
     ) -> None:
-        if settings.cache != "exact" or not lm.takes_draft_attention:
-            raise ValueError("steps of one shape need a block-causal transformers model with its exact cache")
+        if not lm.takes_draft_attention:
+            raise ValueError("steps of one shape need a transformers model, whose attention can be replaced")
+        if settings.cache not in ("exact", "none"):
+            raise ValueError(
+                f"cache={settings.cache!r} refreshes in a forward of another shape; use 'none', or Decoder"
+            )
         if len(settings.eos_token_ids) > 1 or settings.stop_sequences:
             raise ValueError(
                 "steps of one shape end at one eos_token_id; use Decoder for several, or for stop sequences"
@@ -70,7 +84,7 @@ class FixedShapeDecoder:
         self._length = length = settings.block_length * (blocks or window_blocks(settings))
         device = lm.device
         columns = capacity + length
-        self._cache = KeyValueCache(slots, columns)
+        self._cache = KeyValueCache(slots, columns) if settings.cache == "exact" else None
         self._branches: list[tuple[torch.Tensor, torch.Tensor]] = []
 
         def integers(*shape: int, fill: int = 0) -> torch.Tensor:
@@ -91,14 +105,16 @@ class FixedShapeDecoder:
         self._first_column = torch.arange(slots, device=device)[:, None] * columns
         self._slot = torch.arange(slots, device=device)
         self._rows = torch.arange(slots * settings.draft_steps * length, device=device)
+        self._first_row = torch.arange(slots * settings.draft_steps, device=device)[:, None] * capacity
         self._predict = Predictor(lm)
         visible = block_causal_mask(length, settings.block_length, device)
         dtype = next(lm.model.parameters()).dtype
         self._hidden_blocks = None if visible is None else _additive(visible, dtype)
-        self._prefix = torch.zeros(slots, 1, 1, columns, dtype=dtype, device=device)
+        self._stored = torch.zeros(slots, 1, 1, columns, dtype=dtype, device=device)
+        self._visible = torch.zeros(slots * settings.draft_steps, 1, 1, capacity, dtype=dtype, device=device)
 
     def add(self, slot: int, prompt: list[int], max_new_tokens: int | None = None) -> None:
-        """Puts a prompt into a slot whose sequence is done; its complete blocks take a forward, beside the steps."""
+        """Puts a prompt into a slot whose sequence is done; what a cache keeps of it takes a forward, beside the steps."""
         settings, mask = self._settings, self._lm.mask_token_id
         if max_new_tokens is not None:
             settings = dataclasses.replace(settings, max_new_tokens=max_new_tokens)
@@ -108,7 +124,7 @@ class FixedShapeDecoder:
         if length > self._capacity:
             raise ValueError(f"the prompt and max_new_tokens need {length} positions, but a slot has {self._capacity}")
         with torch.inference_mode():
-            if start:
+            if start and self._cache is not None:
                 builder = ForwardBuilder(1, 1)
                 builder.add([prompt[:start]], 0, block_length=settings.block_length)
                 builder.store(0, start, slot, 0)
@@ -134,11 +150,7 @@ class FixedShapeDecoder:
         settings, lm = self._settings, self._lm
         with torch.inference_mode():
             place = self.start[:, None] + self._window
-            visible = (self._column < self.start[:, None])[:, None, None]
-            self._prefix.copy_(_additive(visible, self._prefix.dtype))
-            positions = place[:, None].expand_as(self.drafts).flatten(0, 1)
-            input_ids = self.drafts.clamp(min=0).flatten(0, 1)
-            features = lm.features_of_drafts(input_ids, positions, self._rows, self._attention)
+            features = self._windows(place) if self._cache is not None else self._wholes(place)
             predictions = self._predict(features, self.drafts.flatten())
             token_ids, confidence = (predicted.view_as(self.drafts) for predicted in predictions)
             self._commit(
@@ -160,6 +172,28 @@ class FixedShapeDecoder:
                 place,
             )
 
+    def _windows(self, place: torch.Tensor) -> torch.Tensor:
+        """The features of every draft's window, whose prefix is stored: `[B K L, *]`."""
+        stored = (self._column < self.start[:, None])[:, None, None]
+        self._stored.copy_(_additive(stored, self._stored.dtype))
+        positions = place[:, None].expand_as(self.drafts).flatten(0, 1)
+        input_ids = self.drafts.clamp(min=0).flatten(0, 1)
+        return self._lm.features_of_drafts(input_ids, positions, self._rows, self._over_windows)
+
+    def _wholes(self, place: torch.Tensor) -> torch.Tensor:
+        """The same without a cache: K times the whole of each slot, with the window of each draft in its place."""
+        drafts = self._settings.draft_steps
+        # There is always a key to see, so that attention in a slot that was never used is a number.
+        visible = (self._column < self.end[:, None].clamp(min=1))[:, None, None, : self._capacity]
+        self._visible.copy_(_additive(visible, self._visible.dtype).repeat_interleave(drafts, 0))
+        window = place[:, None].expand_as(self.drafts)
+        whole = self.tokens[:, None].repeat(1, drafts, 1).scatter_(2, window, self.drafts)
+        input_ids = whole[..., : self._capacity].clamp(min=0).flatten(0, 1)
+        positions = self._column[: self._capacity].expand_as(input_ids)
+        column = (window.flatten(0, 1) - int(self._lm.logits_shift)).clamp(0, self._capacity - 1)
+        rows = (self._first_row + column).flatten()
+        return self._lm.features_of_drafts(input_ids, positions, rows, self._over_wholes)
+
     def poll(self) -> list[bool]:
         """Which slots are done: the one read. Raises `NonFiniteLogitsError` naming the slot and the position."""
         done, broken = torch.stack([self.done.long(), self.non_finite]).tolist()
@@ -171,10 +205,18 @@ class FixedShapeDecoder:
                 )
         return [bool(flag) for flag in done]
 
-    def _attention(
+    def _over_wholes(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
+    ) -> torch.Tensor:
+        """`[B K, H, T, D]` queries over all that their slot has."""
+        mask = self._visible.expand(-1, -1, query.shape[2], -1)
+        return attention_with_log_sum_exp(query, key, value, scaling, mask)[0].transpose(1, 2).contiguous()
+
+    def _over_windows(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
     ) -> torch.Tensor:
         """`[B K, H, L, D]` queries over their own window, and those of all drafts of a slot over its prefix at once."""
+        assert self._cache is not None
         drafts = self._settings.draft_steps
         branch = (key.transpose(1, 2).unflatten(0, (-1, drafts)), value.transpose(1, 2).unflatten(0, (-1, drafts)))
         if layer == len(self._branches):
@@ -185,7 +227,7 @@ class FixedShapeDecoder:
 
         keys, values = self._cache.rows(layer, key, value)
         joined = query.unflatten(0, (-1, drafts)).transpose(1, 2).flatten(2, 3)  # [B, H, K L, D]
-        mask = self._prefix.expand(-1, -1, joined.shape[2], -1)
+        mask = self._stored.expand(-1, -1, joined.shape[2], -1)
         stored, stored_sums = attention_with_log_sum_exp(joined, keys, values, scaling, mask)
         some = (self.start > 0)[:, None, None]  # of no keys, attention is nothing and its log-sum-exp -inf
         stored = torch.where(some[..., None], stored, torch.zeros_like(stored))
@@ -215,6 +257,7 @@ class FixedShapeDecoder:
         # The whole window is written; only its first `passed` positions will be read before they are written again.
         where = (self._first_column + place).flatten()
         for layer, branch in enumerate(self._branches):
+            assert self._cache is not None
             for buffer, new in zip(self._cache.buffers(layer), branch, strict=True):
                 buffer.flatten(0, 1).index_copy_(0, where, new[self._slot, step.accepted].flatten(0, 1))
 

@@ -33,6 +33,7 @@ class Predictor:
     def __init__(self, lm: DiffusionLM) -> None:
         self.projection_seconds = 0.0
         self._lm = lm
+        self._in_parts = lm.has_plain_head and lm.vocab_size is not None and lm.vocab_size > TOKENS_PER_STATE
         self._suppressed = torch.tensor([lm.mask_token_id], device=lm.device)
 
     def __call__(self, features: torch.Tensor, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -41,8 +42,8 @@ class Predictor:
         Rows whose `input_ids [R]` are not the mask are not predicted, as `predict_tokens` leaves them. Results are the same
         bits however the rows are divided, as far as their logits are.
         """
-        projection = self._lm.projection
-        if projection is None or projection.out_features <= TOKENS_PER_STATE:
+        projection = self._lm.projection if self._in_parts else None
+        if projection is None:
             rows, predict = self._rows_at_once(features), self._whole
         else:
             rows, predict = ROWS, functools.partial(self._in_slices, projection)
