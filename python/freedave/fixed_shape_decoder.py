@@ -12,8 +12,8 @@ nothing back, and leaves its state in the same tensors, so that one captured ste
         graph.replay()
 
 Block-causal models keep their exact cache, and a step forwards the windows of the drafts. With full attention and without
-a cache, it forwards K times the whole of each slot. (`prefix` and `dual` refresh a slot's cache whenever its block is done, in
-a forward of another shape.)
+a cache, it forwards K times the whole of each slot. (`prefix` and `dual` refresh a slot's cache whenever its block is done,
+in a forward of another shape.)
 
 What it commits is what static decoding commits. It has run on CPUs only; capture has not been tried on a GPU.
 """
