@@ -48,6 +48,15 @@ Isa best_isa() {
 
 bool is_usable(Isa isa) { return is_compiled(isa) && cpu_supports(isa); }
 
+bool is_intel() {
+#if FREEDAVE_X86
+  static const bool intel = (__builtin_cpu_init(), __builtin_cpu_is("intel") != 0);
+  return intel;
+#else
+  return false;
+#endif
+}
+
 Isa chosen_isa() {
   static const Isa best = best_isa();
   const char* wanted = std::getenv("FREEDAVE_CPU_ISA");

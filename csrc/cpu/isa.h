@@ -12,6 +12,8 @@ const char* name(Isa isa);
 bool is_compiled(Isa isa);
 bool is_usable(Isa isa);
 
+bool is_intel();
+
 // The one that kernels run: the best usable one, or the one that FREEDAVE_CPU_ISA=avx512|avx2|baseline names. Throws
 // std::runtime_error when that one is unknown or unusable here.
 Isa chosen_isa();

@@ -12,6 +12,7 @@ struct Chunk {
   int64_t first_token;                  // token id of logits[0]
   const int64_t* suppressed = nullptr;  // sorted token ids within the chunk
   int64_t num_suppressed = 0;
+  bool fetch_ahead = false;
   // What this thread reads after the chunk, to be fetched meanwhile; null if that is not known.
   const void* next = nullptr;
   int64_t next_size = 0;

@@ -181,12 +181,12 @@ TopTwo tile_top_two(const T* x, int size) {
   return top;
 }
 
-// Fetches the next block while this one is read: a few lines of each of its pages in turn. A core's prefetcher follows
-// one stream of addresses in each page and never leaves it, so eight pages at once are read up to half as fast again as
-// one after the other.
+// Fetches the next block while this one is read: a few lines of each of its pages in turn. The prefetcher of an Intel
+// core follows one stream of addresses in each page and never leaves it, so eight pages at once are read up to half as
+// fast again as one after the other.
 class Ahead {
  public:
-  Ahead() = default;
+  Ahead() = default;  // fetches nothing
   Ahead(const void* block, uint64_t bytes) {
     // A page belongs to the block that it begins in.
     const uint64_t address = reinterpret_cast<uintptr_t>(block);
@@ -197,6 +197,7 @@ class Ahead {
 
   template <int kBytes>
   HD void fetch() {
+    if (bytes_ == 0) return;
     constexpr uint64_t kStep = kBytes < kLine ? kLine : kBytes;
     for (uint64_t byte = 0; byte < kStep; byte += kLine) {
       __builtin_prefetch(reinterpret_cast<const void*>(static_cast<uintptr_t>(at_ + byte)));
@@ -378,7 +379,7 @@ OnlineSoftmax predict_chunk(const Chunk& chunk) {
   Reference reference(0.0f);
 
   for (int64_t begin = 0; begin < chunk.size; begin += kTile) {
-    if (begin % kBlock == 0) ahead = next_block<T>(chunk, begin + kBlock);
+    if (chunk.fetch_ahead && begin % kBlock == 0) ahead = next_block<T>(chunk, begin + kBlock);
     const int size = chunk.size - begin < kTile ? static_cast<int>(chunk.size - begin) : kTile;
     const T* x = prepare_tile(chunk, begin, size, buffer);
     const int padded = (size + kPair - 1) / kPair * kPair;

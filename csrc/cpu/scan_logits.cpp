@@ -106,6 +106,9 @@ Scanned scan_logits(const LogitsToScan& p, int64_t chunk_size, ParallelFor run) 
     return logits_of(p, positions[item / chunks]) + first(item) * element_size(p.logit_type);
   };
   const auto size_of = [&](int64_t item) { return std::min(chunk_size, p.vocab - first(item)); };
+  // Other processors follow a stream from page to page. Fetching beside it, an AMD EPYC reads float32 a sixth slower,
+  // and 16-bit logits, which arithmetic holds up, still a twentieth faster.
+  const bool fetch_ahead = is_intel() || p.logit_type != LogitType::kFloat32;
   const int64_t* suppressed_begin = suppressed.data();
   const int64_t* suppressed_end = suppressed_begin + suppressed.size();
 
@@ -116,7 +119,10 @@ Scanned scan_logits(const LogitsToScan& p, int64_t chunk_size, ParallelFor run) 
     for (Queue::Run now = queue.claim(), after; now.begin < queue.items; now = after) {
       after = queue.claim();  // already, so that it can be fetched ahead
       for (int64_t item = now.begin; item < now.end; ++item) {
-        Chunk chunk{.logits = start(item), .size = size_of(item), .first_token = p.first_token_id + first(item)};
+        Chunk chunk{.logits = start(item),
+                    .size = size_of(item),
+                    .first_token = p.first_token_id + first(item),
+                    .fetch_ahead = fetch_ahead};
         chunk.suppressed = std::lower_bound(suppressed_begin, suppressed_end, chunk.first_token);
         chunk.num_suppressed =
             std::lower_bound(chunk.suppressed, suppressed_end, chunk.first_token + chunk.size) - chunk.suppressed;
