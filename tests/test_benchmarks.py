@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import os
 import subprocess
 import sys
@@ -86,7 +87,8 @@ def test_report(smoke):
     page = (folder / "report.html").read_text()
     assert page.count("src='data:image/png;base64,") == len(pictures)
     assert "Computed, not measured" in page
-    assert "http" not in page.replace("http-equiv", "")
+    # Pictures spell anything now and then.
+    assert "http" not in re.sub("base64,[^']*", "", page).replace("http-equiv", "")
 
 
 def test_report_rewrites_the_table_between_its_markers(smoke):
