@@ -99,8 +99,7 @@ EMBEDDED = [
     *_ways(1, 4, [1, 8, 16]),
     *_ways(1, 8, [1, 8, 16]),
     *_ways(1, 32, [1, 8, 16]),
-    *_ways(4, 16, [1, 8]),
-    *_ways(16, 16, [1, 8]),
+    *(way for batch in (4, 16) for way in (*_ways(batch, 16, [1, 8]), Way(batch, 16, 8, lookahead_steps=1))),
 ]
 RANDOM = [*_ways(1, 16, [1, 8]), Way(1, 16, 8, lookahead_steps=1), *_ways(4, 16, [1, 8])]
 QUICK_EMBEDDED = [*_ways(1, 16, [1, 8]), *_ways(2, 16, [1, 8])]
