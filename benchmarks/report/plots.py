@@ -230,9 +230,10 @@ def decode(results: Results) -> Figure | None:
     for column, (dimension, label, belongs) in enumerate(questions):
         mine = [row for row in rows if belongs(row["shape"])]
         if dimension != "K":  # against another dimension, one line a number of drafts
-            mine = [
-                row for row in mine if row["provider"] in ("static", "freedave") and row["shape"]["K"] in (1, 8, 16)
-            ]
+            drawn = {("static", 1), ("freedave", 8), ("freedave", 16)} | (
+                {("ahead 1", 8)} if dimension == "B" else set()
+            )
+            mine = [row for row in mine if (row["provider"], row["shape"]["K"]) in drawn]
         _decode_panels(axes[0][column], axes[1][column], mine, dimension)
         axes[1][column].set_xlabel(label)
     axes[0][0].set_ylabel("tokens a forward")
