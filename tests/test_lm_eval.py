@@ -146,7 +146,8 @@ def test_the_command_line_of_the_harness_shows_the_decodes_too(
     metrics = {
         line.split("|")[5].strip(): line.split("|")[7].strip() for line in printed.splitlines() if "none" in line
     }
-    assert metrics["exact_match"] == "1.0000" and metrics["identical_to_static"] == "1.0000"
+    # The table gives a column as many digits as fit its numbers, of which some are speeds.
+    assert float(metrics["exact_match"]) == float(metrics["identical_to_static"]) == 1
     assert float(metrics["tokens_per_forward"]) > 1
     (saved,) = tmp_path.rglob("results*.json")
     assert json.loads(saved.read_text())["config"]["freedave"]["draft_steps"] == 4
