@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from freedave_kernels.ops.partial_predictions import TOKENS_PER_STATE
-from freedave_kernels.reference.predict_tokens import NEVER, suppressed
+from freedave_kernels.reference.predict_tokens import NEVER, logits_to_choose_from
 
 
 def partial_predictions(
@@ -19,13 +19,9 @@ def partial_predictions(
     logits_shift: bool,
 ) -> torch.Tensor:
     masked = input_ids == mask_token_id if mask_index is None else mask_index
-    length, vocab = logits.shape[-2:]
-    x = logits
-    if logits_shift:
-        x = x[..., (torch.arange(length, device=x.device) - 1).clamp(min=0), :]
-    x = x.double()
-    if suppress_tokens is not None:
-        x = x.masked_fill(suppressed(suppress_tokens - first_token_id, vocab), NEVER)
+    vocab = logits.shape[-1]
+    suppressed_here = None if suppress_tokens is None else suppress_tokens - first_token_id
+    x = logits_to_choose_from(logits, suppressed_here, logits_shift)
     x = torch.where(masked[..., None], x, NEVER)
 
     states = -(-vocab // TOKENS_PER_STATE)

@@ -17,13 +17,8 @@ def predict_tokens(
     logits_shift: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     masked = input_ids == mask_token_id if mask_index is None else mask_index
-    length, vocab = logits.shape[-2:]
-    x = logits
-    if logits_shift:
-        x = x[..., (torch.arange(length, device=x.device) - 1).clamp(min=0), :]
-    x = x.double()
-    if suppress_tokens is not None:
-        x = x.masked_fill(suppressed(suppress_tokens, vocab), NEVER)
+    vocab = logits.shape[-1]
+    x = logits_to_choose_from(logits, suppress_tokens, logits_shift)
 
     top = x.amax(-1, keepdim=True)  # NaN wherever the row has one
     vocabulary = torch.arange(vocab, device=x.device)
@@ -36,7 +31,18 @@ def predict_tokens(
     return torch.where(usable, token, input_ids), torch.where(usable, confidence.float(), NEVER)
 
 
-def suppressed(token_ids: torch.Tensor, vocab: int) -> torch.Tensor:
+def logits_to_choose_from(
+    logits: torch.Tensor, suppress_tokens: torch.Tensor | None, logits_shift: bool
+) -> torch.Tensor:
+    """In float64, each position's own row, suppressed tokens at -inf."""
+    if logits_shift:
+        rows = (torch.arange(logits.shape[-2], device=logits.device) - 1).clamp(min=0)
+        logits = logits[..., rows, :]
+    x = logits.double()
+    return x if suppress_tokens is None else x.masked_fill(_suppressed(suppress_tokens, x.shape[-1]), NEVER)
+
+
+def _suppressed(token_ids: torch.Tensor, vocab: int) -> torch.Tensor:
     inside = torch.where((token_ids >= 0) & (token_ids < vocab), token_ids, vocab)  # the rest goes to a spare entry
     flags = torch.zeros(vocab + 1, dtype=torch.bool, device=token_ids.device)
     return flags.scatter(0, inside, True)[:vocab]
