@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -147,6 +150,62 @@ def test_quantised_weights(folder):
     name = next(name for name in names_in(folder / SHARD) if name.endswith("proj.weight"))
     change_shard(folder, **{name: load_file(folder / SHARD)[name].to(torch.float8_e4m3fn)})
     assert error(folder).problems == (f"stored in a type that is not supported: {name} (F8_E4M3)",)
+
+
+# ---------------------------------------------------------------------------------------------------- files that are none
+
+
+@pytest.fixture
+def impatient() -> Iterator[None]:
+    """Ends a test that waits for a named pipe's other end."""
+
+    def too_long(*_: object) -> None:
+        raise AssertionError("it waits")
+
+    previous = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, previous)
+
+
+NO_FILES: dict[str, Callable[[Path], None]] = {
+    "a folder": Path.mkdir,
+    "a named pipe": os.mkfifo,
+    "a link to nothing": lambda file: file.symlink_to("nowhere"),
+    "not readable": lambda file: file.symlink_to(file.name),
+}
+
+
+@pytest.mark.parametrize("what", NO_FILES)
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json", INDEX, "model.safetensors"],
+)
+def test_what_stands_in_a_file_s_place(folder, impatient, what, name):
+    (folder / name).unlink(missing_ok=True)
+    NO_FILES[what](folder / name)
+    assert f"{folder / name} is {what}" in str(error(folder))
+
+
+@pytest.mark.parametrize("what", ["a folder", "a named pipe"])
+def test_what_stands_in_a_shard_s_place(folder, impatient, what):
+    (folder / SHARD).unlink()
+    NO_FILES[what](folder / SHARD)
+    assert error(folder).problems == (f"damaged files: {SHARD} ({what})",)
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json", INDEX])
+def test_json_that_is_nested_too_deeply(folder, name):
+    (folder / name).write_text('{"a": ' + 20_000 * "[" + 20_000 * "]" + "}")
+    assert f"{folder / name} is nested too deeply" in str(error(folder))
+
+
+def test_a_header_that_is_nested_too_deeply(tmp_path):
+    folder = write_published(tmp_path, "sdar")[0]
+    header = b'{"a": ' + 20_000 * b"[" + 20_000 * b"]" + b"}"
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    assert "damaged files: model.safetensors (not safetensors" in error(folder).problems[0]
 
 
 # ------------------------------------------------------------------------------------------------------------ config.json

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from freedave.models.errors import CheckpointError, first_line
+from freedave.models.files import is_file
 
 _REQUIRED: Any = object()
 
@@ -24,7 +25,7 @@ class ConfigReader:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.file = folder / "config.json"
-        if not self.file.is_file():
+        if not is_file(self.file):
             raise CheckpointError(f"{folder} has no config.json, so it is not a checkpoint folder")
         self.values = read_json(self.file)
         self.generation = read_json(folder / "generation_config.json", optional=True)
@@ -112,12 +113,16 @@ class ConfigReader:
 
 def read_json(file: Path, *, optional: bool = False) -> dict[str, Any]:
     """A JSON object; {} for an optional file that is not there."""
-    if optional and not file.is_file():
+    if not is_file(file) and optional:
         return {}
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {first_line(error)}") from error
+    except ValueError as error:
         raise CheckpointError(f"{file} is not valid JSON: {first_line(error)}") from error
+    except RecursionError as error:
+        raise CheckpointError(f"{file} is nested too deeply to be read as JSON") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{file} must hold a JSON object, got {type(values).__name__}")
     return values

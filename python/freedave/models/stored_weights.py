@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from freedave.models.config_reader import read_json
 from freedave.models.errors import CheckpointError, first_line
+from freedave.models.files import is_file, not_a_file
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -36,7 +37,7 @@ class StoredWeights:
     hold anything, because there is no index.
 
     Raises:
-        CheckpointError: there are no safetensors weights at all, or the index is not one.
+        CheckpointError: there are no safetensors weights at all, they or the index are no files, or the index is not one.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -45,9 +46,9 @@ class StoredWeights:
         self.problems: dict[str, list[str]] = defaultdict(list)
         self.lost: set[str] = set()
         self.lost_all = False
-        if (folder / SINGLE).exists():  # as transformers: the single file, then the index
+        if is_file(folder / SINGLE):  # as transformers: the single file, then the index
             self.lost_all = not self._read(folder / SINGLE)
-        elif (folder / INDEX).is_file():
+        elif is_file(folder / INDEX):
             self._read_shards(read_json(folder / INDEX).get("weight_map"))
         else:
             raise CheckpointError(self._why_none())
@@ -68,8 +69,11 @@ class StoredWeights:
             if Path(shard).name != shard:
                 self.problems["shards outside the folder"].append(shard)
                 self.lost.update(names)
-            elif not file.is_file():  # a dangling link of the hub's cache is no file either
+            elif not file.exists():  # nor what a dangling link of the hub's cache leads to
                 self.problems["missing shards"].append(shard)
+                self.lost.update(names)
+            elif what := not_a_file(file):
+                self.problems["damaged files"].append(f"{shard} ({what})")
                 self.lost.update(names)
             elif not self._read(file):
                 self.lost.update(names)
@@ -117,7 +121,7 @@ def _diagnosis(file: Path, error: Exception) -> str:
                 expected = (
                     8 + length + max(entry["data_offsets"][1] for key, entry in header.items() if key[:2] != "__")
                 )
-            except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+            except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
                 return f"not safetensors: {first_line(error)}"
             if size < expected:
                 return f"truncated: {size} of {expected} bytes"

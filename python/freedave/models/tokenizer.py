@@ -9,7 +9,19 @@ import transformers
 
 from freedave.models.config_reader import read_json
 from freedave.models.errors import CheckpointError, first_line
+from freedave.models.files import is_file
 from freedave.models.transformers_logging import only_errors
+
+# What transformers opens without a look at what it is.
+FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
 
 
 def load_tokenizer(folder: Path, twin: str | None = None) -> tuple[Any, str | None]:
@@ -23,12 +35,13 @@ def load_tokenizer(folder: Path, twin: str | None = None) -> tuple[Any, str | No
     """
     settings = read_json(folder / "tokenizer_config.json", optional=True)
     name = settings.get("tokenizer_class")
-    whole = (folder / "tokenizer.json").is_file()
+    there = {file for file in FILES if is_file(folder / file)}
+    whole = "tokenizer.json" in there
     if not settings and not whole:
         return None, "no tokenizer files"
-    if name is not None and hasattr(transformers, name):
+    if isinstance(name, str) and hasattr(transformers, name):
         tokenizer_class: Any = transformers.AutoTokenizer
-    elif twin is not None and (whole or (folder / "vocab.json").is_file()):
+    elif twin is not None and (whole or "vocab.json" in there):
         tokenizer_class = getattr(transformers, twin)
     elif whole:
         tokenizer_class = transformers.PreTrainedTokenizerFast
