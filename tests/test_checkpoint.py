@@ -159,6 +159,14 @@ def damage_shape(folder):
     change_config(folder, intermediate_size=96)
 
 
+def damage_layers(folder):
+    change_config(folder, num_hidden_layers=10**8)
+
+
+def damage_head(folder):
+    change_config(folder, head_dim=7)
+
+
 def damage_tokenizer(folder):
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     (folder / "tokenizer.json").write_text("[]")
@@ -181,6 +189,8 @@ def damage_tokenizer(folder):
         (damage_missing_key, "missing keys: model.layers.1.mlp.up_proj.weight"),
         (damage_extra_key, "unexpected keys: model.layers.7.bias"),
         (damage_shape, "model.layers.0.mlp"),
+        (damage_layers, "missing keys: 100000000 layers by config.json, 2 in the weights"),
+        (damage_head, r"heads of 7 features \(head_dim, or width 64 / 4 heads\) cannot be rotated"),
         (damage_tokenizer, "the tokenizer cannot be loaded"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

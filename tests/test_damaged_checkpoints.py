@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import freedave
 from freedave.models import weights
+from freedave.models.description import Description
 
 SHARD = "model-00002-of-00003.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -253,6 +254,56 @@ def test_configurations(tmp_path, family, changes, messages):
     for message in messages:
         assert message in str(caught)
     assert len(caught.problems) == len(messages)
+
+
+IMPOSSIBLE = [
+    *[
+        (family, {key: 10**8}, "missing keys: 100000000 layers by config.json, [23] in the weights")
+        for family, key in (("llada", "n_layers"), ("dream", "num_hidden_layers"), ("llada2", "num_hidden_layers"))
+    ],
+    ("llada2", {"num_experts": 10**8}, "missing keys: 100000000 experts by config.json, 16 in the weights"),
+    *[
+        ("llada", {key: 10**13}, "wrong shapes: model.transformer.*, by config.json .*10000000000000")
+        for key in ("d_model", "embedding_size", "mlp_hidden_size")
+    ],
+    *[
+        ("llada2", {key: 10**13}, "wrong shapes: model.*, by config.json .*[0-9]{14}")
+        for key in ("hidden_size", "vocab_size", "intermediate_size", "moe_intermediate_size", "num_shared_experts")
+    ],
+    ("sdar", {"head_dim": 10**13 + 1}, "wrong shapes|cannot be rotated"),
+    ("sdar", {"num_key_value_heads": 10**13, "num_attention_heads": 10**13}, "wrong shapes: model.layers.0.self_attn"),
+]
+
+
+@pytest.mark.parametrize(("family", "changes", "message"), IMPOSSIBLE)
+def test_sizes_are_compared_before_a_model_is_built(tmp_path, monkeypatch, family, changes, message):
+    def built(_: object) -> None:
+        raise AssertionError("a model was built")
+
+    monkeypatch.setattr(Description, "on_meta", built)
+    folder, config, _ = write_published(tmp_path, family)
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    assert re.search(message, str(error(folder)))
+
+
+def test_nothing_is_built_where_nothing_can_be_compared(tmp_path):
+    folder, config, _ = write_published(tmp_path, "sdar")
+    (folder / "model.safetensors").write_bytes(b"PK")
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 10**8}))
+    assert error(folder).problems == ("damaged files: model.safetensors (a pickle, not safetensors)",)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("sdar", {"head_dim": 7}, "heads of 7 features (head_dim, or width 32 / 4 heads) cannot be rotated"),
+        ("dream", {"hidden_size": 36}, "heads of 9 features (head_dim, or width 36 / 4 heads) cannot be rotated"),
+        ("llada2", {"head_dim": 6, "rotary_dim": ...}, "turn pairs of features, and 3 is odd"),
+        ("llada", {"n_kv_heads": 3}, "4 attention heads cannot share 3 key-value heads evenly"),
+    ],
+)
+def test_heads_that_cannot_be_computed(tmp_path, family, changes, message):
+    assert message in str(error(write_published(tmp_path, family, **changes)[0]))
 
 
 @pytest.mark.parametrize("family", PUBLISHED)

@@ -14,6 +14,7 @@ from freedave.models.description import describe
 from freedave.models.diffusion_lm import DiffusionLM
 from freedave.models.errors import CheckpointError, first_line
 from freedave.models.location import locate
+from freedave.models.sizes import check_sizes
 from freedave.models.stored_weights import StoredWeights
 from freedave.models.tokenizer import load_tokenizer
 
@@ -60,6 +61,7 @@ def load_model(
     if dtype == "auto":
         dtype = _published_dtype(folder)
     stored = StoredWeights(folder)
+    check_sizes(description, stored)
     tokenizer, why_none = load_tokenizer(folder, description.family.tokenizer_class)
     description.config.dtype = dtype
     model = description.on_meta()

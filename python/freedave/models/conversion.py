@@ -20,6 +20,7 @@ from freedave.models.config_reader import read_json
 from freedave.models.description import Description, describe
 from freedave.models.errors import CheckpointError
 from freedave.models.location import locate
+from freedave.models.sizes import check_sizes
 from freedave.models.stored_weights import INDEX, SINGLE, StoredWeights
 from freedave.models.tokenizer import load_tokenizer
 from freedave.models.transformers_logging import only_errors
@@ -66,6 +67,7 @@ def convert_checkpoint(
     _check_free(target)
     description = describe(locate(source, revision))
     stored = StoredWeights(description.folder)
+    check_sizes(description, stored)
     tokenizer, why_none = load_tokenizer(description.folder, description.family.tokenizer_class)
     model = description.on_meta()
     description.diffusion_lm(model)

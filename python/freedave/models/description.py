@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,40 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Description:
-    """A checkpoint that was recognised; `config` is the configuration of the native class."""
+    """A checkpoint that was recognised; `arguments` are those of the native configuration, which nothing was made of yet."""
 
     folder: Path
     family: Family
-    config: Any
+    arguments: dict[str, Any]
     decoding: Decoding
+
+    @property
+    def layers(self) -> int:
+        """How many layers config.json claims; 0 where the native configuration's own default is meant."""
+        return self.arguments.get("num_hidden_layers") or 0
+
+    @functools.cached_property
+    def config(self) -> Any:
+        """The configuration of the native class.
+
+        Raises:
+            CheckpointError: it is none, or no model can have it.
+        """
+        file, native = self.folder / "config.json", self.family.defaults is None
+        config_class = getattr(transformers, self.family.native_class).config_class
+        problems = _impossible(self.arguments, getattr(config_class, "head_dim", None))
+        if problems:
+            raise CheckpointError(f"{file}: {'; '.join(problems)}", problems)
+        try:
+            with only_errors():
+                # config.json of a native layout is taken as it is, under the names that any transformers version wrote.
+                config = config_class.from_dict(self.arguments) if native else config_class(**self.arguments)
+        except Exception as error:  # wrong types raise what the configuration's own validation likes
+            raise CheckpointError(
+                f"{file} is not the configuration of a {self.family.native_class}: {first_line(error.__cause__ or error)}"
+            ) from error
+        config.architectures = [self.family.native_class]
+        return config
 
     def on_meta(self) -> transformers.PreTrainedModel:
         """The native model without memory for its weights."""
@@ -59,7 +88,8 @@ def describe(folder: Path) -> Description:
     """Recognises a checkpoint.
 
     Raises:
-        CheckpointError: no or broken config.json, unknown family, and all that is missing, wrong or unsupported in it.
+        CheckpointError: no or broken config.json, unknown family, and all that is missing, wrong or unsupported in it. What
+            only the native configuration can tell is said when `config` is asked for.
     """
     reader = ConfigReader(folder)
     family = _recognise(reader)
@@ -68,17 +98,26 @@ def describe(folder: Path) -> Description:
     decoding = _declared(reader) if family.defaults is None else _published(reader, family.defaults)
     arguments = family.native_config(reader)
     reader.raise_problems()
-    config_class = getattr(transformers, family.native_class).config_class
-    try:
-        with only_errors():
-            # config.json of a native layout is taken as it is, under the names that any transformers version wrote.
-            config = config_class.from_dict(arguments) if family.defaults is None else config_class(**arguments)
-    except Exception as error:  # wrong types raise what the configuration's own validation likes
-        raise CheckpointError(
-            f"{reader.file} is not the configuration of a {family.native_class}: {first_line(error)}"
-        ) from error
-    config.architectures = [family.native_class]
-    return Description(folder, family, config, decoding)
+    return Description(folder, family, arguments, decoding)
+
+
+def _impossible(arguments: dict[str, Any], default_head_dim: int | None) -> list[str]:
+    """Sizes that fit no attention, which some versions of transformers notice only when they compute."""
+    problems = []
+    width, heads = arguments.get("hidden_size"), arguments.get("num_attention_heads")
+    if width is None or heads is None:  # a native layout that leaves them to the native configuration
+        return problems
+    groups = arguments.get("num_key_value_heads") or heads
+    head_dim = arguments.get("head_dim") or default_head_dim or width // heads
+    rotated = int(head_dim * (arguments.get("rope_parameters") or {}).get("partial_rotary_factor", 1.0))
+    if rotated % 2:
+        problems.append(
+            f"heads of {head_dim} features (head_dim, or width {width} / {heads} heads) cannot be rotated: rotary embeddings "
+            f"turn pairs of features, and {rotated} is odd"
+        )
+    if heads % groups:
+        problems.append(f"{heads} attention heads cannot share {groups} key-value heads evenly")
+    return problems
 
 
 def _recognise(reader: ConfigReader) -> Family:

@@ -31,7 +31,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + rest
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What other libraries say, in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
