@@ -53,6 +53,20 @@ LLADA: dict[str, Any] = {
     "torch_dtype": "bfloat16",
     "vocab_size": VOCABULARY,
     "weight_tying": False,
+    # Nothing of what follows shows in the logits, but published files say it.
+    "alibi_bias_max": 8.0,
+    "attention_dropout": 0.0,
+    "attention_layer_norm_with_affine": True,
+    "embedding_dropout": 0.0,
+    "flash_attention": True,
+    "init_cutoff_factor": None,
+    "init_device": "meta",
+    "init_fn": "mitchell",
+    "init_std": 0.02,
+    "precision": "amp_bf16",
+    "residual_dropout": 0.0,
+    "transformers_version": "4.51.2",
+    "use_cache": False,
 }
 
 QWEN: dict[str, Any] = {
@@ -77,6 +91,8 @@ QWEN: dict[str, Any] = {
     "torch_dtype": "bfloat16",
     "use_sliding_window": False,
     "vocab_size": VOCABULARY,
+    "transformers_version": "4.52.4",
+    "use_cache": False,
 }
 
 DREAM: dict[str, Any] = QWEN | {
@@ -97,6 +113,14 @@ SDAR: dict[str, Any] = QWEN | {
     "attention_bias": False,
     "block_size": 4,
     "head_dim": 16,
+    # Nothing of what follows shows in the logits, but published files say it.
+    "attn_implementation": "flex_attention",
+    "debug": False,
+    "ep_size": 1,
+    "fuse_cross_entropy": True,
+    "micro_forward": False,
+    "skip_checkpoint": False,
+    "use_deepep": False,
 }
 
 LLADA2: dict[str, Any] = {
@@ -142,6 +166,17 @@ LLADA2: dict[str, Any] = {
     "use_rmsnorm": True,
     "use_sliding_window": False,
     "vocab_size": VOCABULARY,
+    # Nothing of what follows shows in the logits, but published files say it.
+    "attention_dropout": 0.0,
+    "embedding_dropout": 0.0,
+    "initializer_range": 0.02,
+    "max_window_layers": 20,
+    "output_dropout": 0.0,
+    "output_router_logits": False,
+    "sliding_window": 4096,
+    "transformers_version": "4.57.1",
+    "use_cache": False,
+    "use_qk_norm": True,
 }
 
 Shapes = dict[str, tuple[int, ...]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -97,6 +98,88 @@ def test_it_is_what_transformers_loads(folder):
     assert {k: v for k, v in ours.config.to_dict().items() if k not in ignored} == {
         k: v for k, v in theirs.config.to_dict().items() if k not in ignored
     }
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"use_sliding_window": True, "sliding_window": 512, "max_window_layers": 0},  # holds all positions
+        {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2},  # of no layer
+        {"use_sliding_window": False, "sliding_window": 8},
+        {"layer_types": ["full_attention", "full_attention"]},
+    ],
+)
+def test_a_sliding_window_without_effect(folder, recwarn, changes):
+    change_config(folder, eos_token_id=None, **changes)
+    ours = freedave.generate(freedave.load_model(folder), prompt(), max_new_tokens=16, draft_steps=4)
+    assert torch.equal(
+        ours.sequences, freedave.generate(golden_lm(), prompt(), max_new_tokens=16, draft_steps=4).sequences
+    )
+    assert not recwarn
+
+
+@pytest.mark.parametrize("rope", ["linear", "yarn", "llama3"])
+def test_scaled_rotary_embeddings_are_the_native_class_s(folder, rope):
+    extra = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+    scaling = {"rope_type": rope, "factor": 2.0} | (extra if rope == "llama3" else {})
+    change_config(folder, rope_scaling=scaling)
+    ours = freedave.load_model(folder).model.model.rotary_emb.inv_freq
+    theirs = transformers.Qwen3ForCausalLM.from_pretrained(folder).model.rotary_emb.inv_freq
+    assert torch.equal(ours, theirs) and not torch.equal(ours, golden_model("block_causal").model.rotary_emb.inv_freq)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+            "sliding_window 8 of 512 positions",
+        ),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_window None of 512 positions"),
+        ({"layer_types": ["full_attention", "linear_attention"]}, "only full attention is computed"),
+        ({"rope_scaling": {"factor": 4.0}}, "rope_scaling has factor, but no rope_type"),
+        ({"rope_scaling": {"type": "longrope"}}, "asks for 'longrope' rotary embeddings, and supported are default, "),
+        ({"rope_parameters": {"rope_theta": 7.0}}, "rope_parameters.rope_theta 7.0 and rope_theta 10000.0 disagree"),
+        ({"rope_theta": float("inf")}, "rope_theta is inf, not a number"),
+        ({"rms_norm_eps": float("inf")}, "rms_norm_eps is inf, not a number"),
+        ({"rms_norm_eps": -1.0}, "rms_norm_eps must be a positive number"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5, which Qwen3ForCausalLM cannot use"),
+        ({"clip_qkv": 8.0}, "clip_qkv is 8.0"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0"),
+        ({"compression_config": {"format": "int"}}, "quantised weights are not supported"),
+        ({"use_regular_causal": True}, "use_regular_causal is true"),
+        ({"block_size": 8}, "block_length of config.json, 4, and block_size of config.json, 8, disagree"),
+        ({"block_length": "4"}, "block_length must be an integer, got '4'"),
+        ({"num_attention_heads": "4"}, "num_attention_heads must be an integer, got '4'"),
+    ],
+)
+def test_what_would_be_computed_otherwise(folder, changes, message):
+    change_config(folder, **changes)
+    with pytest.raises(freedave.CheckpointError) as caught:
+        freedave.load_model(folder)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_other_names_of_the_block_length(folder):
+    change_config(folder, block_length=None, bd_size=8)
+    assert freedave.load_model(folder).block_length == 8
+
+
+def test_keys_that_are_not_known_are_named(folder):
+    change_config(folder, temperature=0.7, zeta=1, rope_full_precision=False)
+    with pytest.warns(UserWarning, match="are not known here, and were ignored: rope_full_precision, zeta$"):
+        freedave.load_model(folder)
+
+
+@pytest.mark.parametrize("junk", ["junk", [], -1, {"junk": [1]}, 10**400, 0.5])
+def test_junk_in_any_field_loads_or_is_a_checkpoint_error(folder, junk):
+    keys = transformers.Qwen3Config().to_dict().keys() | {"rope_theta", "rope_scaling", "mask_token_id", "attention"}
+    for key in sorted(keys - {"transformers_version"}):
+        config = (folder / "config.json").read_text()
+        change_config(folder, **{key: junk})
+        with contextlib.suppress(freedave.CheckpointError):
+            freedave.load_model(folder)
+        (folder / "config.json").write_text(config)
 
 
 def damage_missing_folder(folder):

@@ -230,7 +230,7 @@ UNSUPPORTED = [
     ("dream", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, ["rope_scaling asks for 'yarn' rotary embeddings"]),
     ("dream", {"rope_parameters": {"rope_type": "llama3"}}, ["rope_parameters asks for 'llama3' rotary embeddings"]),
     ("dream", {"use_sliding_window": True}, ["use_sliding_window is true"]),
-    ("sdar", {"block_size": 0}, ["block_length must be at least 1, got 0"]),
+    ("sdar", {"block_size": 0}, ["block_size must be at least 1, got 0"]),
     ("sdar", {"hidden_act": "gelu"}, ['hidden_act is "gelu"']),
     (
         "sdar",
@@ -242,7 +242,40 @@ UNSUPPORTED = [
     ("llada2", {"rotary_dim": 16}, ["rotary_dim 16 is not partial_rotary_factor 0.5 of head_dim 16"]),
     ("llada2", {"n_group": 3}, ["3 of 16 experts cannot be chosen from the best 2 of 3 groups"]),
     ("llada2", {"num_shared_experts": 0}, ["num_shared_experts must be at least 1, got 0"]),
+    # LLaDA2.2 and LLaDA2.0-Uni have the class and the tensors of LLaDA2.0.
+    (
+        "llada2",
+        {"expert_capacity": 48, "delete_token_id": 90, "split_token_id": 0},
+        ["expert_capacity is 48: LLaDA2.2's routing", "delete_token_id is 90", "split_token_id is 0"],
+    ),
+    ("llada2", {"image_token_offset": 157184}, ["image_token_offset is 157184: models of more than text"]),
+    ("llada2", {"vocab_size": 173568}, ["vocab_size is 173568: that of LLaDA2.0-Uni"]),
+    ("llada2", {"moe_router_enable_expert_bias": False, "norm_softmax": True}, ["enable_expert_bias", "norm_softmax"]),
+    *[
+        (family, changes, [message])
+        for family in PUBLISHED
+        for changes, message in [
+            ({"clip_qkv": 8.0}, "clip_qkv is 8.0: clipped queries, keys and values are not computed"),
+            ({"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0: capped logits are not computed"),
+            ({"compression_config": {"format": "int"}}, "quantised weights are not supported"),
+            ({"use_regular_causal": True}, "use_regular_causal is true: token-causal attention is not block diffusion"),
+            ({"rope_scaling": {"factor": 4.0}}, "rope_scaling has factor, but no rope_type that says how to scale"),
+            ({"rope_parameters": {"rope_theta": 7.0}}, "rope_parameters.rope_theta 7.0 and rope_theta "),
+            ({"rope_theta": float("inf")}, "rope_theta is inf, not a number"),
+            ({"rope_parameters": {"rope_theta": float("nan")}, "rope_theta": ...}, "rope_parameters.rope_theta is nan"),
+            ({"rms_norm_eps": float("inf")}, "rms_norm_eps is inf, not a number"),
+            ({"rms_norm_eps": 10**400}, "rms_norm_eps must be a positive number, got 1000"),
+            ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types is "),
+            ({"num_blocks": 3}, "num_blocks of config.json speaks of blocks, and is not understood"),
+            ({"block_length": 7, "bd_size": 16, "block_size": ...}, "block_length of config.json, 7, and bd_size of "),
+        ]
+    ],
+    ("llada", {"rope_full_precision": False}, ["rope_full_precision is false, and only true is supported"]),
+    ("sdar", {"partial_rotary_factor": 0.5}, ["partial_rotary_factor is 0.5, and only 1.0 is supported"]),
+    ("sdar", {"rope_scaling": {"rope_type": "default", "type": "yarn"}}, ["rope_scaling.rope_type 'default' and "]),
 ]
+
+WRAPPED = "wrapped: freedave.DiffusionLM(model, mask_token_id=..., attention=..., block_length=...)"
 
 
 @pytest.mark.parametrize(("family", "changes", "messages"), UNSUPPORTED)
@@ -318,3 +351,29 @@ def test_junk_in_any_field_loads_or_is_a_checkpoint_error(tmp_path, family, junk
         except freedave.CheckpointError:
             refused += 1
     assert refused > len(config) / 3
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "helps"),
+    [
+        ("sdar", {"model_type": "sdar_moe"}, True),
+        ("dream", {"architectures": ["DreamForCausalLM"]}, True),
+        ("llada", {"clip_qkv": 8.0}, True),
+        ("llada", {"layer_norm_type": "low_precision"}, True),
+        ("dream", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, True),
+        ("llada2", {"expert_capacity": 48}, False),
+        ("llada2", {"expert_capacity": 48, "clip_qkv": 8.0}, False),
+        ("sdar", {"use_regular_causal": True}, False),
+        ("sdar", {"rope_theta": -1}, False),
+    ],
+)
+def test_refusals_name_the_way_out_where_there_is_one(tmp_path, family, changes, helps):
+    assert (WRAPPED in str(error(write_published(tmp_path, family, **changes)[0]))) == helps
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"])
+def test_an_adapter_beside_the_weights(tmp_path, name, shards):
+    folder = write_published(tmp_path, "sdar", shards=shards)[0]
+    (folder / name).write_text("{}")
+    assert f"{name}, of an adapter, which would not be applied" in str(error(folder))

@@ -47,6 +47,9 @@ def load_model(
         device: where the weights go.
         revision: branch, tag or commit of a model in the Hugging Face cache; None is "main".
 
+    Warns of a block length, mask or end token that no file names, so that the checkpoint's name ("-b16") or what is usual in
+    the family decides, and of keys in config.json that are not known.
+
     Returns the model with its tokenizer; the tokenizer is None where the folder has none (for one that exists as code only,
     with a warning).
 
@@ -57,7 +60,7 @@ def load_model(
     """
     where = _usable(torch.float32 if dtype == "auto" else dtype, device)
     folder = locate(path, revision)
-    description = describe(folder)
+    description = describe(folder, str(path))
     if dtype == "auto":
         dtype = _published_dtype(folder)
     stored = StoredWeights(folder)
@@ -69,6 +72,8 @@ def load_model(
     tensors = weights.plan(description, model)
     weights.check(description, tensors, stored)
     weights.stream(model, tensors, stored, dtype, where)
+    for remark in description.remarks:
+        warnings.warn(remark, stacklevel=2)
     if tokenizer is None and (folder / "tokenizer_config.json").is_file():
         warnings.warn(f"{folder} was loaded without a tokenizer: {why_none}", stacklevel=2)
     return lm

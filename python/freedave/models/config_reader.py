@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from freedave.models.errors import CheckpointError, first_line
+from freedave.models.errors import WRAPPING, CheckpointError, first_line
 from freedave.models.files import is_file
 
 _REQUIRED: Any = object()
+LARGEST = 2**63 - 1  # what tensors can be told
 
 
 class ConfigReader:
@@ -30,12 +34,24 @@ class ConfigReader:
         self.values = read_json(self.file)
         self.generation = read_json(folder / "generation_config.json", optional=True)
         self.tokenizer = read_json(folder / "tokenizer_config.json", optional=True)
-        self.problems: list[str] = []
+        self.understood: set[str] = set()
+        self.problems = [f"{key} is {value}, not a number" for key, value in _not_finite(self.values)]
+        self._can_be_wrapped: list[bool] = []
 
     def raise_problems(self) -> None:
         """Raises a CheckpointError that lists the problems, if there are any."""
         if self.problems:
-            raise CheckpointError(f"{self.file}: {'; '.join(self.problems)}", self.problems)
+            hint = f". {WRAPPING}" if self._can_be_wrapped and all(self._can_be_wrapped) else ""
+            raise CheckpointError(f"{self.file}: {'; '.join(self.problems)}{hint}", self.problems)
+
+    def get(self, key: str) -> Any:
+        """A value of config.json, None where it is missing or null; from here on the key counts as understood."""
+        self.understood.add(key)
+        return self.values.get(key)
+
+    def refuse(self, key: str, reason: str, *, wrap: bool = True) -> None:
+        """Notes that a key's value is not supported; `wrap`: wrapping the published module would help."""
+        self._unsupported(f"{key} is {json.dumps(self.values[key])}: {reason}", wrap=wrap)
 
     def integer(self, key: str, default: Any = _REQUIRED, *, minimum: int = 1) -> int:
         """An integer; null counts as absent."""
@@ -50,7 +66,9 @@ class ConfigReader:
             return minimum
         if value < minimum:
             self.problems.append(f"{key} must be at least {minimum}, got {value}")
-        return max(minimum, value)
+        if value > LARGEST:
+            self.problems.append(f"{key} must be at most {LARGEST}, got a number of {len(str(value))} digits")
+        return min(max(minimum, value), LARGEST)
 
     def number(self, key: str, default: Any = _REQUIRED) -> float:
         """A positive number; null counts as absent."""
@@ -67,22 +85,70 @@ class ConfigReader:
 
     def expect(self, key: str, supported: Any, *, absent: Any) -> None:
         """Notes a problem unless the value is `supported`; `absent` is what a missing key means to the published code."""
-        value = self.values.get(key)
+        value = self.get(key)
         if (absent if value is None else value) == supported:
             return
         said = json.dumps(value) if value is not None else f"missing, which means {json.dumps(absent)}"
-        self.problems.append(f"{key} is {said}, and only {json.dumps(supported)} is supported")
+        self._unsupported(f"{key} is {said}, and only {json.dumps(supported)} is supported")
 
-    def rope_theta(self) -> float:
-        """The rotary base, where older or newer transformers wrote it; only unscaled rotary embeddings are supported."""
-        for key in ("rope_parameters", "rope_scaling"):
-            rope = self.values.get(key) or {}
-            kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
-            if kind != "default":
-                self.problems.append(f"{key} asks for {kind!r} rotary embeddings, and only unscaled ones are supported")
-            elif key == "rope_parameters" and "rope_theta" in rope:
-                return self._positive(f"{key}.rope_theta", rope["rope_theta"])
-        return self.number("rope_theta")
+    def _unsupported(self, problem: str, *, wrap: bool = True) -> None:
+        self.problems.append(problem)
+        self._can_be_wrapped.append(wrap)
+
+    def rope(self, supported: tuple[str, ...] = ("default",)) -> dict[str, Any]:
+        """How positions are rotated, under the keys of newer transformers, wherever older or newer ones wrote it.
+
+        The result has `rope_type` and, where config.json says so, `rope_theta` (a positive number) and
+        `partial_rotary_factor`. Noted are types that are not `supported`, scaling that no type explains, and two places
+        that say different things.
+        """
+        found: dict[str, tuple[str, Any]] = {}
+        for place in ("rope_parameters", "rope_scaling"):
+            rope = self.get(place)
+            if rope is None:
+                continue
+            if not isinstance(rope, dict):
+                self.problems.append(f"{place} must be an object, got {rope!r}")
+                continue
+            said = {key: value for key, value in rope.items() if value is not None}
+            kind = said.get("rope_type", said.get("type"))
+            if kind is not None and kind not in supported:
+                self._unsupported(
+                    f"{place} asks for {kind!r} rotary embeddings, and supported are {', '.join(supported)}"
+                )
+            scaling = sorted(said.keys() - {"rope_type", "type", "rope_theta", "partial_rotary_factor"})
+            if scaling and kind in (None, "default"):
+                self.problems.append(f"{place} has {', '.join(scaling)}, but no rope_type that says how to scale")
+            for key, value in said.items():
+                self._agree(found, "rope_type" if key == "type" else key, f"{place}.{key}", value)
+        for key in ("rope_theta", "partial_rotary_factor"):
+            if self.get(key) is not None:
+                self._agree(found, key, key, self.values[key])
+        result = {"rope_type": "default"} | {key: value for key, (_, value) in found.items()}
+        for key in ("rope_theta", "partial_rotary_factor"):
+            if key in found:
+                result[key] = self._positive(*found[key])
+        return result
+
+    def _agree(self, found: dict[str, tuple[str, Any]], key: str, place: str, value: Any) -> None:
+        if key not in found:
+            found[key] = (place, value)
+        elif found[key][1] != value:
+            first, other = found[key]
+            self.problems.append(f"{first} {other!r} and {place} {value!r} disagree")
+
+    def unscaled_rope(self, rotated: float | None = None) -> dict[str, Any]:
+        """The native configuration's `rope_parameters` of a family that knows no scaling; `rotated` is the part of each head
+        that is rotated where config.json does not say it, None in a family that rotates all of it."""
+        rope = self.rope()
+        theta = rope.get("rope_theta")
+        if theta is None:
+            theta = self.number("rope_theta")
+        if rotated is not None:
+            return {"rope_type": "default", "rope_theta": theta, "partial_rotary_factor": rotated} | rope
+        if rope.get("partial_rotary_factor", 1.0) != 1.0:
+            self._unsupported(f"partial_rotary_factor is {rope['partial_rotary_factor']}, and only 1.0 is supported")
+        return {"rope_type": "default", "rope_theta": theta}
 
     def special_token(self, name: str) -> int | None:
         """The id of the tokenizer's special token, such as "mask_token", where its files say it."""
@@ -98,17 +164,27 @@ class ConfigReader:
         return next((int(index) for index in found if str(index).isdecimal()), None)
 
     def _positive(self, key: str, value: Any) -> float:
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0:
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= sys.float_info.max:
             return float(value)
-        if value is not _REQUIRED:
+        noted = value is _REQUIRED or (isinstance(value, float) and not math.isfinite(value))
+        if not noted:
             self.problems.append(f"{key} must be a positive number, got {value!r}")
         return 1.0
 
     def _value(self, key: str, default: Any) -> Any:
-        value = self.values.get(key)
+        value = self.get(key)
         if value is None and default is _REQUIRED:
             self.problems.append(f"{key} missing")
         return default if value is None else value
+
+
+def _not_finite(values: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """Where JSON holds Infinity or NaN, which Python reads; also inside of objects such as rope_parameters."""
+    for key, value in values.items():
+        inside = {f"{key}.{name}": entry for name, entry in value.items()} if isinstance(value, dict) else {key: value}
+        for place, entry in inside.items():
+            if isinstance(entry, float) and not math.isfinite(entry):
+                yield place, entry
 
 
 def read_json(file: Path, *, optional: bool = False) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -60,12 +61,14 @@ def convert_checkpoint(
         revision: of a model in the Hugging Face cache.
         max_file_bytes: weights are spread over files of at most this size (a larger tensor gets a file of its own).
 
+    Warns as `load_model` does: the block length that is written may be a guess.
+
     Raises:
         CheckpointError: the source cannot be loaded, or the destination is in use.
     """
     target = Path(destination)
     _check_free(target)
-    description = describe(locate(source, revision))
+    description = describe(locate(source, revision), str(source))
     stored = StoredWeights(description.folder)
     check_sizes(description, stored)
     tokenizer, why_none = load_tokenizer(description.folder, description.family.tokenizer_class)
@@ -78,6 +81,8 @@ def convert_checkpoint(
         files = _write_weights(folder, tensors, stored, max_file_bytes)
         if tokenizer is not None:
             _write_tokenizer(folder, tokenizer)
+    for remark in description.remarks:
+        warnings.warn(remark, stacklevel=2)
     return Converted(
         folder=target,
         family=description.family.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,15 @@ from typing import Any
 import torch
 import transformers
 
+from freedave.models.block_length import published_block_length, stated_block_length
+from freedave.models.config_keys import check_keys
 from freedave.models.config_reader import ConfigReader
 from freedave.models.diffusion_lm import ATTENTIONS, DiffusionLM
-from freedave.models.errors import CheckpointError, first_line
-from freedave.models.families import FAMILIES, Defaults, Family
+from freedave.models.errors import WRAPPING, CheckpointError, first_line
+from freedave.models.families import FAMILIES, Family
 from freedave.models.transformers_logging import only_errors
+
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
 
 @dataclass(frozen=True)
@@ -30,12 +35,14 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Description:
-    """A checkpoint that was recognised; `arguments` are those of the native configuration, which nothing was made of yet."""
+    """A checkpoint that was recognised; `arguments` are those of the native configuration, which nothing was made of yet;
+    `remarks` are what whoever loads it should be warned of."""
 
     folder: Path
     family: Family
     arguments: dict[str, Any]
     decoding: Decoding
+    remarks: tuple[str, ...]
 
     @property
     def layers(self) -> int:
@@ -62,6 +69,14 @@ class Description:
             raise CheckpointError(
                 f"{file} is not the configuration of a {self.family.native_class}: {first_line(error.__cause__ or error)}"
             ) from error
+        if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()):
+            window, positions = getattr(config, "sliding_window", None), config.max_position_embeddings
+            if window is None or window < positions:
+                raise CheckpointError(
+                    f"{file}: use_sliding_window or layer_types asks for other layers than full attention (sliding_window "
+                    f"{window} of {positions} positions), and only full attention is computed"
+                )
+            config.layer_types = ["full_attention"] * config.num_hidden_layers  # the window holds every position
         config.architectures = [self.family.native_class]
         return config
 
@@ -84,26 +99,44 @@ class Description:
             raise CheckpointError(f"{self.folder / 'config.json'}: {error}") from error
 
 
-def describe(folder: Path) -> Description:
+def describe(folder: Path, name: str | None = None) -> Description:
     """Recognises a checkpoint.
+
+    Args:
+        folder: with config.json.
+        name: what it was asked for as, which may say how long its blocks are ("JetLM/SDAR-8B-Chat-b16").
 
     Raises:
         CheckpointError: no or broken config.json, unknown family, and all that is missing, wrong or unsupported in it. What
             only the native configuration can tell is said when `config` is asked for.
     """
+    for file in ADAPTER:
+        if os.path.lexists(folder / file):
+            raise CheckpointError(
+                f"{folder} has {file}, of an adapter, which would not be applied; merge it into the weights (peft's "
+                "merge_and_unload does), or take it away"
+            )
     reader = ConfigReader(folder)
     family = _recognise(reader)
-    if reader.values.get("quantization_config"):
-        reader.problems.append("quantization_config: quantised weights are not supported")
-    decoding = _declared(reader) if family.defaults is None else _published(reader, family.defaults)
     arguments = family.native_config(reader)
+    block_length = stated_block_length(reader)
+    remarks = []
+    if family.defaults is None:
+        decoding = _declared(reader, block_length)
+    else:
+        kinds = reader.get("layer_types")
+        if isinstance(kinds, list) and any(kind != "full_attention" for kind in kinds):
+            reader.refuse("layer_types", "only full attention is computed")
+        decoding, remark = _published(reader, family, block_length, name or folder.name)
+        remarks.append(remark)
+    remarks.append(check_keys(reader, family.harmless))
     reader.raise_problems()
-    return Description(folder, family, arguments, decoding)
+    return Description(folder, family, arguments, decoding, tuple(remark for remark in remarks if remark))
 
 
 def _impossible(arguments: dict[str, Any], default_head_dim: int | None) -> list[str]:
     """Sizes that fit no attention, which some versions of transformers notice only when they compute."""
-    problems = []
+    problems: list[str] = []
     width, heads = arguments.get("hidden_size"), arguments.get("num_attention_heads")
     if width is None or heads is None:  # a native layout that leaves them to the native configuration
         return problems
@@ -125,17 +158,18 @@ def _recognise(reader: ConfigReader) -> Family:
     family = next((family for family in FAMILIES if family.model_type == model_type), None)
     if family is None:
         known = ", ".join(f"{family.model_type} ({family.name})" for family in FAMILIES)
-        raise CheckpointError(f"{reader.file}: unknown model family {model_type!r}; known are {known}")
+        raise CheckpointError(f"{reader.file}: unknown model family {model_type!r}; known are {known}. {WRAPPING}")
     architectures = architectures if isinstance(architectures, list) else [architectures] if architectures else []
     if architectures and not any(name in family.architectures for name in architectures):
         raise CheckpointError(
             f"{reader.file}: the model_type {model_type!r} of {family.name}, but the architecture "
-            f"{', '.join(map(str, architectures))} is not {' or '.join(family.architectures)}; it is not supported"
+            f"{', '.join(map(str, architectures))} is not {' or '.join(family.architectures)}; it is not supported. "
+            f"{WRAPPING}"
         )
     return family
 
 
-def _declared(reader: ConfigReader) -> Decoding:
+def _declared(reader: ConfigReader, block_length: int | None) -> Decoding:
     """A native layout: config.json says how to decode, since the architecture does not."""
     attention = reader.values.get("attention")
     if "mask_token_id" not in reader.values or attention is None:
@@ -146,21 +180,26 @@ def _declared(reader: ConfigReader) -> Decoding:
         )
     if attention not in ATTENTIONS:
         reader.problems.append(f"attention must be one of {', '.join(ATTENTIONS)}, got {attention!r}")
-    block_length = reader.values.get("block_length")
     return Decoding(
         mask_token_id=reader.integer("mask_token_id", minimum=0),
         attention=attention,
-        block_length=None if block_length is None else reader.integer("block_length"),
+        block_length=block_length,
         logits_shift=reader.boolean("logits_shift", False),
         eos_token_id=_one_or_several(_token_ids(reader.values.get("eos_token_id"))),
     )
 
 
-def _published(reader: ConfigReader, defaults: Defaults) -> Decoding:
+def _published(
+    reader: ConfigReader, family: Family, block_length: int | None, name: str
+) -> tuple[Decoding, str | None]:
     """A published family: the first of config.json, generation_config.json, the tokenizer and the family that knows; ends of
-    sequence are all that the files name."""
+    sequence are all that the files name. Also a remark on what the files do not say."""
+    defaults = family.defaults
+    assert defaults is not None
     files = (reader.values, reader.generation)
     vocabulary = reader.integer("vocab_size")
+    said: list[str | None] = []
+    reader.get("mask_token_id")
     mask = next((file["mask_token_id"] for file in files if file.get("mask_token_id") is not None), None)
     if mask is None:
         mask = reader.special_token("mask_token")
@@ -169,22 +208,28 @@ def _published(reader: ConfigReader, defaults: Defaults) -> Decoding:
             f"mask_token_id missing here, in generation_config.json and in the tokenizer, and the family's, "
             f"{defaults.mask_token_id}, is outside the vocabulary of {vocabulary} tokens"
         )
+    elif mask is None:
+        said.append(f"no mask_token_id: {defaults.mask_token_id} is used, the usual one of the family")
     # Each may name another one: SDAR's chat models end a turn with what only their tokenizer says.
     eos = [token_id for file in files for token_id in _token_ids(file.get("eos_token_id"))]
     eos += _token_ids(reader.special_token("eos_token"))
     if not eos and defaults.eos_token_id < vocabulary:
         eos = [defaults.eos_token_id]
-    # Published under both names.
-    lengths = [file[key] for file in files for key in ("block_length", "block_size") if file.get(key) is not None]
-    return Decoding(
+        said.append(f"no eos_token_id: {defaults.eos_token_id} is used, the usual one of the family")
+    if defaults.block_length is not None:
+        block_length, of_blocks = published_block_length(reader, block_length, defaults.block_length, name)
+        said.append(of_blocks)
+    decoding = Decoding(
         mask_token_id=defaults.mask_token_id
         if mask is None
         else reader.checked_integer("mask_token_id", mask, minimum=0),
         attention=defaults.attention,
-        block_length=reader.checked_integer("block_length", lengths[0]) if lengths else defaults.block_length,
+        block_length=block_length,
         logits_shift=defaults.logits_shift,
         eos_token_id=_one_or_several(eos),
     )
+    remark = "; ".join(part for part in said if part)
+    return decoding, f"{reader.folder}: its files name {remark}" if remark else None
 
 
 def _token_ids(value: Any) -> list[int]:

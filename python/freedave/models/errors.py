@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+WRAPPING = (
+    "The published module itself, loaded with transformers, may be wrapped: "
+    "freedave.DiffusionLM(model, mask_token_id=..., attention=..., block_length=...)"
+)
 SHOWN = 6  # names of a kind in the message; `problems` has the rest
 
 

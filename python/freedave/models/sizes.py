@@ -60,7 +60,7 @@ def _largest(config: Any) -> dict[str, tuple[int, ...]]:
     """Tensors in which every size of a native configuration shows."""
     width, heads = config.hidden_size, config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or width // heads
-    shapes = {
+    shapes: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (config.vocab_size, width),
         "model.layers.0.self_attn.q_proj.weight": (heads * head_dim, width),
         "model.layers.0.self_attn.k_proj.weight": (config.num_key_value_heads * head_dim, width),

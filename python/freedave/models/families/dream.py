@@ -23,7 +23,7 @@ def native_config(reader: ConfigReader) -> dict[str, Any]:
         "num_key_value_heads": reader.integer("num_key_value_heads", heads),
         "max_position_embeddings": reader.integer("max_position_embeddings"),
         "rms_norm_eps": reader.number("rms_norm_eps"),
-        "rope_parameters": {"rope_type": "default", "rope_theta": reader.rope_theta()},
+        "rope_parameters": reader.unscaled_rope(),
         "tie_word_embeddings": reader.boolean("tie_word_embeddings", False),
     }
 

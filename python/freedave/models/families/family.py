@@ -39,6 +39,7 @@ class Family:
         native_class: the transformers class that computes the same.
         native_config: the arguments of that class's configuration; problems are noted in the reader.
         source: (name and shape of a tensor in the native layout, native configuration) -> the published tensor.
+        harmless: keys of its config.json, beside those that `native_config` reads, that do not change what is computed.
         defaults: None for native layouts, whose config.json must say it all.
         tokenizer_class: the transformers class that equals a tokenizer which is published as code.
     """
@@ -49,6 +50,7 @@ class Family:
     native_class: str
     native_config: Callable[[ConfigReader], dict[str, Any]]
     source: Callable[[str, tuple[int, ...], Any], Source]
+    harmless: frozenset[str] = frozenset()
     defaults: Defaults | None = None
     tokenizer_class: str | None = None
 

@@ -42,6 +42,7 @@ def native_config(reader: ConfigReader) -> dict[str, Any]:
     reader.expect("layer_norm_type", "rms", absent="default")
     reader.expect("layer_norm_with_affine", True, absent=True)
     reader.expect("rope", True, absent=False)
+    reader.expect("rope_full_precision", True, absent=True)
     for switched_off in (
         "alibi",
         "attention_layer_norm",
@@ -64,10 +65,26 @@ def native_config(reader: ConfigReader) -> dict[str, Any]:
         "num_key_value_heads": reader.integer("n_kv_heads", heads),
         "max_position_embeddings": reader.integer("max_sequence_length"),
         "rms_norm_eps": reader.number("rms_norm_eps"),
-        "rope_parameters": {"rope_type": "default", "rope_theta": reader.rope_theta()},
+        "rope_parameters": reader.unscaled_rope(),
         "tie_word_embeddings": reader.boolean("weight_tying", True),
     }
 
+
+HARMLESS = frozenset(
+    {
+        "alibi_bias_max",
+        "attention_layer_norm_with_affine",
+        "embedding_dropout",
+        "flash_attention",
+        "flash_attn_varlen",
+        "init_cutoff_factor",
+        "init_device",
+        "init_fn",
+        "init_std",
+        "precision",
+        "residual_dropout",
+    }
+)
 
 LLADA = Family(
     name="LLaDA",
@@ -76,5 +93,6 @@ LLADA = Family(
     native_class="LlamaForCausalLM",
     native_config=native_config,
     source=source,
+    harmless=HARMLESS,
     defaults=Defaults("full", mask_token_id=126336, eos_token_id=126081),
 )

@@ -10,6 +10,8 @@ from typing import Any
 from freedave.models.config_reader import ConfigReader
 from freedave.models.families.family import Defaults, Family, Source
 
+UNI_VOCABULARY = 173568  # its configuration may not say more of the images
+
 TOP = {"model.embed_tokens.weight": "model.word_embeddings.weight"}
 ATTENTION = {"o_proj": "dense", "q_norm": "query_layernorm", "k_norm": "key_layernorm"}
 
@@ -41,9 +43,16 @@ def native_config(reader: ConfigReader) -> dict[str, Any]:
     reader.expect("norm_topk_prob", True, absent=True)
     reader.expect("use_sliding_window", False, absent=False)
     reader.expect("use_linear_attention", False, absent=False)
+    reader.expect("use_rmsnorm", True, absent=True)
+    reader.expect("norm_softmax", False, absent=False)
+    reader.expect("moe_router_enable_expert_bias", True, absent=True)
+    reader.expect("using_split_qkv_in_self_attention", False, absent=False)
+    if reader.get("vocab_size") == UNI_VOCABULARY:
+        reader.refuse("vocab_size", "that of LLaDA2.0-Uni, which decodes images, too; it is not supported", wrap=False)
     width, heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")
     head_dim = reader.integer("head_dim", max(1, width // heads))
-    rotated = reader.number("partial_rotary_factor", 0.5)
+    rope = reader.unscaled_rope(rotated=0.5)
+    rotated = rope["partial_rotary_factor"]
     if reader.integer("rotary_dim", int(head_dim * rotated)) != int(head_dim * rotated):
         reader.problems.append(
             f"rotary_dim {reader.values['rotary_dim']} is not partial_rotary_factor {rotated} of head_dim {head_dim}"
@@ -66,11 +75,7 @@ def native_config(reader: ConfigReader) -> dict[str, Any]:
         "head_dim": head_dim,
         "max_position_embeddings": reader.integer("max_position_embeddings"),
         "rms_norm_eps": reader.number("rms_norm_eps"),
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": reader.rope_theta(),
-            "partial_rotary_factor": rotated,
-        },
+        "rope_parameters": rope,
         "tie_word_embeddings": reader.boolean("tie_word_embeddings", False),
         "attention_bias": reader.boolean("use_qkv_bias", False),
         "use_qk_norm": True,
@@ -87,6 +92,18 @@ def native_config(reader: ConfigReader) -> dict[str, Any]:
     }
 
 
+HARMLESS = frozenset(
+    {
+        "embedding_dropout",
+        "moe_shared_expert_intermediate_size",  # the weights' shapes say it
+        "mtp_loss_scaling_factor",
+        "num_nextn_predict_layers",
+        "output_dropout",
+        "output_router_logits",
+        "router_dtype",  # the router computes in float32, whatever the file says
+    }
+)
+
 LLADA2 = Family(
     name="LLaDA2",
     model_type="llada2_moe",
@@ -94,5 +111,6 @@ LLADA2 = Family(
     native_class="Glm4MoeForCausalLM",
     native_config=native_config,
     source=source,
+    harmless=HARMLESS,
     defaults=Defaults("block_causal", mask_token_id=156895, eos_token_id=156892, block_length=32),
 )

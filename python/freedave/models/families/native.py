@@ -5,8 +5,10 @@ Any of these architectures may have been trained as a masked-diffusion model, so
 
 from __future__ import annotations
 
-import copy
+from functools import partial
 from typing import Any
+
+import transformers
 
 from freedave.models.config_reader import ConfigReader
 from freedave.models.families.family import Family, same_name
@@ -15,14 +17,28 @@ from freedave.models.families.family import Family, same_name
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
 
 
-def _whole_config(reader: ConfigReader) -> dict[str, Any]:
+# How its decoding is written down beside the native configuration, and scaling that does not depend on the sequence's length.
+DECODING = ("mask_token_id", "attention", "logits_shift")
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+
+
+def _whole_config(native_class: str, reader: ConfigReader) -> dict[str, Any]:
     for key in SIZES:
         reader.integer(key, 1)  # absent: the native configuration's default
-    return copy.deepcopy(reader.values)  # transformers changes what it is given
+    reader.number("rms_norm_eps", 1.0)
+    rope = reader.rope(ROPE_TYPES)
+    if native_class != "Glm4MoeForCausalLM" and rope.get("partial_rotary_factor", 1.0) != 1.0:
+        reader.problems.append(
+            f"partial_rotary_factor is {rope['partial_rotary_factor']}, which {native_class} cannot use"
+        )
+    config_class = getattr(transformers, native_class).config_class
+    reader.understood.update(config_class().to_dict(), config_class.attribute_map, DECODING)
+    # A copy, since transformers changes what it is given.
+    return {key: dict(value) if isinstance(value, dict) else value for key, value in reader.values.items()}
 
 
 NATIVE_FAMILIES = tuple(
-    Family(native_class, model_type, (native_class,), native_class, _whole_config, same_name)
+    Family(native_class, model_type, (native_class,), native_class, partial(_whole_config, native_class), same_name)
     for model_type, native_class in {
         "qwen2": "Qwen2ForCausalLM",
         "qwen3": "Qwen3ForCausalLM",

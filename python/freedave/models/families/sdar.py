@@ -23,7 +23,7 @@ def native_config(reader: ConfigReader) -> dict[str, Any]:
         "head_dim": reader.integer("head_dim", 128),
         "max_position_embeddings": reader.integer("max_position_embeddings"),
         "rms_norm_eps": reader.number("rms_norm_eps"),
-        "rope_parameters": {"rope_type": "default", "rope_theta": reader.rope_theta()},
+        "rope_parameters": reader.unscaled_rope(),
         "tie_word_embeddings": reader.boolean("tie_word_embeddings", False),
         "attention_bias": reader.boolean("attention_bias", False),
     }
@@ -36,5 +36,6 @@ SDAR = Family(
     native_class="Qwen3ForCausalLM",
     native_config=native_config,
     source=same_name,
+    harmless=frozenset({"ep_size", "fuse_cross_entropy", "micro_forward", "skip_checkpoint", "use_deepep"}),
     defaults=Defaults("block_causal", mask_token_id=151669, eos_token_id=151643, block_length=4),
 )
