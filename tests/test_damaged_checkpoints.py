@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import freedave
 from freedave.models import weights
+from freedave.models.conversion import convert_checkpoint
 from freedave.models.description import Description
 
 SHARD = "model-00002-of-00003.safetensors"
@@ -241,6 +242,7 @@ UNSUPPORTED = [
     ("llada2", {"use_bias": ...}, ["use_bias is missing, which means true"]),
     ("llada2", {"rotary_dim": 16}, ["rotary_dim 16 is not partial_rotary_factor 0.5 of head_dim 16"]),
     ("llada2", {"n_group": 3}, ["3 of 16 experts cannot be chosen from the best 2 of 3 groups"]),
+    ("llada2", {"topk_group": 5}, ["3 of 16 experts cannot be chosen from the best 5 of 4 groups"]),
     ("llada2", {"num_shared_experts": 0}, ["num_shared_experts must be at least 1, got 0"]),
     # LLaDA2.2 and LLaDA2.0-Uni have the class and the tensors of LLaDA2.0.
     (
@@ -369,6 +371,13 @@ def test_junk_in_any_field_loads_or_is_a_checkpoint_error(tmp_path, family, junk
 )
 def test_refusals_name_the_way_out_where_there_is_one(tmp_path, family, changes, helps):
     assert (WRAPPED in str(error(write_published(tmp_path, family, **changes)[0]))) == helps
+
+
+def test_routing_in_a_native_layout(tmp_path):
+    folder = convert_checkpoint(write_published(tmp_path / "published", "llada2")[0], tmp_path / "native").folder
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"n_group": 3}))
+    assert "3 of 16 experts cannot be chosen from the best 2 of 3 groups" in str(error(folder))
 
 
 @pytest.mark.parametrize("shards", [1, 3])

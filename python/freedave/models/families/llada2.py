@@ -33,6 +33,20 @@ def source(name: str, shape: tuple[int, ...], config: Any) -> Source:
     return Source(f"{layer}.attention.query_key_value.{parameter}", whole, slice(first, first + shape[0]))
 
 
+def check_routing(reader: ConfigReader, experts: int, experts_per_token: int, groups: int, chosen_groups: int) -> None:
+    """Notes a problem unless a token can be given that many experts: groups of equal size are ranked by their best two."""
+    if (
+        experts % groups
+        or experts < 2 * groups
+        or chosen_groups > groups
+        or experts_per_token > chosen_groups * (experts // groups)
+    ):
+        reader.problems.append(
+            f"{experts_per_token} of {experts} experts cannot be chosen from the best {chosen_groups} of {groups} groups "
+            "(num_experts_per_tok, number of experts, topk_group, n_group)"
+        )
+
+
 def native_config(reader: ConfigReader) -> dict[str, Any]:
     """The arguments of Glm4MoeConfig."""
     reader.expect("hidden_act", "silu", absent="silu")
@@ -59,11 +73,7 @@ def native_config(reader: ConfigReader) -> dict[str, Any]:
         )
     experts, experts_per_token = reader.integer("num_experts"), reader.integer("num_experts_per_tok")
     groups, chosen_groups = reader.integer("n_group"), reader.integer("topk_group")
-    if experts % groups or experts < 2 * groups or experts_per_token > chosen_groups * (experts // groups):
-        reader.problems.append(
-            f"{experts_per_token} of {experts} experts cannot be chosen from the best {chosen_groups} of {groups} groups "
-            "(num_experts_per_tok, num_experts, topk_group, n_group)"
-        )
+    check_routing(reader, experts, experts_per_token, groups, chosen_groups)
     return {
         "vocab_size": reader.integer("vocab_size"),
         "hidden_size": width,

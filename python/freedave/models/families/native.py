@@ -12,9 +12,19 @@ import transformers
 
 from freedave.models.config_reader import ConfigReader
 from freedave.models.families.family import Family, same_name
+from freedave.models.families.llada2 import check_routing
 
 # What is compared with the weights before the native configuration is made of the rest.
-SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
+ROUTING = ("n_routed_experts", "num_experts_per_tok", "n_group", "topk_group")
 
 
 # How its decoding is written down beside the native configuration, and scaling that does not depend on the sequence's length.
@@ -32,6 +42,8 @@ def _whole_config(native_class: str, reader: ConfigReader) -> dict[str, Any]:
             f"partial_rotary_factor is {rope['partial_rotary_factor']}, which {native_class} cannot use"
         )
     config_class = getattr(transformers, native_class).config_class
+    if native_class == "Glm4MoeForCausalLM":
+        check_routing(reader, *(reader.integer(key, getattr(config_class, key)) for key in ROUTING))
     reader.understood.update(config_class().to_dict(), config_class.attribute_map, DECODING)
     # A copy, since transformers changes what it is given.
     return {key: dict(value) if isinstance(value, dict) else value for key, value in reader.values.items()}
