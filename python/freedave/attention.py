@@ -203,8 +203,8 @@ def attention_with_log_sum_exp(
 ) -> Partial:
     """Attention and the log-sum-exp of its scores: `[N, H, L, D]` in the inputs' type and `[N, H, L]` float32.
 
-    `query [N, H, L, D]`, `key` and `value [N, G, T, D]` with H a multiple of G. This is the place for a fused kernel of
-    another device: on a CPU it is torch's, elsewhere the two are computed from the scores.
+    `query [N, H, L, D]`, `key` and `value [N, G, T, D]` with H a multiple of G; `additive_mask [N or 1, 1, L or 1, T]`. This
+    is the place for a fused kernel of another device: on a CPU it is torch's, elsewhere the two are computed from the scores.
     """
     if query.device.type == "cpu":
         out, sums = _cpu_kernel(query, key, value, 0.0, False, attn_mask=additive_mask, scale=scaling)
@@ -224,7 +224,7 @@ def attention_from_scores(
     grouped = query.unflatten(1, (groups, heads // groups))
     scores = (grouped @ key.unsqueeze(2).transpose(-1, -2)).float() * (scaling or query.shape[-1] ** -0.5)
     if additive_mask is not None:
-        scores = scores + additive_mask
+        scores = scores + additive_mask.unsqueeze(2)  # [N, 1, L, T] beside [N, G, H / G, L, T]
     sums = scores.logsumexp(-1)
     out = (scores - sums[..., None]).exp().to(value.dtype) @ value.unsqueeze(2)
     return out.flatten(1, 2), sums.flatten(1, 2)
