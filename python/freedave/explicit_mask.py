@@ -8,6 +8,7 @@ that the tests compare the other one with.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 
 import torch
@@ -16,7 +17,7 @@ from freedave.attention import block_causal_mask
 from freedave.cache import Pair
 from freedave.packed_forward import PackedForward
 
-# Of `input_ids` and `position_ids [N, L]`, `attention_mask` (of visible keys, bool) and past keys and values: logits [N, L, V].
+# From `input_ids` and `position_ids [N, L]`, a mask of visible keys (bool), and past keys and values: logits `[N, L, V]`.
 Call = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, "ExplicitKeyValues | None"], torch.Tensor]
 
 
@@ -71,7 +72,9 @@ def _rectangles(call: Call, forward: PackedForward) -> list[torch.Tensor]:
     return logits
 
 
-def honoured_mask_dtype(call: Call, token_ids: tuple[int, int], dtype: torch.dtype, device: torch.device) -> torch.dtype:
+def honoured_mask_dtype(
+    call: Call, token_ids: tuple[int, int], dtype: torch.dtype, device: torch.device
+) -> torch.dtype:
     """The kind of 4-D mask that a module honours: bool (True is visible), or `dtype` (0 is visible, -inf is added to hide).
 
     torch's attention takes both. transformers' eager attention adds whatever comes, and True is 1; other modules may take
@@ -96,8 +99,10 @@ def honoured_mask_dtype(call: Call, token_ids: tuple[int, int], dtype: torch.dty
     effects: dict[torch.dtype, float] = {}
     for kind, mask in kinds.items():
         effects[kind] = effect(mask)
-        if not effects[kind] > 0:  # or not a number: a broken model is not told from one that ignores masks
+        if effects[kind] == 0:
             return kind
+        if math.isnan(effects[kind]):  # a broken model is not told from one that ignores masks
+            return dtype
     best = min(effects, key=effects.__getitem__)
     if effects[best] > 0.1 * effect(torch.ones_like(alone)):  # with some kernels rounding alone makes a difference
         raise TypeError(

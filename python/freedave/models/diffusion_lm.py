@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from freedave.attention import DraftAttention, attend, use_bidirectional_attention
-from freedave.explicit_mask import ExplicitKeyValues, dense_mask
+from freedave.explicit_mask import ExplicitKeyValues, additive_mask, explicit_logits, honoured_mask_dtype
 from freedave.packed_forward import ROWS_TOGETHER, PackedForward
 
 ATTENTIONS = ("block_causal", "full")
@@ -31,7 +31,8 @@ class DiffusionLM:
 
     Args:
         model: any module called as transformers causal language models are. A transformers model is put into evaluation
-            mode and switched to bidirectional attention.
+            mode and switched to bidirectional attention. Any other module gets a 4-D `attention_mask`, bool (True is visible)
+            or additive (0, and -inf for what is hidden): the one that it honours, which is tried before its first forward.
         mask_token_id: the id of the mask token; must lie inside the model's input vocabulary.
         attention: "block_causal" (SDAR, TraDo, LLaDA2: positions see their own block and earlier ones) or "full" (LLaDA,
             Dream).
@@ -89,8 +90,9 @@ class DiffusionLM:
                 f"mask_token_id {mask_token_id} is outside the model's vocabulary of {self.vocab_size} tokens: "
                 "this checkpoint and this mask token do not belong together"
             )
-        self.has_plain_head = type(model).__name__ in _PLAIN_HEADS
         self._needs_mask = not use_bidirectional_attention(model)
+        self._mask_dtype: torch.dtype | None = None
+        self.has_plain_head = not self._needs_mask and type(model).__name__ in _PLAIN_HEADS
 
     @property
     def eos_token_id(self) -> int | None:
@@ -123,12 +125,12 @@ class DiffusionLM:
 
         `position_ids [1, T]` (None: from 0), `attention_mask [1, 1, T, T]` bool (None: everything is visible).
         """
-        if attention_mask is None and self._needs_mask:
-            length = input_ids.shape[1]
-            attention_mask = torch.ones(1, 1, length, length, dtype=torch.bool, device=input_ids.device)
-        return self.project(
-            self._features(rows, input_ids, position_ids, attention_mask=attention_mask, past_key_values=None)
-        )
+        if self._needs_mask:
+            if attention_mask is None:
+                length = input_ids.shape[1]
+                attention_mask = torch.ones(1, 1, length, length, dtype=torch.bool, device=input_ids.device)
+            return self._masked_logits(input_ids, position_ids, attention_mask, None).flatten(0, 1)[rows]
+        return self.project(self._features(rows, input_ids, position_ids, attention_mask=attention_mask))
 
     def features_of_drafts(
         self, input_ids: torch.Tensor, position_ids: torch.Tensor, rows: torch.Tensor, attention: DraftAttention
@@ -151,17 +153,13 @@ class DiffusionLM:
 
     def packed_features(self, forward: PackedForward, rows: torch.Tensor) -> torch.Tensor:
         """What `project` makes logits of, `[R, *]`, at tokens `rows [R]` of a packed forward; updates its cache."""
+        if self._needs_mask:
+            return explicit_logits(self._masked_logits, forward, rows)
         input_ids, position_ids = forward.input_ids, forward.position_ids
-        if not self._needs_mask:
-            missing = -input_ids.shape[1] % ROWS_TOGETHER
-            if missing:
-                input_ids, position_ids = (F.pad(ids, (0, missing)) for ids in (input_ids, position_ids))
-            return self.features_of_drafts(input_ids, position_ids, rows, functools.partial(attend, forward))
-        if forward.is_rectangle:  # the module knows batches: no need to mask drafts from each other
-            window = forward.windows[0]
-            input_ids, position_ids = input_ids.view(window.count, -1), position_ids[:, : window.length]
-        cached = None if forward.cache is None else ExplicitKeyValues(forward)
-        return self._features(rows, input_ids, position_ids, attention_mask=dense_mask(forward), past_key_values=cached)
+        missing = -input_ids.shape[1] % ROWS_TOGETHER
+        if missing:
+            input_ids, position_ids = (F.pad(ids, (0, missing)) for ids in (input_ids, position_ids))
+        return self.features_of_drafts(input_ids, position_ids, rows, functools.partial(attend, forward))
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
         """The logits `[R, V]` of features, of any of the rows."""
@@ -185,9 +183,38 @@ class DiffusionLM:
     def _features(
         self, rows: torch.Tensor, input_ids: torch.Tensor, position_ids: torch.Tensor | None, **arguments: Any
     ) -> torch.Tensor:
-        arguments |= {"input_ids": input_ids, "position_ids": position_ids}
-        arguments["use_cache"] = arguments.get("past_key_values") is not None
+        arguments |= {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False}
         model: Any = self.model
         if self.has_plain_head:  # the vocabulary projection runs on the rows that are read, not on every position
             return model.base_model(**arguments).last_hidden_state.flatten(0, 1)[rows]
         return model(**arguments).logits.flatten(0, 1)[rows]
+
+    def _masked_logits(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor | None,
+        visible: torch.Tensor,
+        past_key_values: ExplicitKeyValues | None,
+    ) -> torch.Tensor:
+        """The logits `[N, L, V]` of a module that does its own attention, under a mask of visible keys."""
+        if self._mask_dtype is None:
+            other = 0 if self.mask_token_id else 1
+            dtype = next((parameter.dtype for parameter in self.model.parameters()), torch.get_default_dtype())
+            self._mask_dtype = honoured_mask_dtype(self._call, (self.mask_token_id, other), dtype, input_ids.device)
+        mask = visible if self._mask_dtype == torch.bool else additive_mask(visible, self._mask_dtype)
+        return self._call(input_ids, position_ids, mask, past_key_values)
+
+    def _call(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor,
+        past_key_values: ExplicitKeyValues | None,
+    ) -> torch.Tensor:
+        return self.model(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            use_cache=past_key_values is not None,
+        ).logits
