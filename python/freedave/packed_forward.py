@@ -22,7 +22,7 @@ import torch
 from freedave.cache import KeyValueCache, Write
 
 # A CPU's matrix product takes four rows at a time, and computes what is left over otherwise, in other bits. With whole fours
-# a row's result does not depend on how many others there are (MKL, float32: measured for 1 to 500 rows, 1 to 16 threads).
+# a row's result does not depend on how many others there are (MKL's strict mode, float32; `reproducible_products.py`).
 ROWS_TOGETHER = 4
 
 # On a CPU, up to this many stored keys are copied next to each run's own.

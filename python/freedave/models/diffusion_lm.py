@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from freedave.attention import DraftAttention, attend, use_bidirectional_attention
 from freedave.explicit_mask import ExplicitKeyValues, additive_mask, explicit_logits, honoured_mask_dtype
 from freedave.packed_forward import ROWS_TOGETHER, PackedForward
+from freedave.reproducible_products import try_products
 
 ATTENTIONS = ("block_causal", "full")
 
@@ -92,6 +93,7 @@ class DiffusionLM:
             )
         self._needs_mask = not use_bidirectional_attention(model)
         self._mask_dtype: torch.dtype | None = None
+        self._threads_tried: int | None = None
         self.has_plain_head = not self._needs_mask and type(model).__name__ in _PLAIN_HEADS
 
     @property
@@ -136,6 +138,9 @@ class DiffusionLM:
         self, input_ids: torch.Tensor, position_ids: torch.Tensor, rows: torch.Tensor, attention: DraftAttention
     ) -> torch.Tensor:
         """What `project` makes logits of, `[R, *]`, at flattened positions `rows [R]`; attention layers call `attention`."""
+        if self._threads_tried != torch.get_num_threads():  # which products are divided among
+            try_products(self.model, self.projection)
+            self._threads_tried = torch.get_num_threads()
         calls = 0
 
         def counted(layer: int, *tensors: Any) -> torch.Tensor:
