@@ -44,6 +44,8 @@ def bidirectional_attention(
     """
     if draft_attention is not None:
         layer: Any = module.layer_idx
+        # Under autocast, the rotation of positions makes float32 of queries and keys; torch's own attention would cast them.
+        query, key = query.to(value.dtype), key.to(value.dtype)
         return draft_attention(layer, query, key, value, scaling), None
     out = F.scaled_dot_product_attention(
         query,
@@ -207,6 +209,8 @@ def attention_with_log_sum_exp(
     is the place for a fused kernel of another device: on a CPU it is torch's, elsewhere the two are computed from the scores.
     """
     if query.device.type == "cpu":
+        if additive_mask is not None:
+            additive_mask = additive_mask.to(query.dtype)
         out, sums = _cpu_kernel(query, key, value, 0.0, False, attn_mask=additive_mask, scale=scaling)
         return out, sums
     return attention_from_scores(query, key, value, scaling, additive_mask)
