@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Any
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any, SupportsIndex
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +21,26 @@ ATTENTIONS = ("block_causal", "full")
 _PLAIN_HEADS = frozenset({"Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM", "Glm4MoeForCausalLM"})
 
 
-def as_token_ids(token_ids: int | Sequence[int] | None) -> tuple[int, ...]:
-    """One id, several or none, as a tuple."""
+def as_token_ids(token_ids: SupportsIndex | Iterable[SupportsIndex] | None) -> tuple[int, ...]:
+    """One id, several or none, as a tuple; any integral numbers, those of numpy and torch too.
+
+    Raises:
+        TypeError: what is not one.
+    """
     if token_ids is None:
         return ()
-    return (token_ids,) if isinstance(token_ids, int) else tuple(token_ids)
+    if isinstance(token_ids, Iterable) and not isinstance(token_ids, str) and getattr(token_ids, "ndim", 1):
+        return tuple(map(_as_token_id, token_ids))
+    return (_as_token_id(token_ids),)
+
+
+def _as_token_id(value: Any) -> int:
+    try:
+        if isinstance(value, bool) or "bool" in str(getattr(value, "dtype", "")):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"a token id must be an integer, got {value!r} ({type(value).__name__})") from None
 
 
 class DiffusionLM:
@@ -75,7 +91,7 @@ class DiffusionLM:
             )
 
         self.model = model.eval()
-        self.mask_token_id = mask_token_id
+        self.mask_token_id = mask_token_id = _as_token_id(mask_token_id)
         self.attention = attention
         self.block_length = block_length
         self.logits_shift = logits_shift
