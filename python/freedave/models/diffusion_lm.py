@@ -29,7 +29,7 @@ def as_token_ids(token_ids: SupportsIndex | Iterable[SupportsIndex] | None) -> t
     """
     if token_ids is None:
         return ()
-    if isinstance(token_ids, Iterable) and not isinstance(token_ids, str) and getattr(token_ids, "ndim", 1):
+    if isinstance(token_ids, Iterable) and not isinstance(token_ids, str) and getattr(token_ids, "ndim", None) != 0:
         return tuple(map(_as_token_id, token_ids))
     return (_as_token_id(token_ids),)
 
@@ -110,7 +110,6 @@ class DiffusionLM:
         self._needs_mask = not use_bidirectional_attention(model)
         self._mask_dtype: torch.dtype | None = None
         self._threads_tried: int | None = None
-        self.has_plain_head = not self._needs_mask and type(model).__name__ in _PLAIN_HEADS
 
     @property
     def eos_token_id(self) -> int | None:
@@ -164,12 +163,18 @@ class DiffusionLM:
             calls += 1
             return attention(layer, *tensors)
 
-        features = self._features(rows, input_ids, position_ids, draft_attention=counted)
+        problem = (
+            f"{type(self.model).__name__} hands no keyword arguments to its attention layers, so drafts would see each "
+            "other; wrap it in a torch.nn.Module that takes 4-D attention masks"
+        )
+        try:
+            features = self._features(rows, input_ids, position_ids, draft_attention=counted)
+        except TypeError as error:
+            if "draft_attention" in str(error):  # a forward that takes no such argument
+                raise TypeError(problem) from error
+            raise
         if not calls:
-            raise TypeError(
-                f"{type(self.model).__name__} hands no keyword arguments to its attention layers, so drafts would see each "
-                "other; wrap it in a torch.nn.Module that takes 4-D attention masks"
-            )
+            raise TypeError(problem)
         return features
 
     def packed_features(self, forward: PackedForward, rows: torch.Tensor) -> torch.Tensor:
@@ -181,6 +186,19 @@ class DiffusionLM:
         if missing:
             input_ids, position_ids = (F.pad(ids, (0, missing)) for ids in (input_ids, position_ids))
         return self.features_of_drafts(input_ids, position_ids, rows, functools.partial(attend, forward))
+
+    @property
+    def has_plain_head(self) -> bool:
+        """Whether logits are `project` of the backbone's output and nothing else, so that some rows' need no others.
+
+        Where calling the model does more (hooks, a replaced `forward`), it is called.
+        """
+        model: Any = self.model
+        name = type(model).__name__
+        if self._needs_mask or name not in _PLAIN_HEADS or "forward" in vars(model):
+            return False
+        own_forward = type(model).forward.__module__ == type(model).__module__
+        return own_forward and not model._forward_pre_hooks and not model._forward_hooks
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
         """The logits `[R, V]` of features, of any of the rows."""
