@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import MASK, golden_lm, golden_model, prompt
+from tiny_models import MASK, experts_lm, golden_lm, golden_model, prompt
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
@@ -188,6 +188,15 @@ def test_the_model_is_left_as_it_was() -> None:
     generate(model, prompt(), max_new_tokens=4, **BLOCK_CAUSAL)
     assert model.config._attn_implementation == "eager"
     assert model.training
+    assert torch.equal(model(prompt()).logits, before)
+
+
+def test_experts_are_left_as_they_were() -> None:
+    model = copy.deepcopy(experts_lm(64).model)
+    model.set_experts_implementation("eager")
+    before = model(prompt()).logits
+    generate(model, prompt(), max_new_tokens=4, **BLOCK_CAUSAL)
+    assert model.config._experts_implementation == "eager"
     assert torch.equal(model(prompt()).logits, before)
 
 

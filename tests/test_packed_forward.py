@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import MASK, golden_lm, wide_lm
+from tiny_models import MASK, experts_lm, golden_lm, wide_lm
 
 from freedave import attention, packed_forward
 from freedave.attention import attend, attention_from_scores, attention_with_log_sum_exp, merge_into
@@ -233,3 +233,10 @@ def test_the_same_in_wide_models_and_on_several_threads(family, cache, length, w
     """There a row's product depends on how many rows there are, unless they come in fours, and MKL is in its strict mode."""
     for seed in range(3):
         assert_same_alone_and_with_others(wide_lm(family, width), cache, length, seed)
+
+
+@pytest.mark.parametrize("width", [64, 256])
+def test_the_same_with_experts(width, threads):
+    """How many tokens go to an expert depends on what else is in the forward."""
+    for seed in range(3):
+        assert_same_alone_and_with_others(experts_lm(width), "exact", 12, seed)

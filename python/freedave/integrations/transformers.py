@@ -212,6 +212,7 @@ def _as_diffusion_lm(
         )
     with _turn(model):
         implementation, training = config._attn_implementation, model.training
+        experts = config._experts_implementation
         try:
             yield freedave.DiffusionLM(
                 model,
@@ -223,6 +224,7 @@ def _as_diffusion_lm(
             )
         finally:
             model.set_attn_implementation(implementation)
+            model.set_experts_implementation(experts)
             model.train(training)
 
 

@@ -9,8 +9,10 @@ from typing import Any, SupportsIndex
 
 import torch
 import torch.nn.functional as F
+from transformers import PreTrainedModel
 
 from freedave.attention import DraftAttention, attend, use_bidirectional_attention
+from freedave.experts import use_experts_in_fours
 from freedave.explicit_mask import ExplicitKeyValues, additive_mask, explicit_logits, honoured_mask_dtype
 from freedave.packed_forward import ROWS_TOGETHER, PackedForward
 from freedave.reproducible_products import try_products
@@ -48,8 +50,9 @@ class DiffusionLM:
 
     Args:
         model: any module called as transformers causal language models are. A transformers model is put into evaluation
-            mode and switched to bidirectional attention. Any other module gets a 4-D `attention_mask`, bool (True is visible)
-            or additive (0, and -inf for what is hidden): the one that it honours, which is tried before its first forward.
+            mode and switched to bidirectional attention (on a CPU, to experts with rows by the four as well). Any other
+            module gets a 4-D `attention_mask`, bool (True is visible) or additive (0, and -inf for what is hidden): the one
+            that it honours, which is tried before its first forward.
         mask_token_id: the id of the mask token; must lie inside the model's input vocabulary.
         attention: "block_causal" (SDAR, TraDo, LLaDA2: positions see their own block and earlier ones) or "full" (LLaDA,
             Dream).
@@ -108,6 +111,8 @@ class DiffusionLM:
                 "this checkpoint and this mask token do not belong together"
             )
         self._needs_mask = not use_bidirectional_attention(model)
+        if isinstance(model, PreTrainedModel):
+            use_experts_in_fours(model)
         self._mask_dtype: torch.dtype | None = None
         self._threads_tried: int | None = None
 
