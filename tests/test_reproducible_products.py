@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from test_wrapped_modules import Wrapper
 from tiny_models import golden_lm, golden_model, prompt
 
 import freedave
@@ -123,6 +124,11 @@ def test_a_difference_is_said_once_and_before_the_first_decode(other_bits):
         assert len(texts) == expected
     assert difference().startswith("float32 is not lossless here: in matrix products (64 features to ")
     assert "4 rows have other bits than the same rows among 128" in difference()
+
+
+def test_wrapped_modules_are_tried_too(other_bits):
+    with pytest.warns(RuntimeWarning, match="float32 is not lossless here"):
+        freedave.generate(DiffusionLM(Wrapper(golden_model("block_causal")), 63, block_length=4), prompt(), 4)
 
 
 def test_a_difference_is_part_of_the_error_and_of_info(other_bits, capsys):

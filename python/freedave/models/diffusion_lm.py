@@ -158,9 +158,7 @@ class DiffusionLM:
         self, input_ids: torch.Tensor, position_ids: torch.Tensor, rows: torch.Tensor, attention: DraftAttention
     ) -> torch.Tensor:
         """What `project` makes logits of, `[R, *]`, at flattened positions `rows [R]`; attention layers call `attention`."""
-        if self._threads_tried != torch.get_num_threads():  # which products are divided among
-            try_products(self.model, self.projection)
-            self._threads_tried = torch.get_num_threads()
+        self._try_products()
         calls = 0
 
         def counted(layer: int, *tensors: Any) -> torch.Tensor:
@@ -224,6 +222,12 @@ class DiffusionLM:
         )
         return head if plain and not head._forward_pre_hooks and not head._forward_hooks else None
 
+    def _try_products(self) -> None:
+        threads = torch.get_num_threads()  # a product is divided among them
+        if self._threads_tried != threads:
+            try_products(self.model, self.projection)
+            self._threads_tried = threads
+
     def _features(
         self, rows: torch.Tensor, input_ids: torch.Tensor, position_ids: torch.Tensor | None, **arguments: Any
     ) -> torch.Tensor:
@@ -241,6 +245,7 @@ class DiffusionLM:
         past_key_values: ExplicitKeyValues | None,
     ) -> torch.Tensor:
         """The logits `[N, L, V]` of a module that does its own attention, under a mask of visible keys."""
+        self._try_products()
         if self._mask_dtype is None:
             other = 0 if self.mask_token_id else 1
             dtype = next((parameter.dtype for parameter in self.model.parameters()), torch.get_default_dtype())
