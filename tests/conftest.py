@@ -16,6 +16,8 @@ import pytest
 import torch
 import triton_interpreter
 
+import freedave  # noqa: F401  (before the first matrix product, whose mode it sets)
+
 # Inputs that are drawn while tests are collected are the same in every process that shares them out.
 torch.manual_seed(0)
 

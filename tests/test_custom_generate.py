@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import Any
 
 import pytest
 import torch
-from tiny_models import MASK, golden_lm, golden_model, prompt
+from tiny_models import MASK, experts_lm, golden_lm, golden_model, prompt
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
@@ -187,6 +189,63 @@ def test_the_model_is_left_as_it_was() -> None:
     assert model.config._attn_implementation == "eager"
     assert model.training
     assert torch.equal(model(prompt()).logits, before)
+
+
+def test_experts_are_left_as_they_were() -> None:
+    model = copy.deepcopy(experts_lm(64).model)
+    model.set_experts_implementation("eager")
+    before = model(prompt()).logits
+    generate(model, prompt(), max_new_tokens=4, **BLOCK_CAUSAL)
+    assert model.config._experts_implementation == "eager"
+    assert torch.equal(model(prompt()).logits, before)
+
+
+def test_threads_take_turns_on_a_model() -> None:
+    """Each gets its own answer, and the model is left as it was; without turns, the first to end switches attention back."""
+    model = copy.deepcopy(golden_model("block_causal"))
+    model.set_attn_implementation("sdpa")
+    model.train()
+    prompts = [prompt(length, seed) for seed, length in enumerate((4, 9, 6, 12))]
+    expected = [on_golden(one) for one in prompts]
+    started = threading.Barrier(len(prompts))
+
+    def answer(one: torch.Tensor) -> list[torch.Tensor]:
+        started.wait()
+        return [generate(model, one, max_new_tokens=16, **BLOCK_CAUSAL) for _ in range(3)]
+
+    with ThreadPoolExecutor(len(prompts)) as threads:
+        answers = list(threads.map(answer, prompts))
+    for same, sequences in zip(answers, expected, strict=True):
+        assert all(torch.equal(one, sequences) for one in same)
+    assert model.config._attn_implementation == "sdpa" and model.training
+
+
+def test_a_second_call_waits_for_the_first() -> None:
+    """It does not find the model switched, and take that for its own; on_step may generate with the same model."""
+    model = copy.deepcopy(golden_model("block_causal"))
+    model.set_attn_implementation("sdpa")
+    events: list[str] = []
+    inside = threading.Event()
+    arguments = {"max_new_tokens": 8, **BLOCK_CAUSAL}
+
+    def on_first_step(_: freedave.Commit) -> None:
+        if not events:
+            events.append("first")
+            inside.set()
+            generate(model, prompt(), **arguments)
+            second.join(0.5)
+            events.append("first goes on")
+
+    def call_second() -> None:
+        inside.wait()
+        generate(model, prompt(9), on_step=lambda _: events.append("second"), **arguments)
+
+    second = threading.Thread(target=call_second)
+    second.start()
+    generate(model, prompt(), on_step=on_first_step, **arguments)
+    second.join()
+    assert events[:2] == ["first", "first goes on"] and set(events[2:]) == {"second"}
+    assert model.config._attn_implementation == "sdpa"
 
 
 def test_a_difference_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,9 @@ from tiny_models import prompt
 
 import freedave
 from freedave import prediction
+from freedave.fixed_shape_decoder import FixedShapeDecoder
 from freedave.prediction import Predictor
+from freedave.settings import resolve_settings
 from freedave_kernels import predict_tokens
 
 VOCAB, WIDTH, MASK = 10_000, 32, 9_999
@@ -118,6 +120,66 @@ def test_a_head_that_does_more_makes_all_logits(shapes, change):
     assert shapes == [(4, VOCAB)]
     expected = predict_tokens(lm.project(features), input_ids, MASK, suppress_tokens=[MASK])
     assert all(map(torch.equal, result, expected))
+
+
+# ------------------------------------------------------------------------------- a model that is more than its head
+
+
+def favour(output):
+    """Of a model's output, one whose every token is 5."""
+    output.logits[..., 5] += 1e4
+    return output
+
+
+def hook_on_the_model(model, monkeypatch) -> None:
+    model.register_forward_hook(lambda module, args, output: favour(output))
+
+
+def pre_hook_on_the_model(model, monkeypatch) -> None:
+    """Hooks that see nothing but what the whole model gets, and change a parameter."""
+
+    def change(module, args, arguments):
+        with torch.no_grad():
+            module.lm_head.bias = torch.nn.Parameter(1e4 * (torch.arange(VOCAB) == 5))
+
+    model.register_forward_pre_hook(change, with_kwargs=True)
+
+
+def forward_of_the_model(model, monkeypatch) -> None:
+    original = model.forward
+    model.forward = lambda *args, **arguments: favour(original(*args, **arguments))
+
+
+def forward_of_its_class(model, monkeypatch) -> None:
+    original = type(model).forward
+    monkeypatch.setattr(type(model), "forward", lambda *args, **arguments: favour(original(*args, **arguments)))
+
+
+@pytest.mark.parametrize(
+    "change", [hook_on_the_model, pre_hook_on_the_model, forward_of_the_model, forward_of_its_class]
+)
+def test_what_is_around_the_model_is_honoured(change, monkeypatch):
+    """In every way to decode; the head alone is used where there is nothing around it."""
+    lm = large_vocabulary_lm()
+    assert lm.has_plain_head
+    change(lm.model, monkeypatch)
+    assert not lm.has_plain_head and lm.projection is None
+    out = freedave.generate(lm, prompt(5), 16, draft_steps=4)
+    assert (out.sequences[:, 5:] == 5).all()
+    decoder = FixedShapeDecoder(lm, resolve_settings(lm, 5, 16, 4), slots=1, capacity=24)
+    decoder.add(0, prompt(5)[0].tolist())
+    while not all(decoder.poll()):
+        decoder.step()
+    assert (decoder.tokens[0, 5:21] == 5).all()
+    assert (lm.logits(prompt(5), torch.arange(5)).argmax(-1) == 5).all()
+
+
+def test_a_forward_that_takes_no_more_arguments_is_refused():
+    lm = large_vocabulary_lm()
+    original = lm.model.forward
+    lm.model.forward = lambda input_ids, position_ids, use_cache: original(input_ids, position_ids=position_ids)
+    with pytest.raises(TypeError, match="hands no keyword arguments to its attention layers.*wrap it"):
+        freedave.generate(lm, prompt(5), 8)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -57,5 +57,31 @@ def wide_lm(family: str, width: int) -> DiffusionLM:
     return DiffusionLM(model, MASK, **OPTIONS[family])
 
 
+@functools.cache
+def experts_lm(width: int) -> DiffusionLM:
+    """Two layers of `width` features, block-causal, one with eight experts of which each token goes to two; 64 tokens."""
+    config = transformers.Glm4MoeConfig(
+        vocab_size=64,
+        hidden_size=width,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        intermediate_size=2 * width,
+        moe_intermediate_size=width // 2,
+        n_routed_experts=8,
+        n_shared_experts=1,
+        num_experts_per_tok=2,
+        n_group=2,
+        topk_group=1,
+        first_k_dense_replace=1,
+        max_position_embeddings=512,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.Glm4MoeForCausalLM(config)
+    return DiffusionLM(model, MASK, **OPTIONS["block_causal"])
+
+
 def prompt(length: int = 8, seed: int = 0) -> torch.Tensor:
     return torch.randint(MASK, (1, length), generator=torch.Generator().manual_seed(seed))

@@ -44,6 +44,8 @@ def bidirectional_attention(
     """
     if draft_attention is not None:
         layer: Any = module.layer_idx
+        # Under autocast, the rotation of positions makes float32 of queries and keys; torch's own attention would cast them.
+        query, key = query.to(value.dtype), key.to(value.dtype)
         return draft_attention(layer, query, key, value, scaling), None
     out = F.scaled_dot_product_attention(
         query,
@@ -203,10 +205,12 @@ def attention_with_log_sum_exp(
 ) -> Partial:
     """Attention and the log-sum-exp of its scores: `[N, H, L, D]` in the inputs' type and `[N, H, L]` float32.
 
-    `query [N, H, L, D]`, `key` and `value [N, G, T, D]` with H a multiple of G. This is the place for a fused kernel of
-    another device: on a CPU it is torch's, elsewhere the two are computed from the scores.
+    `query [N, H, L, D]`, `key` and `value [N, G, T, D]` with H a multiple of G; `additive_mask [N or 1, 1, L or 1, T]`. This
+    is the place for a fused kernel of another device: on a CPU it is torch's, elsewhere the two are computed from the scores.
     """
     if query.device.type == "cpu":
+        if additive_mask is not None:
+            additive_mask = additive_mask.to(query.dtype)
         out, sums = _cpu_kernel(query, key, value, 0.0, False, attn_mask=additive_mask, scale=scaling)
         return out, sums
     return attention_from_scores(query, key, value, scaling, additive_mask)
@@ -224,7 +228,7 @@ def attention_from_scores(
     grouped = query.unflatten(1, (groups, heads // groups))
     scores = (grouped @ key.unsqueeze(2).transpose(-1, -2)).float() * (scaling or query.shape[-1] ** -0.5)
     if additive_mask is not None:
-        scores = scores + additive_mask
+        scores = scores + additive_mask.unsqueeze(2)  # [N, 1, L, T] beside [N, G, H / G, L, T]
     sums = scores.logsumexp(-1)
     out = (scores - sums[..., None]).exp().to(value.dtype) @ value.unsqueeze(2)
     return out.flatten(1, 2), sums.flatten(1, 2)

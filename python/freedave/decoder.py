@@ -175,7 +175,7 @@ class Decoder:
         num_drafts, steps_taken = numbers_on_device.chunk(2)
 
         token_ids = drafts.clone()
-        confidence = torch.full(drafts.shape, float("-inf"), device=lm.device)
+        confidence = torch.full(drafts.shape, float("-inf"), dtype=torch.float32, device=lm.device)
         for forward, prediction in calls:
             began = time.perf_counter()
             features = lm.packed_features(forward, prediction.logits_row)

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from freedave.reproducible_products import difference
+
 
 class NonFiniteLogitsError(RuntimeError):
     """The model produced NaN or infinite logits at a position that had to be decoded."""
@@ -101,11 +103,12 @@ def compare_with_static(out: DecodeOutput, static: DecodeOutput) -> None:
     if not bool(different.any()):
         return
     row, first = different.nonzero()[0].tolist()
+    reason = difference()
     raise LosslessnessError(
         f"{int((tokens != expected).sum())} of {tokens.numel()} tokens differ from static decoding; the first difference is "
         f"at generated position {first} of sequence {row}: token {int(tokens[row, first])} at step "
         f"{int(out.step_map[row, first])}, statically token {int(expected[row, first])} at step "
-        f"{int(static.step_map[row, first])}",
+        f"{int(static.step_map[row, first])}" + ("" if reason is None else f". {reason}"),
         out,
         static,
     )

@@ -22,7 +22,7 @@ import torch
 from freedave.cache import KeyValueCache, Write
 
 # A CPU's matrix product takes four rows at a time, and computes what is left over otherwise, in other bits. With whole fours
-# a row's result does not depend on how many others there are (MKL, float32: measured for 1 to 500 rows, 1 to 16 threads).
+# a row's result does not depend on how many others there are (MKL's strict mode, float32; `reproducible_products.py`).
 ROWS_TOGETHER = 4
 
 # On a CPU, up to this many stored keys are copied next to each run's own.
@@ -79,7 +79,8 @@ class PackedForward:
     """One call of the model: tokens and positions `[1, T]`, what they attend to, and what the cache keeps of them.
 
     The cache retains the tokens from `retain` on until the next forward.
-    Windows cover the tokens in order, without gaps; contexts some of them. `masks` holds the block-causal masks made so far.
+    Windows cover the tokens in order, without gaps; contexts some of them. Without a cache, every run sees itself alone.
+    `masks` holds the block-causal masks made so far.
     """
 
     input_ids: torch.Tensor
@@ -90,11 +91,6 @@ class PackedForward:
     retain: int
     cache: KeyValueCache | None
     masks: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
-
-    @property
-    def is_rectangle(self) -> bool:
-        """Whether it is nothing but drafts of equal length, which see themselves alone."""
-        return len(self.windows) == 1 and self.windows[0].keys is None and self.cache is None
 
 
 @dataclass

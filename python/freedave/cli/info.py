@@ -14,7 +14,7 @@ import torch
 
 import freedave
 import freedave_kernels
-from freedave.cli.machine import processor
+from freedave.cli.machine import float32_products, processor
 
 PACKAGES = (
     "freedave-kernels",
@@ -85,7 +85,12 @@ def build() -> dict[str, Any]:
 def devices() -> dict[str, Any]:
     """The processor, and the GPUs that torch sees."""
     found: dict[str, Any] = {
-        "cpu": {"name": processor(), "cores": os.cpu_count(), "torch_threads": torch.get_num_threads()},
+        "cpu": {
+            "name": processor(),
+            "cores": os.cpu_count(),
+            "torch_threads": torch.get_num_threads(),
+            "float32": float32_products(),
+        },
         "cuda": [],
     }
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):

@@ -43,13 +43,15 @@ def noise(length: int, samples: int, seed: int) -> Noise:
         for row, subset in enumerate(subsets):
             masked[row, list(subset)] = True
         # A subset of size l has probability 1 / (n * C(n, l)), and the sum over it weighs n / l.
-        weight = torch.tensor([1 / (len(subset) * math.comb(length, len(subset))) for subset in subsets])
+        weight = torch.tensor(
+            [1 / (len(subset) * math.comb(length, len(subset))) for subset in subsets], dtype=torch.float32
+        )
         return Noise(masked, weight)
     generator = torch.Generator().manual_seed(seed)
-    spread = (torch.arange(samples) + torch.rand(1, generator=generator)) / samples
+    spread = (torch.arange(samples) + torch.rand(1, dtype=torch.float32, generator=generator)) / samples
     sizes = 1 + (spread * length).long().clamp(max=length - 1)
-    order = torch.rand(samples, length, generator=generator).argsort(dim=1).argsort(dim=1)
-    return Noise(order < sizes[:, None], length / sizes / samples)
+    order = torch.rand(samples, length, dtype=torch.float32, generator=generator).argsort(dim=1).argsort(dim=1)
+    return Noise(order < sizes[:, None], length / sizes.float() / samples)
 
 
 def log_likelihood_bound(

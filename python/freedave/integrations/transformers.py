@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import inspect
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
@@ -74,6 +76,9 @@ def custom_generate(
     **model_kwargs: Any,
 ) -> torch.LongTensor | FreeDaveGenerateOutput:
     """The decoding loop of `model.generate(input_ids, custom_generate=custom_generate, ...)`.
+
+    The model's attention is bidirectional until it returns. Calls from several threads take turns on a model; another forward
+    of it, as `generate` without `custom_generate` makes them, must not run meanwhile.
 
     Args:
         model ... streamer: from transformers. `max_new_tokens`, `eos_token_id` (one or several), `pad_token_id`,
@@ -190,7 +195,10 @@ def _as_diffusion_lm(
     logits_shift: bool | None,
     ends: Sequence[int],
 ) -> Iterator[freedave.DiffusionLM]:
-    """The model as the decoder sees it; its attention implementation and mode are put back afterwards."""
+    """The model as the decoder sees it; its attention implementation and mode are put back afterwards.
+
+    They are the model's, not a thread's, so calls that share a model take turns.
+    """
     config = model.config
     mask_token_id = getattr(config, "mask_token_id", None) if mask_token_id is None else mask_token_id
     attention = getattr(config, "attention", None) if attention is None else attention
@@ -202,19 +210,32 @@ def _as_diffusion_lm(
             f"{' and '.join(missing)} missing: the model's config does not say, so pass it to generate (attention is "
             "'block_causal' or 'full')"
         )
-    implementation, training = config._attn_implementation, model.training
-    try:
-        yield freedave.DiffusionLM(
-            model,
-            mask_token_id,  # type: ignore[arg-type]
-            attention=attention,  # type: ignore[arg-type]
-            block_length=getattr(config, "block_length", None) if block_length is None else block_length,
-            logits_shift=bool(getattr(config, "logits_shift", False) if logits_shift is None else logits_shift),
-            eos_token_id=ends or None,
-        )
-    finally:
-        model.set_attn_implementation(implementation)
-        model.train(training)
+    with _turn(model):
+        implementation, training = config._attn_implementation, model.training
+        experts = config._experts_implementation
+        try:
+            yield freedave.DiffusionLM(
+                model,
+                mask_token_id,  # type: ignore[arg-type]
+                attention=attention,  # type: ignore[arg-type]
+                block_length=getattr(config, "block_length", None) if block_length is None else block_length,
+                logits_shift=bool(getattr(config, "logits_shift", False) if logits_shift is None else logits_shift),
+                eos_token_id=ends or None,
+            )
+        finally:
+            model.set_attn_implementation(implementation)
+            model.set_experts_implementation(experts)
+            model.train(training)
+
+
+_turns: WeakKeyDictionary[PreTrainedModel, threading.RLock] = WeakKeyDictionary()
+_turns_lock = threading.Lock()
+
+
+def _turn(model: PreTrainedModel) -> threading.RLock:
+    """The lock of a model; the thread that holds it may take it again (`on_step` may generate)."""
+    with _turns_lock:
+        return _turns.setdefault(model, threading.RLock())
 
 
 class _Stream:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Any
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any, SupportsIndex
 
 import torch
 import torch.nn.functional as F
+from transformers import PreTrainedModel
 
 from freedave.attention import DraftAttention, attend, use_bidirectional_attention
-from freedave.explicit_mask import ExplicitKeyValues, dense_mask
+from freedave.experts import use_experts_in_fours
+from freedave.explicit_mask import ExplicitKeyValues, additive_mask, explicit_logits, honoured_mask_dtype
 from freedave.packed_forward import ROWS_TOGETHER, PackedForward
+from freedave.reproducible_products import try_products
 
 ATTENTIONS = ("block_causal", "full")
 
@@ -19,11 +23,26 @@ ATTENTIONS = ("block_causal", "full")
 _PLAIN_HEADS = frozenset({"Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM", "Glm4MoeForCausalLM"})
 
 
-def as_token_ids(token_ids: int | Sequence[int] | None) -> tuple[int, ...]:
-    """One id, several or none, as a tuple."""
+def as_token_ids(token_ids: SupportsIndex | Iterable[SupportsIndex] | None) -> tuple[int, ...]:
+    """One id, several or none, as a tuple; any integral numbers, those of numpy and torch too.
+
+    Raises:
+        TypeError: what is not one.
+    """
     if token_ids is None:
         return ()
-    return (token_ids,) if isinstance(token_ids, int) else tuple(token_ids)
+    if isinstance(token_ids, Iterable) and not isinstance(token_ids, str) and getattr(token_ids, "ndim", None) != 0:
+        return tuple(map(_as_token_id, token_ids))
+    return (_as_token_id(token_ids),)
+
+
+def _as_token_id(value: Any) -> int:
+    try:
+        if isinstance(value, bool) or "bool" in str(getattr(value, "dtype", "")):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"a token id must be an integer, got {value!r} ({type(value).__name__})") from None
 
 
 class DiffusionLM:
@@ -31,7 +50,9 @@ class DiffusionLM:
 
     Args:
         model: any module called as transformers causal language models are. A transformers model is put into evaluation
-            mode and switched to bidirectional attention.
+            mode and switched to bidirectional attention (on a CPU, to experts with rows by the four as well). Any other
+            module gets a 4-D `attention_mask`, bool (True is visible) or additive (0, and -inf for what is hidden): the one
+            that it honours, which is tried before its first forward.
         mask_token_id: the id of the mask token; must lie inside the model's input vocabulary.
         attention: "block_causal" (SDAR, TraDo, LLaDA2: positions see their own block and earlier ones) or "full" (LLaDA,
             Dream).
@@ -73,7 +94,7 @@ class DiffusionLM:
             )
 
         self.model = model.eval()
-        self.mask_token_id = mask_token_id
+        self.mask_token_id = mask_token_id = _as_token_id(mask_token_id)
         self.attention = attention
         self.block_length = block_length
         self.logits_shift = logits_shift
@@ -89,8 +110,11 @@ class DiffusionLM:
                 f"mask_token_id {mask_token_id} is outside the model's vocabulary of {self.vocab_size} tokens: "
                 "this checkpoint and this mask token do not belong together"
             )
-        self.has_plain_head = type(model).__name__ in _PLAIN_HEADS
         self._needs_mask = not use_bidirectional_attention(model)
+        if isinstance(model, PreTrainedModel):
+            use_experts_in_fours(model)
+        self._mask_dtype: torch.dtype | None = None
+        self._threads_tried: int | None = None
 
     @property
     def eos_token_id(self) -> int | None:
@@ -123,17 +147,18 @@ class DiffusionLM:
 
         `position_ids [1, T]` (None: from 0), `attention_mask [1, 1, T, T]` bool (None: everything is visible).
         """
-        if attention_mask is None and self._needs_mask:
-            length = input_ids.shape[1]
-            attention_mask = torch.ones(1, 1, length, length, dtype=torch.bool, device=input_ids.device)
-        return self.project(
-            self._features(rows, input_ids, position_ids, attention_mask=attention_mask, past_key_values=None)
-        )
+        if self._needs_mask:
+            if attention_mask is None:
+                length = input_ids.shape[1]
+                attention_mask = torch.ones(1, 1, length, length, dtype=torch.bool, device=input_ids.device)
+            return self._masked_logits(input_ids, position_ids, attention_mask, None).flatten(0, 1)[rows]
+        return self.project(self._features(rows, input_ids, position_ids, attention_mask=attention_mask))
 
     def features_of_drafts(
         self, input_ids: torch.Tensor, position_ids: torch.Tensor, rows: torch.Tensor, attention: DraftAttention
     ) -> torch.Tensor:
         """What `project` makes logits of, `[R, *]`, at flattened positions `rows [R]`; attention layers call `attention`."""
+        self._try_products()
         calls = 0
 
         def counted(layer: int, *tensors: Any) -> torch.Tensor:
@@ -141,27 +166,42 @@ class DiffusionLM:
             calls += 1
             return attention(layer, *tensors)
 
-        features = self._features(rows, input_ids, position_ids, draft_attention=counted)
+        problem = (
+            f"{type(self.model).__name__} hands no keyword arguments to its attention layers, so drafts would see each "
+            "other; wrap it in a torch.nn.Module that takes 4-D attention masks"
+        )
+        try:
+            features = self._features(rows, input_ids, position_ids, draft_attention=counted)
+        except TypeError as error:
+            if "draft_attention" in str(error):  # a forward that takes no such argument
+                raise TypeError(problem) from error
+            raise
         if not calls:
-            raise TypeError(
-                f"{type(self.model).__name__} hands no keyword arguments to its attention layers, so drafts would see each "
-                "other; wrap it in a torch.nn.Module that takes 4-D attention masks"
-            )
+            raise TypeError(problem)
         return features
 
     def packed_features(self, forward: PackedForward, rows: torch.Tensor) -> torch.Tensor:
         """What `project` makes logits of, `[R, *]`, at tokens `rows [R]` of a packed forward; updates its cache."""
+        if self._needs_mask:
+            return explicit_logits(self._masked_logits, forward, rows)
         input_ids, position_ids = forward.input_ids, forward.position_ids
-        if not self._needs_mask:
-            missing = -input_ids.shape[1] % ROWS_TOGETHER
-            if missing:
-                input_ids, position_ids = (F.pad(ids, (0, missing)) for ids in (input_ids, position_ids))
-            return self.features_of_drafts(input_ids, position_ids, rows, functools.partial(attend, forward))
-        if forward.is_rectangle:  # the module knows batches: no need to mask drafts from each other
-            window = forward.windows[0]
-            input_ids, position_ids = input_ids.view(window.count, -1), position_ids[:, : window.length]
-        cached = None if forward.cache is None else ExplicitKeyValues(forward)
-        return self._features(rows, input_ids, position_ids, attention_mask=dense_mask(forward), past_key_values=cached)
+        missing = -input_ids.shape[1] % ROWS_TOGETHER
+        if missing:
+            input_ids, position_ids = (F.pad(ids, (0, missing)) for ids in (input_ids, position_ids))
+        return self.features_of_drafts(input_ids, position_ids, rows, functools.partial(attend, forward))
+
+    @property
+    def has_plain_head(self) -> bool:
+        """Whether logits are `project` of the backbone's output and nothing else, so that some rows' need no others.
+
+        Where calling the model does more (hooks, a replaced `forward`), it is called.
+        """
+        model: Any = self.model
+        name = type(model).__name__
+        if self._needs_mask or name not in _PLAIN_HEADS or "forward" in vars(model):
+            return False
+        own_forward = type(model).forward.__module__ == type(model).__module__
+        return own_forward and not model._forward_pre_hooks and not model._forward_hooks
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
         """The logits `[R, V]` of features, of any of the rows."""
@@ -182,12 +222,48 @@ class DiffusionLM:
         )
         return head if plain and not head._forward_pre_hooks and not head._forward_hooks else None
 
+    def _try_products(self) -> None:
+        threads = torch.get_num_threads()  # a product is divided among them
+        if self._threads_tried != threads:
+            try_products(self.model, self.projection)
+            self._threads_tried = threads
+
     def _features(
         self, rows: torch.Tensor, input_ids: torch.Tensor, position_ids: torch.Tensor | None, **arguments: Any
     ) -> torch.Tensor:
-        arguments |= {"input_ids": input_ids, "position_ids": position_ids}
-        arguments["use_cache"] = arguments.get("past_key_values") is not None
+        arguments |= {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False}
         model: Any = self.model
         if self.has_plain_head:  # the vocabulary projection runs on the rows that are read, not on every position
             return model.base_model(**arguments).last_hidden_state.flatten(0, 1)[rows]
         return model(**arguments).logits.flatten(0, 1)[rows]
+
+    def _masked_logits(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor | None,
+        visible: torch.Tensor,
+        past_key_values: ExplicitKeyValues | None,
+    ) -> torch.Tensor:
+        """The logits `[N, L, V]` of a module that does its own attention, under a mask of visible keys."""
+        self._try_products()
+        if self._mask_dtype is None:
+            other = 0 if self.mask_token_id else 1
+            dtype = next((parameter.dtype for parameter in self.model.parameters()), torch.get_default_dtype())
+            self._mask_dtype = honoured_mask_dtype(self._call, (self.mask_token_id, other), dtype, input_ids.device)
+        mask = visible if self._mask_dtype == torch.bool else additive_mask(visible, self._mask_dtype)
+        return self._call(input_ids, position_ids, mask, past_key_values)
+
+    def _call(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor,
+        past_key_values: ExplicitKeyValues | None,
+    ) -> torch.Tensor:
+        return self.model(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            use_cache=past_key_values is not None,
+        ).logits
