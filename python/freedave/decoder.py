@@ -49,7 +49,7 @@ class Committed:
 
     def describe(self) -> Commit:
         sequence = self.sequence
-        positions = [position for position in self.positions if position < sequence.end]
+        positions = [position for position in self.positions if position < sequence.answer_end]
         return Commit(
             forward=self.forward,
             steps=self.steps,
@@ -59,6 +59,7 @@ class Committed:
             tokens=sequence.committed,
             total=sequence.total,
             finished=sequence.finished,
+            length=sequence.answer_end - sequence.prompt_length,
             sequence=sequence.index,
         )
 
