@@ -11,19 +11,13 @@ import torch.nn.functional as F
 
 from freedave.attention import DraftAttention, attend, use_bidirectional_attention
 from freedave.explicit_mask import ExplicitKeyValues, dense_mask
+from freedave.integers import as_int, as_token_ids
 from freedave.packed_forward import ROWS_TOGETHER, PackedForward
 
 ATTENTIONS = ("block_causal", "full")
 
 # Classes whose logits are exactly lm_head(backbone output), so that the head can run on a few rows only.
 _PLAIN_HEADS = frozenset({"Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM", "Glm4MoeForCausalLM"})
-
-
-def as_token_ids(token_ids: int | Sequence[int] | None) -> tuple[int, ...]:
-    """One id, several or none, as a tuple."""
-    if token_ids is None:
-        return ()
-    return (token_ids,) if isinstance(token_ids, int) else tuple(token_ids)
 
 
 class DiffusionLM:
@@ -63,8 +57,9 @@ class DiffusionLM:
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         if attention not in ATTENTIONS:
             raise ValueError(f"attention must be one of {', '.join(ATTENTIONS)}, got {attention!r}")
-        if block_length is not None and block_length < 1:
-            raise ValueError(f"block_length must be at least 1, got {block_length}")
+        if block_length is not None:
+            block_length = as_int("DiffusionLM", "block_length", block_length, minimum=1)
+        mask_token_id = as_int("DiffusionLM", "mask_token_id", mask_token_id)
         if attention == "block_causal" and block_length is None:
             raise ValueError("block_length is needed for block-causal attention (SDAR and TraDo were trained with 4)")
         if attention == "block_causal" and logits_shift:
@@ -77,7 +72,7 @@ class DiffusionLM:
         self.attention = attention
         self.block_length = block_length
         self.logits_shift = logits_shift
-        self.eos_token_ids = as_token_ids(eos_token_id)
+        self.eos_token_ids = as_token_ids("eos_token_id", eos_token_id)
         self.tokenizer = tokenizer
         self.name = name or type(model).__name__
 
@@ -99,7 +94,7 @@ class DiffusionLM:
 
     @eos_token_id.setter
     def eos_token_id(self, token_ids: int | Sequence[int] | None) -> None:
-        self.eos_token_ids = as_token_ids(token_ids)
+        self.eos_token_ids = as_token_ids("eos_token_id", token_ids)
 
     @property
     def takes_draft_attention(self) -> bool:
