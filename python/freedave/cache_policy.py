@@ -78,25 +78,49 @@ class ExactCache:
         builder.predict(batch_index, 0, masked, [begin + start + i for i in masked])
 
     def _plan_segments(self, sequence: Sequence, batch_index: int, builder: ForwardBuilder) -> None:
-        size, states = self._size, sequence.states
-        self._segments = segments = plan_segments(states, sequence.reach, size, self._mask)
-        first = builder.tokens
+        size = self._size
+        self._segments = segments = plan_segments(sequence.states, sequence.reach, size, self._mask)
         # Those of one block of the window have chains of one length and lie side by side.
         order = sorted(range(len(segments.block)), key=segments.block.__getitem__)
+        whole, rest = divmod(sequence.length, size)
         place = [0] * len(order)
-        for n, s in enumerate(order):
-            place[s] = first + n * size
-        for block, group in itertools.groupby(order, key=segments.block.__getitem__):
-            members, span = list(group), slice(block * size, (block + 1) * size)
-            keys = None
-            if block:
-                keys = [key for s in members for c in segments.chain[s] for key in range(place[c], place[c] + size)]
-            builder.add([states[segments.draft[s]][span] for s in members], sequence.start + span.start, keys=keys)
-        first_places = [(segments.draft[s], segments.block[s] * size) for s in order]
-        builder.predict_masked(batch_index, first, first_places, size, self._mask)
-        builder.attend(first, len(place), size, sequence.slot, [(0, sequence.start)])
-        builder.retain_from(first)
+        builder.retain_from(builder.tokens)
+        self._plan_blocks(sequence, batch_index, builder, [s for s in order if segments.block[s] < whole], size, place)
+        if rest:  # the sequence's last block, where the model's positions end within it
+            short = [s for s in order if segments.block[s] == whole]
+            self._plan_blocks(sequence, batch_index, builder, short, rest, place)
         self._first_token = [token - builder.retained for token in place]
+
+    def _plan_blocks(
+        self,
+        sequence: Sequence,
+        batch_index: int,
+        builder: ForwardBuilder,
+        members: list[int],
+        length: int,
+        place: list[int],
+    ) -> None:
+        """Adds segments of one length, in order of their blocks; notes in `place` where each one begins."""
+        if not members:
+            return
+        segments, size, first = self._segments, self._size, builder.tokens
+        for n, s in enumerate(members):
+            place[s] = first + n * length
+        for block, group in itertools.groupby(members, key=segments.block.__getitem__):
+            alike, begin = list(group), block * size
+            keys = None
+            if block:  # those before a segment in its chain are whole blocks
+                keys = [
+                    key
+                    for s in alike
+                    for c in segments.chain[s]
+                    for key in range(place[c], place[c] + (length if c == s else size))
+                ]
+            runs = [sequence.states[segments.draft[s]][begin : begin + length] for s in alike]
+            builder.add(runs, sequence.start + begin, keys=keys)
+        first_places = [(segments.draft[s], segments.block[s] * size) for s in members]
+        builder.predict_masked(batch_index, first, first_places, length, self._mask)
+        builder.attend(first, len(members), length, sequence.slot, [(0, sequence.start)])
 
     def rank(self, sequence: Sequence, confidence: torch.Tensor) -> None:
         pass

@@ -52,7 +52,8 @@ def generate(
     Args:
         lm: the model (`load_model`, `DiffusionLM`).
         input_ids: `[B, P]` int64, the prompts.
-        max_new_tokens: positions to generate. A block-causal model decodes whole blocks and the result is cut there.
+        max_new_tokens: positions to generate. A block-causal model decodes whole blocks, as far as it has positions, and the
+            result is cut there.
         draft_steps: K, drafts a forward verifies; 1 is static decoding.
         block_length: None: the model's own (full attention without one: the whole answer is one block). Blocks are aligned
             at position 0 for block-causal models and at the end of the prompt for full attention.
