@@ -49,6 +49,8 @@ class Settings:
     """Whether blocks are aligned at position 0 (block-causal attention) or at the end of the prompt."""
     max_positions: int | None = None
     """What the model has; a block that would reach beyond is cut short there. None: there is no limit."""
+    prefill_chunk: int | None = None
+    """Prompt tokens that a forward stores at most, where it need not store all. None: there is no limit."""
 
     def static(self) -> Settings:
         """The same decode, one step a forward."""
@@ -133,6 +135,7 @@ def resolve_settings(
     eos_token_id: int | Sequence[int] | None = None,
     lookahead_steps: int | None = None,
     stop_sequences: Sequence[Sequence[int]] = (),
+    prefill_chunk: int | None = 512,
 ) -> Settings:
     """Checks `generate`'s arguments; raises `TypeError` or `ValueError` naming the argument.
 
@@ -146,6 +149,8 @@ def resolve_settings(
     block_length = as_int("generate", "block_length", block_length, minimum=1)
     if lookahead_steps is not None:
         lookahead_steps = as_int("generate", "lookahead_steps", lookahead_steps, minimum=1)
+    if prefill_chunk is not None:
+        prefill_chunk = as_int("generate", "prefill_chunk", prefill_chunk, minimum=1)
     expect_choice("generate", "order", order, ORDERS)
     expect_choice("generate", "drafting", drafting, DRAFTINGS)
     expect_choice("generate", "cache", cache, CACHES)
@@ -178,6 +183,7 @@ def resolve_settings(
         stop_sequences=stops,
         aligned_at_zero=lm.attention == "block_causal",
         max_positions=lm.max_positions,
+        prefill_chunk=prefill_chunk,
     )
     check_length(lm, settings, prompt_length)
     return settings
