@@ -8,6 +8,7 @@ import torch
 from tiny_models import MASK, golden_lm, prompt
 
 import freedave
+from freedave import packed_forward
 from freedave.decoder import Decoder
 from freedave.sequence import Sequence
 from freedave.settings import resolve_settings
@@ -33,7 +34,7 @@ def finish(engine: Decoder) -> None:
 def expect_as_alone(lm, sequence: Sequence, start: list[int], max_new_tokens: int = 16, **options) -> None:
     options = {"draft_steps": 4, "block_length": 8} | options
     alone = freedave.generate(lm, torch.tensor([start]), max_new_tokens, **options)
-    assert sequence.finished
+    assert sequence.finished and sequence.error is None
     assert sequence.generated(sequence.tokens) == alone.sequences[0, len(start) :].tolist()
     assert sequence.generated(sequence.step_map) == alone.step_map[0].tolist()
 
@@ -151,3 +152,71 @@ def test_integers_of_other_libraries():
         freedave.generate(lm, prompt(8), 16, stop_sequences=["ab"])
     with pytest.raises(TypeError, match="draft_steps must be an int, got bool"):
         freedave.generate(lm, prompt(8), 16, draft_steps=True)
+
+
+BROKEN = 57
+
+
+@pytest.fixture(params=FAMILIES, ids="-".join)
+def broken_token(request, monkeypatch):
+    """A model in which one token, that is in no answer, breaks what it is in; and the cache policy."""
+    family, cache = request.param
+    lm = golden_lm(family)
+    weight = lm.model.model.embed_tokens.weight
+    kept = weight[BROKEN].clone()
+    weight.data[BROKEN] = float("nan")
+    monkeypatch.setattr(packed_forward, "JOINED_KEYS", 8)
+    yield lm, {"cache": cache, "block_length": 8, "draft_steps": 4}
+    weight.data[BROKEN] = kept
+
+
+def test_a_broken_sequence_leaves_the_others_alone(broken_token):
+    """It is reported and dropped; whoever gets its slot next knows nothing of it."""
+    lm, options = broken_token
+    engine = engine_for(lm, slots=3, **options)
+    starts = [ids(20), [*ids(18, 1), BROKEN], ids(11, 2)]
+    first, broken, third = map(engine.add, starts)
+    engine.launch()
+    commits = engine.poll()
+    assert [commit.sequence for commit in commits] == [first, broken, third]
+    assert broken.finished and broken.error.sequences == (1,) and broken.accepted_lengths == [0]
+    assert "sequence 1: the logits of position" in str(broken.error)
+    report = commits[1].describe()
+    assert report.finished and report.positions == [] and report.steps == report.tokens == 0
+    assert engine.sequences == [first, third] and engine.free_slots == 1
+    later = engine.add(ids(7, 3))
+    assert later.slot == broken.slot
+    finish(engine)
+    for sequence, start in ((first, starts[0]), (third, starts[2]), (later, ids(7, 3))):
+        expect_as_alone(lm, sequence, start, **options)
+
+
+def test_a_slot_forgets_a_request_that_was_cancelled_before_it_broke(broken_token):
+    lm, options = broken_token
+    engine = engine_for(lm, slots=2, **options)
+    kept, broken = engine.add(ids(9)), engine.add([BROKEN, *ids(18, 1)])
+    engine.launch()
+    engine.drop(broken)
+    assert len(engine.poll()) == 1 and broken.error is None
+    later = engine.add(ids(5, 2))
+    finish(engine)
+    expect_as_alone(lm, kept, ids(9), **options)
+    expect_as_alone(lm, later, ids(5, 2), **options)
+
+
+def test_generate_names_the_broken_ones_and_keeps_the_others(broken_token):
+    lm, options = broken_token
+    healthy = torch.cat([prompt(12, seed) for seed in range(4)])
+    input_ids, commits = healthy.clone(), []
+    input_ids[1, 3] = input_ids[3, 11] = BROKEN
+    with pytest.raises(freedave.NonFiniteLogitsError, match="^sequence 1: .*; the same happened to 3$") as caught:
+        freedave.generate(lm, input_ids, 16, on_step=commits.append, check_lossless=True, **options)
+    error, expected = caught.value, freedave.generate(lm, healthy[::2], 16, **options)
+    assert error.sequences == (1, 3)
+    assert torch.equal(error.output.sequences[::2], expected.sequences)
+    assert torch.equal(error.output.step_map[::2], expected.step_map)
+    assert (error.output.step_map[1::2] == -1).all() and (error.output.sequences[1::2, 12:] == MASK).all()
+    assert error.output.stats.accepted_by_sequence == [
+        expected.stats.accepted_by_sequence[0], [0], expected.stats.accepted_by_sequence[1], [0]
+    ]  # fmt: skip
+    assert {commit.sequence for commit in commits if commit.finished} == {0, 1, 2, 3}

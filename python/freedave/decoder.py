@@ -26,7 +26,7 @@ import torch
 from freedave.cache_policy import CachePolicy, new_cache, policy_for
 from freedave.integers import as_int
 from freedave.models.diffusion_lm import DiffusionLM
-from freedave.output import Commit, NonFiniteLogitsError
+from freedave.output import Commit
 from freedave.packed_forward import ForwardBuilder
 from freedave.prediction import Predictor
 from freedave.sequence import ACCEPTED, NON_FINITE, PREFIX_LENGTH, STEPS, Sequence
@@ -249,7 +249,11 @@ class Decoder:
         )
 
     def poll(self) -> list[Committed]:
-        """What the launched step committed, one entry a sequence that it predicted; finished ones free their slots."""
+        """What the launched step committed, one entry a sequence that it predicted; finished ones free their slots.
+
+        A sequence whose logits were not finite where it had to be decoded is finished by that, with `sequence.error`; the
+        others go on.
+        """
         if self._launched is None:
             raise RuntimeError("no step is under way: call launch() first")
         storing, active, step = self._launched
@@ -261,16 +265,17 @@ class Decoder:
         commits: list[Committed] = []
         tokens: list[int] = []
         places: list[int] = []
-        for slot, record in zip(active, [] if step is None else step.record.tolist(), strict=True):
-            if slot in dropped:
-                continue
-            assert step is not None
-            commits.append(self._advance(slot, record, step.layout, step.length, tokens, places))
+        if step is not None:
+            layout, length = step.layout, step.length
+            for slot, record in zip(active, step.record.tolist(), strict=True):
+                if slot not in dropped:
+                    commits.append(self._advance(slot, record, layout, length, tokens, places))
         if tokens:
             assert self._cache is not None
             with torch.inference_mode():
                 both = torch.tensor([tokens, places], device=self._lm.device)
                 self._cache.keep(both[0], both[1])
+        self._free += [slot.sequence.slot for slot in self._active if slot.sequence.finished]
         self._active = [slot for slot in self._active if not slot.sequence.finished]
         self.forwards += 1
         return commits
@@ -281,15 +286,11 @@ class Decoder:
         """Commits what a step found out about one sequence; adds what the cache keeps of it, and where."""
         sequence, start = slot.sequence, slot.sequence.start
         if record[NON_FINITE] >= 0:
-            raise NonFiniteLogitsError(
-                f"sequence {sequence.index}: the logits of position {start + record[NON_FINITE]} are not finite (forward "
-                f"{self.forwards}); check the weights and the dtype of the model"
-            )
+            sequence.fail(record[NON_FINITE], self.forwards)
+            return Committed(sequence, self.forwards, [], 0)
         drafts = [record[begin : begin + length] for begin in range(layout.drafts.start, layout.drafts.stop, length)]
         new = sequence.advance(drafts, record, record[layout.step_map], self.forwards)
-        if sequence.finished:
-            self._free.append(sequence.slot)
-        else:
+        if not sequence.finished:
             kept = slot.policy.kept(record[ACCEPTED], record[PREFIX_LENGTH])
             first = sequence.slot * self._capacity + start
             tokens += kept

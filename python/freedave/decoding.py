@@ -87,7 +87,8 @@ def generate(
 
     Raises:
         TypeError, ValueError: a bad argument, before anything runs.
-        NonFiniteLogitsError: the model produced NaN or infinite logits.
+        NonFiniteLogitsError: the model produced NaN or infinite logits; raised once all other sequences are decoded, with
+            their `output`.
         LosslessnessError: `check_lossless` found a difference.
 
     Source: FreeDave (free draft-and-verification); the window and recycled drafting are this project's own.
@@ -142,4 +143,9 @@ def _decode(
     stats.forward_seconds = decoder.forward_seconds
     stats.cache_bytes = decoder.cache_bytes
     stats.total_seconds = time.perf_counter() - began
+    broken = [sequence for sequence in sequences if sequence.error is not None]
+    if broken:
+        others = ", ".join(str(sequence.index) for sequence in broken[1:])
+        message = f"{broken[0].error}" + (f"; the same happened to {others}" if others else "")
+        raise NonFiniteLogitsError(message, [sequence.index for sequence in broken], out)
     return out

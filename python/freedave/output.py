@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 
 class NonFiniteLogitsError(RuntimeError):
-    """The model produced NaN or infinite logits at a position that had to be decoded."""
+    """The model produced NaN or infinite logits at a position that had to be decoded.
+
+    `sequences` are the indices of those it happened to. Where `generate` raises it, `output` holds what was decoded: the
+    other sequences are whole; of a broken one, what was committed before, with the mask token and step -1 everywhere else.
+    """
+
+    def __init__(self, message: str, sequences: Sequence[int] = (), output: DecodeOutput | None = None) -> None:
+        super().__init__(message)
+        self.sequences = tuple(sequences)
+        self.output = output
 
 
 class LosslessnessError(RuntimeError):
@@ -27,7 +37,8 @@ class Commit:
     Positions count from the sequence's first generated one; `sequence` is its index in the batch, `forward` counts the
     forwards of the whole batch. `length` is how long the answer can still be: `total`, and less once an end token or a stop
     sequence is committed, which may stand before positions of its block that earlier commits reported: those are no part of
-    the answer. `tokens` counts what is committed of the answer.
+    the answer. `tokens` counts what is committed of the answer. A sequence that breaks (`NonFiniteLogitsError`) is reported
+    once more, finished and without positions.
     """
 
     forward: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from freedave.output import NonFiniteLogitsError
 from freedave.settings import Settings
 from freedave_kernels.ops.draft_step import COUNTERS
 
@@ -22,7 +23,7 @@ class Sequence:
 
     An answer ends behind its first end token or stop sequence, once the block in which it stands is finished, or at `end`.
     `answer_end` is that position as far as it is known: what is committed behind it is no part of the answer, though the rest
-    of its block still depends on it. Nothing in the prompt ends an answer.
+    of its block still depends on it. Nothing in the prompt ends an answer. `error` says why a sequence was given up.
 
     Policies of full attention (`settings.cache` "prefix" and "dual") prove one block a cache, so their windows end with
     the next block, and only drafts with something left to fill in the current one are forwarded.
@@ -45,6 +46,7 @@ class Sequence:
         self.steps_taken = 0
         self.accepted_lengths: list[int] = []
         self.finished = False
+        self.error: NonFiniteLogitsError | None = None
         self.answer_end = self.end
         self._unchecked = settings.first_block(len(prompt))
 
@@ -95,6 +97,16 @@ class Sequence:
             self.start += passed
             self._open_window([draft[passed:length] for draft in drafts[: max(record[NUM_DRAFTS], 1)]])
         return [position for position in new if position < self.answer_end]
+
+    def fail(self, position: int, forward: int) -> None:
+        """Gives the sequence up, because the logits of a window's `position` were not finite; nothing more is committed."""
+        self.error = NonFiniteLogitsError(
+            f"sequence {self.index}: the logits of position {self.start + position} are not finite (forward {forward}); "
+            "check the weights and the dtype of the model",
+            [self.index],
+        )
+        self.accepted_lengths.append(0)
+        self.finished = True
 
     def _is_finished(self) -> bool:
         """Whether nothing is left to decode; finds `answer_end`, and looks at each finished block once."""
