@@ -102,8 +102,8 @@ BAD_REQUESTS = [
     ([-1], 8, ValueError, "the prompt holds token ids from -1 to -1"),
     ([1, MASK, 2], 8, ValueError, r"the prompt holds the mask token \(id 63\) at position 1"),
     ([], 8, ValueError, "the prompt is empty"),
-    ([1.5], 8, TypeError, r"the prompt must be token ids, whole numbers, got \[1.5\]"),
-    ("text", 8, TypeError, "the prompt must be token ids, whole numbers, got 'text'"),
+    ([1.5], 8, TypeError, r"the prompt: a token id must be an integer, got 1\.5"),
+    ("text", 8, TypeError, "the prompt: a token id must be an integer, got 'text'"),
     ([1] * 4, -3, ValueError, "Decoder.add: max_new_tokens must be at least 1, got -3"),
     ([1] * 4, 0, ValueError, "max_new_tokens must be at least 1, got 0"),
     ([1] * 4, 2.5, TypeError, "Decoder.add: max_new_tokens must be an int, got float"),
@@ -126,30 +126,15 @@ def test_a_bad_request_is_refused_and_changes_nothing(start, new, error, message
 
 def test_integers_of_other_libraries():
     """Wherever an int is expected; what only looks like one is refused."""
-    lm = golden_lm()
-    whole = freedave.generate(lm, prompt(8), 16, 4, block_length=8)
-    end = int(whole.sequences[0, 20])
-    expected = freedave.generate(lm, prompt(8), 16, 4, block_length=8, eos_token_id=end)
-    n = np.int64
-    for ends in (n(end), np.array([end]), torch.tensor(end), torch.tensor([end]), [n(end)]):
-        out = freedave.generate(
-            lm, prompt(8), n(16), np.int32(4), n(8), n(1), eos_token_id=ends, lookahead_steps=torch.tensor(4)
-        )
-        assert torch.equal(out.sequences, expected.sequences) and torch.equal(out.step_map, expected.step_map)
-    model = freedave.DiffusionLM(lm.model, n(MASK), block_length=n(8), eos_token_id=n(end))
-    assert model.eos_token_ids == (end,) and type(model.mask_token_id) is int
-    engine = engine_for(model)
+    lm, n = golden_lm(), np.int64
+    expected = freedave.generate(lm, prompt(8), 16, 4, block_length=8)
+    out = freedave.generate(lm, prompt(8), n(16), np.int32(4), n(8), n(1), lookahead_steps=torch.tensor(4))
+    assert torch.equal(out.sequences, expected.sequences) and torch.equal(out.step_map, expected.step_map)
+    engine = engine_for(lm)
     sequences = [engine.add(start, n(16)) for start in (np.array(ids(8)), prompt(8)[0])]
     finish(engine)
     for sequence in sequences:
         assert sequence.generated(sequence.tokens) == expected.sequences[0, 8:].tolist()
-    for value in (3.5, [3.5], True, "3", [[3]], np.array([0.5])):
-        with pytest.raises(TypeError, match="eos_token_id must be token ids, whole numbers, got"):
-            freedave.generate(lm, prompt(8), 16, eos_token_id=value)
-        with pytest.raises(TypeError, match="eos_token_id must be token ids"):
-            freedave.DiffusionLM(lm.model, MASK, block_length=8, eos_token_id=value)
-    with pytest.raises(TypeError, match="a stop sequence must be token ids, whole numbers, got"):
-        freedave.generate(lm, prompt(8), 16, stop_sequences=["ab"])
     with pytest.raises(TypeError, match="draft_steps must be an int, got bool"):
         freedave.generate(lm, prompt(8), 16, draft_steps=True)
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from freedave.integers import as_int, as_token_ids
-from freedave.models.diffusion_lm import DiffusionLM
+from freedave.integers import as_int
+from freedave.models.diffusion_lm import DiffusionLM, as_token_ids
 from freedave_kernels.arguments import ORDERS, expect_choice, expect_threshold
 from freedave_kernels.ops.draft_step import DRAFTINGS
 
@@ -87,7 +87,10 @@ def check_prompts(lm: DiffusionLM, input_ids: torch.Tensor, attention_mask: torc
 
 def check_prompt(lm: DiffusionLM, prompt: Sequence[int] | torch.Tensor, which: str = "the prompt") -> list[int]:
     """One prompt's token ids; raises TypeError or ValueError naming it by `which`."""
-    token_ids = list(as_token_ids(which, prompt))
+    try:
+        token_ids = list(as_token_ids(prompt))
+    except TypeError as error:
+        raise TypeError(f"{which}: {error}") from None
     if not token_ids:
         raise ValueError(f"{which} is empty: give at least one token")
     if lm.mask_token_id in token_ids:
@@ -161,8 +164,8 @@ def resolve_settings(
         )
     if cache == "auto":
         cache = "exact" if lm.attention == "block_causal" else "none"
-    eos_token_ids = lm.eos_token_ids if eos_token_id is None else as_token_ids("eos_token_id", eos_token_id)
-    stops = tuple(as_token_ids("a stop sequence", stop) for stop in stop_sequences)
+    eos_token_ids = lm.eos_token_ids if eos_token_id is None else as_token_ids(eos_token_id)
+    stops = tuple(as_token_ids(stop) for stop in stop_sequences)
     if () in stops:
         raise ValueError("a stop sequence is empty: every text contains it")
     for name, token_ids in (("eos_token_id", eos_token_ids), *(("stop_sequences:", stop) for stop in stops)):

@@ -3,21 +3,43 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Any
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any, SupportsIndex
 
 import torch
 import torch.nn.functional as F
 
 from freedave.attention import DraftAttention, attend, use_bidirectional_attention
 from freedave.explicit_mask import ExplicitKeyValues, dense_mask
-from freedave.integers import as_int, as_token_ids
 from freedave.packed_forward import ROWS_TOGETHER, PackedForward
 
 ATTENTIONS = ("block_causal", "full")
 
 # Classes whose logits are exactly lm_head(backbone output), so that the head can run on a few rows only.
 _PLAIN_HEADS = frozenset({"Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM", "Glm4MoeForCausalLM"})
+
+
+def as_token_ids(token_ids: SupportsIndex | Iterable[SupportsIndex] | None) -> tuple[int, ...]:
+    """One id, several or none, as a tuple; any integral numbers, those of numpy and torch too.
+
+    Raises:
+        TypeError: what is not one.
+    """
+    if token_ids is None:
+        return ()
+    if isinstance(token_ids, Iterable) and not isinstance(token_ids, str) and getattr(token_ids, "ndim", None) != 0:
+        return tuple(map(_as_token_id, token_ids))
+    return (_as_token_id(token_ids),)
+
+
+def _as_token_id(value: Any) -> int:
+    try:
+        if isinstance(value, bool) or "bool" in str(getattr(value, "dtype", "")):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"a token id must be an integer, got {value!r} ({type(value).__name__})") from None
 
 
 class DiffusionLM:
@@ -57,9 +79,8 @@ class DiffusionLM:
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         if attention not in ATTENTIONS:
             raise ValueError(f"attention must be one of {', '.join(ATTENTIONS)}, got {attention!r}")
-        if block_length is not None:
-            block_length = as_int("DiffusionLM", "block_length", block_length, minimum=1)
-        mask_token_id = as_int("DiffusionLM", "mask_token_id", mask_token_id)
+        if block_length is not None and block_length < 1:
+            raise ValueError(f"block_length must be at least 1, got {block_length}")
         if attention == "block_causal" and block_length is None:
             raise ValueError("block_length is needed for block-causal attention (SDAR and TraDo were trained with 4)")
         if attention == "block_causal" and logits_shift:
@@ -68,11 +89,11 @@ class DiffusionLM:
             )
 
         self.model = model.eval()
-        self.mask_token_id = mask_token_id
+        self.mask_token_id = mask_token_id = _as_token_id(mask_token_id)
         self.attention = attention
         self.block_length = block_length
         self.logits_shift = logits_shift
-        self.eos_token_ids = as_token_ids("eos_token_id", eos_token_id)
+        self.eos_token_ids = as_token_ids(eos_token_id)
         self.tokenizer = tokenizer
         self.name = name or type(model).__name__
 
@@ -94,7 +115,7 @@ class DiffusionLM:
 
     @eos_token_id.setter
     def eos_token_id(self, token_ids: int | Sequence[int] | None) -> None:
-        self.eos_token_ids = as_token_ids("eos_token_id", token_ids)
+        self.eos_token_ids = as_token_ids(token_ids)
 
     @property
     def takes_draft_attention(self) -> bool:
