@@ -46,13 +46,15 @@ def generate(
     attention_mask: torch.Tensor | None = None,
     stop_sequences: Sequence[Sequence[int]] = (),
     measure_memory: bool = False,
+    prefill_chunk: int | None = 512,
 ) -> DecodeOutput:
     """Decodes prompts block by block, committing what static decoding commits, in fewer forwards.
 
     Args:
         lm: the model (`load_model`, `DiffusionLM`).
         input_ids: `[B, P]` int64, the prompts.
-        max_new_tokens: positions to generate. A block-causal model decodes whole blocks and the result is cut there.
+        max_new_tokens: positions to generate. A block-causal model decodes whole blocks, as far as it has positions, and the
+            result is cut there.
         draft_steps: K, drafts a forward verifies; 1 is static decoding.
         block_length: None: the model's own (full attention without one: the whole answer is one block). Blocks are aligned
             at position 0 for block-causal models and at the end of the prompt for full attention.
@@ -63,8 +65,8 @@ def generate(
         drafting: "recycled" or "nested" (as published).
         cache: "auto" (exact for block-causal models, none for full attention), "none", or for full attention "prefix" or
             "dual": approximations that refresh the cache once a block (`cache_policy.py`). They are part of static decoding.
-        eos_token_id: one id or several; a finished block that ends with one of them ends the sequence. None: the model's own;
-            an empty list: none.
+        eos_token_id: one id or several; a finished block that contains one of them among its generated tokens ends the
+            sequence, and the answer ends with the first one. None: the model's own; an empty list: none.
         lookahead_steps: for how many of its next steps each draft is prepared with predictions; None: for all
             `draft_steps`, which takes the fewest forwards. Less leaves out following blocks that few drafts get to: many
             fewer positions are computed for a few more forwards, which is faster where compute is scarce (a CPU).
@@ -72,15 +74,21 @@ def generate(
         check_lossless: decode statically as well and compare.
         attention_mask: `[B, P]`, 1 at the tokens of a prompt and 0 at its padding, which may stand on the left or on the
             right; the model never sees padding. None: there is none.
-        stop_sequences: lists of token ids; a sequence ends with the finished block by which its answer contains one.
+        stop_sequences: lists of token ids; a sequence ends with the finished block by which its answer contains one. The
+            answer ends with the first one's last token: a caller who wants it gone cuts it off.
         measure_memory: fill `stats.peak_bytes` (slows a CPU down).
+        prefill_chunk: how many tokens of prompts a forward stores at most, in whole blocks. Longer prompts of block-causal
+            models are computed in chunks of that many, while sequences whose prompt is stored go on beside them. That is
+            exact: it changes no token. None: a prompt is computed at once. Full attention and `cache="none"` compute whole
+            sequences at a time, which cannot be divided.
 
     Returns:
         `DecodeOutput`.
 
     Raises:
         TypeError, ValueError: a bad argument, before anything runs.
-        NonFiniteLogitsError: the model produced NaN or infinite logits.
+        NonFiniteLogitsError: the model produced NaN or infinite logits; raised once all other sequences are decoded, with
+            their `output`.
         LosslessnessError: `check_lossless` found a difference.
 
     Source: FreeDave (free draft-and-verification); the window and recycled drafting are this project's own.
@@ -88,7 +96,7 @@ def generate(
     prompts = check_prompts(lm, input_ids, attention_mask)
     settings = resolve_settings(
         lm, max(map(len, prompts)), max_new_tokens, draft_steps, block_length, tokens_per_step, order, threshold, drafting,
-        cache, eos_token_id, lookahead_steps, stop_sequences,
+        cache, eos_token_id, lookahead_steps, stop_sequences, prefill_chunk,
     )  # fmt: skip
     with PeakMemory(lm.device) if measure_memory else nullcontext() as memory:
         out = _decode(lm, input_ids, prompts, settings, on_step)
@@ -135,4 +143,9 @@ def _decode(
     stats.forward_seconds = decoder.forward_seconds
     stats.cache_bytes = decoder.cache_bytes
     stats.total_seconds = time.perf_counter() - began
+    broken = [sequence for sequence in sequences if sequence.error is not None]
+    if broken:
+        others = ", ".join(str(sequence.index) for sequence in broken[1:])
+        message = f"{broken[0].error}" + (f"; the same happened to {others}" if others else "")
+        raise NonFiniteLogitsError(message, [sequence.index for sequence in broken], out)
     return out

@@ -59,8 +59,8 @@ class DiffusionLM:
         block_length: tokens a block, aligned at position 0. Needed for "block_causal"; for "full", the default of
             `generate` (None: the whole answer is one block).
         logits_shift: the logits of position i stand in row i-1 (Dream). Full attention only.
-        eos_token_id: one id or several; a finished block that ends with one of them ends the sequence. `lm.eos_token_ids`
-            holds all, `lm.eos_token_id` the first, which fills the rest of a sequence that has ended.
+        eos_token_id: one id or several; a finished block with one of them ends the sequence. `lm.eos_token_ids` holds all,
+            `lm.eos_token_id` the first, which fills the rest of a sequence that has ended.
         tokenizer: a transformers tokenizer, or None.
         name: shown to people.
 

@@ -1,0 +1,207 @@
+"""The step API as an engine uses it: arrivals and cancellations at any time, and requests that nothing can be done with."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import MASK, golden_lm, prompt
+
+import freedave
+from freedave import packed_forward
+from freedave.decoder import Decoder
+from freedave.sequence import Sequence
+from freedave.settings import resolve_settings
+
+FAMILIES = [("block_causal", "auto"), ("block_causal", "none"), ("full", "none"), ("full", "prefix"), ("full", "dual")]
+
+
+def engine_for(lm, slots: int = 4, capacity: int = 64, max_new_tokens: int = 16, **options) -> Decoder:
+    settings = resolve_settings(lm, 1, max_new_tokens, **({"draft_steps": 4, "block_length": 8} | options))
+    return Decoder(lm, settings, slots=slots, capacity=capacity)
+
+
+def ids(length: int, seed: int = 0) -> list[int]:
+    return prompt(length, seed)[0].tolist()
+
+
+def finish(engine: Decoder) -> None:
+    while engine.sequences:
+        engine.launch()
+        engine.poll()
+
+
+def expect_as_alone(lm, sequence: Sequence, start: list[int], max_new_tokens: int = 16, **options) -> None:
+    options = {"draft_steps": 4, "block_length": 8} | options
+    alone = freedave.generate(lm, torch.tensor([start]), max_new_tokens, **options)
+    assert sequence.finished and sequence.error is None
+    assert sequence.generated(sequence.tokens) == alone.sequences[0, len(start) :].tolist()
+    assert sequence.generated(sequence.step_map) == alone.step_map[0].tolist()
+
+
+@pytest.mark.parametrize(("family", "cache"), FAMILIES)
+def test_requests_arrive_while_a_step_is_under_way(family, cache):
+    """They wait for the next launch."""
+    lm = golden_lm(family)
+    engine = engine_for(lm, slots=3, cache=cache)
+    sequences = [engine.add(ids(6))]
+    engine.launch()
+    sequences.append(engine.add(ids(9, 1)))
+    assert [commit.sequence.index for commit in engine.poll()] == [0]
+    while len(sequences) < 6 or engine.sequences:
+        engine.launch()
+        if engine.free_slots and len(sequences) < 6:
+            sequences.append(engine.add(ids(5 + len(sequences), len(sequences))))
+        engine.poll()
+    for seed, sequence in enumerate(sequences):
+        start = ids([6, 9, 7, 8, 9, 10][seed], seed)
+        expect_as_alone(lm, sequence, start, cache=cache)
+    assert engine.free_slots == 3
+
+
+@pytest.mark.parametrize(("family", "cache"), FAMILIES)
+def test_requests_are_cancelled_while_a_step_is_under_way(family, cache):
+    """Nothing is committed of them, the others do not mind, and the slot is taken again."""
+    lm = golden_lm(family)
+    engine = engine_for(lm, slots=2, cache=cache)
+    kept, cancelled = engine.add(ids(6)), engine.add(ids(12, 1))
+    for _ in range(2):
+        engine.launch()
+        engine.poll()
+    tokens = cancelled.tokens.copy()
+    engine.launch()
+    engine.drop(cancelled)
+    with pytest.raises(ValueError, match="not being decoded"):
+        engine.drop(cancelled)
+    assert engine.free_slots == 0  # the step still uses it
+    assert [commit.sequence for commit in engine.poll()] == [kept]
+    assert cancelled.tokens == tokens and engine.sequences == [kept] and engine.free_slots == 1
+    later = engine.add(ids(9, 2))
+    finish(engine)
+    expect_as_alone(lm, kept, ids(6), cache=cache)
+    expect_as_alone(lm, later, ids(9, 2), cache=cache)
+
+
+def test_a_request_may_come_and_go_within_a_step():
+    lm = golden_lm()
+    engine = engine_for(lm, slots=2)
+    first = engine.add(ids(6))
+    engine.launch()
+    engine.drop(engine.add(ids(7)))
+    assert engine.free_slots == 1
+    assert len(engine.poll()) == 1 and engine.sequences == [first] and engine.free_slots == 1
+    engine.launch()
+    engine.drop(first)
+    assert engine.poll() == [] and engine.free_slots == 2
+    with pytest.raises(RuntimeError, match="nothing to decode"):
+        engine.launch()
+
+
+BAD_REQUESTS = [
+    ([1, 64], 8, ValueError, "the prompt holds token ids from 1 to 64, but the model's vocabulary has 64 tokens"),
+    ([-1], 8, ValueError, "the prompt holds token ids from -1 to -1"),
+    ([1, MASK, 2], 8, ValueError, r"the prompt holds the mask token \(id 63\) at position 1"),
+    ([], 8, ValueError, "the prompt is empty"),
+    ([1.5], 8, TypeError, r"the prompt: a token id must be an integer, got 1\.5"),
+    ("text", 8, TypeError, "the prompt: a token id must be an integer, got 'text'"),
+    ([1] * 4, -3, ValueError, "Decoder.add: max_new_tokens must be at least 1, got -3"),
+    ([1] * 4, 0, ValueError, "max_new_tokens must be at least 1, got 0"),
+    ([1] * 4, 2.5, TypeError, "Decoder.add: max_new_tokens must be an int, got float"),
+    ([1] * 505, 8, ValueError, r"the prompt \(505 tokens\) and max_new_tokens \(8\) need .* but the model has 512"),
+    ([1] * 90, 16, ValueError, r"the prompt \(90 tokens\).*need 112 positions, but a slot has 100"),
+]
+
+
+@pytest.mark.parametrize(("start", "new", "error", "message"), BAD_REQUESTS, ids=lambda value: str(value)[:20])
+def test_a_bad_request_is_refused_and_changes_nothing(start, new, error, message):
+    lm = golden_lm()
+    engine = engine_for(lm, slots=2, capacity=512 if len(start) > 500 else 100)
+    healthy = engine.add(ids(6))
+    with pytest.raises(error, match=message):
+        engine.add(start, new)
+    assert engine.free_slots == 1 and engine.sequences == [healthy]
+    finish(engine)
+    expect_as_alone(lm, healthy, ids(6))
+
+
+def test_integers_of_other_libraries():
+    """Wherever an int is expected; what only looks like one is refused."""
+    lm, n = golden_lm(), np.int64
+    expected = freedave.generate(lm, prompt(8), 16, 4, block_length=8)
+    out = freedave.generate(lm, prompt(8), n(16), np.int32(4), n(8), n(1), lookahead_steps=torch.tensor(4))
+    assert torch.equal(out.sequences, expected.sequences) and torch.equal(out.step_map, expected.step_map)
+    engine = engine_for(lm)
+    sequences = [engine.add(start, n(16)) for start in (np.array(ids(8)), prompt(8)[0])]
+    finish(engine)
+    for sequence in sequences:
+        assert sequence.generated(sequence.tokens) == expected.sequences[0, 8:].tolist()
+    with pytest.raises(TypeError, match="draft_steps must be an int, got bool"):
+        freedave.generate(lm, prompt(8), 16, draft_steps=True)
+
+
+BROKEN = 57
+
+
+@pytest.fixture(params=FAMILIES, ids="-".join)
+def broken_token(request, monkeypatch):
+    """A model in which one token, that is in no answer, breaks what it is in; and the cache policy."""
+    family, cache = request.param
+    lm = golden_lm(family)
+    weight = lm.model.model.embed_tokens.weight
+    kept = weight[BROKEN].clone()
+    weight.data[BROKEN] = float("nan")
+    monkeypatch.setattr(packed_forward, "JOINED_KEYS", 8)
+    yield lm, {"cache": cache, "block_length": 8, "draft_steps": 4}
+    weight.data[BROKEN] = kept
+
+
+def test_a_broken_sequence_leaves_the_others_alone(broken_token):
+    """It is reported and dropped; whoever gets its slot next knows nothing of it."""
+    lm, options = broken_token
+    engine = engine_for(lm, slots=3, **options)
+    starts = [ids(20), [*ids(18, 1), BROKEN], ids(11, 2)]
+    first, broken, third = map(engine.add, starts)
+    engine.launch()
+    commits = engine.poll()
+    assert [commit.sequence for commit in commits] == [first, broken, third]
+    assert broken.finished and broken.error.sequences == (1,) and broken.accepted_lengths == [0]
+    assert "sequence 1: the logits of position" in str(broken.error)
+    report = commits[1].describe()
+    assert report.finished and report.positions == [] and report.steps == report.tokens == 0
+    assert engine.sequences == [first, third] and engine.free_slots == 1
+    later = engine.add(ids(7, 3))
+    assert later.slot == broken.slot
+    finish(engine)
+    for sequence, start in ((first, starts[0]), (third, starts[2]), (later, ids(7, 3))):
+        expect_as_alone(lm, sequence, start, **options)
+
+
+def test_a_slot_forgets_a_request_that_was_cancelled_before_it_broke(broken_token):
+    lm, options = broken_token
+    engine = engine_for(lm, slots=2, **options)
+    kept, broken = engine.add(ids(9)), engine.add([BROKEN, *ids(18, 1)])
+    engine.launch()
+    engine.drop(broken)
+    assert len(engine.poll()) == 1 and broken.error is None
+    later = engine.add(ids(5, 2))
+    finish(engine)
+    expect_as_alone(lm, kept, ids(9), **options)
+    expect_as_alone(lm, later, ids(5, 2), **options)
+
+
+def test_generate_names_the_broken_ones_and_keeps_the_others(broken_token):
+    lm, options = broken_token
+    healthy = torch.cat([prompt(12, seed) for seed in range(4)])
+    input_ids, commits = healthy.clone(), []
+    input_ids[1, 3] = input_ids[3, 11] = BROKEN
+    with pytest.raises(freedave.NonFiniteLogitsError, match="^sequence 1: .*; the same happened to 3$") as caught:
+        freedave.generate(lm, input_ids, 16, on_step=commits.append, check_lossless=True, **options)
+    error, expected = caught.value, freedave.generate(lm, healthy[::2], 16, **options)
+    assert error.sequences == (1, 3)
+    assert torch.equal(error.output.sequences[::2], expected.sequences)
+    assert torch.equal(error.output.step_map[::2], expected.step_map)
+    assert (error.output.step_map[1::2] == -1).all() and (error.output.sequences[1::2, 12:] == MASK).all()
+    assert error.output.stats.accepted_by_sequence == [
+        expected.stats.accepted_by_sequence[0], [0], expected.stats.accepted_by_sequence[1], [0]
+    ]  # fmt: skip
+    assert {commit.sequence for commit in commits if commit.finished} == {0, 1, 2, 3}
