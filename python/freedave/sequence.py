@@ -47,6 +47,7 @@ class Sequence:
         # The first forward has one "draft": the state with nothing generated, which is right by definition.
         self.start = settings.first_block(len(prompt))
         self.refresh = True
+        self.num_drafts = 1
         self._open_window([self.tokens[self.start : self.start + settings.block_length]])
 
     @property
@@ -71,8 +72,39 @@ class Sequence:
 
         `drafts` are the next drafts over the window, `record` holds the counters of `draft_step`.
         """
-        start, length = self.start, self.length
+        length = self.length
         committed = drafts[0][:length]
+        new = self.commit(committed, record, step_map, forward)
+        if not self.finished:
+            passed = self._passed(committed, record)
+            self.refresh = passed > 0
+            self.start += passed
+            self._open_window([draft[passed:length] for draft in drafts[: max(record[NUM_DRAFTS], 1)]])
+        return new
+
+    def commit_on_device(self, committed: list[int], record: list[int], step_map: list[int], forward: int) -> list[int]:
+        """As `advance`, where the drafts stay on the device: the window moves, and what the next drafts are is not known."""
+        new = self.commit(committed, record, step_map, forward)
+        if not self.finished:
+            passed = self._passed(committed, record)
+            self.refresh = self._one_block and passed > 0
+            self.start += passed
+            self.num_drafts = max(record[NUM_DRAFTS], 1)
+        return new
+
+    def reach_ahead(self) -> int:
+        """How many positions from the window's start on the drafts, and the drafts made from any of them, can get to."""
+        state = self.tokens[self.start :]
+        steps = self.num_drafts - 1 + self._settings.lookahead_steps
+        blocks = 0 if self._settings.threshold is None else 1  # any draft's own first step may fill a block
+        return min(self._reach(state, steps) + blocks * self._settings.block_length, len(state))
+
+    def _passed(self, committed: list[int], record: list[int]) -> int:
+        return min(self._complete(committed) if self._one_block else record[PREFIX_LENGTH], len(committed))
+
+    def commit(self, committed: list[int], record: list[int], step_map: list[int], forward: int) -> list[int]:
+        """Writes what a forward proved of the window, and ends the sequence where it ends."""
+        start, length = self.start, len(committed)
         new = [start + i for i, step in enumerate(step_map[:length]) if step >= 0]
         self.tokens[start : start + length] = committed
         for position in new:
@@ -88,11 +120,6 @@ class Sequence:
             self.step_map[self._ended :] = [-1] * rest
             self.forward_map[self._ended :] = [-1] * rest
             new = [position for position in new if position < self._ended]
-        if not self.finished:
-            passed = min(self._complete(committed) if self._one_block else record[PREFIX_LENGTH], length)
-            self.refresh = passed > 0
-            self.start += passed
-            self._open_window([draft[passed:length] for draft in drafts[: max(record[NUM_DRAFTS], 1)]])
         return new
 
     def _has_ended(self) -> bool:
@@ -133,18 +160,18 @@ class Sequence:
         if self._one_block:
             del fresh[max(2 * size - len(drafts[0]), 0) :]
         states = [draft + fresh for draft in drafts]
-        reach = [self._reach(state) for state in states]
+        reach = [self._reach(state, self._settings.lookahead_steps) for state in states]
         length = reach[-1]  # the last draft is the furthest
         # A finished draft predicts nothing.
         open_until = size if self._one_block else length
         self.states = [state[:length] for state in states if self._mask in state[:open_until]]
         self.reach = [min(end, length) for end in reach[: len(self.states)]]
 
-    def _reach(self, state: list[int]) -> int:
-        """How far the next drafts of `state` can get: to the end of the block that the last lookahead step fills."""
+    def _reach(self, state: list[int], most_steps: int) -> int:
+        """How far `most_steps` static steps from `state` can get: to the end of the block that the last of them fills."""
         settings = self._settings
         length, steps = 0, 0
-        while length < len(state) and steps < settings.lookahead_steps:
+        while length < len(state) and steps < most_steps:
             in_block = state[length : length + settings.block_length].count(self._mask)
             length = min(length + settings.block_length, len(state))
             if settings.threshold is None:

@@ -1,0 +1,456 @@
+"""Decoding with all state on the device: a step is one sequence of launches of fixed shapes, which a CUDA graph holds.
+
+The planned executor (`decoder.py`) plans each forward on the host, so that it computes as little as possible. Where launches
+cost more than arithmetic (a GPU at small batch) this is the other way: a step forwards K drafts of a window for every slot, and
+everything from its input to the next drafts stays in the same tensors. The host chooses which step to replay next, from the
+record that it reads of the last one, and does nothing else.
+
+A step's forward has F tokens a draft, from `begin` on; predictions, verification and drafting look at a window of L of them:
+
+| cache | F tokens from | stored keys that they see | window |
+|---|---|---|---|
+| exact | the window's start | everything before it | blocks that the drafts can reach |
+| none | position 0 | none | the same |
+| dual | the block's start, the block alone | everything before and after it | the block |
+| prefix | the block's start, to the end | everything before it | the block |
+
+A sequence's first forward also carries its prompt, and with "dual" and "prefix" the first of each block carries the whole
+sequence; these are steps of one slot, with one draft.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import torch
+
+from freedave.compiled_layers import compiled_layers, is_compile_error
+from freedave.models.diffusion_lm import DiffusionLM
+from freedave.prediction import Predictor
+from freedave.sequence import Sequence
+from freedave.settings import Settings
+from freedave.window_attention import WindowAttention, attention_modules, layer_buffers
+from freedave_kernels import DraftStep, draft_step, keep
+from freedave_kernels.ops.draft_step import COUNTERS
+
+# Stands at positions beyond a sequence: never predicted, and nobody's token.
+_NOTHING = -1
+
+# The confidence of a position that has to rank first: with shifted logits a block's first one is committed by its refresh.
+_FIRST = torch.finfo(torch.float32).max
+
+# A forward of so many tokens takes a GPU little longer than one of a few (H100, 8B: 7.5 against 6.3 ms), so a smaller window
+# would be another shape for nothing.
+_FLAT_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is fixed in a step: `rows` sequences (`one`: a single one, whichever the host says), `drafts` K each, `forward` F
+    tokens a draft, `window` L of them. `whole`: the tokens begin where the host says, not where the window starts.
+    """
+
+    rows: int
+    drafts: int
+    forward: int
+    window: int
+    one: bool = False
+    whole: bool = False
+
+    def __str__(self) -> str:
+        kind = "a block's first forward" if self.whole else "step"
+        return f"{kind}: {self.rows} x {self.drafts} drafts x {self.forward} tokens, window {self.window}"
+
+
+@dataclass
+class _Step:
+    """A shape's buffers, and how often it ran: first as it is, then captured, then replayed."""
+
+    window: list[torch.Tensor]
+    record: torch.Tensor | None = None
+    graph: torch.cuda.CUDAGraph | None = None
+    runs: int = 0
+
+
+@dataclass
+class Launched:
+    """A step under way: its sequences, their rows of `record [R, 11 + 3 L]`, and the length L of its window."""
+
+    sequences: list[Sequence]
+    rows: list[int]
+    record: torch.Tensor
+    window: int
+
+
+class GraphExecutor:
+    """The device state of `slots` sequences of up to `capacity` positions, and the steps that advance it.
+
+    Args:
+        lm: a transformers model.
+        settings: as `resolve_settings` makes them.
+        compile: whether the model's layers go through torch.compile; None: on a GPU.
+        capture: whether steps are captured in CUDA graphs; None: on a GPU. Without, they run launch by launch.
+
+    Device state, in place throughout: `tokens [S, capacity + most]`, `drafts [S, K, L]`, and `[S]` each: `num_drafts`, `start`,
+    `begin`, `length`, `steps_taken`, `waiting` (its next forward is one of its own).
+    """
+
+    def __init__(
+        self,
+        lm: DiffusionLM,
+        settings: Settings,
+        *,
+        slots: int,
+        capacity: int,
+        compile: bool | None = None,
+        capture: bool | None = None,
+    ) -> None:
+        if not lm.takes_draft_attention:
+            raise ValueError(
+                f"executor='graph' needs a transformers model, whose attention can be replaced; {lm.name} is a "
+                f"{type(lm.model).__name__}: use executor='planned'"
+            )
+        on_gpu = lm.device.type == "cuda"
+        self._lm = lm
+        self._settings = settings
+        self._slots = slots
+        self._capacity = capacity
+        self._compile = on_gpu if compile is None else compile
+        self._capture = on_gpu if capture is None else capture
+        self._one_block = settings.cache in ("prefix", "dual")
+        self._stored_keys = settings.cache != "none"
+        self._size = settings.block_length
+        self._window_blocks = 1 if self._one_block else window_blocks(settings)
+        self._length = self._window_blocks * self._size
+        self._predict = Predictor(lm)
+        self._steps: dict[Shape, _Step] = {}
+        self._pool: object = None
+        self._modules = attention_modules(lm.model)
+        layers, groups, features, dtype = lm.key_layout()
+        self._layout = (groups, features)
+        self._dtype = dtype
+        device = lm.device
+        stored = (layers, slots, capacity if self._stored_keys else 1, groups, features)
+        # Zeros, so that the pages are there: a slot's content is never read before it is written.
+        self._stored = [torch.zeros(stored, dtype=dtype, device=device) for _ in range(2)]
+
+        def integers(*shape: int, fill: int = 0) -> torch.Tensor:
+            return torch.full(shape, fill, dtype=torch.int64, device=device)
+
+        self.tokens = integers(slots, 2 * capacity + self._length, fill=_NOTHING)
+        self.drafts = integers(slots, settings.draft_steps, self._length, fill=_NOTHING)
+        self.num_drafts, self.start, self.begin = integers(slots), integers(slots), integers(slots)
+        self.length, self.steps_taken = integers(slots), integers(slots)
+        self.waiting = torch.zeros(slots, dtype=torch.bool, device=device)
+        self._row = integers(1)
+        self._columns = torch.arange(max(capacity, self._length) + self._length, device=device)
+        self._stored_until: dict[int, int] = {}
+        self._entered: set[int] = set()
+        self.positions_computed = 0
+
+    @property
+    def bytes(self) -> int:
+        """Size of the key-value buffers."""
+        return sum(part.numel() * part.element_size() for part in self._stored) if self._stored_keys else 0
+
+    @property
+    def shapes(self) -> dict[str, int]:
+        """How often each shape has run."""
+        return {str(shape): step.runs for shape, step in self._steps.items()}
+
+    # What the host tells the device, between steps.
+
+    def enter(self, sequence: Sequence) -> None:
+        """Puts a new sequence into its slot; its first forward will be one of its own."""
+        slot, start, length = sequence.slot, sequence.start, len(sequence.tokens)
+        with torch.inference_mode():
+            tokens = torch.tensor(sequence.tokens, device=self._lm.device)
+            self.tokens[slot] = _NOTHING
+            self.tokens[slot, :length] = tokens
+            window = tokens[start : start + self._length]
+            self.drafts[slot] = _NOTHING
+            self.drafts[slot, :, : len(window)] = window
+            self.num_drafts[slot] = 1
+            self.start[slot], self.length[slot] = start, length
+            self.begin[slot] = self.steps_taken[slot] = 0
+            self.waiting[slot] = self._stored_keys
+        self._stored_until[slot] = 0
+
+    def leave(self, slot: int) -> None:
+        """Empties a slot: it costs nothing until a sequence enters."""
+        with torch.inference_mode():
+            self.drafts[slot] = _NOTHING
+            self.num_drafts[slot] = self.length[slot] = 0
+            self.waiting[slot] = False
+
+    # Steps.
+
+    def launch(self, sequences: list[Sequence]) -> list[Launched]:
+        """One forward for every sequence: one for all that are in the midst of a block, and one for each of the others."""
+        with torch.inference_mode():
+            launched = []
+            together = [sequence for sequence in sequences if not self._waits(sequence)]
+            alone = [sequence for sequence in sequences if self._waits(sequence)]
+            if together:
+                shape = self._shape_for(together)
+                rows = [sequence.slot for sequence in together]
+                launched.append(Launched(together, rows, self._run(shape), shape.window))
+            for sequence in alone:
+                if self._stored_prompt(sequence):
+                    shape = self._whole_shape(sequence)
+                    launched.append(Launched([sequence], [0], self._run(shape, sequence.slot), shape.window))
+                    self._entered.add(sequence.index)
+            return launched
+
+    def _waits(self, sequence: Sequence) -> bool:
+        """Whether the next forward of a sequence is one of its own."""
+        if self._settings.cache == "none":
+            return False
+        return sequence.index not in self._entered or (self._one_block and sequence.refresh)
+
+    def _shape_for(self, sequences: list[Sequence]) -> Shape:
+        settings = self._settings
+        drafts = settings.draft_steps
+        if self._one_block:
+            window = self._size
+        elif self._slots * drafts * self._length <= _FLAT_TOKENS:
+            window = self._length
+        else:
+            window = max(min(sequence.reach_ahead(), self._length) for sequence in sequences)
+        forward = window
+        if settings.cache == "none":
+            forward = self._bucket(max(len(sequence.tokens) for sequence in sequences))
+        elif settings.cache == "prefix":
+            forward = self._bucket(max(len(sequence.tokens) - sequence.start for sequence in sequences))
+        return Shape(self._slots, drafts, forward, window, whole=settings.cache == "none")
+
+    def _whole_shape(self, sequence: Sequence) -> Shape:
+        """A sequence's own forward: its prompt, or all of it, and the window's first predictions."""
+        window = self._size if self._one_block else min(sequence.reach_ahead(), self._length)
+        if self._settings.cache == "exact":
+            forward = sequence.start - self._stored_until[sequence.slot] + window
+        else:
+            forward = self._bucket(len(sequence.tokens))
+        return Shape(1, 1, forward, window, one=True, whole=True)
+
+    def _bucket(self, length: int) -> int:
+        """A power of two, so that there are few shapes; no more than a slot has."""
+        return min(max(16, 1 << (length - 1).bit_length()), self._capacity)
+
+    def _stored_prompt(self, sequence: Sequence) -> bool:
+        """Stores a long prompt's next chunk; whether what is left of it can ride along with the first prediction."""
+        chunk = getattr(self._settings, "prefill_chunk", None)
+        if self._settings.cache != "exact" or chunk is None:
+            return True
+        chunk = max(chunk // self._size, 1) * self._size
+        done = self._stored_until[sequence.slot]
+        if sequence.start - done <= chunk:
+            return True
+        shape = Shape(1, 1, chunk, 0, one=True, whole=True)
+        self._row.fill_(sequence.slot)
+        window = self._window_buffers(shape)
+        with layer_buffers(self._modules, self._stored, window):
+            self._forward(shape, self.tokens[sequence.slot, done : done + chunk][None, None])
+            self._keep(shape, window, self._zeros(1), self._zeros(1) + chunk)
+        self._stored_until[sequence.slot] = done + chunk
+        self.begin[sequence.slot] = done + chunk
+        return False
+
+    def _run(self, shape: Shape, slot: int | None = None) -> torch.Tensor:
+        """Runs a step, by replaying it where it has been captured; its record."""
+        if slot is not None:
+            self._row.fill_(slot)
+        self.positions_computed += shape.rows * shape.drafts * shape.forward
+        # A prompt's length is its own, so that its forward is no shape to keep.
+        passing = shape.one and self._settings.cache == "exact"
+        step = _Step(self._window_buffers(shape)) if passing else self._steps.get(shape)
+        if step is None:
+            step = self._steps[shape] = _Step(self._window_buffers(shape))
+        step.runs += 1
+        if passing or not self._capture or step.runs == 1:  # the first run compiles, and loads kernels
+            return self._launched(shape, step, compiled=self._compile and not passing)
+        if step.graph is None:
+            self._record(shape, step)
+        assert step.graph is not None and step.record is not None
+        step.graph.replay()
+        return step.record
+
+    def _launched(self, shape: Shape, step: _Step, *, compiled: bool) -> torch.Tensor:
+        """Runs a step launch by launch."""
+        with layer_buffers(self._modules, self._stored, step.window):
+            if compiled:
+                try:
+                    with compiled_layers(self._lm.model):
+                        return self._step(shape, step.window)
+                except Exception as error:
+                    if not is_compile_error(error):
+                        raise
+                    self._compile = False
+                    warnings.warn(f"{self._lm.name} does not compile, so it runs uncompiled: {error}", stacklevel=2)
+            return self._step(shape, step.window)
+
+    def _record(self, shape: Shape, step: _Step) -> None:
+        """Captures a step, without running it."""
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        step.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(step.graph, pool=self._pool):
+            step.record = self._launched(shape, step, compiled=self._compile)
+
+    def _window_buffers(self, shape: Shape) -> list[torch.Tensor]:
+        size = (len(self._modules), shape.rows, shape.drafts, shape.forward, *self._layout)
+        return [torch.empty(size, dtype=self._dtype, device=self._lm.device) for _ in range(2)]
+
+    # What a step does, on the device.
+
+    def _taken(self, state: torch.Tensor, shape: Shape) -> torch.Tensor:
+        return state.index_select(0, self._row) if shape.one else state
+
+    def _put(self, state: torch.Tensor, values: torch.Tensor, shape: Shape) -> None:
+        if shape.one:
+            state.index_copy_(0, self._row, values)
+        else:
+            state.copy_(values)
+
+    def _zeros(self, rows: int) -> torch.Tensor:
+        return torch.zeros(rows, dtype=torch.int64, device=self._lm.device)
+
+    def _step(self, shape: Shape, window: list[torch.Tensor]) -> torch.Tensor:
+        """One forward, and everything up to the next drafts. Reads nothing back; the record `[R, 11 + 3 L]`."""
+        settings, lm = self._settings, self._lm
+        drafts = self._taken(self.drafts, shape)[:, : shape.drafts, : shape.window]
+        logits_rows, inputs = self._inputs(shape, drafts)
+        features = self._forward(shape, inputs, logits_rows)
+        token_ids, confidence = self._predict(features, drafts.reshape(-1))
+        token_ids, confidence = token_ids.view(drafts.shape), confidence.view(drafts.shape)
+        if self._one_block and lm.logits_shift:
+            first = confidence[..., 0]
+            first.masked_fill_(first > float("-inf"), _FIRST)
+        step = draft_step(
+            drafts,
+            token_ids,
+            confidence,
+            self._taken(self.num_drafts, shape).clamp(1, shape.drafts),
+            lm.mask_token_id,
+            settings.draft_steps,
+            tokens_per_step=settings.tokens_per_step,
+            threshold=settings.threshold,
+            order=settings.order,
+            block_length=settings.block_length,
+            drafting=settings.drafting,
+            step=self._taken(self.steps_taken, shape),
+        )
+        self._advance(shape, window, step)
+        return step.record[:, : len(COUNTERS) + 3 * shape.window]
+
+    def _inputs(self, shape: Shape, drafts: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """The rows of the forward that predict the window, `[R K L]` (None: all, in order), and its tokens `[R, K, F]`."""
+        shift = int(self._lm.logits_shift)
+        if shape.forward == shape.window and not shape.whole and not shift:
+            return None, drafts
+        start = self._taken(self.start, shape)
+        offset = start - self._begin(shape)
+        columns = self._columns[: shape.forward] + self._begin(shape)[:, None]
+        tokens = self._taken(self.tokens, shape).gather(1, columns)
+        tokens = torch.nn.functional.pad(tokens, (0, shape.window))[:, None].repeat(1, shape.drafts, 1)
+        # A slot that is done may be longer than those that are not: nobody reads what it computes.
+        place = (offset.clamp(max=shape.forward)[:, None] + self._columns[: shape.window])[:, None].expand_as(drafts)
+        tokens = tokens.scatter(2, place, drafts)[..., : shape.forward]
+        first = torch.arange(shape.rows * shape.drafts, device=drafts.device).view(shape.rows, shape.drafts, 1)
+        rows = first * shape.forward + (place - shift).clamp(0, shape.forward - 1)
+        return rows.flatten(), tokens
+
+    def _begin(self, shape: Shape) -> torch.Tensor:
+        return self._taken(self.begin if shape.whole else self.start, shape)
+
+    def _forward(self, shape: Shape, tokens: torch.Tensor, logits_rows: torch.Tensor | None = None) -> torch.Tensor:
+        """Features `[n, *]` of the forward's rows, for `Predictor`."""
+        begin, length = self._begin(shape), self._taken(self.length, shape)
+        start = self._taken(self.start, shape)
+        size = self._size
+        if self._settings.cache == "exact" or (self._settings.cache == "prefix" and not shape.whole):
+            bounds = [torch.zeros_like(begin), begin, begin, begin]
+        elif self._settings.cache == "dual" and not shape.whole:
+            bounds = [torch.zeros_like(begin), start, torch.minimum(start + size, length), length]
+        else:
+            bounds = [torch.zeros_like(begin)] * 4
+        block_causal = self._lm.attention == "block_causal"
+        exists = torch.minimum(length - begin, torch.full_like(begin, shape.forward)).clamp(min=0)
+        if self._settings.cache == "dual" and not shape.whole:
+            exists = exists.clamp(max=size)
+        attention = WindowAttention(
+            drafts=shape.drafts,
+            ranges=torch.stack(bounds, -1).view(-1, 2, 2).int(),
+            slots=self._row if shape.one else None,
+            num_drafts=self._active_drafts(shape),
+            window_lengths=exists,
+            block_length=self._settings.block_length if block_causal else None,
+        )
+        positions = begin[:, None] + self._columns[: shape.forward]
+        positions = positions[:, None].expand(-1, shape.drafts, -1).flatten(0, 1)
+        return self._lm.window_features(tokens.clamp(min=0).flatten(0, 1), positions, logits_rows, attention)
+
+    def _active_drafts(self, shape: Shape) -> torch.Tensor:
+        """How many drafts of each row count; those that wait for a forward of their own have none in a common step."""
+        number = self._taken(self.num_drafts, shape).clamp(max=shape.drafts)
+        return number if shape.one else torch.where(self.waiting, 0, number)
+
+    def _keep(self, shape: Shape, window: list[torch.Tensor], accepted: torch.Tensor, count: torch.Tensor) -> None:
+        slots = self._row if shape.one else None
+        keep(*window, accepted, self._begin(shape), count, *self._stored, slots=slots)
+
+    def _advance(self, shape: Shape, window: list[torch.Tensor], step: DraftStep) -> None:
+        """Keeps the accepted draft's keys and values, writes what is proven, slides the window and sets up the next drafts."""
+        settings, size = self._settings, shape.window
+        mask = self._lm.mask_token_id
+        start, length = self._taken(self.start, shape), self._taken(self.length, shape)
+        active = (self._active_drafts(shape) > 0) & (step.non_finite < 0)
+        committed = step.drafts[:, 0]
+        if self._one_block:
+            passed = torch.where((committed == mask).any(1), 0, size)
+        else:
+            passed = step.prefix_length
+        passed = torch.where(active, passed, 0)
+        if settings.cache == "exact":
+            kept = passed + torch.where(active, start - self._begin(shape), 0)
+            self._keep(shape, window, step.accepted, kept)
+        elif self._one_block and shape.whole:
+            self._keep(shape, window, step.accepted, torch.where(active, length, 0))
+
+        place = start[:, None] + self._columns[:size]
+        tokens = self._taken(self.tokens, shape)
+        tokens = tokens.scatter(1, place, torch.where(active[:, None], committed, tokens.gather(1, place)))
+        self._put(self.tokens, tokens, shape)
+
+        source = self._columns[: self._length] + passed[:, None]
+        slid = step.drafts.gather(2, source.clamp(max=size - 1)[:, None].expand(-1, settings.draft_steps, -1))
+        fresh = torch.where(start[:, None] + source < length[:, None], mask, _NOTHING)
+        drafts = torch.where((source < size)[:, None], slid, fresh[:, None])
+        number = torch.where((drafts[:, 0] == mask).any(1), step.num_drafts.clamp(min=1), 0)
+        if self._one_block:
+            number = torch.where(passed > 0, number.clamp(max=1), number)
+        before = self._taken(self.drafts, shape), self._taken(self.num_drafts, shape)
+        self._put(self.drafts, torch.where(active[:, None, None], drafts, before[0]), shape)
+        self._put(self.num_drafts, torch.where(active, number, before[1]), shape)
+        self._put(self.start, torch.minimum(start + passed, length), shape)
+        steps_taken = self._taken(self.steps_taken, shape)
+        self._put(self.steps_taken, steps_taken + torch.where(active, step.steps, 0), shape)
+        waiting = self._taken(self.waiting, shape)
+        done = torch.where(active, passed > 0 if self._one_block else torch.zeros_like(active), waiting)
+        self._put(self.waiting, done, shape)
+
+
+def window_blocks(settings: Settings) -> int:
+    """Blocks that the drafts, and the drafts made from any of them, can reach when one position of the first is left; no more
+    than an answer has.
+    """
+    steps = settings.draft_steps + settings.lookahead_steps
+    if settings.threshold is None:
+        reached = 1 + math.ceil((steps * settings.tokens_per_step - 1) / settings.block_length)
+    else:  # the first step may fill a block, each further one a position
+        reached = 2 + math.ceil(steps / settings.block_length)
+    # Where blocks are aligned at position 0, the first may be the prompt's but for its last position.
+    before = settings.block_length - 1 if settings.aligned_at_zero else 0
+    return min(reached, math.ceil((before + settings.max_new_tokens) / settings.block_length))
