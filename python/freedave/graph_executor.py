@@ -92,6 +92,8 @@ class GraphExecutor:
         settings: as `resolve_settings` makes them.
         compile: whether the model's layers go through torch.compile; None: on a GPU.
         capture: whether steps are captured in CUDA graphs; None: on a GPU. Without, they run launch by launch.
+        active_drafts: how many of the K drafts of a step count; None: all. With 1 this is static decoding in the very shapes
+            that K drafts run in, so that a product rounds alike: what "lossless" is measured against in 16 bits.
 
     Device state, in place throughout: `tokens [S, capacity + most]`, `drafts [S, K, L]`, and `[S]` each: `num_drafts`, `start`,
     `begin`, `length`, `steps_taken`, `waiting` (its next forward is one of its own).
@@ -106,6 +108,7 @@ class GraphExecutor:
         capacity: int,
         compile: bool | None = None,
         capture: bool | None = None,
+        active_drafts: int | None = None,
     ) -> None:
         if not lm.takes_draft_attention:
             raise ValueError(
@@ -117,6 +120,7 @@ class GraphExecutor:
         self._settings = settings
         self._slots = slots
         self._capacity = capacity
+        self.active_drafts = active_drafts or settings.draft_steps
         self._compile = on_gpu if compile is None else compile
         self._capture = on_gpu if capture is None else capture
         self._one_block = settings.cache in ("prefix", "dual")
@@ -332,7 +336,7 @@ class GraphExecutor:
             drafts,
             token_ids,
             confidence,
-            self._taken(self.num_drafts, shape).clamp(1, shape.drafts),
+            self._taken(self.num_drafts, shape).clamp(1, min(shape.drafts, self.active_drafts)),
             lm.mask_token_id,
             settings.draft_steps,
             tokens_per_step=settings.tokens_per_step,
@@ -394,7 +398,7 @@ class GraphExecutor:
 
     def _active_drafts(self, shape: Shape) -> torch.Tensor:
         """How many drafts of each row count; those that wait for a forward of their own have none in a common step."""
-        number = self._taken(self.num_drafts, shape).clamp(max=shape.drafts)
+        number = self._taken(self.num_drafts, shape).clamp(max=min(shape.drafts, self.active_drafts))
         return number if shape.one else torch.where(self.waiting, 0, number)
 
     def _keep(self, shape: Shape, window: list[torch.Tensor], accepted: torch.Tensor, count: torch.Tensor) -> None:
