@@ -53,6 +53,13 @@ def expect_int(op: str, name: str, value: Any, minimum: int | None = None) -> No
         raise ValueError(f"{op}: {name} must be at least {minimum}, got {value}")
 
 
+def expect_positive(op: str, name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat)):
+        raise TypeError(f"{op}: {name} must be a float, got {type(value).__name__}")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{op}: {name} must be positive and finite, got {value}")
+
+
 def expect_choice(op: str, name: str, value: Any, choices: Sequence[str]) -> None:
     if not isinstance(value, str):
         raise TypeError(f"{op}: {name} must be a str, got {type(value).__name__}")

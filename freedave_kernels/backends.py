@@ -17,10 +17,12 @@ import torch
 from torch.compiler import is_compiling
 
 from freedave_kernels import _library, triton
-from freedave_kernels._library import OPS
 from freedave_kernels.limits import beyond_limits
+from freedave_kernels.python_ops import PYTHON_OPS, SERVED_BY
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+OPS = (*_library.OPS, *PYTHON_OPS)
 
 # "cuda_emulated", the CUDA kernels executed on CPU tensors, exists where tests have built it.
 BACKENDS = ("reference", "cpu", "triton", "cuda", *(("cuda_emulated",) if _library.EMULATED_PATH else ()))
@@ -59,7 +61,7 @@ def unavailable(name: str) -> str | None:
 
 
 def _registered(dispatch_key: str) -> bool:
-    return all(torch._C._dispatch_has_kernel_for_dispatch_key(f"freedave::{op}", dispatch_key) for op in OPS)
+    return all(torch._C._dispatch_has_kernel_for_dispatch_key(f"freedave::{op}", dispatch_key) for op in _library.OPS)
 
 
 # Whether the native library has kernels for CUDA tensors.
@@ -80,7 +82,7 @@ class Implementation:
             for op in OPS:
                 setattr(self, op, self._on_device(registration.DEVICE, op, registration.register(op)))
         else:
-            for op in OPS:
+            for op in OPS if name in SERVED_BY else _library.OPS:
                 device, library = (
                     ("cpu", torch.ops.freedave_emulated) if name == "cuda_emulated" else (name, torch.ops.freedave)
                 )
@@ -103,7 +105,11 @@ class Implementation:
 
         return run
 
-    def __getattr__(self, op: str) -> Callable[..., Any]:  # for type checkers: the functions are set in __init__
+    def __getattr__(self, op: str) -> Callable[..., Any]:  # the functions that there are were set in __init__
+        if op in OPS:
+            raise BackendUnavailableError(
+                f"backend {self.name!r} has no {op}; {', '.join(map(repr, SERVED_BY))} have it"
+            )
         raise AttributeError(op)
 
 
@@ -170,25 +176,27 @@ def use_backend(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
-def for_device(device: torch.device) -> Implementation:
-    """The best backend for tensors on `device`: native kernels where they exist, else the PyTorch reference."""
-    return implementation(_best_for(device.type))
+def for_device(device: torch.device, op: str | None = None) -> Implementation:
+    """The best backend for tensors on `device` that has `op`: native kernels where they exist, else the reference."""
+    return implementation(_best_for(device.type, op in PYTHON_OPS))
 
 
-_best: dict[str, str] = {}  # what a machine has does not change, and looking takes longer than a launch
+_best: dict[tuple[str, bool], str] = {}  # what a machine has does not change, and looking takes longer than a launch
 
 
 @_constant_result  # it cannot trace this search either; loaded here, the implementation is found
-def _best_for(device_type: str) -> str:
-    if device_type not in _best:
+def _best_for(device_type: str, python_op: bool) -> str:
+    found = _best.get((device_type, python_op))
+    if found is None:
         candidates = {"cpu": ("cpu",), "cuda": ("cuda", "triton", "reference")}.get(device_type, ("reference",))
+        candidates = tuple(name for name in candidates if name in SERVED_BY or not python_op)
         usable = [name for name in candidates if unavailable(name) is None]
         # Where there is none, the first raises, with the reason: a broken build must not turn into a slow decode.
-        _best[device_type] = implementation([*usable, candidates[0]][0]).name
-    return _best[device_type]
+        found = _best[device_type, python_op] = implementation([*usable, candidates[0]][0]).name
+    return found
 
 
-def serving(device: torch.device) -> Implementation:
-    """The implementation that a call with tensors on `device` uses now: the forced one, else the best one."""
+def serving(device: torch.device, op: str | None = None) -> Implementation:
+    """The implementation that a call (of `op`) with tensors on `device` uses now: the forced one, else the best one."""
     name = forced()
-    return for_device(device) if name is None else implementation(name)
+    return for_device(device, op) if name is None else implementation(name)

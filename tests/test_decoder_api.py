@@ -14,6 +14,7 @@ from freedave.sequence import Sequence
 from freedave.settings import resolve_settings
 
 FAMILIES = [("block_causal", "auto"), ("block_causal", "none"), ("full", "none"), ("full", "prefix"), ("full", "dual")]
+EXECUTORS = ["planned", "graph"]
 
 
 def engine_for(lm, slots: int = 4, capacity: int = 64, max_new_tokens: int = 16, **options) -> Decoder:
@@ -32,18 +33,19 @@ def finish(engine: Decoder) -> None:
 
 
 def expect_as_alone(lm, sequence: Sequence, start: list[int], max_new_tokens: int = 16, **options) -> None:
-    options = {"draft_steps": 4, "block_length": 8} | options
+    options = {"draft_steps": 4, "block_length": 8} | options | {"executor": "planned"}
     alone = freedave.generate(lm, torch.tensor([start]), max_new_tokens, **options)
     assert sequence.finished and sequence.error is None
     assert sequence.generated(sequence.tokens) == alone.sequences[0, len(start) :].tolist()
     assert sequence.generated(sequence.step_map) == alone.step_map[0].tolist()
 
 
+@pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize(("family", "cache"), FAMILIES)
-def test_requests_arrive_while_a_step_is_under_way(family, cache):
+def test_requests_arrive_while_a_step_is_under_way(family, cache, executor):
     """They wait for the next launch."""
     lm = golden_lm(family)
-    engine = engine_for(lm, slots=3, cache=cache)
+    engine = engine_for(lm, slots=3, cache=cache, executor=executor)
     sequences = [engine.add(ids(6))]
     engine.launch()
     sequences.append(engine.add(ids(9, 1)))
@@ -59,11 +61,12 @@ def test_requests_arrive_while_a_step_is_under_way(family, cache):
     assert engine.free_slots == 3
 
 
+@pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize(("family", "cache"), FAMILIES)
-def test_requests_are_cancelled_while_a_step_is_under_way(family, cache):
+def test_requests_are_cancelled_while_a_step_is_under_way(family, cache, executor):
     """Nothing is committed of them, the others do not mind, and the slot is taken again."""
     lm = golden_lm(family)
-    engine = engine_for(lm, slots=2, cache=cache)
+    engine = engine_for(lm, slots=2, cache=cache, executor=executor)
     kept, cancelled = engine.add(ids(6)), engine.add(ids(12, 1))
     for _ in range(2):
         engine.launch()
@@ -142,16 +145,16 @@ def test_integers_of_other_libraries():
 BROKEN = 57
 
 
-@pytest.fixture(params=FAMILIES, ids="-".join)
+@pytest.fixture(params=[(*family, executor) for family in FAMILIES for executor in EXECUTORS], ids="-".join)
 def broken_token(request, monkeypatch):
-    """A model in which one token, that is in no answer, breaks what it is in; and the cache policy."""
-    family, cache = request.param
+    """A model in which one token, that is in no answer, breaks what it is in; and how it is decoded."""
+    family, cache, executor = request.param
     lm = golden_lm(family)
     weight = lm.model.model.embed_tokens.weight
     kept = weight[BROKEN].clone()
     weight.data[BROKEN] = float("nan")
     monkeypatch.setattr(packed_forward, "JOINED_KEYS", 8)
-    yield lm, {"cache": cache, "block_length": 8, "draft_steps": 4}
+    yield lm, {"cache": cache, "block_length": 8, "draft_steps": 4, "executor": executor}
     weight.data[BROKEN] = kept
 
 

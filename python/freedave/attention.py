@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, PreTrainedModel
 
 from freedave.packed_forward import PackedForward, Runs, Window
+from freedave.window_attention import WindowAttention, attend_windows
 
 NAME = "freedave"
 # Called as `attend` is, without its first argument.
@@ -34,6 +35,7 @@ def bidirectional_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     draft_attention: DraftAttention | None = None,
+    window_attention: WindowAttention | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Scaled dot product attention that is causal only where it is told to be (transformers' attention interface).
@@ -42,6 +44,8 @@ def bidirectional_attention(
     `[K, H, L, T]`; None: everything is visible, where the interface's own choice would be causal). `query [K, H, L, D]`,
     `key` and `value [K, G, T, D]` with H a multiple of G; returns `[K, L, H, D]`.
     """
+    if window_attention is not None:
+        return attend_windows(module, query, key, value, scaling, window_attention), None
     if draft_attention is not None:
         layer: Any = module.layer_idx
         # Under autocast, the rotation of positions makes float32 of queries and keys; torch's own attention would cast them.

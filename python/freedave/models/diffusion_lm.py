@@ -16,6 +16,7 @@ from freedave.experts import use_experts_in_fours
 from freedave.explicit_mask import ExplicitKeyValues, additive_mask, explicit_logits, honoured_mask_dtype
 from freedave.packed_forward import ROWS_TOGETHER, PackedForward
 from freedave.reproducible_products import try_products
+from freedave.window_attention import WindowAttention
 
 ATTENTIONS = ("block_causal", "full")
 
@@ -180,6 +181,37 @@ class DiffusionLM:
             raise TypeError(problem)
         return features
 
+    def window_features(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        rows: torch.Tensor | None,
+        attention: WindowAttention,
+    ) -> torch.Tensor:
+        """What `project` makes logits of, `[n, *]`, at flattened positions `rows [n]` (None: all) of the windows `[R K, F]`
+        of drafts, whose attention modules have been lent their buffers (`window_attention.layer_buffers`).
+        """
+        return self._features(rows, input_ids, position_ids, window_attention=attention)
+
+    def key_layout(self) -> tuple[int, int, int, torch.dtype]:
+        """How many layers attend, with how many key-value heads G of how many numbers D, of what type."""
+        layouts: list[tuple[int, int, torch.dtype]] = []
+
+        def attention(
+            layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
+        ) -> torch.Tensor:
+            layouts.append((key.shape[1], key.shape[3], key.dtype))
+            return query.transpose(1, 2).contiguous()
+
+        with torch.inference_mode():
+            ids = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
+            self.features_of_drafts(ids, ids, ids[0], attention)
+        if len(set(layouts)) > 1:
+            raise ValueError(
+                f"the layers of {self.name} differ in their key-value heads: {sorted(set(map(str, layouts)))}"
+            )
+        return len(layouts), *layouts[0]
+
     def packed_features(self, forward: PackedForward, rows: torch.Tensor) -> torch.Tensor:
         """What `project` makes logits of, `[R, *]`, at tokens `rows [R]` of a packed forward; updates its cache."""
         if self._needs_mask:
@@ -229,13 +261,15 @@ class DiffusionLM:
             self._threads_tried = threads
 
     def _features(
-        self, rows: torch.Tensor, input_ids: torch.Tensor, position_ids: torch.Tensor | None, **arguments: Any
+        self, rows: torch.Tensor | None, input_ids: torch.Tensor, position_ids: torch.Tensor | None, **arguments: Any
     ) -> torch.Tensor:
         arguments |= {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False}
         model: Any = self.model
         if self.has_plain_head:  # the vocabulary projection runs on the rows that are read, not on every position
-            return model.base_model(**arguments).last_hidden_state.flatten(0, 1)[rows]
-        return model(**arguments).logits.flatten(0, 1)[rows]
+            features = model.base_model(**arguments).last_hidden_state.flatten(0, 1)
+        else:
+            features = model(**arguments).logits.flatten(0, 1)
+        return features if rows is None else features[rows]
 
     def _masked_logits(
         self,

@@ -1,0 +1,48 @@
+"""A transformers model's layers through torch.compile, for as long as a step of fixed shapes runs.
+
+Layers are compiled one by one, not the model at once: all of a model's run the same code on other tensors, so that one of
+them is compiled (in seconds) and serves the others. The model itself stays as it is for whoever else calls it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+# Shapes that the layers of one class may be compiled for in a process.
+_SHAPES = 256
+
+
+def layers_of(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The layers of a transformers model, and the norm behind them."""
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    norm = getattr(getattr(model, "base_model", model), "norm", None)
+    layers = [module for module in model.modules() if type(module).__name__ in names]
+    return layers if norm is None else [*layers, norm]
+
+
+@contextmanager
+def compiled_layers(model: torch.nn.Module) -> Iterator[None]:
+    """Calls of the model's layers run compiled, each shape as a whole: no graph break, no dynamic shapes."""
+    import torch._dynamo
+
+    before: list[tuple[Any, Any]] = []
+    with torch._dynamo.config.patch(recompile_limit=_SHAPES, accumulated_recompile_limit=4 * _SHAPES):
+        try:
+            for layer in layers_of(model):
+                before.append((layer, layer._compiled_call_impl))
+                layer.compile(fullgraph=True, dynamic=False)
+            yield
+        finally:
+            for layer, call in before:
+                layer._compiled_call_impl = call
+
+
+def is_compile_error(error: BaseException) -> bool:
+    """Whether the compiler, not the model, raised `error`."""
+    import torch._dynamo.exc
+
+    return isinstance(error, torch._dynamo.exc.TorchDynamoException)

@@ -1,0 +1,508 @@
+"""Decoding with all state on the device: a step is one sequence of launches of fixed shapes, which a CUDA graph holds.
+
+The planned executor (`decoder.py`) plans each forward on the host, so that it computes as little as possible. Where
+launches cost more than arithmetic (a GPU at small batch) this is the other way: a step forwards K drafts of a window for
+every slot, and everything from its input to the next drafts stays in the same tensors. The host chooses which step to
+replay next, from the record that it reads of the last one, and does nothing else.
+
+A step's forward has F tokens a draft, from `begin` on; predictions, verification and drafting look at a window of L of them:
+
+| cache | F tokens from | stored keys that they see | window |
+|---|---|---|---|
+| exact | the window's start | everything before it | blocks that the drafts can reach |
+| none | position 0 | none | the same |
+| dual | the block's start, the block alone | everything before and after it | the block |
+| prefix | the block's start, to the end | everything before it | the block |
+
+A sequence's first forward also carries its prompt, and with "dual" and "prefix" the first of each block carries the whole
+sequence; these are steps of one slot, with one draft.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from freedave.compiled_layers import compiled_layers, is_compile_error
+from freedave.device_sequence import DeviceSequence
+from freedave.executor import Found
+from freedave.models.diffusion_lm import DiffusionLM
+from freedave.prediction import Predictor
+from freedave.sequence import Sequence
+from freedave.settings import Settings
+from freedave.window_attention import WindowAttention, attention_modules, layer_buffers
+from freedave_kernels import DraftStep, draft_step, keep
+from freedave_kernels.ops.draft_step import COUNTERS, RecordLayout
+
+# Stands at positions beyond a sequence: never predicted, and nobody's token.
+_NOTHING = -1
+
+# The confidence of a position that has to rank first: with shifted logits a block's first one is committed by its refresh.
+_FIRST = torch.finfo(torch.float32).max
+
+# A forward of so many tokens takes a GPU little longer than one of a few (H100, 8B: 7.5 against 6.3 ms), so a smaller window
+# would be another shape for nothing.
+_FLAT_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is fixed in a step: `rows` sequences (`one`: a single one, whichever the host says), `drafts` K each, `forward` F
+    tokens a draft, `window` L of them. `whole`: the tokens begin where the host says, not where the window starts.
+    """
+
+    rows: int
+    drafts: int
+    forward: int
+    window: int
+    one: bool = False
+    whole: bool = False
+
+    def __str__(self) -> str:
+        kind = "a block's first forward" if self.whole else "step"
+        return f"{kind}: {self.rows} x {self.drafts} drafts x {self.forward} tokens, window {self.window}"
+
+
+@dataclass
+class _Step:
+    """A shape's buffers, and how often it ran: first as it is, then captured, then replayed."""
+
+    window: list[torch.Tensor]
+    record: torch.Tensor | None = None
+    graph: torch.cuda.CUDAGraph | None = None
+    runs: int = 0
+
+
+@dataclass
+class Launched:
+    """A step under way: its sequences, their rows of `record [R, 11 + 3 L]`, and the length L of its window."""
+
+    sequences: list[DeviceSequence]
+    rows: list[int]
+    record: torch.Tensor
+    window: int
+
+
+class GraphExecutor:
+    """The device state of `slots` sequences of up to `capacity` positions, and the steps that advance it.
+
+    Args:
+        lm: a transformers model. settings: as `resolve_settings` makes them.
+        capture: whether steps are captured in CUDA graphs; None: on a GPU. Without, they run launch by launch.
+
+    Device state, in place throughout: `drafts [S, K, L]`, and `[S]` each: `num_drafts` (0 where a slot is empty, or waits
+    for a forward of its own), `start` of the window, `begin` of the sequence's own forward, `length` of the sequence,
+    `steps_taken`. `tokens [S, *]` is what is committed; with an exact cache, the prompt.
+    """
+
+    def __init__(
+        self, lm: DiffusionLM, settings: Settings, *, slots: int, capacity: int, capture: bool | None = None
+    ) -> None:
+        on_gpu = lm.device.type == "cuda"
+        self.positions_computed = 0
+        self.forward_seconds = 0.0
+        self._lm = lm
+        self._settings = settings
+        self._slots = slots
+        self._capacity = capacity
+        self._compile = on_gpu if settings.compile is None else settings.compile
+        self._capture = on_gpu if capture is None else capture
+        self._one_block = settings.cache in ("prefix", "dual")
+        self._stores = settings.cache != "none"
+        self._size = settings.block_length
+        self._length = self._size * (1 if self._one_block else window_blocks(settings))
+        self._predict = Predictor(lm)
+        self._steps: dict[Shape, _Step] = {}
+        self._launched: list[Launched] = []
+        self._stored_only: list[DeviceSequence] = []
+        self._pool: Any = None
+        self._modules = attention_modules(lm.model)
+        layers, groups, features, self._dtype = lm.key_layout()
+        self._layout = (groups, features)
+        stored = (layers, slots, capacity if self._stores else 1, groups, features)
+        self._stored = [torch.empty(stored, dtype=self._dtype, device=lm.device) for _ in range(2)]
+
+        def integers(*shape: int, fill: int = 0) -> torch.Tensor:
+            return torch.full(shape, fill, dtype=torch.int64, device=lm.device)
+
+        self.tokens = integers(slots, 2 * capacity + self._length, fill=_NOTHING)
+        self.drafts = integers(slots, settings.draft_steps, self._length, fill=_NOTHING)
+        self.num_drafts, self.start, self.begin = integers(slots), integers(slots), integers(slots)
+        self.length, self.steps_taken = integers(slots), integers(slots)
+        self._row = integers(1)
+        self._most_drafts = integers(1, fill=settings.active_drafts or settings.draft_steps)
+        self._columns = torch.arange(max(capacity, self._length) + self._length, device=lm.device)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Size of the key-value buffers."""
+        return sum(part.numel() * part.element_size() for part in self._stored) if self._stores else 0
+
+    @property
+    def shapes(self) -> dict[str, int]:
+        """How often each shape has run."""
+        return {str(shape): step.runs for shape, step in self._steps.items()}
+
+    # What the host tells the device, between steps.
+
+    def enter(self, index: int, slot: int, prompt: list[int], settings: Settings) -> DeviceSequence:
+        sequence = DeviceSequence(index, slot, prompt, settings, self._lm.mask_token_id)
+        start, length = sequence.start, len(sequence.tokens)
+        with torch.inference_mode():
+            tokens = torch.tensor(sequence.tokens, device=self._lm.device)
+            self.tokens[slot] = _NOTHING
+            self.tokens[slot, :length] = tokens
+            self.drafts[slot] = _NOTHING
+            if not sequence.waits:
+                window = tokens[start : start + self._length]
+                self.drafts[slot, :, : len(window)] = window
+            self.num_drafts[slot] = int(not sequence.waits)
+            self.start[slot], self.length[slot] = start, length
+            self.begin[slot] = self.steps_taken[slot] = 0
+        return sequence
+
+    def leave(self, sequence: Sequence) -> None:
+        with torch.inference_mode():
+            self.drafts[sequence.slot] = _NOTHING
+            self.num_drafts[sequence.slot] = self.length[sequence.slot] = 0
+
+    # Steps.
+
+    def launch(self, sequences: list[DeviceSequence]) -> None:
+        began = time.perf_counter()
+        self._launched, self._stored_only = [], []
+        together = [sequence for sequence in sequences if not sequence.waits]
+        if together:
+            shape = self._shape_for(together)
+            rows = [sequence.slot for sequence in together]
+            self._launched.append(Launched(together, rows, self._run(shape), shape.window))
+        for sequence in self._with_own_forward(sequences):
+            if self._ends_in_chunk(sequence):
+                shape = self._whole_shape(sequence)
+                self._launched.append(Launched([sequence], [0], self._run(shape, sequence.slot), shape.window))
+                sequence.waits = False
+            else:
+                self._store_chunk(sequence)
+                self._stored_only.append(sequence)
+        self.forward_seconds += time.perf_counter() - began
+
+    def _with_own_forward(self, sequences: list[DeviceSequence]) -> list[DeviceSequence]:
+        """Those that wait for a forward of their own and have it now: prompts of `prefill_chunk` tokens at most."""
+        most, tokens = self._settings.prefill_chunk, 0
+        chosen = []
+        for sequence in sequences:
+            if sequence.waits:
+                count = self._prompt_tokens(sequence)
+                if tokens and most is not None and tokens + count > most:
+                    break
+                tokens += count
+                chosen.append(sequence)
+        return chosen
+
+    def _prompt_tokens(self, sequence: DeviceSequence) -> int:
+        """How many positions of the prompt the next forward stores."""
+        if self._settings.cache != "exact":
+            return 0
+        missing, chunk = sequence.start - sequence.stored, self._settings.prefill_chunk
+        return missing if chunk is None else min(missing, max(chunk // self._size, 1) * self._size)
+
+    def _ends_in_chunk(self, sequence: DeviceSequence) -> bool:
+        """Whether what is left of the prompt rides along with the first prediction."""
+        return self._one_block or sequence.stored + self._prompt_tokens(sequence) >= sequence.start
+
+    def read(self) -> list[Found]:
+        began = time.perf_counter()
+        for sequence in self._stored_only:
+            sequence.accepted_lengths.append(0)
+        found = []
+        for launched in self._launched:
+            layout = RecordLayout.of(launched.window, self._settings.draft_steps)
+            rows = launched.record.tolist()
+            for sequence, row in zip(launched.sequences, launched.rows, strict=True):
+                found.append(Found(sequence, rows[row], layout, launched.window))
+        self.forward_seconds += time.perf_counter() - began
+        return found
+
+    def advance(self, found: Found, forward: int) -> list[int]:
+        assert isinstance(found.sequence, DeviceSequence)
+        first = found.layout.drafts.start
+        draft = found.record[first : first + found.window]
+        return found.sequence.advance(draft, found.record, found.record[found.layout.step_map], forward)
+
+    def settle(self) -> None:
+        """The step has kept what it keeps."""
+
+    def _shape_for(self, sequences: list[DeviceSequence]) -> Shape:
+        settings = self._settings
+        drafts = settings.draft_steps
+        if self._one_block:
+            window = self._size
+        elif self._slots * drafts * self._length <= _FLAT_TOKENS:
+            window = self._length
+        else:
+            window = max(min(sequence.reach_ahead(), self._length) for sequence in sequences)
+        forward = window
+        if settings.cache == "none":
+            forward = self._bucket(max(len(sequence.tokens) for sequence in sequences))
+        elif settings.cache == "prefix":
+            forward = self._bucket(max(len(sequence.tokens) - sequence.start for sequence in sequences))
+        return Shape(self._slots, drafts, forward, window, whole=settings.cache == "none")
+
+    def _whole_shape(self, sequence: DeviceSequence) -> Shape:
+        """A sequence's own forward: its prompt, or all of it, and the window's first predictions."""
+        window = self._size if self._one_block else min(sequence.reach_ahead(), self._length)
+        if self._settings.cache == "exact":
+            forward = sequence.start - sequence.stored + window
+        else:
+            forward = self._bucket(len(sequence.tokens))
+        return Shape(1, 1, forward, window, one=True, whole=True)
+
+    def _bucket(self, length: int) -> int:
+        """A power of two, so that there are few shapes; no more than a slot has."""
+        return min(max(16, 1 << (length - 1).bit_length()), self._capacity)
+
+    def _store_chunk(self, sequence: DeviceSequence) -> None:
+        """Stores a long prompt's next chunk; other sequences need not wait for all of it."""
+        count, done = self._prompt_tokens(sequence), sequence.stored
+        shape = Shape(1, 1, count, 0, one=True, whole=True)
+        window = self._window_buffers(shape)
+        self._row.fill_(sequence.slot)
+        begin, one = torch.full_like(self._row, done), torch.ones_like(self._row)
+        with layer_buffers(self._modules, self._stored, window):
+            tokens = self.tokens[sequence.slot, done : done + count][None, None]
+            self._forward(shape, tokens, begin, begin, one)
+            self._keep(shape, window, 0 * one, begin, count * one)
+        self.positions_computed += count
+        sequence.stored = done + count
+        self.begin[sequence.slot] = done + count
+
+    def _run(self, shape: Shape, slot: int | None = None) -> torch.Tensor:
+        """Runs a step, by replaying it where it has been captured; its record."""
+        if slot is not None:
+            self._row.fill_(slot)
+        self.positions_computed += shape.rows * shape.drafts * shape.forward
+        # A prompt's length is its own, so that its forward is no shape to keep.
+        passing = shape.one and self._settings.cache == "exact"
+        step = _Step(self._window_buffers(shape)) if passing else self._steps.get(shape)
+        if step is None:
+            step = self._steps[shape] = _Step(self._window_buffers(shape))
+        step.runs += 1
+        if passing or not self._capture or step.runs == 1:  # the first run compiles, and loads kernels
+            return self._by_launches(shape, step, compiled=self._compile and not passing)
+        if step.graph is None:
+            self._record(shape, step)
+        assert step.graph is not None and step.record is not None
+        step.graph.replay()
+        return step.record.clone() if shape.one else step.record  # the next sequence's step writes there, too
+
+    def _by_launches(self, shape: Shape, step: _Step, *, compiled: bool) -> torch.Tensor:
+        """Runs a step launch by launch."""
+        with layer_buffers(self._modules, self._stored, step.window):
+            if compiled:
+                try:
+                    with compiled_layers(self._lm.model):
+                        return self._step(shape, step.window)
+                except Exception as error:
+                    if not is_compile_error(error):
+                        raise
+                    self._compile = False
+                    warnings.warn(f"{self._lm.name} does not compile, so it runs uncompiled: {error}", stacklevel=2)
+            return self._step(shape, step.window)
+
+    def _record(self, shape: Shape, step: _Step) -> None:
+        """Captures a step, without running it."""
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        step.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(step.graph, pool=self._pool):
+            step.record = self._by_launches(shape, step, compiled=self._compile)
+
+    def _window_buffers(self, shape: Shape) -> list[torch.Tensor]:
+        size = (len(self._modules), shape.rows, shape.drafts, shape.forward, *self._layout)
+        return [torch.empty(size, dtype=self._dtype, device=self._lm.device) for _ in range(2)]
+
+    # What a step does, on the device.
+
+    def _taken(self, state: torch.Tensor, shape: Shape) -> torch.Tensor:
+        return state.index_select(0, self._row) if shape.one else state
+
+    def _put(self, state: torch.Tensor, values: torch.Tensor, shape: Shape) -> None:
+        if shape.one:
+            state.index_copy_(0, self._row, values)
+        else:
+            state.copy_(values)
+
+    def _step(self, shape: Shape, window: list[torch.Tensor]) -> torch.Tensor:
+        """One forward, and everything up to the next drafts. Reads nothing back; the record `[R, 11 + 3 L]`."""
+        settings, lm = self._settings, self._lm
+        start = self._taken(self.start, shape)
+        begin = self._taken(self.begin, shape) if shape.whole else start
+        drafts = self._drafts(shape, start)
+        number = self._number(shape)
+        inputs, rows = self._inputs(shape, drafts, start, begin)
+        features = self._forward(shape, inputs, start, begin, number, rows)
+        token_ids, confidence = self._predict(features, drafts.reshape(-1))
+        confidence = confidence.view(drafts.shape)
+        if self._one_block and lm.logits_shift:
+            first = confidence[..., 0]
+            first.masked_fill_(first > float("-inf"), _FIRST)
+        step = draft_step(
+            drafts,
+            token_ids.view(drafts.shape),
+            confidence,
+            number.clamp(min=1),
+            lm.mask_token_id,
+            settings.draft_steps,
+            tokens_per_step=settings.tokens_per_step,
+            threshold=settings.threshold,
+            order=settings.order,
+            block_length=settings.block_length,
+            drafting=settings.drafting,
+            step=self._taken(self.steps_taken, shape),
+        )
+        self._advance(shape, window, step, start, begin, number)
+        return step.record[:, : len(COUNTERS) + 3 * shape.window]
+
+    def _drafts(self, shape: Shape, start: torch.Tensor) -> torch.Tensor:
+        """`[R, K, L]`: those of the slots, or what is committed of the one sequence that a step is for."""
+        if not shape.one:
+            return self.drafts[:, : shape.drafts, : shape.window]
+        columns = start[:, None] + self._columns[: shape.window]
+        return self._taken(self.tokens, shape).gather(1, columns)[:, None]
+
+    def _number(self, shape: Shape) -> torch.Tensor:
+        """`[R]`: how many drafts of each row count."""
+        if shape.one:
+            return torch.ones_like(self._row)
+        return torch.minimum(self.num_drafts, self._most_drafts)
+
+    def _inputs(
+        self, shape: Shape, drafts: torch.Tensor, start: torch.Tensor, begin: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The tokens of the forward `[R, K, F]`, and its rows that predict the window `[R K L]` (None: all, in order)."""
+        shift = int(self._lm.logits_shift)
+        if shape.forward == shape.window and not shape.whole and not shift:
+            return drafts, None
+        columns = begin[:, None] + self._columns[: shape.forward]
+        tokens = self._taken(self.tokens, shape).gather(1, columns)
+        tokens = torch.nn.functional.pad(tokens, (0, shape.window))[:, None].repeat(1, shape.drafts, 1)
+        # A slot that is done may be longer than those that are not: nobody reads what it computes.
+        offset = (start - begin).clamp(max=shape.forward)
+        place = (offset[:, None] + self._columns[: shape.window])[:, None].expand_as(drafts)
+        tokens = tokens.scatter(2, place, drafts)[..., : shape.forward]
+        first = torch.arange(shape.rows * shape.drafts, device=drafts.device).view(shape.rows, shape.drafts, 1)
+        rows = first * shape.forward + (place - shift).clamp(0, shape.forward - 1)
+        return tokens, rows.flatten()
+
+    def _forward(
+        self,
+        shape: Shape,
+        tokens: torch.Tensor,
+        start: torch.Tensor,
+        begin: torch.Tensor,
+        number: torch.Tensor,
+        rows: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """What logits are made of: features `[n, *]` of the forward's rows."""
+        length = self._taken(self.length, shape)
+        seen = self._dual_block_end(start, length) if self._settings.cache == "dual" and not shape.whole else length
+        attention = WindowAttention(
+            drafts=shape.drafts,
+            ranges=self._ranges(shape, start, begin, length),
+            slots=self._row if shape.one else None,
+            num_drafts=number,
+            window_lengths=(seen - begin).clamp(0, shape.forward),
+            block_length=self._size if self._lm.attention == "block_causal" else None,
+        )
+        positions = begin[:, None] + self._columns[: shape.forward]
+        positions = positions[:, None].expand(-1, shape.drafts, -1).flatten(0, 1)
+        return self._lm.window_features(tokens.clamp(min=0).flatten(0, 1), positions, rows, attention)
+
+    def _dual_block_end(self, start: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+        return torch.minimum(start + self._size, length)
+
+    def _ranges(self, shape: Shape, start: torch.Tensor, begin: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+        """The stored positions that a forward sees, `[R, 1 or 2, 2]`."""
+        bounds = [torch.zeros_like(begin), begin]
+        if self._settings.cache == "none" or (self._one_block and shape.whole):
+            bounds = bounds[:1] * 2
+        elif self._settings.cache == "dual":
+            bounds += [self._dual_block_end(start, length), length]
+        return torch.stack(bounds, -1).view(len(begin), -1, 2).int()
+
+    def _advance(
+        self,
+        shape: Shape,
+        window: list[torch.Tensor],
+        step: DraftStep,
+        start: torch.Tensor,
+        begin: torch.Tensor,
+        number: torch.Tensor,
+    ) -> None:
+        """Keeps the accepted draft's keys and values, slides the window and sets up the next drafts.
+
+        A slot without drafts stays as it is: nothing is masked there, so that nothing is drafted, and its window does not
+        move.
+        """
+        settings, size, mask = self._settings, shape.window, self._lm.mask_token_id
+        length = self._taken(self.length, shape)
+        committed = step.drafts[:, 0]
+        active = number > 0
+        whole = ~(committed == mask).any(1) * size if self._one_block else step.prefix_length
+        passed = whole * active
+        if settings.cache == "exact":
+            self._keep(shape, window, step.accepted, begin, passed + (start - begin) if shape.whole else passed)
+        elif self._one_block and shape.whole:
+            self._keep(shape, window, step.accepted, begin, length)
+        if settings.cache != "exact":
+            self._commit(shape, start, committed, active)
+
+        source = self._columns[: self._length] + passed[:, None]
+        slid = step.drafts.gather(2, source.clamp(max=size - 1)[:, None].expand(-1, settings.draft_steps, -1))
+        if self._one_block:  # a new block waits for a forward of its own
+            drafts = torch.where((source < size)[:, None], slid, _NOTHING)
+            going = passed == 0
+        else:
+            fresh = torch.where(start[:, None] + source < length[:, None], mask, _NOTHING)
+            drafts = torch.where((source < size)[:, None], slid, fresh[:, None])
+            going = start + passed < length
+        self._put(self.drafts, drafts, shape)
+        self._put(self.num_drafts, step.num_drafts.clamp(min=1) * going * active, shape)
+        self._put(self.start, start + passed, shape)
+        self._put(self.steps_taken, self._taken(self.steps_taken, shape) + step.steps, shape)
+
+    def _commit(self, shape: Shape, start: torch.Tensor, committed: torch.Tensor, active: torch.Tensor) -> None:
+        """Writes the window of each active slot."""
+        place = start[:, None] + self._columns[: shape.window]
+        tokens = self._taken(self.tokens, shape)
+        new = torch.where(active[:, None], committed, tokens.gather(1, place))
+        self._put(self.tokens, tokens.scatter(1, place, new), shape)
+
+    def _keep(
+        self,
+        shape: Shape,
+        window: list[torch.Tensor],
+        accepted: torch.Tensor,
+        begin: torch.Tensor,
+        count: torch.Tensor,
+    ) -> None:
+        keep(*window, accepted, begin, count, *self._stored, slots=self._row if shape.one else None)
+
+
+def window_blocks(settings: Settings) -> int:
+    """Blocks that the drafts, and the drafts made from any of them, can reach when one position of the first is left; no more
+    than an answer has.
+    """
+    steps = settings.draft_steps + settings.lookahead_steps
+    if settings.threshold is None:
+        reached = 1 + math.ceil((steps * settings.tokens_per_step - 1) / settings.block_length)
+    else:  # the first step may fill a block, each further one a position
+        reached = 2 + math.ceil(steps / settings.block_length)
+    # Where blocks are aligned at position 0, the first may be the prompt's but for its last position.
+    before = settings.block_length - 1 if settings.aligned_at_zero else 0
+    return min(reached, math.ceil((before + settings.max_new_tokens) / settings.block_length))
