@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.compiler import is_compiling
 
+from freedave_kernels.python_ops import WRITTEN
 from freedave_kernels.triton.launch import INTERPRETED
 
 DEVICE = "cpu" if INTERPRETED else "cuda"  # torch calls ROCm devices "cuda" as well
@@ -22,7 +23,7 @@ def register(op: str) -> Callable[..., Any]:
     """
     launcher = getattr(importlib.import_module(f"freedave_kernels.triton.{op}"), op)
     fake = importlib.import_module(f"freedave_kernels.ops.{op}").fake
-    _library.define(op + torch.library.infer_schema(launcher, mutates_args=()))
+    _library.define(op + torch.library.infer_schema(launcher, mutates_args=WRITTEN.get(op, ())))
     _library.impl(op, launcher, DEVICE.upper())
     torch.library.register_fake(f"freedave_triton::{op}", fake, lib=_library)
     overload = getattr(torch.ops.freedave_triton, op).default
