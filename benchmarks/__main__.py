@@ -27,7 +27,7 @@ ON_A_GPU = {
     "tune": "on a GPU: measures its entries of the table of tunables and writes them",
 }
 # Of `gpu`, most important first.
-GPU_PARTS = ("decode", "contract", "attention", "lossless", "embedded", "ops", "other_contracts", "sanitizers")
+GPU_PARTS = ("decode", "contract", "attention", "lossless", "embedded", "ops", "more", "other_contracts", "sanitizers")
 OF_RESULTS = {
     "report": "the HTML page, the plots and the README's table, from the results that are there",
     "all": f"{', '.join(everything.ORDER)} and report, one after the other",

@@ -27,7 +27,7 @@ def merge_predictions(rows: int, vocab: int) -> int:
     return rows * (_states(vocab) + 8 + 8 + 4)
 
 
-def draft_attention(B: int, K: int, L: int, T: int, H: int, G: int, D: int, itemsize: int) -> int:  # noqa: N803
+def draft_attention(B: int, K: int, L: int, T: int, H: int, G: int, D: int, itemsize: int) -> int:
     """T stored positions are seen, and read once for all drafts and heads."""
     stored = 2 * T * G * D
     window = 2 * K * L * G * D

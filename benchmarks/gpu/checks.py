@@ -58,7 +58,7 @@ def sanitizers(plan: Plan) -> None:
         command = [found, "--tool", tool, "--error-exitcode", "86"]
         limit = min(300.0, max(plan.left(), 60))
         name = f"compute-sanitizer {tool}"
-        check = functools.partial(pytest, plan.record, name, command, OTHER_OPS, SANITIZED, limit)
+        check = functools.partial(pytest, plan.record, name, command, [*NEW_OPS, *OTHER_OPS], SANITIZED, limit)
         plan.case(name, 60, check, apart=True)
 
 

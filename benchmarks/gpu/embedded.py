@@ -24,6 +24,7 @@ ROUNDS = 10
 TARGET_MS = {16: 12.0}
 TOKENS = 68  # of the answer that is timed, about
 BLOCK_LENGTH = 16
+MOST_PROMPT = 48
 
 
 @functools.cache
@@ -39,12 +40,16 @@ def prompts(lm: freedave.DiffusionLM, count: int) -> list[list[int]]:
     return [lm.tokenizer(problem.prompt)["input_ids"] for row in zip(*by_task, strict=False) for problem in row][:count]
 
 
+@functools.cache
+def stepper(machine: Machine, dtype: torch.dtype, drafts: int, batch: int) -> Stepper:
+    """With room for any of the prompts; it stays."""
+    lm = model(machine, dtype)
+    wanted = settings(lm, machine, drafts)
+    return Stepper(lm, wanted, slots=batch, capacity=wanted.sequence_length(MOST_PROMPT))
+
+
 def settings(lm: freedave.DiffusionLM, machine: Machine, drafts: int) -> Settings:
-    return resolve_settings(lm, 32, NEW_TOKENS if not machine.dry else 16, drafts, block_length=BLOCK_LENGTH)
-
-
-def capacity(lm: freedave.DiffusionLM, token_ids: list[list[int]]) -> int:
-    return max(resolve_settings(lm, len(one), NEW_TOKENS, 1, block_length=BLOCK_LENGTH).sequence_length(len(one)) for one in token_ids)
+    return resolve_settings(lm, MOST_PROMPT, NEW_TOKENS if not machine.dry else 16, drafts, block_length=BLOCK_LENGTH)
 
 
 def run(plan: Plan) -> None:
@@ -62,7 +67,11 @@ def on_the_cpu(machine: Machine) -> tuple[list[int], list[int]]:
     for token_ids in prompts(lm, 1 if machine.dry else 12):
         wanted = settings(lm, machine, 8)
         out = freedave.generate(
-            lm, torch.tensor([token_ids]), max_new_tokens=wanted.max_new_tokens, draft_steps=8, block_length=BLOCK_LENGTH
+            lm,
+            torch.tensor([token_ids]),
+            max_new_tokens=wanted.max_new_tokens,
+            draft_steps=8,
+            block_length=BLOCK_LENGTH,
         )
         answer = out.sequences[0, len(token_ids) :].tolist()
         answers.append((abs(written(lm, answer) - TOKENS), token_ids, answer))
@@ -81,10 +90,10 @@ def measure(record: Record, machine: Machine, dtype: torch.dtype, drafts: int) -
     lm = model(machine, dtype)
     token_ids, expected = on_the_cpu(machine)
     wanted = settings(lm, machine, drafts)
-    stepper = Stepper(lm, wanted, slots=1, capacity=wanted.sequence_length(len(token_ids)))
+    kept = stepper(machine, dtype, drafts, 1)
 
     def decode() -> tuple[list[int], int]:
-        [sequence] = stepper.decode([token_ids])
+        [sequence] = kept.decode([token_ids])
         return sequence.generated(sequence.tokens), len(sequence.accepted_lengths)
 
     held = report(record, machine, lm, dtype, drafts, "decoder", decode, expected)

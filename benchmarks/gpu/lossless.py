@@ -7,19 +7,18 @@ decode wherever two tokens nearly tie. In the same shapes a row's bits are the s
 from __future__ import annotations
 
 import functools
+from itertools import chain
 
 import torch
 
-import freedave
 from benchmarks.gpu import embedded
-from benchmarks.gpu.decode import NEW_TOKENS, SHORT, kept_stepper, new_stepper
+from benchmarks.gpu.decode import NEW_TOKENS, SHORT, kept_stepper
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.models import SDAR_8B, prompt, random_model, shape_of
 from benchmarks.gpu.plan import Plan
 from benchmarks.gpu.stepper import Stepper
 from benchmarks.record import Record
 from freedave.sequence import Sequence
-from freedave.settings import resolve_settings
 
 K = 8
 ANSWERS = 12  # of the embedded model
@@ -46,16 +45,13 @@ def of_embedded(record: Record, machine: Machine, batch: int) -> bool:
     lm = embedded.model(machine, torch.bfloat16)
     every = embedded.prompts(lm, 2 if machine.dry else ANSWERS)
     groups = [every[begin : begin + batch] for begin in range(0, len(every), batch)]
-    capacity = embedded.capacity(lm, every)
-    many, one = (
-        Stepper(lm, embedded.settings(lm, machine, drafts), slots=batch, capacity=capacity) for drafts in (K, 1)
-    )
+    many, one = (embedded.stepper(machine, torch.bfloat16, drafts, batch) for drafts in (K, 1))
     return compare(record, f"embedded, bfloat16, B={batch}", groups, many, one)
 
 
 def compare(record: Record, what: str, groups: list[Prompts], many: Stepper, one: Stepper) -> bool:
-    """`many` decodes with K drafts, and again with the first of them only; `one` in shapes of one draft. Whether the first two
-    agree where all rows of a step fit one tile of a matrix product.
+    """`many` decodes with K drafts, and again with the first of them only; `one` in shapes of one draft. Whether the first
+    two agree, where all rows of a step fit one tile of a matrix product.
     """
     decoded = [many.decode(prompts) for prompts in groups]
     many.one_draft = True
@@ -88,7 +84,7 @@ def compare(record: Record, what: str, groups: list[Prompts], many: Stepper, one
 def differences(ours: list[list[Sequence]], theirs: list[list[Sequence]]) -> tuple[int, int, int]:
     """Tokens and steps that differ, and how many there are."""
     tokens = steps = total = 0
-    for mine, other in zip(sum(ours, []), sum(theirs, []), strict=True):
+    for mine, other in zip(chain(*ours), chain(*theirs), strict=True):
         total += mine.total
         for name in ("tokens", "step_map"):
             pairs = zip(mine.generated(getattr(mine, name)), other.generated(getattr(other, name)), strict=True)

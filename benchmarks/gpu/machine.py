@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 import freedave_kernels as fk
-from benchmarks import compiled
 from benchmarks.cases import ROWS, Shapes
 from benchmarks.measure import Calls, CannotMeasureError, Timing, interleaved, timing
 from benchmarks.processor import Processor
@@ -160,8 +159,6 @@ def this_machine(dry: bool) -> Machine:
     wanted = [name for name in ("cuda", "triton") if available[name] is None]
     absent = {name: str(reason) for name in ("cuda", "triton") if (reason := available[name]) is not None}
     device = torch.device("cuda", torch.cuda.current_device())
-    missing = compiled.unavailable()
-    absent |= {"compiled": missing} if missing else {}
     shapes = Shapes([32000, 126464, 151936, 262144], ROWS, DTYPES, [8, 32], [32, 256], [1, 8, 32, 128])
     return Machine(False, device, wanted, absent, ROUNDS, shapes)
 

@@ -1,4 +1,4 @@
-"""Models of published shapes with random weights, made on the device: how long a step takes does not depend on the weights."""
+"""Models of published shapes with random weights, on which the time of a step does not depend; made on the device."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MOST_POSITIONS = 8192
 
 @dataclass(frozen=True)
 class Published:
-    """A checkpoint's dimensions, and how it is decoded. `layers` attend with `heads` query heads, `groups` key-value heads."""
+    """A checkpoint's dimensions, and how it is decoded; `heads` query heads share `groups` key-value heads."""
 
     name: str
     architecture: str

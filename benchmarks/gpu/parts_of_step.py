@@ -17,7 +17,7 @@ from freedave_kernels import draft_attention
 REPLAYS = 15
 
 
-def measure(record: Record, machine: Machine, stepper: Stepper, name: str) -> None:
+def measure(record: Record, machine: Machine, case: str, stepper: Stepper, name: str) -> None:
     """`name`: the shape whose parts are measured, in the midst of a decode."""
     executor, shape = stepper.executor, stepper.shape(name)
     with torch.inference_mode():
@@ -29,7 +29,7 @@ def measure(record: Record, machine: Machine, stepper: Stepper, name: str) -> No
         for what, call in calls.items():
             replay = machine.replayed(call, 1)
             spent = machine.back_to_back(replay, REPLAYS, between=lambda: None)
-            record.put("part_of_step", f"    {what:<40}{spent:8.3f} ms", part=what, shape=name, ms=spent)
+            record.put("part_of_step", f"    {what:<40}{spent:8.3f} ms", case=case, part=what, shape=name, ms=spent)
 
 
 def backbone(executor: GraphExecutor, shape: Shape) -> Callable[[], object]:

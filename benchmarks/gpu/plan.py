@@ -1,4 +1,4 @@
-"""A run within given minutes: cases one after the other, each with what it will take; one that fails does not stop the next."""
+"""A run within given minutes: cases one after the other; one that would take too long is left out, one that fails is told."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Plan:
         return self._end - time.monotonic()
 
     def case(self, what: str, seconds: float, measure: Callable[[], bool | None], *, apart: bool = False) -> None:
-        """Runs `measure` if the `seconds` that it is expected to take are left; it returns False where something did not hold.
+        """Runs `measure` if the `seconds` that it may take are left; it returns False where something did not hold.
 
         After an error that the device does not recover from only cases `apart`, in processes of their own, go on.
         """

@@ -20,8 +20,8 @@ from freedave_kernels.ops.draft_step import COUNTERS
 
 @dataclass(frozen=True)
 class Step:
-    """Seconds from launch to the record on the host; `shapes`: those that ran, with how often each has run by then. A prompt's
-    forward has no shape that is kept.
+    """Seconds from launch to the record on the host; `shapes`: those that ran, with how often each has run by then. A
+    prompt's forward has no shape that is kept.
     """
 
     seconds: float

@@ -1,4 +1,4 @@
-"""The ops between two forwards, from graphs over rotating inputs, against the bytes that they must move and against PyTorch."""
+"""The ops between two forwards, from graphs over rotating inputs, against the bytes they must move and PyTorch."""
 
 from __future__ import annotations
 
@@ -28,36 +28,48 @@ def run(plan: Plan) -> None:
     machine, record = plan.machine, plan.record
     vocab = 1000 if machine.dry else 151936
     for rows, dtype in itertools.product((256, 32), (torch.bfloat16, torch.float32)):
-        # Compiling takes a minute, so two shapes only.
-        against = dtype is torch.bfloat16 and "compiled" not in machine.absent
         what = f"predict_tokens {rows} x {vocab} {cases.dtype_name(dtype)}"
-        measure = functools.partial(predict_tokens, record, machine, rows, vocab, dtype, against)
-        plan.case(what, 30 if against else 8, measure)
+        plan.case(what, 8, functools.partial(predict_tokens, record, machine, rows, vocab, dtype))
     for batch in (1, 128) if not machine.dry else (1, 2):
         plan.case(f"draft_step B={batch}", 8, functools.partial(draft_step, record, machine, batch))
     for batch in (1, 8) if not machine.dry else (1,):
         plan.case(f"step B={batch}", 10, functools.partial(step, record, machine, batch, vocab))
+    # Compiling takes long: two shapes, and after everything else.
+    for rows in (256, 32):
+        what = f"predict_tokens {rows} x {vocab} bfloat16, torch.compile"
+        function = compiled(vectorised.predict_tokens, machine.compiler, False)
+        others = {"compiled": function}
+        plan.case(what, 30, functools.partial(predict_tokens, record, machine, rows, vocab, torch.bfloat16, others))
 
 
 def predict_tokens(
-    record: Record, machine: Machine, rows: int, vocab: int, dtype: torch.dtype, against_compiled: bool
+    record: Record,
+    machine: Machine,
+    rows: int,
+    vocab: int,
+    dtype: torch.dtype,
+    others: dict[str, Callable[..., object]] | None = None,
 ) -> None:
-    """All rows masked."""
+    """All rows masked; against `others`, or eager PyTorch."""
     copies = 2 if machine.dry else max(2, math.ceil(ROTATED / (rows * vocab * dtype.itemsize)))
     inputs = []
     for _ in range(copies):
         logits = scenes.rows_of_logits(rows, vocab, dtype, machine.device)
         input_ids = torch.full((rows,), MASK, device=machine.device)
         inputs.append((logits, input_ids, MASK))
-    others = {"eager": eager.predict_tokens}
-    if against_compiled:
-        others["compiled"] = compiled(vectorised.predict_tokens, machine.compiler, False)
+    others = others or {"eager": eager.predict_tokens}
     with torch.inference_mode():
         timings = timed(machine, fk.predict_tokens, inputs, others)
     moved = limits.predict_tokens(rows, rows, vocab, dtype.itemsize)
     shape = {"V": vocab, "rows": rows, "masked": rows}
     record.add(
-        "predict_tokens", shape, cases.dtype_name(dtype), timings, num_bytes=moved, bandwidth=machine.bandwidth
+        "predict_tokens",
+        shape,
+        cases.dtype_name(dtype),
+        timings,
+        baseline=next(iter(others)),
+        num_bytes=moved,
+        bandwidth=machine.bandwidth,
     )
 
 
