@@ -143,6 +143,18 @@ def test_ends_of_sequence_and_padding() -> None:
     assert min(lengths) < max(lengths)
 
 
+def test_an_end_within_a_block_ends_the_decode() -> None:
+    """As transformers does it: the end of sequence is kept, padding follows; no forward is spent on what would follow."""
+    settings = {"block_length": 8, "draft_steps": 1, "max_new_tokens": 32, "return_dict_in_generate": True}
+    free = on_golden(prompt(), **settings).sequences[0, 8:].tolist()
+    end = free[3]
+    streamer = Recorder()
+    output = on_golden(prompt(), eos_token_id=end, pad_token_id=62, streamer=streamer, **settings)
+    assert output.sequences[0, 8:].tolist() == free[: free.index(end) + 1]
+    assert list(chain(*streamer.puts)) == output.sequences[0].tolist()
+    assert output.num_forwards == 8
+
+
 def test_generation_config() -> None:
     config = GenerationConfig(max_new_tokens=12, return_dict_in_generate=True, eos_token_id=None)
     output = generate(golden_model("block_causal"), prompt(), generation_config=config, **BLOCK_CAUSAL)

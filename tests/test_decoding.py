@@ -250,18 +250,18 @@ def test_max_new_tokens_cuts_whole_blocks():
 @pytest.mark.parametrize("draft_steps", [1, 3, 8])
 @pytest.mark.parametrize("family", ["block_causal", "full"])
 def test_end_of_sequence(family, draft_steps):
-    """A finished block that ends with the end-of-sequence token ends the decode; the rest is filled with that token."""
+    """A finished block that contains the end-of-sequence token ends the decode; that token fills the rest."""
     whole = freedave.generate(golden_lm(family, block_length=4), prompt(8), max_new_tokens=32, draft_steps=1)
-    ends = whole.sequences[0, 8:].view(8, 4)[:, -1].tolist()
-    eos = ends[2]
-    length = 4 * (ends.index(eos) + 1)
+    answer = whole.sequences[0, 8:].tolist()
+    eos = answer[9]
+    length = answer.index(eos) + 1
     lm = golden_lm(family, block_length=4, eos_token_id=eos)
     out = freedave.generate(lm, prompt(8), max_new_tokens=32, draft_steps=draft_steps)
     assert out.sequences[0, 8 : 8 + length].tolist() == whole.sequences[0, 8 : 8 + length].tolist()
     assert (out.sequences[0, 8 + length :] == eos).all()
     assert torch.equal(out.step_map[0, :length], whole.step_map[0, :length]) and (out.step_map[0, length:] == -1).all()
     assert (out.forward_map[0, length:] == -1).all() and out.stats.tokens == length
-    assert out.num_forwards <= length
+    assert out.num_forwards <= -(-length // 4) * 4
 
 
 def test_on_step_reports_every_commit():

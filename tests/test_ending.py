@@ -11,13 +11,13 @@ import freedave
 
 
 def test_example():
-    """The decode ends with the block by which its answer contains the stop sequence; the rest is left open."""
+    """The decode ends with the block by which its answer contains the stop sequence, the answer with that sequence."""
     lm = golden_lm()
     whole = freedave.generate(lm, prompt(8), max_new_tokens=32, draft_steps=1)
     answer = whole.sequences[0, 8:].tolist()
     stop = answer[10:13]  # begins in the third block, ends in the fourth
     first = next(i for i in range(30) if answer[i : i + 3] == stop)
-    length = (first + 2) // 4 * 4 + 4
+    length = first + 3
     commits = []
     out = freedave.generate(
         lm, prompt(8), max_new_tokens=32, stop_sequences=[[62, 61], stop], check_lossless=True, on_step=commits.append
@@ -25,31 +25,124 @@ def test_example():
     assert out.sequences[0, 8 : 8 + length].tolist() == answer[:length]
     assert (out.sequences[0, 8 + length :] == lm.mask_token_id).all() and (out.step_map[0, length:] == -1).all()
     assert out.stats.tokens == length == commits[-1].tokens and commits[-1].finished
-    assert sorted(position for commit in commits for position in commit.positions) == list(range(length))
+    reported = {position for commit in commits for position in commit.positions}
+    assert {position for position in reported if position < commits[-1].length} == set(range(length))
+
+
+CACHES = [
+    ("block_causal", "auto"),
+    ("block_causal", "none"),
+    ("full", "none"),
+    ("full", "prefix"),
+    ("full", "dual"),
+    ("full_shifted", "dual"),
+]
 
 
 @pytest.mark.parametrize("draft_steps", [1, 3, 8])
-@pytest.mark.parametrize(("family", "cache"), [("block_causal", "auto"), ("full", "none"), ("full", "dual")])
+@pytest.mark.parametrize(("family", "cache"), CACHES)
 def test_several_ends_of_sequence(family, cache, draft_steps):
-    """Any of them ends a sequence; the first one fills the rest."""
-    options = {"max_new_tokens": 32, "block_length": 4, "cache": cache}
-    whole = freedave.generate(golden_lm(family), prompt(8), draft_steps=1, **options)
-    ends = whole.sequences[0, 8:].view(8, 4)[:, -1].tolist()
-    absent = next(token for token in range(63) if token not in ends)
-    length = 4 * (ends.index(ends[3]) + 1)
-    out = freedave.generate(
-        golden_lm(family, eos_token_id=[absent, ends[3]]),
-        prompt(8),
-        draft_steps=draft_steps,
-        check_lossless=True,
-        **options,
-    )
-    assert out.sequences[0, 8 : 8 + length].tolist() == whole.sequences[0, 8 : 8 + length].tolist()
-    assert (out.sequences[0, 8 + length :] == absent).all() and out.stats.tokens == length
+    """Any of them ends a sequence, wherever in its block it stands; the first one fills the rest."""
+    options = {"max_new_tokens": 30, "block_length": 8, "cache": cache}
+    whole = freedave.generate(golden_lm(family), prompt(7), draft_steps=1, **options)
+    answer = whole.sequences[0, 7:].tolist()
+    absent = next(token for token in range(63) if token not in answer)
+    for end in list(dict.fromkeys(answer))[::4]:
+        length = answer.index(end) + 1
+        out = freedave.generate(
+            golden_lm(family, eos_token_id=[absent, end]),
+            prompt(7),
+            draft_steps=draft_steps,
+            check_lossless=True,
+            **options,
+        )
+        assert out.sequences[0, 7 : 7 + length].tolist() == answer[:length]
+        assert (out.sequences[0, 7 + length :] == absent).all() and out.stats.tokens == length
+        assert torch.equal(out.step_map[0, :length], whole.step_map[0, :length])
+        assert (out.step_map[0, length:] == -1).all() and (out.forward_map[0, length:] == -1).all()
     unending = freedave.generate(
-        golden_lm(family, eos_token_id=ends[3]), prompt(8), draft_steps=draft_steps, eos_token_id=[], **options
+        golden_lm(family, eos_token_id=answer[3]), prompt(7), draft_steps=draft_steps, eos_token_id=[], **options
     )
     assert torch.equal(unending.sequences, whole.sequences)
+
+
+@pytest.mark.parametrize("family", ["block_causal", "full"])
+def test_the_block_of_the_end_is_the_last_one(family):
+    """No forward is spent on what follows it."""
+    lm, options = golden_lm(family), {"draft_steps": 1, "block_length": 8}
+    answer = freedave.generate(lm, prompt(8), 32, **options).sequences[0, 8:].tolist()
+    middle = next(i for i in range(9, 15) if answer.index(answer[i]) == i)
+    out = freedave.generate(lm, prompt(8), 32, eos_token_id=answer[middle], **options)
+    assert out.num_forwards == 16 and out.stats.tokens == middle + 1
+
+
+def test_the_first_end_counts():
+    """Read from the left, whatever kind it is: an end token within a stop sequence, a stop sequence within another."""
+    lm = golden_lm(block_length=16)
+    answer = freedave.generate(lm, prompt(5), 32).sequences[0, 5:].tolist()
+    new = [i for i in range(32) if answer.index(answer[i]) == i]
+    token, i = next((answer[i], i) for i in new if i > 3)
+    around = answer[i - 2 : i + 2]
+    for options in (
+        {"eos_token_id": token, "stop_sequences": [around]},
+        {"stop_sequences": [around, [token]]},
+        {"eos_token_id": [60, token], "stop_sequences": [answer[i + 1 : i + 3]]},
+    ):
+        out = freedave.generate(lm, prompt(5), 32, check_lossless=True, **options)
+        assert out.stats.tokens == i + 1 and out.sequences[0, 5 : 6 + i].tolist() == answer[: i + 1]
+
+
+def test_the_cut_off_part_of_a_block_ends_nothing():
+    """The last block may reach beyond `max_new_tokens`; what ends there is not seen, and what it completes is."""
+    lm = golden_lm(block_length=8)
+    answer = freedave.generate(lm, prompt(8), 16).sequences[0, 8:].tolist()
+    assert answer.index(answer[11]) == 11 and answer.index(answer[13]) == 13
+    cut = freedave.generate(lm, prompt(8), 13, eos_token_id=answer[13], stop_sequences=[answer[12:14]])
+    assert cut.sequences[0, 8:].tolist() == answer[:13]
+    inside = freedave.generate(lm, prompt(8), 13, eos_token_id=answer[11], check_lossless=True)
+    assert inside.stats.tokens == 12 and inside.sequences[0, 8:].tolist() == [*answer[:12], answer[11]]
+
+
+@pytest.mark.parametrize("draft_steps", [1, 8])
+def test_commits_report_nothing_behind_the_end(draft_steps):
+    """What was reported before the end token was known is taken back by `length`."""
+    lm = golden_lm(block_length=16)
+    answer = freedave.generate(lm, prompt(8), 32).sequences[0, 8:].tolist()
+    taken_back = 0
+    for end in dict.fromkeys(answer):
+        commits, shown, known = [], {}, 32
+        freedave.generate(lm, prompt(8), 32, draft_steps, eos_token_id=end, on_step=commits.append)
+        for commit in commits:
+            assert all(position < commit.length for position in commit.positions) and commit.length <= known
+            known = commit.length
+            shown |= dict(zip(commit.positions, commit.token_ids, strict=True))
+            taken_back += sum(position >= known for position in shown)
+            shown = {position: token for position, token in shown.items() if position < known}
+            assert commit.tokens == len(shown)
+            assert end not in [token for position, token in shown.items() if position < known - 1]
+        assert [shown[i] for i in range(known)] == answer[: answer.index(end) + 1]
+    assert taken_back
+
+
+def test_sequences_of_a_batch_end_on_their_own():
+    lm = golden_lm(block_length=8)
+    input_ids = torch.cat([prompt(8, seed) for seed in range(4)])
+    free = freedave.generate(lm, input_ids, 32).sequences[:, 8:].tolist()
+    end = free[1][11]
+    out = freedave.generate(lm, input_ids, 32, eos_token_id=end, check_lossless=True)
+    lengths = [answer.index(end) + 1 if end in answer else 32 for answer in free]
+    assert (out.step_map >= 0).sum(1).tolist() == lengths and len(set(lengths)) > 1
+    for row, answer, length in zip(out.sequences[:, 8:].tolist(), free, lengths, strict=True):
+        assert row == answer[:length] + [end] * (32 - length)
+
+
+def test_an_end_token_in_the_prompt_ends_nothing():
+    """Not even in the block that the prompt begins."""
+    lm = golden_lm(block_length=8)
+    start = prompt(5)
+    answer = freedave.generate(lm, start, 19).sequences
+    end = next(token for token in start[0].tolist() if token not in answer[0, 5:].tolist())
+    assert torch.equal(freedave.generate(lm, start, 19, eos_token_id=end).sequences, answer)
 
 
 def test_a_prompt_does_not_stop_its_answer():

@@ -69,7 +69,15 @@ def _size_of_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LINES", "24")
 
 
-def commit(positions: list[int], token_ids: list[int], *, forward: int = 0, tokens: int = 1, total: int = 8) -> Commit:
+def commit(
+    positions: list[int],
+    token_ids: list[int],
+    *,
+    forward: int = 0,
+    tokens: int = 1,
+    total: int = 8,
+    length: int | None = None,
+) -> Commit:
     return Commit(
         forward=forward,
         steps=len(positions),
@@ -79,6 +87,7 @@ def commit(positions: list[int], token_ids: list[int], *, forward: int = 0, toke
         tokens=tokens,
         total=total,
         finished=tokens == total,
+        length=total if length is None else length,
     )
 
 
@@ -111,6 +120,7 @@ def test_tokens_appear_in_place() -> None:
     for step, screen in zip(commits, terminal.screens, strict=False):
         for position, token_id in zip(step.positions, step.token_ids, strict=True):
             shown[position] = lm.tokenizer.decode([token_id])
+        del shown[step.length :]
         assert "".join(screen[:-1])[: len("".join(shown))] == "".join(shown)
         assert screen[-1].startswith(f"forward {step.forward + 1}: {step.tokens} of 64 tokens, ")
     # The caller prints the text; the frame itself is gone, and the cursor is back.
@@ -132,6 +142,15 @@ def test_text_from_the_end_of_the_sequence_on_is_not_shown() -> None:
     with streaming(terminal, eos_token_ids=(9, 0)) as watch:
         watch(commit([0, 3, 5], [ord("a"), 0, 0], tokens=3))
     assert terminal.screens[0][0] == "a··"
+
+
+def test_what_is_no_part_of_the_answer_disappears() -> None:
+    terminal = Terminal()
+    with streaming(terminal, total=4) as watch:
+        watch(commit([0, 2], [ord("a"), ord("c")], total=4))
+        assert terminal.screen()[0] == "a·c·"
+        watch(commit([1], [ord("b")], total=4, length=2, tokens=2))
+        assert terminal.screen()[0] == "ab"
 
 
 def test_a_character_of_several_tokens_is_decoded_from_all_of_them() -> None:

@@ -18,17 +18,19 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence as Several
 from dataclasses import dataclass
 
 import torch
 
 from freedave.cache_policy import CachePolicy, new_cache, policy_for
+from freedave.integers import as_int
 from freedave.models.diffusion_lm import DiffusionLM
 from freedave.output import Commit, NonFiniteLogitsError
 from freedave.packed_forward import ForwardBuilder
 from freedave.prediction import Predictor
 from freedave.sequence import ACCEPTED, NON_FINITE, PREFIX_LENGTH, STEPS, Sequence
-from freedave.settings import Settings
+from freedave.settings import Settings, check_length, check_prompt
 from freedave_kernels import DraftStep, draft_step
 
 # Stands at positions that a sequence's window does not have: no model sees it, and it is nobody's token.
@@ -49,7 +51,7 @@ class Committed:
 
     def describe(self) -> Commit:
         sequence = self.sequence
-        positions = [position for position in self.positions if position < sequence.end]
+        positions = [position for position in self.positions if position < sequence.answer_end]
         return Commit(
             forward=self.forward,
             steps=self.steps,
@@ -59,11 +61,12 @@ class Committed:
             tokens=sequence.committed,
             total=sequence.total,
             finished=sequence.finished,
+            length=sequence.answer_end - sequence.prompt_length,
             sequence=sequence.index,
         )
 
 
-@dataclass
+@dataclass(eq=False)
 class _Slot:
     sequence: Sequence
     policy: CachePolicy
@@ -112,14 +115,25 @@ class Decoder:
         """Size of the key-value buffers."""
         return 0 if self._cache is None else self._cache.bytes
 
-    def add(self, prompt: list[int], max_new_tokens: int | None = None) -> Sequence:
-        """Adds a sequence, of `max_new_tokens` where not as many as the settings say; the next step computes its prompt."""
+    def add(self, prompt: Several[int] | torch.Tensor, max_new_tokens: int | None = None) -> Sequence:
+        """Adds a sequence; the next step that is launched computes its prompt. Any time, a step under way does not mind.
+
+        Args:
+            prompt: its token ids, one at least.
+            max_new_tokens: None: as many as the settings say.
+
+        Raises:
+            RuntimeError: every slot is taken.
+            TypeError, ValueError: what `generate` would refuse, or more positions than a slot has. Nothing has changed then.
+        """
         if not self._free:
             raise RuntimeError("every slot is taken: wait for a sequence to finish, or drop one")
         settings = self._settings
         if max_new_tokens is not None:
+            max_new_tokens = as_int("Decoder.add", "max_new_tokens", max_new_tokens, minimum=1)
             settings = dataclasses.replace(settings, max_new_tokens=max_new_tokens)
-        length = settings.sequence_length(len(prompt))
+        prompt = check_prompt(self._lm, prompt)
+        length = check_length(self._lm, settings, len(prompt))
         if length > self._capacity:
             raise ValueError(
                 f"the prompt ({len(prompt)} tokens) and max_new_tokens ({settings.max_new_tokens}) need {length} positions, "
@@ -139,14 +153,17 @@ class Decoder:
         return sequence
 
     def drop(self, sequence: Sequence) -> None:
-        """Removes a sequence, finished or not, and frees its slot. Not between `launch` and `poll`."""
-        if self._launched is not None:
-            raise RuntimeError("a step is under way: call poll() first")
+        """Removes a sequence and frees its slot: at once, or in `poll` where a step is under way. Nothing more is committed.
+
+        Raises:
+            ValueError: it is not being decoded: it has finished, or was dropped.
+        """
         kept = [slot for slot in self._active if slot.sequence is not sequence]
         if len(kept) == len(self._active):
             raise ValueError("the sequence is not being decoded: it has finished, or was dropped")
         self._active = kept
-        self._free.append(sequence.slot)
+        if self._launched is None or all(slot.sequence is not sequence for slot in self._launched[0]):
+            self._free.append(sequence.slot)
 
     def launch(self) -> None:
         """One forward over the drafts of every sequence, and everything up to the next drafts, on the device."""
@@ -155,7 +172,7 @@ class Decoder:
         if not self._active:
             raise RuntimeError("there is nothing to decode: add a sequence first")
         with torch.inference_mode():
-            self._launched = self._active, self._step()
+            self._launched = self._active.copy(), self._step()
 
     def _step(self) -> DraftStep:
         active, settings, lm = self._active, self._settings, self._lm
@@ -212,6 +229,7 @@ class Decoder:
             raise RuntimeError("no step is under way: call launch() first")
         launched, step = self._launched
         self._launched = None
+        dropped = [slot for slot in launched if slot not in self._active]
         records = step.record.tolist()
         for slot, record in zip(launched, records, strict=True):
             if record[NON_FINITE] >= 0:
@@ -226,6 +244,9 @@ class Decoder:
         layout, length = step.layout, step.length
         first_of_drafts = range(layout.drafts.start, layout.drafts.stop, length)
         for slot, record in zip(launched, records, strict=True):
+            if slot in dropped:
+                self._free.append(slot.sequence.slot)
+                continue
             sequence, start = slot.sequence, slot.sequence.start
             drafts = [record[begin : begin + length] for begin in first_of_drafts]
             new = sequence.advance(drafts, record, record[layout.step_map], self.forwards)
@@ -242,6 +263,6 @@ class Decoder:
             with torch.inference_mode():
                 both = torch.tensor([tokens, places], device=self._lm.device)
                 self._cache.keep(both[0], both[1])
-        self._active = [slot for slot in launched if not slot.sequence.finished]
+        self._active = [slot for slot in self._active if not slot.sequence.finished]
         self.forwards += 1
         return commits

@@ -63,8 +63,8 @@ def generate(
         drafting: "recycled" or "nested" (as published).
         cache: "auto" (exact for block-causal models, none for full attention), "none", or for full attention "prefix" or
             "dual": approximations that refresh the cache once a block (`cache_policy.py`). They are part of static decoding.
-        eos_token_id: one id or several; a finished block that ends with one of them ends the sequence. None: the model's own;
-            an empty list: none.
+        eos_token_id: one id or several; a finished block that contains one of them among its generated tokens ends the
+            sequence, and the answer ends with the first one. None: the model's own; an empty list: none.
         lookahead_steps: for how many of its next steps each draft is prepared with predictions; None: for all
             `draft_steps`, which takes the fewest forwards. Less leaves out following blocks that few drafts get to: many
             fewer positions are computed for a few more forwards, which is faster where compute is scarce (a CPU).
@@ -72,7 +72,8 @@ def generate(
         check_lossless: decode statically as well and compare.
         attention_mask: `[B, P]`, 1 at the tokens of a prompt and 0 at its padding, which may stand on the left or on the
             right; the model never sees padding. None: there is none.
-        stop_sequences: lists of token ids; a sequence ends with the finished block by which its answer contains one.
+        stop_sequences: lists of token ids; a sequence ends with the finished block by which its answer contains one. The
+            answer ends with the first one's last token: a caller who wants it gone cuts it off.
         measure_memory: fill `stats.peak_bytes` (slows a CPU down).
 
     Returns:

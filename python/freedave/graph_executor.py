@@ -92,9 +92,12 @@ class GraphExecutor:
         settings: as `resolve_settings` makes them.
         compile: whether the model's layers go through torch.compile; None: on a GPU.
         capture: whether steps are captured in CUDA graphs; None: on a GPU. Without, they run launch by launch.
+        active_drafts: how many of the K drafts of a step count; None: all. With 1 this is static decoding in the very shapes
+            that K drafts run in, so that a product rounds alike: what "lossless" is measured against in 16 bits.
 
-    Device state, in place throughout: `tokens [S, capacity + most]`, `drafts [S, K, L]`, and `[S]` each: `num_drafts`, `start`,
-    `begin`, `length`, `steps_taken`, `waiting` (its next forward is one of its own).
+    Device state, in place throughout: `drafts [S, K, L]`, and `[S]` each: `num_drafts` (0 where a slot is empty, or waits for a
+    forward of its own), `start` of the window, `begin` of the sequence's own forward, `length` of the sequence, `steps_taken`.
+    `tokens [S, *]` is what is committed; with an exact cache, the prompt.
     """
 
     def __init__(
@@ -106,6 +109,7 @@ class GraphExecutor:
         capacity: int,
         compile: bool | None = None,
         capture: bool | None = None,
+        active_drafts: int | None = None,
     ) -> None:
         if not lm.takes_draft_attention:
             raise ValueError(
@@ -117,10 +121,11 @@ class GraphExecutor:
         self._settings = settings
         self._slots = slots
         self._capacity = capacity
+        self.active_drafts = active_drafts or settings.draft_steps
         self._compile = on_gpu if compile is None else compile
         self._capture = on_gpu if capture is None else capture
         self._one_block = settings.cache in ("prefix", "dual")
-        self._stored_keys = settings.cache != "none"
+        self._stores = settings.cache != "none"
         self._size = settings.block_length
         self._window_blocks = 1 if self._one_block else window_blocks(settings)
         self._length = self._window_blocks * self._size
@@ -132,7 +137,7 @@ class GraphExecutor:
         self._layout = (groups, features)
         self._dtype = dtype
         device = lm.device
-        stored = (layers, slots, capacity if self._stored_keys else 1, groups, features)
+        stored = (layers, slots, capacity if self._stores else 1, groups, features)
         # Zeros, so that the pages are there: a slot's content is never read before it is written.
         self._stored = [torch.zeros(stored, dtype=dtype, device=device) for _ in range(2)]
 
@@ -143,7 +148,6 @@ class GraphExecutor:
         self.drafts = integers(slots, settings.draft_steps, self._length, fill=_NOTHING)
         self.num_drafts, self.start, self.begin = integers(slots), integers(slots), integers(slots)
         self.length, self.steps_taken = integers(slots), integers(slots)
-        self.waiting = torch.zeros(slots, dtype=torch.bool, device=device)
         self._row = integers(1)
         self._columns = torch.arange(max(capacity, self._length) + self._length, device=device)
         self._stored_until: dict[int, int] = {}
@@ -153,7 +157,7 @@ class GraphExecutor:
     @property
     def bytes(self) -> int:
         """Size of the key-value buffers."""
-        return sum(part.numel() * part.element_size() for part in self._stored) if self._stored_keys else 0
+        return sum(part.numel() * part.element_size() for part in self._stored) if self._stores else 0
 
     @property
     def shapes(self) -> dict[str, int]:
@@ -163,19 +167,19 @@ class GraphExecutor:
     # What the host tells the device, between steps.
 
     def enter(self, sequence: Sequence) -> None:
-        """Puts a new sequence into its slot; its first forward will be one of its own."""
+        """Puts a new sequence into its slot."""
         slot, start, length = sequence.slot, sequence.start, len(sequence.tokens)
         with torch.inference_mode():
             tokens = torch.tensor(sequence.tokens, device=self._lm.device)
             self.tokens[slot] = _NOTHING
             self.tokens[slot, :length] = tokens
-            window = tokens[start : start + self._length]
             self.drafts[slot] = _NOTHING
-            self.drafts[slot, :, : len(window)] = window
-            self.num_drafts[slot] = 1
+            if not self._stores:  # else its first forward is one of its own
+                window = tokens[start : start + self._length]
+                self.drafts[slot, :, : len(window)] = window
+            self.num_drafts[slot] = int(not self._stores)
             self.start[slot], self.length[slot] = start, length
             self.begin[slot] = self.steps_taken[slot] = 0
-            self.waiting[slot] = self._stored_keys
         self._stored_until[slot] = 0
 
     def leave(self, slot: int) -> None:
@@ -183,7 +187,6 @@ class GraphExecutor:
         with torch.inference_mode():
             self.drafts[slot] = _NOTHING
             self.num_drafts[slot] = self.length[slot] = 0
-            self.waiting[slot] = False
 
     # Steps.
 
@@ -206,9 +209,7 @@ class GraphExecutor:
 
     def _waits(self, sequence: Sequence) -> bool:
         """Whether the next forward of a sequence is one of its own."""
-        if self._settings.cache == "none":
-            return False
-        return sequence.index not in self._entered or (self._one_block and sequence.refresh)
+        return self._stores and (sequence.index not in self._entered or (self._one_block and sequence.refresh))
 
     def _shape_for(self, sequences: list[Sequence]) -> Shape:
         settings = self._settings
@@ -252,8 +253,10 @@ class GraphExecutor:
         self._row.fill_(sequence.slot)
         window = self._window_buffers(shape)
         with layer_buffers(self._modules, self._stored, window):
-            self._forward(shape, self.tokens[sequence.slot, done : done + chunk][None, None])
-            self._keep(shape, window, self._zeros(1), self._zeros(1) + chunk)
+            begin, one = torch.full_like(self._row, done), torch.ones_like(self._row)
+            tokens = self.tokens[sequence.slot, done : done + chunk][None, None]
+            self._forward(shape, tokens, begin, begin, one)
+            self._keep(shape, window, 0 * one, begin, chunk * one)
         self._stored_until[sequence.slot] = done + chunk
         self.begin[sequence.slot] = done + chunk
         return False
@@ -314,25 +317,25 @@ class GraphExecutor:
         else:
             state.copy_(values)
 
-    def _zeros(self, rows: int) -> torch.Tensor:
-        return torch.zeros(rows, dtype=torch.int64, device=self._lm.device)
-
     def _step(self, shape: Shape, window: list[torch.Tensor]) -> torch.Tensor:
         """One forward, and everything up to the next drafts. Reads nothing back; the record `[R, 11 + 3 L]`."""
         settings, lm = self._settings, self._lm
-        drafts = self._taken(self.drafts, shape)[:, : shape.drafts, : shape.window]
-        logits_rows, inputs = self._inputs(shape, drafts)
-        features = self._forward(shape, inputs, logits_rows)
+        start = self._taken(self.start, shape)
+        begin = self._taken(self.begin, shape) if shape.whole else start
+        drafts = self._drafts(shape, start)
+        number = self._number(shape)
+        inputs, rows = self._inputs(shape, drafts, start, begin)
+        features = self._forward(shape, inputs, start, begin, number, rows)
         token_ids, confidence = self._predict(features, drafts.reshape(-1))
-        token_ids, confidence = token_ids.view(drafts.shape), confidence.view(drafts.shape)
+        confidence = confidence.view(drafts.shape)
         if self._one_block and lm.logits_shift:
             first = confidence[..., 0]
             first.masked_fill_(first > float("-inf"), _FIRST)
         step = draft_step(
             drafts,
-            token_ids,
+            token_ids.view(drafts.shape),
             confidence,
-            self._taken(self.num_drafts, shape).clamp(1, shape.drafts),
+            number.clamp(min=1),
             lm.mask_token_id,
             settings.draft_steps,
             tokens_per_step=settings.tokens_per_step,
@@ -342,104 +345,134 @@ class GraphExecutor:
             drafting=settings.drafting,
             step=self._taken(self.steps_taken, shape),
         )
-        self._advance(shape, window, step)
+        self._advance(shape, window, step, start, begin, number)
         return step.record[:, : len(COUNTERS) + 3 * shape.window]
 
-    def _inputs(self, shape: Shape, drafts: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """The rows of the forward that predict the window, `[R K L]` (None: all, in order), and its tokens `[R, K, F]`."""
+    def _drafts(self, shape: Shape, start: torch.Tensor) -> torch.Tensor:
+        """`[R, K, L]`: those of the slots, or what is committed of the one sequence that a step is for."""
+        if not shape.one:
+            return self.drafts[:, : shape.drafts, : shape.window]
+        columns = start[:, None] + self._columns[: shape.window]
+        return self._taken(self.tokens, shape).gather(1, columns)[:, None]
+
+    def _number(self, shape: Shape) -> torch.Tensor:
+        """`[R]`: how many drafts of each row count."""
+        if shape.one:
+            return torch.ones_like(self._row)
+        return self.num_drafts.clamp(max=min(shape.drafts, self.active_drafts))
+
+    def _inputs(
+        self, shape: Shape, drafts: torch.Tensor, start: torch.Tensor, begin: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The tokens of the forward `[R, K, F]`, and its rows that predict the window `[R K L]` (None: all, in order)."""
         shift = int(self._lm.logits_shift)
         if shape.forward == shape.window and not shape.whole and not shift:
-            return None, drafts
-        start = self._taken(self.start, shape)
-        offset = start - self._begin(shape)
-        columns = self._columns[: shape.forward] + self._begin(shape)[:, None]
+            return drafts, None
+        columns = begin[:, None] + self._columns[: shape.forward]
         tokens = self._taken(self.tokens, shape).gather(1, columns)
         tokens = torch.nn.functional.pad(tokens, (0, shape.window))[:, None].repeat(1, shape.drafts, 1)
         # A slot that is done may be longer than those that are not: nobody reads what it computes.
-        place = (offset.clamp(max=shape.forward)[:, None] + self._columns[: shape.window])[:, None].expand_as(drafts)
+        offset = (start - begin).clamp(max=shape.forward)
+        place = (offset[:, None] + self._columns[: shape.window])[:, None].expand_as(drafts)
         tokens = tokens.scatter(2, place, drafts)[..., : shape.forward]
         first = torch.arange(shape.rows * shape.drafts, device=drafts.device).view(shape.rows, shape.drafts, 1)
         rows = first * shape.forward + (place - shift).clamp(0, shape.forward - 1)
-        return rows.flatten(), tokens
+        return tokens, rows.flatten()
 
-    def _begin(self, shape: Shape) -> torch.Tensor:
-        return self._taken(self.begin if shape.whole else self.start, shape)
-
-    def _forward(self, shape: Shape, tokens: torch.Tensor, logits_rows: torch.Tensor | None = None) -> torch.Tensor:
-        """Features `[n, *]` of the forward's rows, for `Predictor`."""
-        begin, length = self._begin(shape), self._taken(self.length, shape)
-        start = self._taken(self.start, shape)
-        size = self._size
-        if self._settings.cache == "exact" or (self._settings.cache == "prefix" and not shape.whole):
-            bounds = [torch.zeros_like(begin), begin, begin, begin]
-        elif self._settings.cache == "dual" and not shape.whole:
-            bounds = [torch.zeros_like(begin), start, torch.minimum(start + size, length), length]
-        else:
-            bounds = [torch.zeros_like(begin)] * 4
-        block_causal = self._lm.attention == "block_causal"
-        exists = torch.minimum(length - begin, torch.full_like(begin, shape.forward)).clamp(min=0)
-        if self._settings.cache == "dual" and not shape.whole:
-            exists = exists.clamp(max=size)
+    def _forward(
+        self,
+        shape: Shape,
+        tokens: torch.Tensor,
+        start: torch.Tensor,
+        begin: torch.Tensor,
+        number: torch.Tensor,
+        rows: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """What logits are made of: features `[n, *]` of the forward's rows."""
+        length = self._taken(self.length, shape)
+        seen = self._dual_block_end(start, length) if self._settings.cache == "dual" and not shape.whole else length
         attention = WindowAttention(
             drafts=shape.drafts,
-            ranges=torch.stack(bounds, -1).view(-1, 2, 2).int(),
+            ranges=self._ranges(shape, start, begin, length),
             slots=self._row if shape.one else None,
-            num_drafts=self._active_drafts(shape),
-            window_lengths=exists,
-            block_length=self._settings.block_length if block_causal else None,
+            num_drafts=number,
+            window_lengths=(seen - begin).clamp(0, shape.forward),
+            block_length=self._size if self._lm.attention == "block_causal" else None,
         )
         positions = begin[:, None] + self._columns[: shape.forward]
         positions = positions[:, None].expand(-1, shape.drafts, -1).flatten(0, 1)
-        return self._lm.window_features(tokens.clamp(min=0).flatten(0, 1), positions, logits_rows, attention)
+        return self._lm.window_features(tokens.clamp(min=0).flatten(0, 1), positions, rows, attention)
 
-    def _active_drafts(self, shape: Shape) -> torch.Tensor:
-        """How many drafts of each row count; those that wait for a forward of their own have none in a common step."""
-        number = self._taken(self.num_drafts, shape).clamp(max=shape.drafts)
-        return number if shape.one else torch.where(self.waiting, 0, number)
+    def _dual_block_end(self, start: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+        return torch.minimum(start + self._size, length)
 
-    def _keep(self, shape: Shape, window: list[torch.Tensor], accepted: torch.Tensor, count: torch.Tensor) -> None:
-        slots = self._row if shape.one else None
-        keep(*window, accepted, self._begin(shape), count, *self._stored, slots=slots)
+    def _ranges(self, shape: Shape, start: torch.Tensor, begin: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+        """The stored positions that a forward sees, `[R, 1 or 2, 2]`."""
+        bounds = [torch.zeros_like(begin), begin]
+        if self._settings.cache == "none" or (self._one_block and shape.whole):
+            bounds = bounds[:1] * 2
+        elif self._settings.cache == "dual":
+            bounds += [self._dual_block_end(start, length), length]
+        return torch.stack(bounds, -1).view(len(begin), -1, 2).int()
 
-    def _advance(self, shape: Shape, window: list[torch.Tensor], step: DraftStep) -> None:
-        """Keeps the accepted draft's keys and values, writes what is proven, slides the window and sets up the next drafts."""
-        settings, size = self._settings, shape.window
-        mask = self._lm.mask_token_id
-        start, length = self._taken(self.start, shape), self._taken(self.length, shape)
-        active = (self._active_drafts(shape) > 0) & (step.non_finite < 0)
+    def _advance(
+        self,
+        shape: Shape,
+        window: list[torch.Tensor],
+        step: DraftStep,
+        start: torch.Tensor,
+        begin: torch.Tensor,
+        number: torch.Tensor,
+    ) -> None:
+        """Keeps the accepted draft's keys and values, slides the window and sets up the next drafts.
+
+        A slot without drafts stays as it is: nothing is masked there, so that nothing is drafted, and its window does not move.
+        """
+        settings, size, mask = self._settings, shape.window, self._lm.mask_token_id
+        length = self._taken(self.length, shape)
         committed = step.drafts[:, 0]
+        active = number > 0
         if self._one_block:
-            passed = torch.where((committed == mask).any(1), 0, size)
+            passed = ~(committed == mask).any(1) * active * size
         else:
-            passed = step.prefix_length
-        passed = torch.where(active, passed, 0)
+            passed = step.prefix_length * active
         if settings.cache == "exact":
-            kept = passed + torch.where(active, start - self._begin(shape), 0)
-            self._keep(shape, window, step.accepted, kept)
+            self._keep(shape, window, step.accepted, begin, passed + (start - begin) if shape.whole else passed)
         elif self._one_block and shape.whole:
-            self._keep(shape, window, step.accepted, torch.where(active, length, 0))
-
-        place = start[:, None] + self._columns[:size]
-        tokens = self._taken(self.tokens, shape)
-        tokens = tokens.scatter(1, place, torch.where(active[:, None], committed, tokens.gather(1, place)))
-        self._put(self.tokens, tokens, shape)
+            self._keep(shape, window, step.accepted, begin, length)
+        if settings.cache != "exact":
+            self._commit(shape, start, committed, active)
 
         source = self._columns[: self._length] + passed[:, None]
         slid = step.drafts.gather(2, source.clamp(max=size - 1)[:, None].expand(-1, settings.draft_steps, -1))
-        fresh = torch.where(start[:, None] + source < length[:, None], mask, _NOTHING)
-        drafts = torch.where((source < size)[:, None], slid, fresh[:, None])
-        number = torch.where((drafts[:, 0] == mask).any(1), step.num_drafts.clamp(min=1), 0)
-        if self._one_block:
-            number = torch.where(passed > 0, number.clamp(max=1), number)
-        before = self._taken(self.drafts, shape), self._taken(self.num_drafts, shape)
-        self._put(self.drafts, torch.where(active[:, None, None], drafts, before[0]), shape)
-        self._put(self.num_drafts, torch.where(active, number, before[1]), shape)
-        self._put(self.start, torch.minimum(start + passed, length), shape)
-        steps_taken = self._taken(self.steps_taken, shape)
-        self._put(self.steps_taken, steps_taken + torch.where(active, step.steps, 0), shape)
-        waiting = self._taken(self.waiting, shape)
-        done = torch.where(active, passed > 0 if self._one_block else torch.zeros_like(active), waiting)
-        self._put(self.waiting, done, shape)
+        if self._one_block:  # a new block waits for a forward of its own
+            drafts = torch.where((source < size)[:, None], slid, _NOTHING)
+            going = passed == 0
+        else:
+            fresh = torch.where(start[:, None] + source < length[:, None], mask, _NOTHING)
+            drafts = torch.where((source < size)[:, None], slid, fresh[:, None])
+            going = start + passed < length
+        self._put(self.drafts, drafts, shape)
+        self._put(self.num_drafts, step.num_drafts.clamp(min=1) * going * active, shape)
+        self._put(self.start, start + passed, shape)
+        self._put(self.steps_taken, self._taken(self.steps_taken, shape) + step.steps, shape)
+
+    def _commit(self, shape: Shape, start: torch.Tensor, committed: torch.Tensor, active: torch.Tensor) -> None:
+        """Writes the window of each active slot."""
+        place = start[:, None] + self._columns[: shape.window]
+        tokens = self._taken(self.tokens, shape)
+        new = torch.where(active[:, None], committed, tokens.gather(1, place))
+        self._put(self.tokens, tokens.scatter(1, place, new), shape)
+
+    def _keep(
+        self,
+        shape: Shape,
+        window: list[torch.Tensor],
+        accepted: torch.Tensor,
+        begin: torch.Tensor,
+        count: torch.Tensor,
+    ) -> None:
+        keep(*window, accepted, begin, count, *self._stored, slots=self._row if shape.one else None)
 
 
 def window_blocks(settings: Settings) -> int:

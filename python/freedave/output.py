@@ -25,7 +25,9 @@ class Commit:
     """What one forward committed of one sequence, as `on_step` receives it.
 
     Positions count from the sequence's first generated one; `sequence` is its index in the batch, `forward` counts the
-    forwards of the whole batch.
+    forwards of the whole batch. `length` is how long the answer can still be: `total`, and less once an end token or a stop
+    sequence is committed, which may stand before positions of its block that earlier commits reported: those are no part of
+    the answer. `tokens` counts what is committed of the answer.
     """
 
     forward: int
@@ -36,6 +38,7 @@ class Commit:
     tokens: int
     total: int
     finished: bool
+    length: int
     sequence: int = 0
 
 
@@ -79,8 +82,9 @@ class DecodeStats:
 class DecodeOutput:
     """A finished decode of B sequences. New positions are counted from the end of the prompt.
 
-    `sequences [B, prompt + new]` int64: the prompts as they were given, padding included, then what was generated; after an
-    end of sequence the rest is `eos_token_id`. `step_map [B, new]` int64: the static step at which each position was
+    `sequences [B, prompt + new]` int64: the prompts as they were given, padding included, then what was generated. An answer
+    keeps the end token or the stop sequence that ends it; what follows is the first `eos_token_id`, or the mask token where
+    there is none. `step_map [B, new]` int64: the static step at which each position was
     committed, -1 for never. `forward_map [B, new]` int64: the forward whose result committed it. `num_forwards`: forwards of
     the whole batch, prompts included. `static`: the static decode that `check_lossless` compared with.
     """

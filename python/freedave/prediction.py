@@ -23,6 +23,9 @@ ROWS = 512
 # What the logits of a slice may take, which has 4,096 tokens at least: on a CPU about a cache, elsewhere enough work for it.
 SLICE_BYTES, SLICE_BYTES_ELSEWHERE = 2**22, 2**24
 
+# Where memory is plenty, that of a GPU, logits of so many bytes are made in one product: each more is a launch.
+ONE_PRODUCT_BYTES = 2**28
+
 # Where the vocabulary is not divided, more rows than ROWS are projected together if their logits take no more than this.
 WHOLE_BYTES = 2**23
 
@@ -42,7 +45,8 @@ class Predictor:
         Rows whose `input_ids [R]` are not the mask are not predicted, as `predict_tokens` leaves them. Results are the same
         bits however the rows are divided, as far as their logits are.
         """
-        projection = self._lm.projection if self._in_parts else None
+        in_parts = self._in_parts and (features.is_cpu or self._logits_bytes(features) > ONE_PRODUCT_BYTES)
+        projection = self._lm.projection if in_parts else None
         if projection is None:
             rows, predict = self._rows_at_once(features), self._whole
         else:
@@ -56,7 +60,11 @@ class Predictor:
         vocab = self._lm.vocab_size
         if not self._lm.has_plain_head or vocab is None:
             return max(1, len(features))  # the logits are there already
-        return max(ROWS, WHOLE_BYTES // (vocab * features.element_size()))
+        most = WHOLE_BYTES if features.is_cpu else ONE_PRODUCT_BYTES
+        return max(ROWS, most // (vocab * features.element_size()))
+
+    def _logits_bytes(self, features: torch.Tensor) -> int:
+        return len(features) * (self._lm.vocab_size or 0) * features.element_size()
 
     def _whole(self, features: torch.Tensor, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         began = time.perf_counter()

@@ -20,6 +20,10 @@ class Sequence:
     of them, can reach. `states` are the drafts to be forwarded, `reach[j]` how many positions of draft j its own next
     drafts can depend on. `refresh` says that the window has moved to a block of which nothing is committed.
 
+    An answer ends behind its first end token or stop sequence, once the block in which it stands is finished, or at `end`.
+    `answer_end` is that position as far as it is known: what is committed behind it is no part of the answer, though the rest
+    of its block still depends on it. Nothing in the prompt ends an answer.
+
     Policies of full attention (`settings.cache` "prefix" and "dual") prove one block a cache, so their windows end with
     the next block, and only drafts with something left to fill in the current one are forwarded.
     """
@@ -41,8 +45,8 @@ class Sequence:
         self.steps_taken = 0
         self.accepted_lengths: list[int] = []
         self.finished = False
+        self.answer_end = self.end
         self._unchecked = settings.first_block(len(prompt))
-        self._ended: int | None = None
 
         # The first forward has one "draft": the state with nothing generated, which is right by definition.
         self.start = settings.first_block(len(prompt))
@@ -57,8 +61,9 @@ class Sequence:
 
     @property
     def committed(self) -> int:
-        """How many of the positions to be generated are committed."""
-        return self.total - self.step_map[self.prompt_length : self.end].count(-1)
+        """How many positions of the answer are committed."""
+        steps = self.step_map[self.prompt_length : self.answer_end]
+        return len(steps) - steps.count(-1)
 
     def generated(self, values: list[int]) -> list[int]:
         """The part of `tokens`, `step_map` or `forward_map` that belongs to the answer."""
@@ -67,8 +72,8 @@ class Sequence:
     def advance(self, drafts: list[list[int]], record: list[int], step_map: list[int], forward: int) -> list[int]:
         """Commits what a forward proved and moves the window; returns the positions that were committed.
 
-        Drafts may have run ahead into blocks that static decoding never starts, because an earlier one ends the sequence:
-        those are filled with the end-of-sequence token (where there is none, the mask token), as if never computed.
+        What follows the end of an answer is filled with the first end token (where there is none, the mask token), as if it
+        had never been computed: the rest of a block, and blocks that drafts ran ahead into but static decoding never starts.
 
         `drafts` are the next drafts over the window, `record` holds the counters of `draft_step`.
         """
@@ -84,6 +89,9 @@ class Sequence:
 
     def commit_on_device(self, committed: list[int], record: list[int], step_map: list[int], forward: int) -> list[int]:
         """As `advance`, where the drafts stay on the device: the window moves, and what the next drafts are is not known."""
+        committed = committed[
+            : len(self.tokens) - self.start
+        ]  # a window of a fixed length may be longer than what is left
         new = self.commit(committed, record, step_map, forward)
         if not self.finished:
             passed = self._passed(committed, record)
@@ -113,39 +121,45 @@ class Sequence:
         self.accepted_lengths.append(record[STEPS])
         self.steps_taken += record[STEPS]
 
-        self.finished = self._has_ended() or self._mask not in self.tokens[start : self.end]
-        if self._ended is not None:
-            rest = len(self.tokens) - self._ended
-            self.tokens[self._ended :] = [(*self._settings.eos_token_ids, self._mask)[0]] * rest
-            self.step_map[self._ended :] = [-1] * rest
-            self.forward_map[self._ended :] = [-1] * rest
-            new = [position for position in new if position < self._ended]
-        return new
+        self.finished = self._is_finished()
+        if self.finished:
+            self._fill_rest()
+        return [position for position in new if position < self.answer_end]
 
-    def _has_ended(self) -> bool:
-        """Whether a finished block ends the sequence; looks at each block once."""
-        settings = self._settings
-        if not settings.eos_token_ids and not settings.stop_sequences:
-            return False
-        while self._unchecked < len(self.tokens):
-            end = self._unchecked + settings.block_length
-            block = self.tokens[self._unchecked : end]
-            if self._mask in block:
+    def _is_finished(self) -> bool:
+        """Whether nothing is left to decode; finds `answer_end`, and looks at each finished block once."""
+        while self._unchecked < self.end:
+            begin, end = self._unchecked, min(self._unchecked + self._settings.block_length, self.end)
+            complete = self._mask not in self.tokens[begin:end]
+            found = self._end_between(max(begin, self.prompt_length), end)
+            if found is not None:
+                self.answer_end = found
+                return complete
+            if not complete:
                 return False
-            if block[-1] in settings.eos_token_ids or self._stops(end):
-                self._ended = self._unchecked + len(block)
-                return True
             self._unchecked = end
-        return False
+        return True
 
-    def _stops(self, end: int) -> bool:
-        """Whether a stop sequence ends in the block before `end`; it may have begun in an earlier one."""
-        for stop in self._settings.stop_sequences:
-            begin = max(self._unchecked - len(stop) + 1, self.prompt_length)
-            answer = self.tokens[begin:end]
-            if any(tuple(answer[i : i + len(stop)]) == stop for i in range(len(answer) - len(stop) + 1)):
-                return True
-        return False
+    def _end_between(self, begin: int, end: int) -> int | None:
+        """One after the first end token, or the last token of the first stop sequence, among positions `begin ... end - 1`.
+
+        A stop sequence may have begun in an earlier block, but not in the prompt.
+        """
+        for position in range(begin, end):
+            if self.tokens[position] in self._settings.eos_token_ids:
+                return position + 1
+            for stop in self._settings.stop_sequences:
+                first = position + 1 - len(stop)
+                if first >= self.prompt_length and tuple(self.tokens[first : position + 1]) == stop:
+                    return position + 1
+        return None
+
+    def _fill_rest(self) -> None:
+        """Leaves nothing of what was decoded behind the end of the answer."""
+        rest = len(self.tokens) - self.answer_end
+        self.tokens[self.answer_end :] = [(*self._settings.eos_token_ids, self._mask)[0]] * rest
+        self.step_map[self.answer_end :] = [-1] * rest
+        self.forward_map[self.answer_end :] = [-1] * rest
 
     def _complete(self, state: list[int]) -> int:
         """Positions in the leading complete blocks of a window's state."""

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
-from freedave.models.diffusion_lm import DiffusionLM, as_token_ids
-from freedave_kernels.arguments import ORDERS, expect_choice, expect_int, expect_threshold
+from freedave.integers import as_int, as_token_ids
+from freedave.models.diffusion_lm import DiffusionLM
+from freedave_kernels.arguments import ORDERS, expect_choice, expect_threshold
 from freedave_kernels.ops.draft_step import DRAFTINGS
 
 CACHES = ("auto", "none", "prefix", "dual")
@@ -74,19 +75,34 @@ def check_prompts(lm: DiffusionLM, input_ids: torch.Tensor, attention_mask: torc
             shape = getattr(attention_mask, "shape", type(attention_mask).__name__)
             raise ValueError(f"attention_mask must have the shape of input_ids {tuple(input_ids.shape)}, got {shape}")
         rows = [_unpadded(b, *pair) for b, pair in enumerate(zip(rows, (attention_mask != 0).tolist(), strict=True))]
-    for b, prompt in enumerate(rows):
-        which = "the prompt" if len(rows) == 1 else f"prompt {b}"
-        if not prompt:
-            raise ValueError(f"{which} is empty: give at least one token")
-        if lm.mask_token_id in prompt:
-            position = prompt.index(lm.mask_token_id)
-            raise ValueError(f"{which} holds the mask token (id {lm.mask_token_id}) at position {position}; remove it")
-        if min(prompt) < 0 or (lm.vocab_size is not None and max(prompt) >= lm.vocab_size):
-            raise ValueError(
-                f"{which} holds token ids from {min(prompt)} to {max(prompt)}, but the model's vocabulary has "
-                f"{lm.vocab_size} tokens; was it tokenized for another model?"
-            )
-    return rows
+    return [check_prompt(lm, row, "the prompt" if len(rows) == 1 else f"prompt {b}") for b, row in enumerate(rows)]
+
+
+def check_prompt(lm: DiffusionLM, prompt: Sequence[int] | torch.Tensor, which: str = "the prompt") -> list[int]:
+    """One prompt's token ids; raises TypeError or ValueError naming it by `which`."""
+    token_ids = list(as_token_ids(which, prompt))
+    if not token_ids:
+        raise ValueError(f"{which} is empty: give at least one token")
+    if lm.mask_token_id in token_ids:
+        position = token_ids.index(lm.mask_token_id)
+        raise ValueError(f"{which} holds the mask token (id {lm.mask_token_id}) at position {position}; remove it")
+    if min(token_ids) < 0 or (lm.vocab_size is not None and max(token_ids) >= lm.vocab_size):
+        raise ValueError(
+            f"{which} holds token ids from {min(token_ids)} to {max(token_ids)}, but the model's vocabulary has "
+            f"{lm.vocab_size} tokens; was it tokenized for another model?"
+        )
+    return token_ids
+
+
+def check_length(lm: DiffusionLM, settings: Settings, prompt_length: int) -> int:
+    """Positions that a prompt and its answer need; raises ValueError where the model has fewer."""
+    length = settings.sequence_length(prompt_length)
+    if lm.max_positions is not None and length > lm.max_positions:
+        raise ValueError(
+            f"the prompt ({prompt_length} tokens) and max_new_tokens ({settings.max_new_tokens}) need {length} positions in "
+            f"blocks of {settings.block_length}, but the model has {lm.max_positions}; shorten one of them"
+        )
+    return length
 
 
 def _unpadded(index: int, tokens: list[int], visible: list[bool]) -> list[int]:
@@ -117,14 +133,14 @@ def resolve_settings(
 
     `prompt_length`: that of the longest prompt, which has to fit into the model's positions with its answer.
     """
-    expect_int("generate", "max_new_tokens", max_new_tokens, minimum=1)
-    expect_int("generate", "draft_steps", draft_steps, minimum=1)
-    expect_int("generate", "tokens_per_step", tokens_per_step, minimum=1)
+    max_new_tokens = as_int("generate", "max_new_tokens", max_new_tokens, minimum=1)
+    draft_steps = as_int("generate", "draft_steps", draft_steps, minimum=1)
+    tokens_per_step = as_int("generate", "tokens_per_step", tokens_per_step, minimum=1)
     if block_length is None:
         block_length = lm.block_length or max_new_tokens
-    expect_int("generate", "block_length", block_length, minimum=1)
+    block_length = as_int("generate", "block_length", block_length, minimum=1)
     if lookahead_steps is not None:
-        expect_int("generate", "lookahead_steps", lookahead_steps, minimum=1)
+        lookahead_steps = as_int("generate", "lookahead_steps", lookahead_steps, minimum=1)
     expect_choice("generate", "order", order, ORDERS)
     expect_choice("generate", "drafting", drafting, DRAFTINGS)
     expect_choice("generate", "cache", cache, CACHES)
@@ -135,8 +151,8 @@ def resolve_settings(
         )
     if cache == "auto":
         cache = "exact" if lm.attention == "block_causal" else "none"
-    eos_token_ids = lm.eos_token_ids if eos_token_id is None else as_token_ids(eos_token_id)
-    stops = tuple(as_token_ids(stop) for stop in stop_sequences)
+    eos_token_ids = lm.eos_token_ids if eos_token_id is None else as_token_ids("eos_token_id", eos_token_id)
+    stops = tuple(as_token_ids("a stop sequence", stop) for stop in stop_sequences)
     if () in stops:
         raise ValueError("a stop sequence is empty: every text contains it")
     for name, token_ids in (("eos_token_id", eos_token_ids), *(("stop_sequences:", stop) for stop in stops)):
@@ -157,10 +173,5 @@ def resolve_settings(
         stop_sequences=stops,
         aligned_at_zero=lm.attention == "block_causal",
     )
-    length = settings.sequence_length(prompt_length)
-    if lm.max_positions is not None and length > lm.max_positions:
-        raise ValueError(
-            f"the prompt ({prompt_length} tokens) and max_new_tokens ({max_new_tokens}) need {length} positions in blocks of "
-            f"{block_length}, but the model has {lm.max_positions}; shorten one of them"
-        )
+    check_length(lm, settings, prompt_length)
     return settings

@@ -75,7 +75,8 @@ class ProgressBar:
 class StreamingText:
     """The text of one decode, drawn over itself after each forward: masked positions dim, new tokens bold.
 
-    `decode` turns token ids into text. Text from the first of `eos_token_ids` on is not shown. On leaving the context, the
+    `decode` turns token ids into text. Text from the first of `eos_token_ids` on is not shown, nor what a commit says is no
+    part of the answer. On leaving the context, the
     frame is removed: the caller prints the finished text, so that it is in the scroll-back once and in full.
     """
 
@@ -101,6 +102,7 @@ class StreamingText:
     def __call__(self, commit: Commit) -> None:
         for position, token_id in zip(commit.positions, commit.token_ids, strict=True):
             self._token_ids[position] = token_id
+        del self._token_ids[commit.length :]
         self._fresh.update(commit.positions)
         now = time.monotonic()
         # A fast model commits more often than a terminal can draw; what is skipped shows in the next frame.

@@ -14,7 +14,6 @@ from freedave.cli.decoding_options import add_decoding_options, add_model_option
 # A task's metrics as columns; the harness keeps the rest.
 COSTS = {
     "tokens_per_forward": "tokens/forward",
-    "answer_tokens_per_forward": "answer tokens/forward",
     "tokens_per_second": "tokens/s",
     "identical_to_static": "identical to static",
 }

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from freedave.attention import DraftAttention, attend, use_bidirectional_attention
 from freedave.explicit_mask import ExplicitKeyValues, dense_mask
+from freedave.integers import as_int, as_token_ids
 from freedave.packed_forward import ROWS_TOGETHER, PackedForward
 from freedave.window_attention import WindowAttention
 
@@ -18,13 +19,6 @@ ATTENTIONS = ("block_causal", "full")
 
 # Classes whose logits are exactly lm_head(backbone output), so that the head can run on a few rows only.
 _PLAIN_HEADS = frozenset({"Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM", "Glm4MoeForCausalLM"})
-
-
-def as_token_ids(token_ids: int | Sequence[int] | None) -> tuple[int, ...]:
-    """One id, several or none, as a tuple."""
-    if token_ids is None:
-        return ()
-    return (token_ids,) if isinstance(token_ids, int) else tuple(token_ids)
 
 
 class DiffusionLM:
@@ -39,8 +33,8 @@ class DiffusionLM:
         block_length: tokens a block, aligned at position 0. Needed for "block_causal"; for "full", the default of
             `generate` (None: the whole answer is one block).
         logits_shift: the logits of position i stand in row i-1 (Dream). Full attention only.
-        eos_token_id: one id or several; a finished block that ends with one of them ends the sequence. `lm.eos_token_ids`
-            holds all, `lm.eos_token_id` the first, which fills the rest of a sequence that has ended.
+        eos_token_id: one id or several; a finished block with one of them ends the sequence. `lm.eos_token_ids` holds all,
+            `lm.eos_token_id` the first, which fills the rest of a sequence that has ended.
         tokenizer: a transformers tokenizer, or None.
         name: shown to people.
 
@@ -64,8 +58,9 @@ class DiffusionLM:
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         if attention not in ATTENTIONS:
             raise ValueError(f"attention must be one of {', '.join(ATTENTIONS)}, got {attention!r}")
-        if block_length is not None and block_length < 1:
-            raise ValueError(f"block_length must be at least 1, got {block_length}")
+        if block_length is not None:
+            block_length = as_int("DiffusionLM", "block_length", block_length, minimum=1)
+        mask_token_id = as_int("DiffusionLM", "mask_token_id", mask_token_id)
         if attention == "block_causal" and block_length is None:
             raise ValueError("block_length is needed for block-causal attention (SDAR and TraDo were trained with 4)")
         if attention == "block_causal" and logits_shift:
@@ -78,7 +73,7 @@ class DiffusionLM:
         self.attention = attention
         self.block_length = block_length
         self.logits_shift = logits_shift
-        self.eos_token_ids = as_token_ids(eos_token_id)
+        self.eos_token_ids = as_token_ids("eos_token_id", eos_token_id)
         self.tokenizer = tokenizer
         self.name = name or type(model).__name__
 
@@ -100,7 +95,7 @@ class DiffusionLM:
 
     @eos_token_id.setter
     def eos_token_id(self, token_ids: int | Sequence[int] | None) -> None:
-        self.eos_token_ids = as_token_ids(token_ids)
+        self.eos_token_ids = as_token_ids("eos_token_id", token_ids)
 
     @property
     def takes_draft_attention(self) -> bool:

@@ -266,7 +266,6 @@ class FreeDaveLM(TemplateLM):
             requests=1,
             forwards=answer.num_forwards,
             tokens=answer.tokens,
-            answer_tokens=answer.length(self._ends),
             seconds=answer.seconds,
             compared=int(compared),
             identical=int(compared and answer.difference is None),
@@ -284,7 +283,7 @@ class FreeDaveLM(TemplateLM):
         ):
             kept = self._cut(context, len(continuation), None)
             bound = log_likelihood_bound(self.lm, kept, continuation, **self._mc)
-            settings = {**self._settings, "max_new_tokens": len(continuation)}
+            settings = {**self._settings, "max_new_tokens": len(continuation), "eos_token_id": []}
             (answer,) = answer_prompts(self.lm, [kept], **settings)
             results.append((bound, answer.token_ids == continuation))
             self.cache_hook.add_partial("loglikelihood", request, results[-1])

@@ -9,7 +9,6 @@ from typing import Any
 METRICS = {
     "tokens_per_forward": True,
     "tokens_per_second": True,
-    "answer_tokens_per_forward": True,
     "identical_to_static": True,
 }
 """The metrics, and whether more is better."""
@@ -19,14 +18,13 @@ METRICS = {
 class DecodingTally:
     """Sums over requests.
 
-    `tokens` are all that were committed, those after an end of sequence in the same block included; `answer_tokens` are
-    those up to it. `seconds` are those of the decodes, without the static ones that they were compared with.
+    `tokens` are those of the answers, each one's end of sequence included. `seconds` are those of the decodes, without the
+    static ones that they were compared with.
     """
 
     requests: int = 0
     forwards: int = 0
     tokens: int = 0
-    answer_tokens: int = 0
     seconds: float = 0.0
     compared: int = 0
     identical: int = 0
@@ -45,7 +43,6 @@ class DecodingTally:
             return {}
         metrics = {
             "tokens_per_forward": self.tokens_per_forward,
-            "answer_tokens_per_forward": self.answer_tokens / self.forwards,
             "tokens_per_second": self.tokens / self.seconds,
         }
         if self.compared:
