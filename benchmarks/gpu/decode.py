@@ -169,18 +169,25 @@ def prepared(machine: Machine, case: Case) -> tuple[Stepper, list[list[int]]]:
     lm = random_model(published, machine.device)
     length = case.prompt if not machine.dry else 9 + case.prompt // 512
     prompts = [prompt(lm, length, seed) for seed in range(case.batch)]
-    make = kept_stepper if case.batch == 1 and case.compile is None else new_stepper
-    return make(machine, published, case.batch, case.drafts, case.compile), prompts
+    if case.batch == 1 and case.compile is None:
+        return kept_stepper(machine, published, 1, case.drafts), prompts
+    return new_stepper(machine, published, case.batch, case.drafts, case.compile), prompts
 
 
 def new_stepper(
-    machine: Machine, published: Published, batch: int, drafts: int, compile: bool | None = None
+    machine: Machine,
+    published: Published,
+    batch: int,
+    drafts: int,
+    compile: bool | None = None,
+    active_drafts: int | None = None,
 ) -> Stepper:
     lm = random_model(published, machine.device)
     most = (LONG if batch == 1 and published.name == SDAR_8B.name else SHORT) if not machine.dry else 20
     new_tokens = NEW_TOKENS if not machine.dry else 40
     settings = resolve_settings(lm, most, new_tokens, drafts, cache=published.cache)
-    return Stepper(lm, settings, slots=batch, capacity=settings.sequence_length(most), compile=compile)
+    capacity = settings.sequence_length(most)
+    return Stepper(lm, settings, slots=batch, capacity=capacity, compile=compile, active_drafts=active_drafts)
 
 
 kept_stepper = functools.cache(new_stepper)

@@ -7,6 +7,7 @@ import inspect
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -41,11 +42,14 @@ def prompts(lm: freedave.DiffusionLM, count: int) -> list[list[int]]:
 
 
 @functools.cache
-def stepper(machine: Machine, dtype: torch.dtype, drafts: int, batch: int) -> Stepper:
+def stepper(
+    machine: Machine, dtype: torch.dtype, drafts: int, batch: int = 1, active_drafts: int | None = None
+) -> Stepper:
     """With room for any of the prompts; it stays."""
     lm = model(machine, dtype)
     wanted = settings(lm, machine, drafts)
-    return Stepper(lm, wanted, slots=batch, capacity=wanted.sequence_length(MOST_PROMPT))
+    capacity = wanted.sequence_length(MOST_PROMPT)
+    return Stepper(lm, wanted, slots=batch, capacity=capacity, active_drafts=active_drafts)
 
 
 def settings(lm: freedave.DiffusionLM, machine: Machine, drafts: int) -> Settings:
@@ -90,7 +94,7 @@ def measure(record: Record, machine: Machine, dtype: torch.dtype, drafts: int) -
     lm = model(machine, dtype)
     token_ids, expected = on_the_cpu(machine)
     wanted = settings(lm, machine, drafts)
-    kept = stepper(machine, dtype, drafts, 1)
+    kept = stepper(machine, dtype, drafts)
 
     def decode() -> tuple[list[int], int]:
         [sequence] = kept.decode([token_ids])
@@ -99,7 +103,7 @@ def measure(record: Record, machine: Machine, dtype: torch.dtype, drafts: int) -
     held = report(record, machine, lm, dtype, drafts, "decoder", decode, expected)
     if "executor" in inspect.signature(freedave.generate).parameters:
         input_ids = torch.tensor([token_ids], device=machine.device)
-        options = {"executor": "graph"}
+        options: dict[str, Any] = {"executor": "graph"}
 
         def generate() -> tuple[list[int], int]:
             out = freedave.generate(

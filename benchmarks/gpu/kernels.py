@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.machine import Machine
@@ -24,7 +23,7 @@ def of(machine: Machine, call: Callable[[], object], before: Callable[[], object
     with profile(activities=activities) as trace:
         call()
         machine.synchronize()
-    events = [event for event in trace.events() if machine.dry or event.device_type == torch.autograd.DeviceType.CUDA]
+    events = [event for event in trace.events() if machine.dry or str(event.device_type).endswith("CUDA")]
     spent: dict[str, list[float]] = defaultdict(list)
     for event in events:
         spent[event.name].append(event.time_range.elapsed_us())

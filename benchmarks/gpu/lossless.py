@@ -12,7 +12,7 @@ from itertools import chain
 import torch
 
 from benchmarks.gpu import embedded
-from benchmarks.gpu.decode import NEW_TOKENS, SHORT, kept_stepper
+from benchmarks.gpu.decode import NEW_TOKENS, SHORT, kept_stepper, new_stepper
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.models import SDAR_8B, prompt, random_model, shape_of
 from benchmarks.gpu.plan import Plan
@@ -36,8 +36,9 @@ def of_8b(record: Record, machine: Machine) -> bool:
     published = shape_of(SDAR_8B, machine)
     lm = random_model(published, machine.device)
     prompts = [[prompt(lm, SHORT if not machine.dry else 10, seed)] for seed in range(2)]
-    many, one = (kept_stepper(machine, published, 1, drafts) for drafts in (K, 1))
-    return compare(record, f"{published.name}, bfloat16, {NEW_TOKENS} tokens", prompts, many, one)
+    many, own = (kept_stepper(machine, published, 1, drafts) for drafts in (K, 1))
+    same = new_stepper(machine, published, 1, K, active_drafts=1)
+    return compare(record, f"{published.name}, bfloat16, {NEW_TOKENS} tokens", prompts, many, same, own)
 
 
 def of_embedded(record: Record, machine: Machine, batch: int) -> bool:
@@ -45,21 +46,21 @@ def of_embedded(record: Record, machine: Machine, batch: int) -> bool:
     lm = embedded.model(machine, torch.bfloat16)
     every = embedded.prompts(lm, 2 if machine.dry else ANSWERS)
     groups = [every[begin : begin + batch] for begin in range(0, len(every), batch)]
-    many, one = (embedded.stepper(machine, torch.bfloat16, drafts, batch) for drafts in (K, 1))
-    return compare(record, f"embedded, bfloat16, B={batch}", groups, many, one)
+    if batch == 1:
+        many, own = (embedded.stepper(machine, torch.bfloat16, drafts) for drafts in (K, 1))
+    else:
+        many, own = (embedded.stepper(machine, torch.bfloat16, drafts, batch) for drafts in (K, 1))
+    same = embedded.stepper(machine, torch.bfloat16, K, batch, active_drafts=1)
+    return compare(record, f"embedded, bfloat16, B={batch}", groups, many, same, own)
 
 
-def compare(record: Record, what: str, groups: list[Prompts], many: Stepper, one: Stepper) -> bool:
-    """`many` decodes with K drafts, and again with the first of them only; `one` in shapes of one draft. Whether the first
-    two agree, where all rows of a step fit one tile of a matrix product.
+def compare(record: Record, what: str, groups: list[Prompts], many: Stepper, same: Stepper, own: Stepper) -> bool:
+    """`many` decodes with K drafts, `same` with the first of them only, `own` in shapes of one draft. Whether the first two
+    agree, where all rows of a step fit one tile of a matrix product.
     """
-    decoded = [many.decode(prompts) for prompts in groups]
-    many.one_draft = True
-    try:
-        same_shapes = [many.decode(prompts) for prompts in groups]
-    finally:
-        many.one_draft = False
-    own_shapes = [one.decode(prompts) for prompts in groups]
+    decoded, same_shapes, own_shapes = (
+        [stepper.decode(prompts) for prompts in groups] for stepper in (many, same, own)
+    )
     rows = max(shape.rows * shape.drafts * shape.forward for shape in many.executor._steps)
     held = True
     for against, static in (("static in the same shapes", same_shapes), ("static in its own shapes", own_shapes)):

@@ -97,7 +97,11 @@ class Machine:
         with torch.cuda.graph(graph):
             for _ in range(copies):
                 call()
-        return graph.replay
+
+        def replay(inputs_stay: Callable[[], object] = call) -> None:
+            graph.replay()
+
+        return replay
 
     def synchronize(self) -> None:
         if not self.dry:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
@@ -41,7 +42,9 @@ class Published:
         """The same in small, for a dry run."""
         groups = 2 if self.groups < self.heads else 4
         sizes = {"layers": 2, "hidden": 64, "intermediate": 96, "heads": 4, "groups": groups, "head_size": 16}
-        return dataclasses.replace(self, **sizes, vocab=500, mask_token_id=499)
+        tokens = {"vocab": 500, "mask_token_id": 499}
+        changes: dict[str, Any] = {**sizes, **tokens}
+        return dataclasses.replace(self, **changes)
 
 
 SDAR_8B = Published("SDAR-8B", "qwen3", 36, 4096, 12288, 32, 8, 128, 151936, 151669, "block_causal", 4, "auto")
@@ -97,7 +100,7 @@ def random_model(published: Published, device: torch.device) -> DiffusionLM:
 
 def weight_bytes(lm: DiffusionLM) -> int:
     """What every forward has to read: all weights but those of the embedding, of which it takes a few rows."""
-    model = lm.model
+    model: Any = lm.model
     parameters = {id(parameter): parameter for parameter in model.parameters()}
     embedding = model.get_input_embeddings().weight
     if embedding is not model.get_output_embeddings().weight:

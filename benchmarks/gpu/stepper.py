@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -36,15 +37,22 @@ class Step:
 class Stepper:
     """`slots` sequences that advance together on one graph executor, which keeps its shapes from decode to decode.
 
-    `one_draft`: only the first draft of each step counts, which is static decoding in the shapes of all drafts.
+    `active_drafts`: how many of a step's drafts count; 1 is static decoding in the shapes of all of them.
     """
 
     def __init__(
-        self, lm: DiffusionLM, settings: Settings, *, slots: int, capacity: int, compile: bool | None = None
+        self,
+        lm: DiffusionLM,
+        settings: Settings,
+        *,
+        slots: int,
+        capacity: int,
+        compile: bool | None = None,
+        active_drafts: int | None = None,
     ) -> None:
         self._decoder = _decoder(lm, settings, slots, capacity, compile)
         self.executor = self._decoder.executor
-        self.one_draft = False
+        self.executor.active_drafts = active_drafts or settings.draft_steps
 
     def decode(self, prompts: list[list[int]], after_step: Callable[[Step], None] | None = None) -> list[Sequence]:
         """Decodes all of the prompts, of which there are at most `slots`."""
@@ -55,9 +63,6 @@ class Stepper:
             self._decoder.launch()
             self._decoder.poll()
             seconds = time.perf_counter() - began
-            if self.one_draft:
-                with torch.inference_mode():
-                    self.executor.num_drafts.clamp_(max=1)
             if after_step is not None:
                 ran = {name: runs for name, runs in self.executor.shapes.items() if runs != before.get(name, 0)}
                 after_step(Step(seconds, ran))
@@ -128,10 +133,10 @@ class _OnDecoder:
     def __init__(
         self, lm: DiffusionLM, settings: Settings, slots: int, capacity: int, compile: bool | None = None
     ) -> None:
-        options = {"executor": "graph", "compile": compile}
+        options: dict[str, Any] = {"executor": "graph", "compile": compile}
         self._decoder = Decoder(lm, settings, slots=slots, capacity=capacity, **options)
-        parts = vars(self._decoder).values()
-        self.executor = next(part for part in parts if isinstance(part, GraphExecutor))
+        parts = [self._decoder, *vars(self._decoder).values()]
+        self.executor: GraphExecutor = next(part for part in parts if isinstance(part, GraphExecutor))
         self.add, self.launch, self.poll = self._decoder.add, self._decoder.launch, self._decoder.poll
 
     @property
