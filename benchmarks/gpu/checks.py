@@ -41,7 +41,7 @@ def _contract(plan: Plan, what: str, tests: list[str]) -> None:
     machine = plan.machine
     selected = f"({' or '.join(machine.backends)}) and not emulated"
     if machine.dry:
-        tests, selected = ["tests/test_rank_positions.py"], "example"
+        tests, selected = ["tests/test_rank_positions.py"], "example and cpu"
     name = f"contract tests of {what}"
     limit = min(MOST_SECONDS[what], max(plan.left(), 30))
     plan.case(name, 30, functools.partial(pytest, plan.record, name, [], tests, selected, limit), apart=True)

@@ -30,9 +30,7 @@ MOST_PROMPT = 48
 
 @functools.cache
 def model(machine: Machine, dtype: torch.dtype) -> freedave.DiffusionLM:
-    lm = freedave.load_model("demo")
-    lm.model.to(machine.device, dtype)
-    return lm
+    return freedave.load_model("demo", dtype=dtype, device=machine.device)
 
 
 def prompts(lm: freedave.DiffusionLM, count: int) -> list[list[int]]:

@@ -49,7 +49,7 @@ def predict_tokens(
     dtype: torch.dtype,
     against: Callable[..., object] | None = None,
 ) -> None:
-    """All rows masked; against a compiled form from a graph, or eager PyTorch launched call by call, as it waits for masks."""
+    """All rows masked; against a compiled form from a graph, or eager PyTorch, which waits for masks and so is launched."""
     copies = 2 if machine.dry else max(2, math.ceil(ROTATED / (rows * vocab * dtype.itemsize)))
     inputs = []
     for _ in range(copies):
