@@ -349,7 +349,7 @@ def test_a_difference_is_reported():
         ({"input_ids": torch.tensor([[-1]])}, ValueError, "token ids from -1 to -1"),
         ({"max_new_tokens": 0}, ValueError, "max_new_tokens must be at least 1, got 0"),
         ({"max_new_tokens": 2.0}, TypeError, "max_new_tokens must be an int, got float"),
-        ({"max_new_tokens": 600}, ValueError, "need 604 positions in blocks of 4, but the model has 512"),
+        ({"max_new_tokens": 600}, ValueError, "need 604 positions, but the model has 512"),
         ({"draft_steps": 0}, ValueError, "draft_steps must be at least 1, got 0"),
         ({"block_length": 0}, ValueError, "block_length must be at least 1, got 0"),
         ({"lookahead_steps": 0}, ValueError, "lookahead_steps must be at least 1, got 0"),

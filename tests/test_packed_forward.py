@@ -170,9 +170,7 @@ def logits_of(
     """
     settings = resolve_settings(lm, len(prompt), 12, 8, 4, 1, "confidence", None, "recycled", cache, None, None)
     sequence = Sequence(0, 0, prompt, settings, MASK)
-    policy = policy_for(
-        settings.cache, 4, MASK, block_causal=lm.attention == "block_causal", logits_shift=lm.logits_shift
-    )
+    policy = policy_for(settings, MASK, block_causal=lm.attention == "block_causal", logits_shift=lm.logits_shift)
     store = KeyValueCache(1, len(sequence.tokens))
     length = len(states[0])
 

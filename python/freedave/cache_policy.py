@@ -30,12 +30,22 @@ from freedave.cache import KeyValueCache
 from freedave.packed_forward import ForwardBuilder
 from freedave.segments import Segments, plan_segments
 from freedave.sequence import Sequence
+from freedave.settings import Settings
 
 _FIRST = torch.finfo(torch.float32).max
 
 
 class CachePolicy(Protocol):
     """How the drafts of one sequence are computed."""
+
+    def prompt_tokens(self, sequence: Sequence) -> int:
+        """How many tokens the next forward computes only to store them: those of a prompt that the drafts attend to."""
+
+    def predicts(self, sequence: Sequence) -> bool:
+        """Whether the next forward predicts the drafts; if not, it is one of those that only store a part of the prompt."""
+
+    def plan_chunk(self, sequence: Sequence, builder: ForwardBuilder) -> None:
+        """Adds that part of the prompt to the next forward."""
 
     def plan(self, sequence: Sequence, batch_index: int, builder: ForwardBuilder) -> None:
         """Adds the sequence's runs and predictions to the next forward."""
@@ -53,50 +63,99 @@ def masked_positions(state: list[int], mask_token_id: int, end: int) -> list[int
 
 
 class ExactCache:
-    """Block-causal attention: only the segments of the window are computed, and finished blocks are stored."""
+    """Block-causal attention: only the segments of the window are computed, and finished blocks are stored.
 
-    def __init__(self, block_length: int, mask_token_id: int) -> None:
+    The prompt's complete blocks are stored by the first forward that predicts, or, where they are more than `chunk` tokens,
+    in chunks of that many, one a forward, and only the last chunk by the forward that predicts. Where a chunk ends depends
+    on the prompt alone, so that its keys and values do not depend on what else is decoded.
+    """
+
+    def __init__(self, block_length: int, mask_token_id: int, chunk: int | None = None) -> None:
         self._size = block_length
         self._mask = mask_token_id
+        self._chunk = None if chunk is None else max(chunk // block_length, 1) * block_length
         self._segments = Segments([], [], [], [])
         self._first_token: list[int] = []
-        self._stored_prompt = False
+        self._stored = 0
+
+    def prompt_tokens(self, sequence: Sequence) -> int:
+        missing = self._whole_blocks(sequence) - self._stored
+        return missing if self._chunk is None else min(missing, self._chunk)
+
+    def predicts(self, sequence: Sequence) -> bool:
+        return self._stored + self.prompt_tokens(sequence) == self._whole_blocks(sequence)
+
+    def _whole_blocks(self, sequence: Sequence) -> int:
+        """The prompt's tokens in complete blocks."""
+        return sequence.prompt_length // self._size * self._size
+
+    def plan_chunk(self, sequence: Sequence, builder: ForwardBuilder) -> None:
+        self._plan_prompt(sequence, self.prompt_tokens(sequence), [], builder)
 
     def plan(self, sequence: Sequence, batch_index: int, builder: ForwardBuilder) -> None:
-        if sequence.start and not self._stored_prompt:
-            self._plan_prompt(sequence, batch_index, builder)
+        count = self.prompt_tokens(sequence)
+        if count:  # no forward is spent on the prompt's last blocks alone
+            state = sequence.states[0]
+            begin = self._plan_prompt(sequence, count, state, builder)
+            masked = masked_positions(state, self._mask, len(state))
+            builder.predict(batch_index, 0, masked, [begin + count + i for i in masked])
         else:
             self._plan_segments(sequence, batch_index, builder)
-        self._stored_prompt = True
 
-    def _plan_prompt(self, sequence: Sequence, batch_index: int, builder: ForwardBuilder) -> None:
-        """The first forward carries the prompt's complete blocks along, so that no forward is spent on them alone."""
-        start, state = sequence.start, sequence.states[0]
-        begin = builder.add([sequence.tokens[:start] + state], 0, block_length=self._size)
-        builder.store(begin, start, sequence.slot, 0)
-        masked = masked_positions(state, self._mask, len(state))
-        builder.predict(batch_index, 0, masked, [begin + start + i for i in masked])
+    def _plan_prompt(self, sequence: Sequence, count: int, behind: list[int], builder: ForwardBuilder) -> int:
+        """The prompt's next `count` tokens, which are stored, and what comes behind them; returns the first token."""
+        first, end = self._stored, self._stored + count
+        tokens = sequence.tokens[first:end] + behind
+        begin = builder.add([tokens], first, block_length=self._size)
+        builder.attend(begin, 1, len(tokens), sequence.slot, [(0, first)])
+        builder.store(begin, count, sequence.slot, first)
+        self._stored = end
+        return begin
 
     def _plan_segments(self, sequence: Sequence, batch_index: int, builder: ForwardBuilder) -> None:
-        size, states = self._size, sequence.states
-        self._segments = segments = plan_segments(states, sequence.reach, size, self._mask)
-        first = builder.tokens
+        size = self._size
+        self._segments = segments = plan_segments(sequence.states, sequence.reach, size, self._mask)
         # Those of one block of the window have chains of one length and lie side by side.
         order = sorted(range(len(segments.block)), key=segments.block.__getitem__)
+        whole, rest = divmod(sequence.length, size)
         place = [0] * len(order)
-        for n, s in enumerate(order):
-            place[s] = first + n * size
-        for block, group in itertools.groupby(order, key=segments.block.__getitem__):
-            members, span = list(group), slice(block * size, (block + 1) * size)
-            keys = None
-            if block:
-                keys = [key for s in members for c in segments.chain[s] for key in range(place[c], place[c] + size)]
-            builder.add([states[segments.draft[s]][span] for s in members], sequence.start + span.start, keys=keys)
-        first_places = [(segments.draft[s], segments.block[s] * size) for s in order]
-        builder.predict_masked(batch_index, first, first_places, size, self._mask)
-        builder.attend(first, len(place), size, sequence.slot, [(0, sequence.start)])
-        builder.retain_from(first)
+        builder.retain_from(builder.tokens)
+        self._plan_blocks(sequence, batch_index, builder, [s for s in order if segments.block[s] < whole], size, place)
+        if rest:  # the sequence's last block, where the model's positions end within it
+            short = [s for s in order if segments.block[s] == whole]
+            self._plan_blocks(sequence, batch_index, builder, short, rest, place)
         self._first_token = [token - builder.retained for token in place]
+
+    def _plan_blocks(
+        self,
+        sequence: Sequence,
+        batch_index: int,
+        builder: ForwardBuilder,
+        members: list[int],
+        length: int,
+        place: list[int],
+    ) -> None:
+        """Adds segments of one length, in order of their blocks; notes in `place` where each one begins."""
+        if not members:
+            return
+        segments, size, first = self._segments, self._size, builder.tokens
+        for n, s in enumerate(members):
+            place[s] = first + n * length
+        for block, group in itertools.groupby(members, key=segments.block.__getitem__):
+            alike, begin = list(group), block * size
+            keys = None
+            if block:  # those before a segment in its chain are whole blocks
+                keys = [
+                    key
+                    for s in alike
+                    for c in segments.chain[s]
+                    for key in range(place[c], place[c] + (length if c == s else size))
+                ]
+            runs = [sequence.states[segments.draft[s]][begin : begin + length] for s in alike]
+            builder.add(runs, sequence.start + begin, keys=keys)
+        first_places = [(segments.draft[s], segments.block[s] * size) for s in members]
+        builder.predict_masked(batch_index, first, first_places, length, self._mask)
+        builder.attend(first, len(members), length, sequence.slot, [(0, sequence.start)])
 
     def rank(self, sequence: Sequence, confidence: torch.Tensor) -> None:
         pass
@@ -106,7 +165,20 @@ class ExactCache:
         return [self._first_token[s] + i for s in segments for i in range(self._size)]
 
 
-class NoCache:
+class _WholeSequences:
+    """A policy that computes whole sequences: their prompts cannot be computed ahead of them."""
+
+    def prompt_tokens(self, sequence: Sequence) -> int:
+        return 0
+
+    def predicts(self, sequence: Sequence) -> bool:
+        return True
+
+    def plan_chunk(self, sequence: Sequence, builder: ForwardBuilder) -> None:
+        raise AssertionError("every forward predicts")
+
+
+class NoCache(_WholeSequences):
     """The whole sequence in every forward: exact for any attention."""
 
     def __init__(self, block_length: int | None, mask_token_id: int, logits_shift: bool) -> None:
@@ -132,7 +204,7 @@ class NoCache:
         return []
 
 
-class BlockRefresh:
+class BlockRefresh(_WholeSequences):
     """Full attention with "prefix" or "dual": see the module's docstring."""
 
     def __init__(self, block_length: int, mask_token_id: int, logits_shift: bool, *, dual: bool) -> None:
@@ -209,12 +281,11 @@ class BlockRefresh:
         return []
 
 
-def policy_for(
-    cache: str, block_length: int, mask_token_id: int, *, block_causal: bool, logits_shift: bool
-) -> CachePolicy:
-    """The policy of one sequence: "exact", "none", "prefix" or "dual"."""
+def policy_for(settings: Settings, mask_token_id: int, *, block_causal: bool, logits_shift: bool) -> CachePolicy:
+    """The policy of one sequence."""
+    cache, block_length = settings.cache, settings.block_length
     if cache == "exact":
-        return ExactCache(block_length, mask_token_id)
+        return ExactCache(block_length, mask_token_id, settings.prefill_chunk)
     if cache == "none":
         return NoCache(block_length if block_causal else None, mask_token_id, logits_shift)
     return BlockRefresh(block_length, mask_token_id, logits_shift, dual=cache == "dual")

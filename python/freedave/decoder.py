@@ -32,6 +32,7 @@ from freedave.prediction import Predictor
 from freedave.sequence import ACCEPTED, NON_FINITE, PREFIX_LENGTH, STEPS, Sequence
 from freedave.settings import Settings, check_length, check_prompt
 from freedave_kernels import DraftStep, draft_step
+from freedave_kernels.ops.draft_step import RecordLayout
 
 # Stands at positions that a sequence's window does not have: no model sees it, and it is nobody's token.
 _PADDING = -1
@@ -92,7 +93,7 @@ class Decoder:
         self._free = list(range(slots))[::-1]
         self._added = 0
         self._active: list[_Slot] = []
-        self._launched: tuple[list[_Slot], DraftStep] | None = None
+        self._launched: tuple[list[_Slot], list[_Slot], DraftStep | None] | None = None
         self._predict = Predictor(lm)
 
     @property
@@ -141,15 +142,13 @@ class Decoder:
             )
         sequence = Sequence(self._added, self._free.pop(), prompt, settings, self._lm.mask_token_id)
         policy = policy_for(
-            settings.cache,
-            settings.block_length,
+            settings,
             self._lm.mask_token_id,
             block_causal=self._lm.attention == "block_causal",
             logits_shift=self._lm.logits_shift,
         )
         self._added += 1
-        # Prompts come first in a forward: what is retained of it are the tokens behind them.
-        self._active.insert(0, _Slot(sequence, policy))
+        self._active.append(_Slot(sequence, policy))
         return sequence
 
     def drop(self, sequence: Sequence) -> None:
@@ -162,7 +161,8 @@ class Decoder:
         if len(kept) == len(self._active):
             raise ValueError("the sequence is not being decoded: it has finished, or was dropped")
         self._active = kept
-        if self._launched is None or all(slot.sequence is not sequence for slot in self._launched[0]):
+        storing, launched, _ = self._launched or ([], [], None)
+        if all(slot.sequence is not sequence for slot in storing + launched):
             self._free.append(sequence.slot)
 
     def launch(self) -> None:
@@ -172,15 +172,40 @@ class Decoder:
         if not self._active:
             raise RuntimeError("there is nothing to decode: add a sequence first")
         with torch.inference_mode():
-            self._launched = self._active.copy(), self._step()
+            storing, active = self._scheduled()
+            self._launched = storing, active, self._step(storing, active)
 
-    def _step(self) -> DraftStep:
-        active, settings, lm = self._active, self._settings, self._lm
-        count = max(len(slot.sequence.states) for slot in active)
-        length = max(slot.sequence.length for slot in active)
+    def _scheduled(self) -> tuple[list[_Slot], list[_Slot]]:
+        """Those whose next chunk of the prompt is only stored, and those whose drafts are predicted; others wait.
+
+        A forward stores `prefill_chunk` tokens of prompts at most, in order of arrival, so that its time is bounded however
+        many prompts, and however long ones, have come.
+        """
+        storing: list[_Slot] = []
+        arriving: list[_Slot] = []
+        decoding: list[_Slot] = []
+        most = self._settings.prefill_chunk
+        stored = 0
+        for slot in self._active:
+            count = slot.policy.prompt_tokens(slot.sequence)
+            if count and stored and most is not None and stored + count > most:
+                continue
+            stored += count
+            predicts = slot.policy.predicts(slot.sequence)
+            (decoding if not count else arriving if predicts else storing).append(slot)
+        # Prompts come first in a forward: what is retained of it are the tokens behind them.
+        return storing, arriving + decoding
+
+    def _step(self, storing: list[_Slot], active: list[_Slot]) -> DraftStep | None:
+        """A forward; None where it predicted nothing."""
+        settings, lm = self._settings, self._lm
+        count = max((len(slot.sequence.states) for slot in active), default=1)
+        length = max((slot.sequence.length for slot in active), default=1)
         # What static decoding computes at a time, and a quarter more so that a few drafts beside a refresh are one call.
         static_tokens = sum(len(slot.sequence.tokens) for slot in active)
         builder = ForwardBuilder(count, length, max(static_tokens * 5 // 4, CALL_TOKENS))
+        for slot in storing:
+            slot.policy.plan_chunk(slot.sequence, builder)
         states: list[list[int]] = []
         for b, slot in enumerate(active):
             slot.policy.plan(slot.sequence, b, builder)
@@ -198,12 +223,16 @@ class Decoder:
             features = lm.packed_features(forward, prediction.logits_row)
             self._features_seconds += time.perf_counter() - began
             self.positions_computed += forward.input_ids.shape[1]
+            if not len(prediction.place):
+                continue
             predicted, certainty = self._predict(features, torch.full_like(prediction.logits_row, lm.mask_token_id))
             places = len(prediction.place)
             token_ids.view(-1).index_copy_(0, prediction.place, predicted[:places])
             confidence.view(-1).index_copy_(0, prediction.place, certainty[:places])
         for b, slot in enumerate(active):
             slot.policy.rank(slot.sequence, confidence[b])
+        if not active:
+            return None
         return draft_step(
             drafts,
             token_ids,
@@ -220,44 +249,23 @@ class Decoder:
         )
 
     def poll(self) -> list[Committed]:
-        """What the launched step committed, one entry a sequence; finished ones free their slots.
-
-        Raises:
-            NonFiniteLogitsError: the model produced NaN or infinite logits where a sequence had to be decoded.
-        """
+        """What the launched step committed, one entry a sequence that it predicted; finished ones free their slots."""
         if self._launched is None:
             raise RuntimeError("no step is under way: call launch() first")
-        launched, step = self._launched
+        storing, active, step = self._launched
         self._launched = None
-        dropped = [slot for slot in launched if slot not in self._active]
-        records = step.record.tolist()
-        for slot, record in zip(launched, records, strict=True):
-            if record[NON_FINITE] >= 0:
-                raise NonFiniteLogitsError(
-                    f"sequence {slot.sequence.index}: the logits of position {slot.sequence.start + record[NON_FINITE]} are "
-                    f"not finite (forward {self.forwards}); check the weights and the dtype of the model"
-                )
-
+        dropped = [slot for slot in storing + active if slot not in self._active]
+        self._free += [slot.sequence.slot for slot in dropped]
+        for slot in storing:
+            slot.sequence.accepted_lengths.append(0)
         commits: list[Committed] = []
         tokens: list[int] = []
         places: list[int] = []
-        layout, length = step.layout, step.length
-        first_of_drafts = range(layout.drafts.start, layout.drafts.stop, length)
-        for slot, record in zip(launched, records, strict=True):
+        for slot, record in zip(active, [] if step is None else step.record.tolist(), strict=True):
             if slot in dropped:
-                self._free.append(slot.sequence.slot)
                 continue
-            sequence, start = slot.sequence, slot.sequence.start
-            drafts = [record[begin : begin + length] for begin in first_of_drafts]
-            new = sequence.advance(drafts, record, record[layout.step_map], self.forwards)
-            if sequence.finished:
-                self._free.append(sequence.slot)
-            else:
-                kept = slot.policy.kept(record[ACCEPTED], record[PREFIX_LENGTH])
-                first = sequence.slot * self._capacity + start
-                tokens += kept
-                places += range(first, first + len(kept))
-            commits.append(Committed(sequence, self.forwards, new, record[STEPS]))
+            assert step is not None
+            commits.append(self._advance(slot, record, step.layout, step.length, tokens, places))
         if tokens:
             assert self._cache is not None
             with torch.inference_mode():
@@ -266,3 +274,24 @@ class Decoder:
         self._active = [slot for slot in self._active if not slot.sequence.finished]
         self.forwards += 1
         return commits
+
+    def _advance(
+        self, slot: _Slot, record: list[int], layout: RecordLayout, length: int, tokens: list[int], places: list[int]
+    ) -> Committed:
+        """Commits what a step found out about one sequence; adds what the cache keeps of it, and where."""
+        sequence, start = slot.sequence, slot.sequence.start
+        if record[NON_FINITE] >= 0:
+            raise NonFiniteLogitsError(
+                f"sequence {sequence.index}: the logits of position {start + record[NON_FINITE]} are not finite (forward "
+                f"{self.forwards}); check the weights and the dtype of the model"
+            )
+        drafts = [record[begin : begin + length] for begin in range(layout.drafts.start, layout.drafts.stop, length)]
+        new = sequence.advance(drafts, record, record[layout.step_map], self.forwards)
+        if sequence.finished:
+            self._free.append(sequence.slot)
+        else:
+            kept = slot.policy.kept(record[ACCEPTED], record[PREFIX_LENGTH])
+            first = sequence.slot * self._capacity + start
+            tokens += kept
+            places += range(first, first + len(kept))
+        return Committed(sequence, self.forwards, new, record[STEPS])

@@ -46,13 +46,15 @@ def generate(
     attention_mask: torch.Tensor | None = None,
     stop_sequences: Sequence[Sequence[int]] = (),
     measure_memory: bool = False,
+    prefill_chunk: int | None = 512,
 ) -> DecodeOutput:
     """Decodes prompts block by block, committing what static decoding commits, in fewer forwards.
 
     Args:
         lm: the model (`load_model`, `DiffusionLM`).
         input_ids: `[B, P]` int64, the prompts.
-        max_new_tokens: positions to generate. A block-causal model decodes whole blocks and the result is cut there.
+        max_new_tokens: positions to generate. A block-causal model decodes whole blocks, as far as it has positions, and the
+            result is cut there.
         draft_steps: K, drafts a forward verifies; 1 is static decoding.
         block_length: None: the model's own (full attention without one: the whole answer is one block). Blocks are aligned
             at position 0 for block-causal models and at the end of the prompt for full attention.
@@ -75,6 +77,10 @@ def generate(
         stop_sequences: lists of token ids; a sequence ends with the finished block by which its answer contains one. The
             answer ends with the first one's last token: a caller who wants it gone cuts it off.
         measure_memory: fill `stats.peak_bytes` (slows a CPU down).
+        prefill_chunk: how many tokens of prompts a forward stores at most, in whole blocks. Longer prompts of block-causal
+            models are computed in chunks of that many, while sequences whose prompt is stored go on beside them. That is
+            exact: it changes no token. None: a prompt is computed at once. Full attention and `cache="none"` compute whole
+            sequences at a time, which cannot be divided.
 
     Returns:
         `DecodeOutput`.
@@ -89,7 +95,7 @@ def generate(
     prompts = check_prompts(lm, input_ids, attention_mask)
     settings = resolve_settings(
         lm, max(map(len, prompts)), max_new_tokens, draft_steps, block_length, tokens_per_step, order, threshold, drafting,
-        cache, eos_token_id, lookahead_steps, stop_sequences,
+        cache, eos_token_id, lookahead_steps, stop_sequences, prefill_chunk,
     )  # fmt: skip
     with PeakMemory(lm.device) if measure_memory else nullcontext() as memory:
         out = _decode(lm, input_ids, prompts, settings, on_step)

@@ -52,11 +52,13 @@ class Context(Runs):
 
     `joined`: they are copied next to the runs' own keys. On a CPU a second kernel call and the merge take longer than copying
     a short prefix for a dozen runs. The choice depends on the sequence alone, not on how many of its drafts are computed, so
-    that their results do not.
+    that their results do not. `by_block`: these runs see their own tokens block by block, by a mask that stored keys are not
+    joined to.
     """
 
     slot: int
     ranges: list[tuple[int, int]]
+    by_block: bool = False
     joined: bool = False
 
 
@@ -200,6 +202,7 @@ class ForwardBuilder:
             if window.begin < begin:
                 break
             window.context = context
+            context.by_block |= window.block_length is not None
 
     def store(self, begin: int, count: int, slot: int, at: int) -> None:
         """Stores keys and values of tokens."""
@@ -261,7 +264,8 @@ class ForwardBuilder:
                 window.keys = next(remaining)
             if device.type == "cpu":
                 for context in call.contexts:
-                    context.joined = sum(end - begin for begin, end in context.ranges) <= JOINED_KEYS
+                    stored = sum(end - begin for begin, end in context.ranges)
+                    context.joined = stored <= JOINED_KEYS and not context.by_block
             forward = PackedForward(
                 tokens[None], positions[None], call.windows, call.contexts, call.writes, call.retained, cache
             )

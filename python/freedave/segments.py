@@ -8,6 +8,7 @@ the K x window rectangle, and a segment's result does not depend on the others.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -27,14 +28,17 @@ class Segments:
 
 
 def plan_segments(drafts: list[list[int]], reach: list[int], block_length: int, mask_token_id: int) -> Segments:
-    """The segments of nested `drafts [J][L]`, of which draft j needs the first `reach[j]` positions (whole blocks)."""
+    """The segments of nested `drafts [J][L]`, of which draft j needs the first `reach[j]` positions.
+
+    Those are whole blocks, but for the last one of a sequence, which may be cut short.
+    """
     draft: list[int] = []
     block: list[int] = []
     chain: list[list[int]] = []
     of_draft: list[list[int]] = []
     for j, state in enumerate(drafts):
         segments: list[int] = []
-        for b in range(reach[j] // block_length):
+        for b in range(math.ceil(reach[j] / block_length)):
             span = slice(b * block_length, (b + 1) * block_length)
             before = of_draft[-1] if j else []
             same_context = b < len(before) and before[:b] == segments

@@ -47,6 +47,10 @@ class Settings:
     stop_sequences: tuple[tuple[int, ...], ...]
     aligned_at_zero: bool
     """Whether blocks are aligned at position 0 (block-causal attention) or at the end of the prompt."""
+    max_positions: int | None = None
+    """What the model has; a block that would reach beyond is cut short there. None: there is no limit."""
+    prefill_chunk: int | None = None
+    """Prompt tokens that a forward stores at most, where it need not store all. None: there is no limit."""
 
     def static(self) -> Settings:
         """The same decode, one step a forward."""
@@ -57,9 +61,12 @@ class Settings:
         return prompt_length // self.block_length * self.block_length if self.aligned_at_zero else prompt_length
 
     def sequence_length(self, prompt_length: int) -> int:
-        """Prompt and generated positions, up to the end of the last block."""
+        """Prompt and generated positions, up to the end of the last block, or of the model's positions within it."""
         length = prompt_length + self.max_new_tokens
-        return math.ceil(length / self.block_length) * self.block_length if self.aligned_at_zero else length
+        if not self.aligned_at_zero:
+            return length
+        whole = math.ceil(length / self.block_length) * self.block_length
+        return whole if self.max_positions is None else max(length, min(whole, self.max_positions))
 
 
 def check_prompts(lm: DiffusionLM, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[list[int]]:
@@ -99,8 +106,8 @@ def check_length(lm: DiffusionLM, settings: Settings, prompt_length: int) -> int
     length = settings.sequence_length(prompt_length)
     if lm.max_positions is not None and length > lm.max_positions:
         raise ValueError(
-            f"the prompt ({prompt_length} tokens) and max_new_tokens ({settings.max_new_tokens}) need {length} positions in "
-            f"blocks of {settings.block_length}, but the model has {lm.max_positions}; shorten one of them"
+            f"the prompt ({prompt_length} tokens) and max_new_tokens ({settings.max_new_tokens}) need {length} positions, "
+            f"but the model has {lm.max_positions}; shorten one of them"
         )
     return length
 
@@ -128,6 +135,7 @@ def resolve_settings(
     eos_token_id: int | Sequence[int] | None = None,
     lookahead_steps: int | None = None,
     stop_sequences: Sequence[Sequence[int]] = (),
+    prefill_chunk: int | None = 512,
 ) -> Settings:
     """Checks `generate`'s arguments; raises `TypeError` or `ValueError` naming the argument.
 
@@ -141,6 +149,8 @@ def resolve_settings(
     block_length = as_int("generate", "block_length", block_length, minimum=1)
     if lookahead_steps is not None:
         lookahead_steps = as_int("generate", "lookahead_steps", lookahead_steps, minimum=1)
+    if prefill_chunk is not None:
+        prefill_chunk = as_int("generate", "prefill_chunk", prefill_chunk, minimum=1)
     expect_choice("generate", "order", order, ORDERS)
     expect_choice("generate", "drafting", drafting, DRAFTINGS)
     expect_choice("generate", "cache", cache, CACHES)
@@ -172,6 +182,8 @@ def resolve_settings(
         eos_token_ids=eos_token_ids,
         stop_sequences=stops,
         aligned_at_zero=lm.attention == "block_causal",
+        max_positions=lm.max_positions,
+        prefill_chunk=prefill_chunk,
     )
     check_length(lm, settings, prompt_length)
     return settings

@@ -7,8 +7,8 @@ which is unbiased as well and varies less; where there are no more subsets than 
 is exact.
 
 With block-causal attention the model is a chain over blocks, each given the finished ones before it: the bound is the sum
-of the blocks' own bounds. Positions after the text, up to the end of its last block, are masked, as they are when that
-block is decoded.
+of the blocks' own bounds. Positions after the text, up to the end of its last block or of the model's positions, are masked,
+as they are when that block is decoded.
 """
 
 from __future__ import annotations
@@ -78,10 +78,10 @@ def log_likelihood_bound(
     text = torch.tensor([*context, *continuation], device=lm.device)
     if bool((text == lm.mask_token_id).any()):
         raise ValueError(f"the text holds the mask token (id {lm.mask_token_id}), whose likelihood is not defined")
+    if lm.max_positions is not None and len(text) > lm.max_positions:
+        raise ValueError(f"the text needs {len(text)} positions, but the model has {lm.max_positions}; shorten it")
     total = 0.0
     for first, last, end in _blocks(lm, len(context), len(text)):
-        if lm.max_positions is not None and end > lm.max_positions:
-            raise ValueError(f"the text needs {end} positions, but the model has {lm.max_positions}; shorten it")
         state = text.new_full((end,), lm.mask_token_id)
         state[:last] = text[:last]
         sampled = noise(last - first, samples, seed)
@@ -98,7 +98,9 @@ def _blocks(lm: DiffusionLM, begin: int, end: int) -> Iterator[tuple[int, int, i
     assert lm.block_length is not None
     first_block = begin // lm.block_length * lm.block_length
     for block in range(first_block, end, lm.block_length):
-        yield max(block, begin), min(block + lm.block_length, end), block + lm.block_length
+        block_end = block + lm.block_length
+        covered = block_end if lm.max_positions is None else min(block_end, lm.max_positions)
+        yield max(block, begin), min(block_end, end), covered
 
 
 @torch.inference_mode()

@@ -213,7 +213,7 @@ class FreeDaveLM(TemplateLM):
             )
         settings = {**self._settings, **settings, "max_new_tokens": new, "stop_sequences": self._stop_sequences(until)}
         prompt = self.tok_encode(context) or [self.prefix_token_id]
-        return self._cut(prompt, new, settings["block_length"]), settings, until
+        return self._cut(prompt, new), settings, until
 
     def _stop_sequences(self, until: list[str]) -> list[list[int]]:
         """What ends a decode early: `until` as tokens, where those are that text again.
@@ -230,13 +230,9 @@ class FreeDaveLM(TemplateLM):
                 found.append(token_ids)
         return found
 
-    def _cut(self, prompt: list[int], new: int, block_length: int | None) -> list[int]:
+    def _cut(self, prompt: list[int], new: int) -> list[int]:
         """A prompt that leaves room for its answer: the end of one that is too long."""
-        room = self._max_length
-        if self.lm.attention == "block_causal":  # decodes whole blocks
-            block = block_length or self.lm.block_length or 1
-            room = room // block * block
-        room -= new
+        room = self._max_length - new
         if room < 1:
             raise ValueError(
                 f"max_gen_toks {new} leaves no room for a prompt: the model has {self._max_length} positions"
@@ -281,7 +277,7 @@ class FreeDaveLM(TemplateLM):
         for request, context, continuation in tqdm(
             requests, desc="likelihoods", unit=" texts", disable=disable_tqdm or None
         ):
-            kept = self._cut(context, len(continuation), None)
+            kept = self._cut(context, len(continuation))
             bound = log_likelihood_bound(self.lm, kept, continuation, **self._mc)
             settings = {**self._settings, "max_new_tokens": len(continuation), "eos_token_id": []}
             (answer,) = answer_prompts(self.lm, [kept], **settings)
@@ -291,17 +287,13 @@ class FreeDaveLM(TemplateLM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """The bound for whole texts; those longer than the model has positions are added up in windows."""
-        length = self._max_length
-        if self.lm.attention == "block_causal":
-            assert self.lm.block_length is not None
-            length = length // self.lm.block_length * self.lm.block_length
         results: list[float] = []
         for request in tqdm(requests, desc="likelihoods", unit=" texts", disable=disable_tqdm or None):
             (text,) = request.args
             windows = get_rolling_token_windows(
                 self.tok_encode(text, add_special_tokens=False),
                 prefix_token=self.prefix_token_id,
-                max_seq_len=length - 1,  # a window is the text's tokens, and the one before them comes on top
+                max_seq_len=self._max_length - 1,  # a window is the text's tokens, and the one before them comes on top
                 context_len=1,
             )
             pairs = map(make_disjoint_window, windows)
