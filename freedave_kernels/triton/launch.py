@@ -53,6 +53,7 @@ class Kernel:
         others: tuple[Any, ...] = (),
         num_warps: int = 4,
         max_registers: int = 0,
+        num_stages: int = 0,
     ) -> None:
         """Runs on the device of `arguments[0]`, on its current stream. A grid without programs launches nothing.
 
@@ -67,21 +68,24 @@ class Kernel:
         device = arguments[0].get_device()
         if device != torch.cuda.current_device():
             with torch.cuda.device(device):
-                self.launch(grid, arguments, constants, others, num_warps, max_registers)
+                self.launch(grid, arguments, constants, others, num_warps, max_registers, num_stages)
             return
-        key = (device, constants, others, num_warps, max_registers)
+        key = (device, constants, others, num_warps, max_registers, num_stages)
         compiled = self.compiled.get(key)
         if compiled is not None:
             compiled[grid](*arguments, *constants)
             return
-        self.compiled[key] = self.function[grid](*arguments, *constants, **options(num_warps, max_registers, ROCM))
+        chosen = options(num_warps, max_registers, num_stages, ROCM)
+        self.compiled[key] = self.function[grid](*arguments, *constants, **chosen)
 
 
-def options(num_warps: int, max_registers: int = 0, rocm: bool = False) -> dict[str, Any]:
+def options(num_warps: int, max_registers: int = 0, num_stages: int = 0, rocm: bool = False) -> dict[str, Any]:
     """Compiler options; the same ahead of time. A fused multiply-add stands where the source says so, nowhere else."""
     chosen: dict[str, Any] = {"num_warps": num_warps, "enable_fp_fusion": False}
     if max_registers and not rocm:
         chosen["maxnreg"] = max_registers
+    if num_stages:  # of the loops that multiply matrices; 0: as many as Triton likes
+        chosen["num_stages"] = num_stages
     return chosen
 
 

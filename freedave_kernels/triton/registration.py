@@ -11,6 +11,8 @@ from torch.compiler import is_compiling
 
 from freedave_kernels.triton.launch import INTERPRETED
 
+WRITTEN = {"keep": ("stored_key", "stored_value")}
+
 DEVICE = "cpu" if INTERPRETED else "cuda"  # torch calls ROCm devices "cuda" as well
 
 _library = torch.library.Library("freedave_triton", "DEF")
@@ -22,7 +24,7 @@ def register(op: str) -> Callable[..., Any]:
     """
     launcher = getattr(importlib.import_module(f"freedave_kernels.triton.{op}"), op)
     fake = importlib.import_module(f"freedave_kernels.ops.{op}").fake
-    _library.define(op + torch.library.infer_schema(launcher, mutates_args=()))
+    _library.define(op + torch.library.infer_schema(launcher, mutates_args=WRITTEN.get(op, ())))
     _library.impl(op, launcher, DEVICE.upper())
     torch.library.register_fake(f"freedave_triton::{op}", fake, lib=_library)
     overload = getattr(torch.ops.freedave_triton, op).default
