@@ -28,8 +28,8 @@ import torch
 
 from freedave.cache import KeyValueCache
 from freedave.packed_forward import ForwardBuilder
+from freedave.planned_sequence import PlannedSequence
 from freedave.segments import Segments, plan_segments
-from freedave.sequence import Sequence
 from freedave.settings import Settings
 
 _FIRST = torch.finfo(torch.float32).max
@@ -38,19 +38,19 @@ _FIRST = torch.finfo(torch.float32).max
 class CachePolicy(Protocol):
     """How the drafts of one sequence are computed."""
 
-    def prompt_tokens(self, sequence: Sequence) -> int:
+    def prompt_tokens(self, sequence: PlannedSequence) -> int:
         """How many tokens the next forward computes only to store them: those of a prompt that the drafts attend to."""
 
-    def predicts(self, sequence: Sequence) -> bool:
+    def predicts(self, sequence: PlannedSequence) -> bool:
         """Whether the next forward predicts the drafts; if not, it is one of those that only store a part of the prompt."""
 
-    def plan_chunk(self, sequence: Sequence, builder: ForwardBuilder) -> None:
+    def plan_chunk(self, sequence: PlannedSequence, builder: ForwardBuilder) -> None:
         """Adds that part of the prompt to the next forward."""
 
-    def plan(self, sequence: Sequence, batch_index: int, builder: ForwardBuilder) -> None:
+    def plan(self, sequence: PlannedSequence, batch_index: int, builder: ForwardBuilder) -> None:
         """Adds the sequence's runs and predictions to the next forward."""
 
-    def rank(self, sequence: Sequence, confidence: torch.Tensor) -> None:
+    def rank(self, sequence: PlannedSequence, confidence: torch.Tensor) -> None:
         """Changes the confidences `[J, L]` of a sequence in place where the policy has a say in the order."""
 
     def kept(self, accepted: int, count: int) -> list[int]:
@@ -78,21 +78,21 @@ class ExactCache:
         self._first_token: list[int] = []
         self._stored = 0
 
-    def prompt_tokens(self, sequence: Sequence) -> int:
+    def prompt_tokens(self, sequence: PlannedSequence) -> int:
         missing = self._whole_blocks(sequence) - self._stored
         return missing if self._chunk is None else min(missing, self._chunk)
 
-    def predicts(self, sequence: Sequence) -> bool:
+    def predicts(self, sequence: PlannedSequence) -> bool:
         return self._stored + self.prompt_tokens(sequence) == self._whole_blocks(sequence)
 
-    def _whole_blocks(self, sequence: Sequence) -> int:
+    def _whole_blocks(self, sequence: PlannedSequence) -> int:
         """The prompt's tokens in complete blocks."""
         return sequence.prompt_length // self._size * self._size
 
-    def plan_chunk(self, sequence: Sequence, builder: ForwardBuilder) -> None:
+    def plan_chunk(self, sequence: PlannedSequence, builder: ForwardBuilder) -> None:
         self._plan_prompt(sequence, self.prompt_tokens(sequence), [], builder)
 
-    def plan(self, sequence: Sequence, batch_index: int, builder: ForwardBuilder) -> None:
+    def plan(self, sequence: PlannedSequence, batch_index: int, builder: ForwardBuilder) -> None:
         count = self.prompt_tokens(sequence)
         if count:  # no forward is spent on the prompt's last blocks alone
             state = sequence.states[0]
@@ -102,7 +102,7 @@ class ExactCache:
         else:
             self._plan_segments(sequence, batch_index, builder)
 
-    def _plan_prompt(self, sequence: Sequence, count: int, behind: list[int], builder: ForwardBuilder) -> int:
+    def _plan_prompt(self, sequence: PlannedSequence, count: int, behind: list[int], builder: ForwardBuilder) -> int:
         """The prompt's next `count` tokens, which are stored, and what comes behind them; returns the first token."""
         first, end = self._stored, self._stored + count
         tokens = sequence.tokens[first:end] + behind
@@ -112,9 +112,9 @@ class ExactCache:
         self._stored = end
         return begin
 
-    def _plan_segments(self, sequence: Sequence, batch_index: int, builder: ForwardBuilder) -> None:
+    def _plan_segments(self, sequence: PlannedSequence, batch_index: int, builder: ForwardBuilder) -> None:
         size = self._size
-        self._segments = segments = plan_segments(sequence.states, sequence.reach, size, self._mask)
+        self._segments = segments = plan_segments(sequence.states, sequence.reach_of, size, self._mask)
         # Those of one block of the window have chains of one length and lie side by side.
         order = sorted(range(len(segments.block)), key=segments.block.__getitem__)
         whole, rest = divmod(sequence.length, size)
@@ -128,7 +128,7 @@ class ExactCache:
 
     def _plan_blocks(
         self,
-        sequence: Sequence,
+        sequence: PlannedSequence,
         batch_index: int,
         builder: ForwardBuilder,
         members: list[int],
@@ -157,7 +157,7 @@ class ExactCache:
         builder.predict_masked(batch_index, first, first_places, length, self._mask)
         builder.attend(first, len(members), length, sequence.slot, [(0, sequence.start)])
 
-    def rank(self, sequence: Sequence, confidence: torch.Tensor) -> None:
+    def rank(self, sequence: PlannedSequence, confidence: torch.Tensor) -> None:
         pass
 
     def kept(self, accepted: int, count: int) -> list[int]:
@@ -168,13 +168,13 @@ class ExactCache:
 class _WholeSequences:
     """A policy that computes whole sequences: their prompts cannot be computed ahead of them."""
 
-    def prompt_tokens(self, sequence: Sequence) -> int:
+    def prompt_tokens(self, sequence: PlannedSequence) -> int:
         return 0
 
-    def predicts(self, sequence: Sequence) -> bool:
+    def predicts(self, sequence: PlannedSequence) -> bool:
         return True
 
-    def plan_chunk(self, sequence: Sequence, builder: ForwardBuilder) -> None:
+    def plan_chunk(self, sequence: PlannedSequence, builder: ForwardBuilder) -> None:
         raise AssertionError("every forward predicts")
 
 
@@ -186,18 +186,18 @@ class NoCache(_WholeSequences):
         self._mask = mask_token_id
         self._shift = int(logits_shift)
 
-    def plan(self, sequence: Sequence, batch_index: int, builder: ForwardBuilder) -> None:
+    def plan(self, sequence: PlannedSequence, batch_index: int, builder: ForwardBuilder) -> None:
         start, end = sequence.start, sequence.start + sequence.length
         before, after = sequence.tokens[:start], sequence.tokens[end:]
         for drafts in builder.groups(range(len(sequence.states)), len(sequence.tokens)):
             runs = [before + sequence.states[j] + after for j in drafts]
             begin = builder.add(runs, 0, block_length=self._block_length)
             for n, j in enumerate(drafts):
-                masked = masked_positions(sequence.states[j], self._mask, sequence.reach[j])
+                masked = masked_positions(sequence.states[j], self._mask, sequence.reach_of[j])
                 row = begin + n * len(sequence.tokens)
                 builder.predict(batch_index, j, masked, [row + max(start + i - self._shift, 0) for i in masked])
 
-    def rank(self, sequence: Sequence, confidence: torch.Tensor) -> None:
+    def rank(self, sequence: PlannedSequence, confidence: torch.Tensor) -> None:
         pass
 
     def kept(self, accepted: int, count: int) -> list[int]:
@@ -213,7 +213,7 @@ class BlockRefresh(_WholeSequences):
         self._shift = int(logits_shift)
         self._dual = dual
 
-    def plan(self, sequence: Sequence, batch_index: int, builder: ForwardBuilder) -> None:
+    def plan(self, sequence: PlannedSequence, batch_index: int, builder: ForwardBuilder) -> None:
         drafts = range(len(sequence.states))
         if sequence.refresh:
             self._plan_refresh(sequence, batch_index, builder)
@@ -225,7 +225,7 @@ class BlockRefresh(_WholeSequences):
                 self._plan_drafts(sequence, batch_index, builder, group)
 
     def _plan_drafts(
-        self, sequence: Sequence, batch_index: int, builder: ForwardBuilder, drafts: Collection[int]
+        self, sequence: PlannedSequence, batch_index: int, builder: ForwardBuilder, drafts: Collection[int]
     ) -> None:
         start, stop = sequence.start, len(sequence.tokens)
         after = sequence.tokens[start + sequence.length :]
@@ -235,20 +235,20 @@ class BlockRefresh(_WholeSequences):
         builder.attend(begin, len(drafts), length, sequence.slot, [(0, start), (end, stop)])
         for n, j in enumerate(drafts):
             # With a shift, a run predicts one position more than it has, and its first one, which is filled, has no row.
-            masked = masked_positions(sequence.states[j], self._mask, min(sequence.reach[j], length + self._shift))
+            masked = masked_positions(sequence.states[j], self._mask, min(sequence.reach_of[j], length + self._shift))
             builder.predict(batch_index, j, masked, [begin + n * length + i - self._shift for i in masked])
         if self._dual:
             runs = {j: begin + n * length for n, j in enumerate(drafts)}
             self._plan_next_block(sequence, batch_index, builder, runs)
 
     def _plan_next_block(
-        self, sequence: Sequence, batch_index: int, builder: ForwardBuilder, runs: dict[int, int]
+        self, sequence: PlannedSequence, batch_index: int, builder: ForwardBuilder, runs: dict[int, int]
     ) -> None:
         """Predicts the next block for drafts that can reach it; their blocks, from token `runs[j]` on, do not see it."""
         size, stop = self._size, len(sequence.tokens)
         begin, end = sequence.start + size, min(sequence.start + 2 * size, stop)
         length = end - begin
-        drafts = [j for j in runs if sequence.reach[j] > size]
+        drafts = [j for j in runs if sequence.reach_of[j] > size]
         if not drafts:
             return
         first = builder.tokens
@@ -261,7 +261,7 @@ class BlockRefresh(_WholeSequences):
         builder.add([sequence.tokens[begin:end]] * len(drafts), begin, keys=keys)
         builder.attend(first, len(drafts), length, sequence.slot, [(0, sequence.start), (end, stop)])
 
-    def _plan_refresh(self, sequence: Sequence, batch_index: int, builder: ForwardBuilder) -> None:
+    def _plan_refresh(self, sequence: PlannedSequence, batch_index: int, builder: ForwardBuilder) -> None:
         start, stop, state = sequence.start, len(sequence.tokens), sequence.states[0]
         end = min(start + self._size, stop)
         builder.make_room(stop)
@@ -269,10 +269,10 @@ class BlockRefresh(_WholeSequences):
         builder.store(begin, start, sequence.slot, 0)
         if self._dual:
             builder.store(begin + end, stop - end, sequence.slot, end)
-        masked = masked_positions(state, self._mask, sequence.reach[0])
+        masked = masked_positions(state, self._mask, sequence.reach_of[0])
         builder.predict(batch_index, 0, masked, [begin + max(start + i - self._shift, 0) for i in masked])
 
-    def rank(self, sequence: Sequence, confidence: torch.Tensor) -> None:
+    def rank(self, sequence: PlannedSequence, confidence: torch.Tensor) -> None:
         if self._shift:
             firsts = confidence[:, : sequence.length : self._size]
             firsts.masked_fill_(firsts > float("-inf"), _FIRST)

@@ -1,7 +1,7 @@
 """A transformers model's layers through torch.compile, for as long as a step of fixed shapes runs.
 
-Layers are compiled one by one, not the model at once: all of a model's run the same code on other tensors, so that one of them
-is compiled (in seconds) and serves the others. The model itself stays as it is for whoever else calls it.
+Layers are compiled one by one, not the model at once: all of a model's run the same code on other tensors, so that one of
+them is compiled (in seconds) and serves the others. The model itself stays as it is for whoever else calls it.
 """
 
 from __future__ import annotations

@@ -47,6 +47,8 @@ def generate(
     stop_sequences: Sequence[Sequence[int]] = (),
     measure_memory: bool = False,
     prefill_chunk: int | None = 512,
+    executor: str = "auto",
+    compile: bool | None = None,
 ) -> DecodeOutput:
     """Decodes prompts block by block, committing what static decoding commits, in fewer forwards.
 
@@ -95,7 +97,7 @@ def generate(
     prompts = check_prompts(lm, input_ids, attention_mask)
     settings = resolve_settings(
         lm, max(map(len, prompts)), max_new_tokens, draft_steps, block_length, tokens_per_step, order, threshold, drafting,
-        cache, eos_token_id, lookahead_steps, stop_sequences, prefill_chunk,
+        cache, eos_token_id, lookahead_steps, stop_sequences, prefill_chunk, executor, compile,
     )  # fmt: skip
     with PeakMemory(lm.device) if measure_memory else nullcontext() as memory:
         out = _decode(lm, input_ids, prompts, settings, on_step)

@@ -1,9 +1,9 @@
 """Decoding with all state on the device: a step is one sequence of launches of fixed shapes, which a CUDA graph holds.
 
-The planned executor (`decoder.py`) plans each forward on the host, so that it computes as little as possible. Where launches
-cost more than arithmetic (a GPU at small batch) this is the other way: a step forwards K drafts of a window for every slot, and
-everything from its input to the next drafts stays in the same tensors. The host chooses which step to replay next, from the
-record that it reads of the last one, and does nothing else.
+The planned executor (`decoder.py`) plans each forward on the host, so that it computes as little as possible. Where
+launches cost more than arithmetic (a GPU at small batch) this is the other way: a step forwards K drafts of a window for
+every slot, and everything from its input to the next drafts stays in the same tensors. The host chooses which step to
+replay next, from the record that it reads of the last one, and does nothing else.
 
 A step's forward has F tokens a draft, from `begin` on; predictions, verification and drafting look at a window of L of them:
 
@@ -21,19 +21,23 @@ sequence; these are steps of one slot, with one draft.
 from __future__ import annotations
 
 import math
+import time
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from freedave.compiled_layers import compiled_layers, is_compile_error
+from freedave.device_sequence import DeviceSequence
+from freedave.executor import Found
 from freedave.models.diffusion_lm import DiffusionLM
 from freedave.prediction import Predictor
 from freedave.sequence import Sequence
 from freedave.settings import Settings
 from freedave.window_attention import WindowAttention, attention_modules, layer_buffers
 from freedave_kernels import DraftStep, draft_step, keep
-from freedave_kernels.ops.draft_step import COUNTERS
+from freedave_kernels.ops.draft_step import COUNTERS, RecordLayout
 
 # Stands at positions beyond a sequence: never predicted, and nobody's token.
 _NOTHING = -1
@@ -78,7 +82,7 @@ class _Step:
 class Launched:
     """A step under way: its sequences, their rows of `record [R, 11 + 3 L]`, and the length L of its window."""
 
-    sequences: list[Sequence]
+    sequences: list[DeviceSequence]
     rows: list[int]
     record: torch.Tensor
     window: int
@@ -88,74 +92,54 @@ class GraphExecutor:
     """The device state of `slots` sequences of up to `capacity` positions, and the steps that advance it.
 
     Args:
-        lm: a transformers model.
-        settings: as `resolve_settings` makes them.
-        compile: whether the model's layers go through torch.compile; None: on a GPU.
+        lm: a transformers model. settings: as `resolve_settings` makes them.
         capture: whether steps are captured in CUDA graphs; None: on a GPU. Without, they run launch by launch.
-        active_drafts: how many of the K drafts of a step count; None: all. With 1 this is static decoding in the very shapes
-            that K drafts run in, so that a product rounds alike: what "lossless" is measured against in 16 bits.
 
-    Device state, in place throughout: `drafts [S, K, L]`, and `[S]` each: `num_drafts` (0 where a slot is empty, or waits for a
-    forward of its own), `start` of the window, `begin` of the sequence's own forward, `length` of the sequence, `steps_taken`.
-    `tokens [S, *]` is what is committed; with an exact cache, the prompt.
+    Device state, in place throughout: `drafts [S, K, L]`, and `[S]` each: `num_drafts` (0 where a slot is empty, or waits
+    for a forward of its own), `start` of the window, `begin` of the sequence's own forward, `length` of the sequence,
+    `steps_taken`. `tokens [S, *]` is what is committed; with an exact cache, the prompt.
     """
 
     def __init__(
-        self,
-        lm: DiffusionLM,
-        settings: Settings,
-        *,
-        slots: int,
-        capacity: int,
-        compile: bool | None = None,
-        capture: bool | None = None,
-        active_drafts: int | None = None,
+        self, lm: DiffusionLM, settings: Settings, *, slots: int, capacity: int, capture: bool | None = None
     ) -> None:
-        if not lm.takes_draft_attention:
-            raise ValueError(
-                f"executor='graph' needs a transformers model, whose attention can be replaced; {lm.name} is a "
-                f"{type(lm.model).__name__}: use executor='planned'"
-            )
         on_gpu = lm.device.type == "cuda"
+        self.positions_computed = 0
+        self.forward_seconds = 0.0
         self._lm = lm
         self._settings = settings
         self._slots = slots
         self._capacity = capacity
-        self.active_drafts = active_drafts or settings.draft_steps
-        self._compile = on_gpu if compile is None else compile
+        self._compile = on_gpu if settings.compile is None else settings.compile
         self._capture = on_gpu if capture is None else capture
         self._one_block = settings.cache in ("prefix", "dual")
         self._stores = settings.cache != "none"
         self._size = settings.block_length
-        self._window_blocks = 1 if self._one_block else window_blocks(settings)
-        self._length = self._window_blocks * self._size
+        self._length = self._size * (1 if self._one_block else window_blocks(settings))
         self._predict = Predictor(lm)
         self._steps: dict[Shape, _Step] = {}
-        self._pool: object = None
+        self._launched: list[Launched] = []
+        self._stored_only: list[DeviceSequence] = []
+        self._pool: Any = None
         self._modules = attention_modules(lm.model)
-        layers, groups, features, dtype = lm.key_layout()
+        layers, groups, features, self._dtype = lm.key_layout()
         self._layout = (groups, features)
-        self._dtype = dtype
-        device = lm.device
         stored = (layers, slots, capacity if self._stores else 1, groups, features)
-        # Zeros, so that the pages are there: a slot's content is never read before it is written.
-        self._stored = [torch.zeros(stored, dtype=dtype, device=device) for _ in range(2)]
+        self._stored = [torch.empty(stored, dtype=self._dtype, device=lm.device) for _ in range(2)]
 
         def integers(*shape: int, fill: int = 0) -> torch.Tensor:
-            return torch.full(shape, fill, dtype=torch.int64, device=device)
+            return torch.full(shape, fill, dtype=torch.int64, device=lm.device)
 
         self.tokens = integers(slots, 2 * capacity + self._length, fill=_NOTHING)
         self.drafts = integers(slots, settings.draft_steps, self._length, fill=_NOTHING)
         self.num_drafts, self.start, self.begin = integers(slots), integers(slots), integers(slots)
         self.length, self.steps_taken = integers(slots), integers(slots)
         self._row = integers(1)
-        self._columns = torch.arange(max(capacity, self._length) + self._length, device=device)
-        self._stored_until: dict[int, int] = {}
-        self._entered: set[int] = set()
-        self.positions_computed = 0
+        self._most_drafts = integers(1, fill=settings.active_drafts or settings.draft_steps)
+        self._columns = torch.arange(max(capacity, self._length) + self._length, device=lm.device)
 
     @property
-    def bytes(self) -> int:
+    def cache_bytes(self) -> int:
         """Size of the key-value buffers."""
         return sum(part.numel() * part.element_size() for part in self._stored) if self._stores else 0
 
@@ -166,52 +150,94 @@ class GraphExecutor:
 
     # What the host tells the device, between steps.
 
-    def enter(self, sequence: Sequence) -> None:
-        """Puts a new sequence into its slot."""
-        slot, start, length = sequence.slot, sequence.start, len(sequence.tokens)
+    def enter(self, index: int, slot: int, prompt: list[int], settings: Settings) -> DeviceSequence:
+        sequence = DeviceSequence(index, slot, prompt, settings, self._lm.mask_token_id)
+        start, length = sequence.start, len(sequence.tokens)
         with torch.inference_mode():
             tokens = torch.tensor(sequence.tokens, device=self._lm.device)
             self.tokens[slot] = _NOTHING
             self.tokens[slot, :length] = tokens
             self.drafts[slot] = _NOTHING
-            if not self._stores:  # else its first forward is one of its own
+            if not sequence.waits:
                 window = tokens[start : start + self._length]
                 self.drafts[slot, :, : len(window)] = window
-            self.num_drafts[slot] = int(not self._stores)
+            self.num_drafts[slot] = int(not sequence.waits)
             self.start[slot], self.length[slot] = start, length
             self.begin[slot] = self.steps_taken[slot] = 0
-        self._stored_until[slot] = 0
+        return sequence
 
-    def leave(self, slot: int) -> None:
-        """Empties a slot: it costs nothing until a sequence enters."""
+    def leave(self, sequence: Sequence) -> None:
         with torch.inference_mode():
-            self.drafts[slot] = _NOTHING
-            self.num_drafts[slot] = self.length[slot] = 0
+            self.drafts[sequence.slot] = _NOTHING
+            self.num_drafts[sequence.slot] = self.length[sequence.slot] = 0
 
     # Steps.
 
-    def launch(self, sequences: list[Sequence]) -> list[Launched]:
-        """One forward for every sequence: one for all that are in the midst of a block, and one for each of the others."""
-        with torch.inference_mode():
-            launched = []
-            together = [sequence for sequence in sequences if not self._waits(sequence)]
-            alone = [sequence for sequence in sequences if self._waits(sequence)]
-            if together:
-                shape = self._shape_for(together)
-                rows = [sequence.slot for sequence in together]
-                launched.append(Launched(together, rows, self._run(shape), shape.window))
-            for sequence in alone:
-                if self._stored_prompt(sequence):
-                    shape = self._whole_shape(sequence)
-                    launched.append(Launched([sequence], [0], self._run(shape, sequence.slot), shape.window))
-                    self._entered.add(sequence.index)
-            return launched
+    def launch(self, sequences: list[DeviceSequence]) -> None:
+        began = time.perf_counter()
+        self._launched, self._stored_only = [], []
+        together = [sequence for sequence in sequences if not sequence.waits]
+        if together:
+            shape = self._shape_for(together)
+            rows = [sequence.slot for sequence in together]
+            self._launched.append(Launched(together, rows, self._run(shape), shape.window))
+        for sequence in self._with_own_forward(sequences):
+            if self._ends_in_chunk(sequence):
+                shape = self._whole_shape(sequence)
+                self._launched.append(Launched([sequence], [0], self._run(shape, sequence.slot), shape.window))
+                sequence.waits = False
+            else:
+                self._store_chunk(sequence)
+                self._stored_only.append(sequence)
+        self.forward_seconds += time.perf_counter() - began
 
-    def _waits(self, sequence: Sequence) -> bool:
-        """Whether the next forward of a sequence is one of its own."""
-        return self._stores and (sequence.index not in self._entered or (self._one_block and sequence.refresh))
+    def _with_own_forward(self, sequences: list[DeviceSequence]) -> list[DeviceSequence]:
+        """Those that wait for a forward of their own and have it now: prompts of `prefill_chunk` tokens at most."""
+        most, tokens = self._settings.prefill_chunk, 0
+        chosen = []
+        for sequence in sequences:
+            if sequence.waits:
+                count = self._prompt_tokens(sequence)
+                if tokens and most is not None and tokens + count > most:
+                    break
+                tokens += count
+                chosen.append(sequence)
+        return chosen
 
-    def _shape_for(self, sequences: list[Sequence]) -> Shape:
+    def _prompt_tokens(self, sequence: DeviceSequence) -> int:
+        """How many positions of the prompt the next forward stores."""
+        if self._settings.cache != "exact":
+            return 0
+        missing, chunk = sequence.start - sequence.stored, self._settings.prefill_chunk
+        return missing if chunk is None else min(missing, max(chunk // self._size, 1) * self._size)
+
+    def _ends_in_chunk(self, sequence: DeviceSequence) -> bool:
+        """Whether what is left of the prompt rides along with the first prediction."""
+        return self._one_block or sequence.stored + self._prompt_tokens(sequence) >= sequence.start
+
+    def read(self) -> list[Found]:
+        began = time.perf_counter()
+        for sequence in self._stored_only:
+            sequence.accepted_lengths.append(0)
+        found = []
+        for launched in self._launched:
+            layout = RecordLayout.of(launched.window, self._settings.draft_steps)
+            rows = launched.record.tolist()
+            for sequence, row in zip(launched.sequences, launched.rows, strict=True):
+                found.append(Found(sequence, rows[row], layout, launched.window))
+        self.forward_seconds += time.perf_counter() - began
+        return found
+
+    def advance(self, found: Found, forward: int) -> list[int]:
+        assert isinstance(found.sequence, DeviceSequence)
+        first = found.layout.drafts.start
+        draft = found.record[first : first + found.window]
+        return found.sequence.advance(draft, found.record, found.record[found.layout.step_map], forward)
+
+    def settle(self) -> None:
+        """The step has kept what it keeps."""
+
+    def _shape_for(self, sequences: list[DeviceSequence]) -> Shape:
         settings = self._settings
         drafts = settings.draft_steps
         if self._one_block:
@@ -227,11 +253,11 @@ class GraphExecutor:
             forward = self._bucket(max(len(sequence.tokens) - sequence.start for sequence in sequences))
         return Shape(self._slots, drafts, forward, window, whole=settings.cache == "none")
 
-    def _whole_shape(self, sequence: Sequence) -> Shape:
+    def _whole_shape(self, sequence: DeviceSequence) -> Shape:
         """A sequence's own forward: its prompt, or all of it, and the window's first predictions."""
         window = self._size if self._one_block else min(sequence.reach_ahead(), self._length)
         if self._settings.cache == "exact":
-            forward = sequence.start - self._stored_until[sequence.slot] + window
+            forward = sequence.start - sequence.stored + window
         else:
             forward = self._bucket(len(sequence.tokens))
         return Shape(1, 1, forward, window, one=True, whole=True)
@@ -240,26 +266,20 @@ class GraphExecutor:
         """A power of two, so that there are few shapes; no more than a slot has."""
         return min(max(16, 1 << (length - 1).bit_length()), self._capacity)
 
-    def _stored_prompt(self, sequence: Sequence) -> bool:
-        """Stores a long prompt's next chunk; whether what is left of it can ride along with the first prediction."""
-        chunk = getattr(self._settings, "prefill_chunk", None)
-        if self._settings.cache != "exact" or chunk is None:
-            return True
-        chunk = max(chunk // self._size, 1) * self._size
-        done = self._stored_until[sequence.slot]
-        if sequence.start - done <= chunk:
-            return True
-        shape = Shape(1, 1, chunk, 0, one=True, whole=True)
-        self._row.fill_(sequence.slot)
+    def _store_chunk(self, sequence: DeviceSequence) -> None:
+        """Stores a long prompt's next chunk; other sequences need not wait for all of it."""
+        count, done = self._prompt_tokens(sequence), sequence.stored
+        shape = Shape(1, 1, count, 0, one=True, whole=True)
         window = self._window_buffers(shape)
+        self._row.fill_(sequence.slot)
+        begin, one = torch.full_like(self._row, done), torch.ones_like(self._row)
         with layer_buffers(self._modules, self._stored, window):
-            begin, one = torch.full_like(self._row, done), torch.ones_like(self._row)
-            tokens = self.tokens[sequence.slot, done : done + chunk][None, None]
+            tokens = self.tokens[sequence.slot, done : done + count][None, None]
             self._forward(shape, tokens, begin, begin, one)
-            self._keep(shape, window, 0 * one, begin, chunk * one)
-        self._stored_until[sequence.slot] = done + chunk
-        self.begin[sequence.slot] = done + chunk
-        return False
+            self._keep(shape, window, 0 * one, begin, count * one)
+        self.positions_computed += count
+        sequence.stored = done + count
+        self.begin[sequence.slot] = done + count
 
     def _run(self, shape: Shape, slot: int | None = None) -> torch.Tensor:
         """Runs a step, by replaying it where it has been captured; its record."""
@@ -273,14 +293,14 @@ class GraphExecutor:
             step = self._steps[shape] = _Step(self._window_buffers(shape))
         step.runs += 1
         if passing or not self._capture or step.runs == 1:  # the first run compiles, and loads kernels
-            return self._launched(shape, step, compiled=self._compile and not passing)
+            return self._by_launches(shape, step, compiled=self._compile and not passing)
         if step.graph is None:
             self._record(shape, step)
         assert step.graph is not None and step.record is not None
         step.graph.replay()
-        return step.record
+        return step.record.clone() if shape.one else step.record  # the next sequence's step writes there, too
 
-    def _launched(self, shape: Shape, step: _Step, *, compiled: bool) -> torch.Tensor:
+    def _by_launches(self, shape: Shape, step: _Step, *, compiled: bool) -> torch.Tensor:
         """Runs a step launch by launch."""
         with layer_buffers(self._modules, self._stored, step.window):
             if compiled:
@@ -300,7 +320,7 @@ class GraphExecutor:
             self._pool = torch.cuda.graph_pool_handle()
         step.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(step.graph, pool=self._pool):
-            step.record = self._launched(shape, step, compiled=self._compile)
+            step.record = self._by_launches(shape, step, compiled=self._compile)
 
     def _window_buffers(self, shape: Shape) -> list[torch.Tensor]:
         size = (len(self._modules), shape.rows, shape.drafts, shape.forward, *self._layout)
@@ -359,7 +379,7 @@ class GraphExecutor:
         """`[R]`: how many drafts of each row count."""
         if shape.one:
             return torch.ones_like(self._row)
-        return self.num_drafts.clamp(max=min(shape.drafts, self.active_drafts))
+        return torch.minimum(self.num_drafts, self._most_drafts)
 
     def _inputs(
         self, shape: Shape, drafts: torch.Tensor, start: torch.Tensor, begin: torch.Tensor
@@ -426,16 +446,15 @@ class GraphExecutor:
     ) -> None:
         """Keeps the accepted draft's keys and values, slides the window and sets up the next drafts.
 
-        A slot without drafts stays as it is: nothing is masked there, so that nothing is drafted, and its window does not move.
+        A slot without drafts stays as it is: nothing is masked there, so that nothing is drafted, and its window does not
+        move.
         """
         settings, size, mask = self._settings, shape.window, self._lm.mask_token_id
         length = self._taken(self.length, shape)
         committed = step.drafts[:, 0]
         active = number > 0
-        if self._one_block:
-            passed = ~(committed == mask).any(1) * active * size
-        else:
-            passed = step.prefix_length * active
+        whole = ~(committed == mask).any(1) * size if self._one_block else step.prefix_length
+        passed = whole * active
         if settings.cache == "exact":
             self._keep(shape, window, step.accepted, begin, passed + (start - begin) if shape.whole else passed)
         elif self._one_block and shape.whole:

@@ -15,6 +15,7 @@ from freedave_kernels.arguments import ORDERS, expect_choice, expect_threshold
 from freedave_kernels.ops.draft_step import DRAFTINGS
 
 CACHES = ("auto", "none", "prefix", "dual")
+EXECUTORS = ("auto", "planned", "graph")
 
 # Arguments of `generate` that command lines and other libraries' settings name as it does: how to decode, not what.
 DECODING_OPTIONS = (
@@ -26,6 +27,8 @@ DECODING_OPTIONS = (
     "drafting",
     "lookahead_steps",
     "cache",
+    "executor",
+    "compile",
 )
 
 
@@ -51,9 +54,21 @@ class Settings:
     """What the model has; a block that would reach beyond is cut short there. None: there is no limit."""
     prefill_chunk: int | None = None
     """Prompt tokens that a forward stores at most, where it need not store all. None: there is no limit."""
+    executor: str = "planned"
+    """ "planned" or "graph"."""
+    compile: bool | None = None
+    """Whether the graph executor's layers go through torch.compile; None: on a GPU."""
+    active_drafts: int | None = None
+    """How many of the graph executor's drafts count; None: all."""
 
     def static(self) -> Settings:
-        """The same decode, one step a forward."""
+        """The same decode, one step a forward.
+
+        The graph executor computes the same shapes, with one draft that counts: in 16 bits a product rounds otherwise with
+        other numbers of rows.
+        """
+        if self.executor == "graph":
+            return dataclasses.replace(self, active_drafts=1)
         return dataclasses.replace(self, draft_steps=1, lookahead_steps=1)
 
     def first_block(self, prompt_length: int) -> int:
@@ -136,6 +151,8 @@ def resolve_settings(
     lookahead_steps: int | None = None,
     stop_sequences: Sequence[Sequence[int]] = (),
     prefill_chunk: int | None = 512,
+    executor: str = "auto",
+    compile: bool | None = None,
 ) -> Settings:
     """Checks `generate`'s arguments; raises `TypeError` or `ValueError` naming the argument.
 
@@ -161,6 +178,7 @@ def resolve_settings(
         )
     if cache == "auto":
         cache = "exact" if lm.attention == "block_causal" else "none"
+    executor = _executor(lm, executor, compile)
     eos_token_ids = lm.eos_token_ids if eos_token_id is None else as_token_ids("eos_token_id", eos_token_id)
     stops = tuple(as_token_ids("a stop sequence", stop) for stop in stop_sequences)
     if () in stops:
@@ -184,6 +202,27 @@ def resolve_settings(
         aligned_at_zero=lm.attention == "block_causal",
         max_positions=lm.max_positions,
         prefill_chunk=prefill_chunk,
+        executor=executor,
+        compile=compile,
     )
     check_length(lm, settings, prompt_length)
     return settings
+
+
+def _executor(lm: DiffusionLM, executor: str, compile: bool | None) -> str:
+    """ "planned" or "graph", whichever is meant and can be."""
+    expect_choice("generate", "executor", executor, EXECUTORS)
+    if compile not in (None, True, False):
+        raise TypeError(f"generate: compile must be True, False or None, got {compile!r}")
+    if executor == "graph" and not lm.takes_draft_attention:
+        raise ValueError(
+            f"executor='graph' needs a transformers model, whose attention can be replaced; {lm.name} is a "
+            f"{type(lm.model).__name__}: use executor='planned'"
+        )
+    if executor == "auto":
+        executor = "graph" if lm.device.type == "cuda" and lm.takes_draft_attention else "planned"
+    if compile and executor == "planned":
+        raise ValueError(
+            "compile=True is for executor='graph': the planned executor has no fixed shapes to compile for"
+        )
+    return executor

@@ -1,8 +1,8 @@
 """Attention of a forward over the windows of drafts, by `draft_attention`: what the layers of a transformers model call.
 
 A forward's tensors that all layers share travel as a keyword argument (`WindowAttention`); those of one layer hang on its
-attention module (`LayerBuffers`) while the forward runs. So every layer runs the same code on tensors alone, and a compiler that
-has seen one layer has seen them all.
+attention module (`LayerBuffers`) while the forward runs. So every layer runs the same code on tensors alone, and a compiler
+that has seen one layer has seen them all.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def attend_windows(
     scaling: float | None,
     attention: WindowAttention,
 ) -> torch.Tensor:
-    """`query [R K, H, F, D]`, `key` and `value [R K, G, F, D]` of a layer; returns `[R K, F, H, D]`, leaves the keys and values
-    in the layer's buffers.
+    """`query [R K, H, F, D]`, `key` and `value [R K, G, F, D]` of a layer; returns `[R K, F, H, D]`, leaves the keys and
+    values in the layer's buffers.
     """
     buffers: LayerBuffers = getattr(module, _ATTRIBUTE)
     query, key, value = (part.transpose(1, 2).unflatten(0, (-1, attention.drafts)) for part in (query, key, value))

@@ -55,6 +55,16 @@ def add_decoding_options(parser: Any, max_new_tokens: str) -> None:
         default="auto",
         help="auto (exact for block-causal models, none for full attention), none, prefix or dual (default: %(default)s)",
     )
+    decoding.add_argument(
+        "--executor",
+        default="auto",
+        help="planned (computes least), graph (launches least) or auto: graph on a GPU (default: %(default)s)",
+    )
+    decoding.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="the graph executor's layers go through torch.compile (default: on a GPU)",
+    )
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -152,8 +152,8 @@ class DiffusionLM:
         rows: torch.Tensor | None,
         attention: WindowAttention,
     ) -> torch.Tensor:
-        """What `project` makes logits of, `[n, *]`, at flattened positions `rows [n]` (None: all) of the windows `[R K, F]` of
-        drafts, whose attention modules have been lent their buffers (`window_attention.layer_buffers`).
+        """What `project` makes logits of, `[n, *]`, at flattened positions `rows [n]` (None: all) of the windows `[R K, F]`
+        of drafts, whose attention modules have been lent their buffers (`window_attention.layer_buffers`).
         """
         return self._features(rows, input_ids, position_ids, window_attention=attention)
 

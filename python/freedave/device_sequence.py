@@ -1,0 +1,40 @@
+"""A sequence whose drafts stay on the device: the host knows what is committed, and how many drafts there are."""
+
+from __future__ import annotations
+
+from freedave.sequence import NUM_DRAFTS, Sequence
+from freedave.settings import Settings
+
+
+class DeviceSequence(Sequence):
+    """`num_drafts` are active. `stored`: positions of the prompt whose keys and values are stored. `waits`: its next
+    forward is one of its own, with a part of the prompt, or with the whole sequence.
+    """
+
+    def __init__(self, index: int, slot: int, prompt: list[int], settings: Settings, mask_token_id: int) -> None:
+        super().__init__(index, slot, prompt, settings, mask_token_id)
+        self.num_drafts = 1
+        self.stored = 0
+        self.waits = settings.cache != "none"
+
+    def advance(self, committed: list[int], record: list[int], step_map: list[int], forward: int) -> list[int]:
+        """Commits the next draft 0 and moves the window, as the device has done; returns the positions that were committed.
+
+        `record` holds the counters of `draft_step`.
+        """
+        committed = committed[: len(self.tokens) - self.start]  # a window may be longer than what is left
+        new = self.commit(committed, record, step_map, forward)
+        if not self.finished:
+            passed = self.passed(committed, record)
+            self.refresh = passed > 0
+            self.waits = self.one_block and self.refresh
+            self.start += passed
+            self.num_drafts = max(record[NUM_DRAFTS], 1)
+        return new
+
+    def reach_ahead(self) -> int:
+        """How many positions from the window's start on the drafts, and the drafts made from any of them, can get to."""
+        state = self.tokens[self.start :]
+        steps = self.num_drafts - 1 + self._settings.lookahead_steps
+        blocks = 0 if self._settings.threshold is None else 1  # any draft's own first step may fill a block
+        return min(self.reach(state, steps) + blocks * self._settings.block_length, len(state))

@@ -1,0 +1,189 @@
+"""Forwards that are planned on the host, so that they compute as little as possible: for processors that are bound by
+arithmetic.
+
+A step is one forward, its predictions and one `draft_step` for the whole batch; only a forward of many long drafts is
+divided among several calls of the model, and the logits of a large vocabulary are made in slices (`prediction.py`), so that
+memory stays about that of static decoding.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from freedave.cache_policy import CachePolicy, new_cache, policy_for
+from freedave.executor import Found
+from freedave.models.diffusion_lm import DiffusionLM
+from freedave.packed_forward import ForwardBuilder
+from freedave.planned_sequence import PlannedSequence
+from freedave.prediction import Predictor
+from freedave.sequence import ACCEPTED, PREFIX_LENGTH, Sequence
+from freedave.settings import Settings
+from freedave_kernels import DraftStep, draft_step
+
+# Stands at positions that a sequence's window does not have: no model sees it, and it is nobody's token.
+_PADDING = -1
+
+# Tokens that a call of the model may have in any case: with so many it is bound by arithmetic, not by reading the weights.
+CALL_TOKENS = 1024
+
+
+@dataclass(eq=False)
+class _Slot:
+    sequence: PlannedSequence
+    policy: CachePolicy
+
+
+class PlannedExecutor:
+    """Runs the forwards of a batch of sequences; see `executor.Executor`."""
+
+    def __init__(self, lm: DiffusionLM, settings: Settings, *, slots: int, capacity: int) -> None:
+        self.positions_computed = 0
+        self._features_seconds = 0.0
+        self._lm = lm
+        self._settings = settings
+        self._cache = new_cache(settings.cache, slots, capacity)
+        self._capacity = capacity
+        self._slots: dict[int, _Slot] = {}
+        self._launched: tuple[list[_Slot], list[_Slot], DraftStep | None] = ([], [], None)
+        self._kept: list[int] = []
+        self._kept_at: list[int] = []
+        self._predict = Predictor(lm)
+
+    @property
+    def forward_seconds(self) -> float:
+        """What all forwards took, with making the logits, as the host sees it."""
+        return self._features_seconds + self._predict.projection_seconds
+
+    @property
+    def cache_bytes(self) -> int:
+        """Size of the key-value buffers."""
+        return 0 if self._cache is None else self._cache.bytes
+
+    @property
+    def shapes(self) -> dict[str, int]:
+        """No two forwards need have the same shape."""
+        return {}
+
+    def enter(self, index: int, slot: int, prompt: list[int], settings: Settings) -> PlannedSequence:
+        sequence = PlannedSequence(index, slot, prompt, settings, self._lm.mask_token_id)
+        policy = policy_for(
+            settings,
+            self._lm.mask_token_id,
+            block_causal=self._lm.attention == "block_causal",
+            logits_shift=self._lm.logits_shift,
+        )
+        self._slots[index] = _Slot(sequence, policy)
+        return sequence
+
+    def leave(self, sequence: Sequence) -> None:
+        del self._slots[sequence.index]
+
+    def launch(self, sequences: list[Sequence]) -> None:
+        storing, active = self._scheduled(sequences)
+        self._launched = storing, active, self._step(storing, active)
+
+    def read(self) -> list[Found]:
+        storing, active, step = self._launched
+        for slot in storing:
+            slot.sequence.accepted_lengths.append(0)
+        if step is None:
+            return []
+        rows = step.record.tolist()
+        return [Found(slot.sequence, row, step.layout, step.length) for slot, row in zip(active, rows, strict=True)]
+
+    def advance(self, found: Found, forward: int) -> list[int]:
+        slot, record, length = self._slots[found.sequence.index], found.record, found.window
+        sequence, start = slot.sequence, slot.sequence.start
+        first_of_drafts = range(found.layout.drafts.start, found.layout.drafts.stop, length)
+        drafts = [record[begin : begin + length] for begin in first_of_drafts]
+        new = sequence.advance(drafts, record, record[found.layout.step_map], forward)
+        if not sequence.finished:
+            kept = slot.policy.kept(record[ACCEPTED], record[PREFIX_LENGTH])
+            first = sequence.slot * self._capacity + start
+            self._kept += kept
+            self._kept_at += range(first, first + len(kept))
+        return new
+
+    def settle(self) -> None:
+        if self._kept:
+            assert self._cache is not None
+            with torch.inference_mode():
+                both = torch.tensor([self._kept, self._kept_at], device=self._lm.device)
+                self._cache.keep(both[0], both[1])
+            self._kept, self._kept_at = [], []
+
+    def _scheduled(self, sequences: list[Sequence]) -> tuple[list[_Slot], list[_Slot]]:
+        """Those whose next chunk of the prompt is only stored, and those whose drafts are predicted; others wait.
+
+        A forward stores `prefill_chunk` tokens of prompts at most, in order of arrival, so that its time is bounded however
+        many prompts, and however long ones, have come.
+        """
+        storing: list[_Slot] = []
+        arriving: list[_Slot] = []
+        decoding: list[_Slot] = []
+        most = self._settings.prefill_chunk
+        stored = 0
+        for slot in (self._slots[sequence.index] for sequence in sequences):
+            count = slot.policy.prompt_tokens(slot.sequence)
+            if count and stored and most is not None and stored + count > most:
+                continue
+            stored += count
+            predicts = slot.policy.predicts(slot.sequence)
+            (decoding if not count else arriving if predicts else storing).append(slot)
+        # Prompts come first in a forward: what is retained of it are the tokens behind them.
+        return storing, arriving + decoding
+
+    def _step(self, storing: list[_Slot], active: list[_Slot]) -> DraftStep | None:
+        """A forward; None where it predicted nothing."""
+        settings, lm = self._settings, self._lm
+        count = max((len(slot.sequence.states) for slot in active), default=1)
+        length = max((slot.sequence.length for slot in active), default=1)
+        # What static decoding computes at a time, and a quarter more so that a few drafts beside a refresh are one call.
+        static_tokens = sum(len(slot.sequence.tokens) for slot in active)
+        builder = ForwardBuilder(count, length, max(static_tokens * 5 // 4, CALL_TOKENS))
+        for slot in storing:
+            slot.policy.plan_chunk(slot.sequence, builder)
+        states: list[list[int]] = []
+        for b, slot in enumerate(active):
+            slot.policy.plan(slot.sequence, b, builder)
+            padding = [_PADDING] * (length - slot.sequence.length)
+            states += [state + padding for state in slot.sequence.states]
+            states += states[-1:] * (count - len(slot.sequence.states))
+        numbers = [len(slot.sequence.states) for slot in active] + [slot.sequence.steps_taken for slot in active]
+        calls, drafts, numbers_on_device = builder.build(states, numbers, lm.device, self._cache)
+        num_drafts, steps_taken = numbers_on_device.chunk(2)
+
+        token_ids = drafts.clone()
+        confidence = torch.full(drafts.shape, float("-inf"), device=lm.device)
+        for forward, prediction in calls:
+            began = time.perf_counter()
+            features = lm.packed_features(forward, prediction.logits_row)
+            self._features_seconds += time.perf_counter() - began
+            self.positions_computed += forward.input_ids.shape[1]
+            if not len(prediction.place):
+                continue
+            predicted, certainty = self._predict(features, torch.full_like(prediction.logits_row, lm.mask_token_id))
+            places = len(prediction.place)
+            token_ids.view(-1).index_copy_(0, prediction.place, predicted[:places])
+            confidence.view(-1).index_copy_(0, prediction.place, certainty[:places])
+        for b, slot in enumerate(active):
+            slot.policy.rank(slot.sequence, confidence[b])
+        if not active:
+            return None
+        return draft_step(
+            drafts,
+            token_ids,
+            confidence,
+            num_drafts,
+            lm.mask_token_id,
+            settings.draft_steps,
+            tokens_per_step=settings.tokens_per_step,
+            threshold=settings.threshold,
+            order=settings.order,
+            block_length=settings.block_length,
+            drafting=settings.drafting,
+            step=steps_taken,
+        )

@@ -1,0 +1,55 @@
+"""A sequence whose forwards are planned on the host, which therefore knows its drafts."""
+
+from __future__ import annotations
+
+from freedave.sequence import NUM_DRAFTS, Sequence
+from freedave.settings import Settings
+
+
+class PlannedSequence(Sequence):
+    """`states` are the drafts to be forwarded, all over the window; `reach_of[j]` is how many positions of draft j its own
+    next drafts can depend on.
+
+    The window is `start ... start + length - 1`: the current block and those further blocks that the drafts, or the drafts
+    made from any of them, can reach. Policies of full attention ("prefix" and "dual") prove one block a cache, so their
+    windows end with the next block, and only drafts with something left to fill in the current one are forwarded.
+    """
+
+    def __init__(self, index: int, slot: int, prompt: list[int], settings: Settings, mask_token_id: int) -> None:
+        super().__init__(index, slot, prompt, settings, mask_token_id)
+        # The first forward has one "draft": the state with nothing generated, which is right by definition.
+        self._open_window([self.tokens[self.start : self.start + settings.block_length]])
+
+    @property
+    def length(self) -> int:
+        """Positions of the window."""
+        return len(self.states[0])
+
+    def advance(self, drafts: list[list[int]], record: list[int], step_map: list[int], forward: int) -> list[int]:
+        """Commits what a forward proved and moves the window; returns the positions that were committed.
+
+        `drafts` are the next drafts over the window, `record` holds the counters of `draft_step`.
+        """
+        length = self.length
+        committed = drafts[0][:length]
+        new = self.commit(committed, record, step_map, forward)
+        if not self.finished:
+            passed = self.passed(committed, record)
+            self.refresh = passed > 0
+            self.start += passed
+            self._open_window([draft[passed:length] for draft in drafts[: max(record[NUM_DRAFTS], 1)]])
+        return new
+
+    def _open_window(self, drafts: list[list[int]]) -> None:
+        """The window from `start` for active `drafts`, as long as their next drafts need."""
+        size = self._settings.block_length
+        fresh = [self._mask] * (len(self.tokens) - self.start - len(drafts[0]))
+        if self.one_block:
+            del fresh[max(2 * size - len(drafts[0]), 0) :]
+        states = [draft + fresh for draft in drafts]
+        reach = [self.reach(state, self._settings.lookahead_steps) for state in states]
+        length = reach[-1]  # the last draft is the furthest
+        # A finished draft predicts nothing.
+        open_until = size if self.one_block else length
+        self.states = [state[:length] for state in states if self._mask in state[:open_until]]
+        self.reach_of = [min(end, length) for end in reach[: len(self.states)]]
