@@ -14,6 +14,8 @@ import torch
 F = TypeVar("F", bound=Callable[..., Any])
 
 PYTHON_OPS = ("draft_attention", "keep")
+# The arguments that an op writes to; all others leave theirs alone.
+WRITTEN = {"keep": ("stored_key", "stored_value")}
 # The backends that have them.
 SERVED_BY = ("reference", "cpu", "triton")
 

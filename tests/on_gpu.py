@@ -11,6 +11,7 @@ import torch
 
 import freedave_kernels as fk
 from freedave_kernels.backends import OPS
+from freedave_kernels.python_ops import WRITTEN
 
 
 def moved(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
@@ -24,11 +25,19 @@ def moved(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
 def through(op: Callable[..., Any], device: torch.device | str) -> Callable[..., Any]:
     """`op` on tensors of `device`, for arguments and results on the CPU."""
 
-    def there(value: Any) -> Any:
-        return moved(value, device) if isinstance(value, torch.Tensor) and value.is_cpu else value
-
     def run(*arguments: Any, **named: Any) -> Any:
+        copies: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+        def there(value: Any) -> Any:
+            if not isinstance(value, torch.Tensor) or not value.is_cpu:
+                return value
+            copies.append((value, moved(value, device)))
+            return copies[-1][1]
+
         result = op(*map(there, arguments), **{name: there(value) for name, value in named.items()})
+        if op.__name__ in WRITTEN:
+            for original, copy in copies:
+                original.copy_(copy)
         return torch.utils._pytree.tree_map_only(torch.Tensor, torch.Tensor.cpu, result)
 
     return run

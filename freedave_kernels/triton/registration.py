@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch.compiler import is_compiling
 
+from freedave_kernels.python_ops import WRITTEN
 from freedave_kernels.triton.launch import INTERPRETED
-
-WRITTEN = {"keep": ("stored_key", "stored_value")}
 
 DEVICE = "cpu" if INTERPRETED else "cuda"  # torch calls ROCm devices "cuda" as well
 
