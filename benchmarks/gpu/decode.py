@@ -180,14 +180,15 @@ def new_stepper(
     batch: int,
     drafts: int,
     compile: bool | None = None,
-    active_drafts: int | None = None,
+    static: bool = False,
 ) -> Stepper:
+    """`static`: static decoding in the shapes of `drafts`."""
     lm = random_model(published, machine.device)
     most = (LONG if batch == 1 and published.name == SDAR_8B.name else SHORT) if not machine.dry else 20
     new_tokens = NEW_TOKENS if not machine.dry else 40
-    settings = resolve_settings(lm, most, new_tokens, drafts, cache=published.cache)
+    settings = resolve_settings(lm, most, new_tokens, drafts, cache=published.cache, executor="graph", compile=compile)
     capacity = settings.sequence_length(most)
-    return Stepper(lm, settings, slots=batch, capacity=capacity, compile=compile, active_drafts=active_drafts)
+    return Stepper(lm, settings.static() if static else settings, slots=batch, capacity=capacity)
 
 
 kept_stepper = functools.cache(new_stepper)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -40,18 +38,23 @@ def prompts(lm: freedave.DiffusionLM, count: int) -> list[list[int]]:
 
 
 @functools.cache
-def stepper(
-    machine: Machine, dtype: torch.dtype, drafts: int, batch: int = 1, active_drafts: int | None = None
-) -> Stepper:
-    """With room for any of the prompts; it stays."""
+def stepper(machine: Machine, dtype: torch.dtype, drafts: int, batch: int = 1, static: bool = False) -> Stepper:
+    """With room for any of the prompts; it stays. `static`: static decoding in the shapes of `drafts`."""
     lm = model(machine, dtype)
     wanted = settings(lm, machine, drafts)
     capacity = wanted.sequence_length(MOST_PROMPT)
-    return Stepper(lm, wanted, slots=batch, capacity=capacity, active_drafts=active_drafts)
+    return Stepper(lm, wanted.static() if static else wanted, slots=batch, capacity=capacity)
 
 
 def settings(lm: freedave.DiffusionLM, machine: Machine, drafts: int) -> Settings:
-    return resolve_settings(lm, MOST_PROMPT, NEW_TOKENS if not machine.dry else 16, drafts, block_length=BLOCK_LENGTH)
+    return resolve_settings(
+        lm,
+        MOST_PROMPT,
+        NEW_TOKENS if not machine.dry else 16,
+        drafts,
+        block_length=BLOCK_LENGTH,
+        executor="graph",
+    )
 
 
 def run(plan: Plan) -> None:
@@ -99,23 +102,20 @@ def measure(record: Record, machine: Machine, dtype: torch.dtype, drafts: int) -
         return sequence.generated(sequence.tokens), len(sequence.accepted_lengths)
 
     held = report(record, machine, lm, dtype, drafts, "decoder", decode, expected)
-    if "executor" in inspect.signature(freedave.generate).parameters:
-        input_ids = torch.tensor([token_ids], device=machine.device)
-        options: dict[str, Any] = {"executor": "graph"}
+    input_ids = torch.tensor([token_ids], device=machine.device)
 
-        def generate() -> tuple[list[int], int]:
-            out = freedave.generate(
-                lm,
-                input_ids,
-                max_new_tokens=wanted.max_new_tokens,
-                draft_steps=drafts,
-                block_length=BLOCK_LENGTH,
-                **options,
-            )
-            return out.sequences[0, len(token_ids) :].tolist(), out.num_forwards
+    def generate() -> tuple[list[int], int]:
+        out = freedave.generate(
+            lm,
+            input_ids,
+            max_new_tokens=wanted.max_new_tokens,
+            draft_steps=drafts,
+            block_length=BLOCK_LENGTH,
+            executor="graph",
+        )
+        return out.sequences[0, len(token_ids) :].tolist(), out.num_forwards
 
-        held &= report(record, machine, lm, dtype, drafts, "generate", generate, expected)
-    return held
+    return report(record, machine, lm, dtype, drafts, "generate", generate, expected) and held
 
 
 def report(

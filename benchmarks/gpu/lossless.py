@@ -37,7 +37,7 @@ def of_8b(record: Record, machine: Machine) -> bool:
     lm = random_model(published, machine.device)
     prompts = [[prompt(lm, SHORT if not machine.dry else 10, seed)] for seed in range(2)]
     many, own = (kept_stepper(machine, published, 1, drafts) for drafts in (K, 1))
-    same = new_stepper(machine, published, 1, K, active_drafts=1)
+    same = new_stepper(machine, published, 1, K, static=True)
     return compare(record, f"{published.name}, bfloat16, {NEW_TOKENS} tokens", prompts, many, same, own)
 
 
@@ -50,7 +50,7 @@ def of_embedded(record: Record, machine: Machine, batch: int) -> bool:
         many, own = (embedded.stepper(machine, torch.bfloat16, drafts) for drafts in (K, 1))
     else:
         many, own = (embedded.stepper(machine, torch.bfloat16, drafts, batch) for drafts in (K, 1))
-    same = embedded.stepper(machine, torch.bfloat16, K, batch, active_drafts=1)
+    same = embedded.stepper(machine, torch.bfloat16, K, batch, static=True)
     return compare(record, f"embedded, bfloat16, B={batch}", groups, many, same, own)
 
 
