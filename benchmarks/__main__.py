@@ -23,9 +23,11 @@ ON_THE_CPU = {
     "check": "the stated targets, and a comparison with the committed results",
 }
 ON_A_GPU = {
-    "gpu": "on a GPU: contract tests, sanitizers, launches, timings",
+    "gpu": "on a GPU: decode steps of 8B models, attention, losslessness, contract tests: what fits into --minutes",
     "tune": "on a GPU: measures its entries of the table of tunables and writes them",
 }
+# Of `gpu`, most important first.
+GPU_PARTS = ("decode", "contract", "attention", "lossless", "embedded", "ops", "more", "other_contracts", "sanitizers")
 OF_RESULTS = {
     "report": "the HTML page, the plots and the README's table, from the results that are there",
     "all": f"{', '.join(everything.ORDER)} and report, one after the other",
@@ -62,15 +64,29 @@ def parse() -> argparse.Namespace:
         "--quick", action="store_true", help="a smoke run of the code on tiny shapes; written only where --results says"
     )
     parser.add_argument("--dry-run", action="store_true", help="gpu, tune: the same, on a CPU; nothing is written")
+    parser.add_argument("--minutes", type=float, default=4.0, help="gpu: no case begins that would not end by then")
+    parser.add_argument("--only", type=_parts, help=f"gpu: some of its parts, NAME[,NAME]: {', '.join(GPU_PARTS)}")
     parser.add_argument("--readme", type=Path, help="report: the file whose table is replaced (default: README.md)")
     arguments = parser.parse_args()
     if arguments.dry_run and arguments.benchmark not in ON_A_GPU:
         parser.error(f"--dry-run goes with {' and '.join(ON_A_GPU)}; the other benchmarks have --quick")
     if arguments.quick and arguments.benchmark in {*ON_A_GPU, "report"}:
         parser.error("--quick goes with the benchmarks of the CPU; gpu and tune have --dry-run")
+    if arguments.only and arguments.benchmark != "gpu":
+        parser.error("--only goes with gpu")
+    if not arguments.minutes > 0:
+        parser.error(f"--minutes must be positive, got {arguments.minutes:g}")
     if arguments.threads < 1:
         parser.error(f"--threads must be at least 1, got {arguments.threads}")
     return arguments
+
+
+def _parts(text: str) -> list[str]:
+    names = text.split(",")
+    for name in names:
+        if name not in GPU_PARTS:
+            raise argparse.ArgumentTypeError(f"{name!r} is no part; the parts are {', '.join(GPU_PARTS)}")
+    return names
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -87,6 +103,8 @@ def _measure(arguments: argparse.Namespace) -> int:
     module = importlib.import_module(f"benchmarks.{name}")
     results = arguments.results or RESULTS
     held: bool | None
+    if name == "gpu":
+        return _gpu(arguments, results)
     with torch.inference_mode():
         if name in ON_A_GPU:
             from benchmarks.gpu.machine import this_machine
@@ -102,6 +120,23 @@ def _measure(arguments: argparse.Namespace) -> int:
     else:
         record.write()
     return 1 if held is False else 0
+
+
+def _gpu(arguments: argparse.Namespace, results: Path) -> int:
+    """Each result is written when it is there; a dry run's only where --results says."""
+    from benchmarks import gpu
+    from benchmarks.gpu.machine import this_machine
+
+    machine = this_machine(arguments.dry_run)
+    written = not arguments.dry_run or arguments.results is not None
+    name = "-".join(["gpu", *(arguments.only or [])])
+    record = Record(name, arguments.machine or machine.name, results, arguments.dry_run, at_once=written)
+    held = gpu.run(record, machine, arguments.minutes, arguments.only)
+    if written:
+        record.write()
+    else:
+        print("\nnothing written")
+    return 0 if held else 1
 
 
 if __name__ == "__main__":

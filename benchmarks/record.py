@@ -11,6 +11,13 @@ The first line of `<benchmark>.jsonl` is the environment (machine, versions, sta
 | `scaling` | a provider's timings along one axis, with the fitted line |
 | `decode` | a whole decode: tokens, forwards, seconds, share of time outside the forward |
 | `target` | a stated target, what was found, and whether it held |
+| `decode_step` | on a GPU: one step of a decode, wall clock and device, against the bandwidth limit |
+| `part_of_step` | on a GPU: a part of such a step alone, on the device |
+| `kernels` | on a GPU: the kernels of one step, the longest first |
+| `answers` | on a GPU: whole answers of the embedded model, and whether they are the CPU's |
+| `lossless` | how many tokens and steps of two decodes differ |
+| `checks` | a run of tests, its last line and what failed |
+| `failed` | a case that raised, and the end of its traceback |
 | `note` | a sentence, and its numbers |
 """  # noqa: E501
 
@@ -89,14 +96,33 @@ def environment(benchmark: str, machine: str, quick: bool) -> Row:
 
 
 class Record:
-    """The results of one benchmark on one machine."""
+    """The results of one benchmark on one machine. `at_once`: each row is written the moment it is there, so that a run that
+    is cut short keeps what it had."""
 
-    def __init__(self, benchmark: str, machine: str, results: Path = RESULTS, quick: bool = False) -> None:
+    def __init__(
+        self, benchmark: str, machine: str, results: Path = RESULTS, quick: bool = False, *, at_once: bool = False
+    ) -> None:
         self.folder = results / machine
         self.benchmark = benchmark
-        self.rows: list[Row] = [environment(benchmark, machine, quick)]
+        self.rows: list[Row] = []
+        self._at_once = at_once
+        if at_once:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.lines.write_text("")
+        self._append(environment(benchmark, machine, quick))
         print(", ".join(f"{key} {value}" for key, value in self.rows[0].items() if key != "kind"))
         print()
+
+    @property
+    def lines(self) -> Path:
+        """The file of JSON lines."""
+        return self.folder / f"{self.benchmark}.jsonl"
+
+    def _append(self, row: Row) -> None:
+        self.rows.append(row)
+        if self._at_once:
+            with self.lines.open("a") as file:
+                file.write(json.dumps(row) + "\n")
 
     def of_kind(self, kind: str) -> list[Row]:
         return [row for row in self.rows if row["kind"] == kind]
@@ -138,35 +164,33 @@ class Record:
                 "bandwidth_gb_per_s": bandwidth / 1e9 if bandwidth else None,
                 "percent_of_bandwidth": 100 * speed / bandwidth if speed and bandwidth else None,
             }
-            self.rows.append(row)
+            self._append(row)
             quartiles = f"{time_text(timing.lower)} - {time_text(timing.upper)}"
             print(
                 f"{op:<16}{shape_text(shape):<36}{dtype:<10}{provider:<20}{time_text(timing.median):>12}{quartiles:>24}"
-                f"{_number(row['ratio']):>9}{_number(row['gb_per_s']):>8}{_number(row['percent_of_bandwidth']):>8}"
+                f"{_number(row['ratio']):>9}{_number(row['gb_per_s']):>8}{_number(row['percent_of_bandwidth']):>8}",
+                flush=True,
             )
 
     def absent(self, provider: str, reason: str, op: str = "", shape: Mapping[str, Any] | None = None) -> None:
         """What could not be timed, and why."""
-        self.rows.append(
-            {"kind": "absent", "op": op, "shape": dict(shape or {}), "provider": provider, "reason": reason}
-        )
+        self._append({"kind": "absent", "op": op, "shape": dict(shape or {}), "provider": provider, "reason": reason})
         case = f"{op:<16}{shape_text(shape or {}):<46}" if op else ""
-        print(f"{case}{provider}: not timed, {reason}")
+        print(f"{case}{provider}: not timed, {reason}", flush=True)
 
     def put(self, kind: str, text: str, **values: Any) -> None:
         """A row of another kind, and what people read of it."""
-        self.rows.append({"kind": kind, **values})
-        print(text)
+        self._append({"kind": kind, **values})
+        print(text, flush=True)
 
     def note(self, text: str, **values: Any) -> None:
-        self.rows.append({"kind": "note", "text": text.strip(), **values})
-        print(text)
+        self._append({"kind": "note", "text": text.strip(), **values})
+        print(text, flush=True)
 
     def write(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        lines = self.folder / f"{self.benchmark}.jsonl"
-        lines.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-        written = [lines]
+        self.lines.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        written = [self.lines]
         for kind in ("timing", "decode", "target"):
             if rows := self.of_kind(kind):
                 table = self.folder / (

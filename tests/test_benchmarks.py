@@ -13,9 +13,12 @@ import pytest
 import torch
 
 import freedave_kernels as fk
-from benchmarks import cases, check, eager, limits, measure, record, report, scenes, vectorised
-from benchmarks.__main__ import main
+from benchmarks import cases, check, eager, gpu, limits, measure, record, report, scenes, vectorised
+from benchmarks.__main__ import GPU_PARTS, main
 from benchmarks.counts import counted
+from benchmarks.gpu import checks, models
+from benchmarks.gpu.machine import this_machine
+from benchmarks.gpu.plan import Plan
 from benchmarks.processor import Processor
 from benchmarks.report import readme_table
 from benchmarks.scenes import MASK
@@ -266,23 +269,98 @@ def test_check_fails_where_a_target_fails(smoke, monkeypatch, tmp_path):
     assert check.run(record.Record("check", "here", tmp_path), quick=False) is True
 
 
-def test_gpu_dry_run():
-    """Every part of `benchmarks gpu`, in the order in which a GPU owner sees it; nothing is written."""
+@pytest.fixture(scope="module")
+def dry_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[record.Row], str]:
+    """What `benchmarks gpu --dry-run` wrote and printed; every part, in the order in which a GPU owner sees it."""
     before = set((ROOT / "benchmarks/results").rglob("*"))
-    result = benchmarks("gpu", "--dry-run")
-    assert result.returncode == 0, result.stderr
-    parts = [
-        "contract tests: ",
-        "compute-sanitizer: not run",
-        "step, B=1: eager",
-        "copy bandwidth",
-        "predict_tokens",
-        "draft_step",
-        "graph",
-    ]
-    places = [result.stdout.index(part) for part in parts]
-    assert places == sorted(places)
+    folder = tmp_path_factory.mktemp("gpu")
+    result = benchmarks("gpu", "--dry-run", "--results", str(folder))
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     assert set((ROOT / "benchmarks/results").rglob("*")) == before
+    return record.read(folder / "dry-run" / "gpu.jsonl"), result.stdout
+
+
+def test_gpu_dry_run(dry_run):
+    rows, printed = dry_run
+    assert [line[3:] for line in printed.splitlines() if line.startswith("== ")] == list(GPU_PARTS) == list(gpu.PARTS)
+    assert not [row for row in rows if row["kind"] in ("failed", "absent")]
+    kinds = {row["kind"] for row in rows}
+    assert kinds >= {"decode_step", "kernels", "part_of_step", "checks", "timing", "lossless", "answers"}
+    timed = {row["op"] for row in rows if row["kind"] == "timing"}
+    assert timed == {"draft_attention", "predict_tokens", "draft_step", "step"}
+    assert "compute-sanitizer: not run (this is a dry run)" in printed
+
+
+def test_gpu_decode_steps(dry_run):
+    """Each case's steps were replays of one shape, and the targets stand beside the figures."""
+    steps = {row["case"]: row for row in dry_run[0] if row["kind"] == "decode_step"}
+    assert set(steps) == {case.name for case in (*gpu.decode.FIRST, gpu.decode.UNCOMPILED, *gpu.decode.THEN)}
+    for row in steps.values():
+        assert row["ms"] > 0 and row["device_ms"] > 0 and row["steady_steps"] > gpu.decode.MEASURED_AFTER
+        assert row["tokens"] % (row["B"] * row["K"]) == 0 and row["graph_shape"] in row["graph_shapes"]
+    assert steps["SDAR-8B B=1 prompt 4096 K=8"]["target_ms"] == 8.6
+    assert steps["LLaDA-8B B=1 prompt 128 K=4"]["tokens"] == 4 * 32
+
+
+def test_gpu_lossless_in_the_same_shapes(dry_run):
+    same = [row for row in dry_run[0] if row["kind"] == "lossless" and "same shapes" in row["against"]]
+    assert len(same) == 3
+    for row in same:
+        assert row["total"] > 0 and row["tokens_that_differ"] == row["steps_that_differ"] == 0
+        assert row["forwards"] < row["forwards_static"]
+    answers = [row for row in dry_run[0] if row["kind"] == "answers" and row["dtype"] == "float32"]
+    assert answers and all(row["same_as_cpu"] for row in answers)
+
+
+def test_a_replayed_step_changes_nothing():
+    """What a decode commits does not depend on whether one of its steps was replayed for its time."""
+    machine = this_machine(dry=True)
+    published = models.SDAR_8B.tiny()
+    lm = models.random_model(published, machine.device)
+    [plain], [measured] = (
+        stepper.decode([models.prompt(lm, 9, 0)], after)
+        for stepper in [gpu.decode.new_stepper(machine, published, 1, 8)]
+        for after in (None, gpu.decode.Steps(stepper, machine))
+    )
+    assert measured.tokens == plain.tokens and measured.step_map == plain.step_map
+    assert -1 not in measured.generated(measured.step_map)
+
+
+def test_gpu_only_some_parts(tmp_path):
+    """Each result is in its file when it is there: here there is no time for any case."""
+    machine = this_machine(dry=True)
+    written = record.Record("gpu-decode", "here", tmp_path, at_once=True)
+    plan = Plan(written, machine, minutes=0)
+    plan.case("late", 1, lambda: pytest.fail("it ran"))
+    (absent,) = [row for row in record.read(written.lines) if row["kind"] == "absent"]
+    assert absent["provider"] == "late" and "0 s are left" in absent["reason"]
+    assert plan.held
+
+
+def test_a_case_that_fails_is_told_and_the_next_goes_on(tmp_path):
+    def fails() -> None:
+        raise ValueError("no such thing")
+
+    written = record.Record("gpu", "here", tmp_path, at_once=True)
+    plan = Plan(written, this_machine(dry=True), minutes=1)
+    plan.case("a", 1, fails)
+    assert not plan.held
+    plan.case("b", 1, lambda: written.note("b ran"))
+    failed, ran = record.read(written.lines)[1:]
+    assert failed["what"] == "a" and failed["traceback"].endswith("ValueError: no such thing")
+    assert ran["text"] == "b ran"
+    plan = Plan(written, this_machine(dry=True), minutes=1)
+    plan.case("c", 1, lambda: False)
+    assert not plan.held
+
+
+def test_a_run_of_tests_ends_in_time(tmp_path):
+    slow = tmp_path / "test_slow.py"
+    slow.write_text("import time\n\n\ndef test_slow():\n    time.sleep(60)\n")
+    written = record.Record("gpu", "here", tmp_path)
+    assert checks.pytest(written, "slow", [], [str(slow)], "slow", limit=0.5) is False
+    (row,) = written.of_kind("checks")
+    assert row["returncode"] is None and row["last"].startswith("stopped after 0 s")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -297,6 +375,9 @@ def test_gpu_without_a_gpu(monkeypatch, capsys):
     [
         (("ops", "--dry-run"), "--dry-run goes with"),
         (("gpu", "--quick"), "--quick goes with"),
+        (("gpu", "--only", "decode,nothing"), "'nothing' is no part; the parts are decode, contract"),
+        (("ops", "--only", "decode"), "--only goes with gpu"),
+        (("gpu", "--minutes", "0"), "--minutes must be positive"),
         (("ops", "--threads", "0"), "--threads must be at least 1"),
     ],
 )

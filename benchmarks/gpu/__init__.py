@@ -1,24 +1,59 @@
-"""`python -m benchmarks gpu`: everything that only a GPU can tell, with one command.
+"""`python -m benchmarks gpu --minutes 4`: what only a GPU can tell, most important first, as much as fits.
 
-The contract tests on the real device, the sanitizers where the CUDA toolkit is installed, timings against eager and compiled
-PyTorch with the share of the measured copy bandwidth, launches and synchronisations of a decoding step, CUDA-graph replay.
-`--dry-run` goes through the same code on a CPU, with tiny shapes and the emulated kernels: its numbers mean nothing.
+| part | what it answers |
+|---|---|
+| `decode` | what a decode step of an 8B model takes, against reading its weights once, and where the time goes |
+| `contract` | whether `draft_attention` and `keep` are right on this device |
+| `attention` | what `draft_attention` takes against the bytes it must move, and against PyTorch's attention |
+| `lossless` | whether answers in bfloat16 are those of static decoding |
+| `embedded` | milliseconds a whole answer of the embedded model |
+| `ops` | the other ops, from graphs; launches and synchronisations |
+| `more` | further numbers of drafts, batches and shapes of `decode` and `attention` |
+| `other_contracts`, `sanitizers` | whether the other ops are right on this device |
+
+No case begins that would not end in time. Each result is written when it is there. `--dry-run` goes through the same code on
+a CPU, with tiny shapes and no graphs: its numbers mean nothing.
 """
 
 from __future__ import annotations
 
-from benchmarks.gpu import checks, launches, timings
+import faulthandler
+
+from benchmarks.gpu import attention, checks, decode, embedded, launches, lossless, timings
 from benchmarks.gpu.machine import Machine
+from benchmarks.gpu.plan import Plan
 from benchmarks.record import Record
 
+# A run that hangs says where, and ends, so many seconds after its minutes.
+GRACE = 90
 
-def run(record: Record, machine: Machine) -> bool:
-    """Returns whether everything that was checked held."""
-    record.note("machine", **machine.describe())
-    for provider, reason in machine.absent.items():
-        record.absent(provider, reason)
-    held = [checks.contract_tests(record, machine), *checks.sanitizers(record, machine)]
-    held.append(launches.count(record, machine))
-    timings.ops(record, machine)
-    timings.step(record, machine)
-    return all(held)
+PARTS = {
+    "decode": [decode.run],
+    "contract": [checks.contract],
+    "attention": [attention.run],
+    "lossless": [lossless.run],
+    "embedded": [embedded.run],
+    "ops": [timings.run, launches.run],
+    "more": [decode.run_more, attention.run_more],
+    "other_contracts": [checks.other_contracts],
+    "sanitizers": [checks.sanitizers],
+}
+
+
+def run(record: Record, machine: Machine, minutes: float, only: list[str] | None = None) -> bool:
+    """`only`: names of parts. Returns whether everything that was checked held, and nothing failed."""
+    plan = Plan(record, machine, minutes)
+    faulthandler.dump_traceback_later(60 * minutes + GRACE, exit=True)
+    try:
+        record.note("machine", **machine.describe())
+        for provider, reason in machine.absent.items():
+            record.absent(provider, reason)
+        rate = machine.bandwidth
+        record.note(f"copy bandwidth (bytes read and written): {rate / 1e9:.0f} GB/s", gb_per_s=rate / 1e9)
+        for name in only or PARTS:
+            print(f"\n== {name}", flush=True)
+            for part in PARTS[name]:
+                part(plan)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+    return plan.held

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
+import statistics
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +14,6 @@ from typing import Any
 import torch
 
 import freedave_kernels as fk
-from benchmarks import compiled
 from benchmarks.cases import ROWS, Shapes
 from benchmarks.measure import Calls, CannotMeasureError, Timing, interleaved, timing
 from benchmarks.processor import Processor
@@ -20,7 +22,7 @@ ROUNDS = 30
 DTYPES = [torch.bfloat16, torch.float32]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Machine:
     """`backends`: those of ours that are measured; `absent`: why others are not. `rounds`: timed rounds; each times every
     provider once."""
@@ -95,7 +97,51 @@ class Machine:
         with torch.cuda.graph(graph):
             for _ in range(copies):
                 call()
-        return graph.replay
+
+        def replay(inputs_stay: Callable[[], object] = call) -> None:
+            graph.replay()
+
+        return replay
+
+    def synchronize(self) -> None:
+        if not self.dry:
+            torch.cuda.synchronize(self.device)
+
+    def back_to_back(self, call: Callable[[], object], count: int, between: Callable[[], object]) -> float:
+        """Milliseconds of one of `count` calls on the device, the median; each is launched while the one before it runs, so
+        that the host's part does not show. `between` runs before each, and does not count.
+        """
+        if self.dry:
+            samples = []
+            for _ in range(count):
+                between()
+                began = time.perf_counter()
+                call()
+                samples.append((time.perf_counter() - began) * 1e3)
+            return statistics.median(samples)
+        pairs = []
+        for _ in range(count):
+            between()
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            call()
+            end.record()
+            pairs.append((start, end))
+        self.synchronize()
+        return statistics.median(start.elapsed_time(end) for start, end in pairs)
+
+    def forget_peak_memory(self) -> None:
+        if not self.dry:
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def peak_memory(self) -> int:
+        """Bytes that tensors took at most since `forget_peak_memory`; 0 in a dry run."""
+        return 0 if self.dry else torch.cuda.max_memory_allocated(self.device)
+
+    @functools.cached_property
+    def bandwidth(self) -> float:
+        """`copy_bandwidth`, measured once."""
+        return self.copy_bandwidth()
 
     def copy_bandwidth(self) -> float:
         """Bytes read and written a second by a large device-to-device copy."""
@@ -117,8 +163,6 @@ def this_machine(dry: bool) -> Machine:
     wanted = [name for name in ("cuda", "triton") if available[name] is None]
     absent = {name: str(reason) for name in ("cuda", "triton") if (reason := available[name]) is not None}
     device = torch.device("cuda", torch.cuda.current_device())
-    missing = compiled.unavailable()
-    absent |= {"compiled": missing} if missing else {}
     shapes = Shapes([32000, 126464, 151936, 262144], ROWS, DTYPES, [8, 32], [32, 256], [1, 8, 32, 128])
     return Machine(False, device, wanted, absent, ROUNDS, shapes)
 
