@@ -319,7 +319,7 @@ def test_a_replayed_step_changes_nothing():
     lm = models.random_model(published, machine.device)
     [plain], [measured] = (
         stepper.decode([models.prompt(lm, 9, 0)], after)
-        for stepper in [gpu.decode.new_stepper(machine, published, 1, 8)]
+        for stepper in [gpu.decode.new_stepper(machine, published, 1, 8, 20)]
         for after in (None, gpu.decode.Steps(stepper, machine))
     )
     assert measured.tokens == plain.tokens and measured.step_map == plain.step_map

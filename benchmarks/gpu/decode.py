@@ -42,12 +42,12 @@ class Case:
         return f"{self.published.name} B={self.batch} prompt {self.prompt} {way}{how}"
 
 
-# By worth. A shape's first step compiles the layers; both prompts of a model share shapes.
+# By worth. A shape's first step compiles the layers.
 FIRST = [
     Case(SDAR_8B, 1, SHORT, 1, 7.0, 45),
     Case(SDAR_8B, 1, SHORT, 8, 8.0, 25),
-    Case(SDAR_8B, 1, LONG, 1, 7.3, 5),
-    Case(SDAR_8B, 1, LONG, 8, 8.6, 5),
+    Case(SDAR_8B, 1, LONG, 1, 7.3, 20),
+    Case(SDAR_8B, 1, LONG, 8, 8.6, 20),
     Case(LLADA_8B, 1, SHORT, 1, 7.2, 45),
     Case(LLADA_8B, 1, SHORT, 4, 9.0, 30),
 ]
@@ -170,8 +170,8 @@ def prepared(machine: Machine, case: Case) -> tuple[Stepper, list[list[int]]]:
     length = case.prompt if not machine.dry else 9 + case.prompt // 512
     prompts = [prompt(lm, length, seed) for seed in range(case.batch)]
     if case.batch == 1 and case.compile is None:
-        return kept_stepper(machine, published, 1, case.drafts), prompts
-    return new_stepper(machine, published, case.batch, case.drafts, case.compile), prompts
+        return kept_stepper(machine, published, 1, case.drafts, case.prompt), prompts
+    return new_stepper(machine, published, case.batch, case.drafts, case.prompt, case.compile), prompts
 
 
 def new_stepper(
@@ -179,12 +179,13 @@ def new_stepper(
     published: Published,
     batch: int,
     drafts: int,
+    prompt_length: int,
     compile: bool | None = None,
     static: bool = False,
 ) -> Stepper:
-    """`static`: static decoding in the shapes of `drafts`."""
+    """With room for prompts of a length, as `generate` has it. `static`: static decoding in the shapes of `drafts`."""
     lm = random_model(published, machine.device)
-    most = (LONG if batch == 1 and published.name == SDAR_8B.name else SHORT) if not machine.dry else 20
+    most = prompt_length if not machine.dry else 20
     new_tokens = NEW_TOKENS if not machine.dry else 40
     settings = resolve_settings(lm, most, new_tokens, drafts, cache=published.cache, executor="graph", compile=compile)
     capacity = settings.sequence_length(most)

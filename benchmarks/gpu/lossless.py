@@ -36,8 +36,8 @@ def of_8b(record: Record, machine: Machine) -> bool:
     published = shape_of(SDAR_8B, machine)
     lm = random_model(published, machine.device)
     prompts = [[prompt(lm, SHORT if not machine.dry else 10, seed)] for seed in range(2)]
-    many, own = (kept_stepper(machine, published, 1, drafts) for drafts in (K, 1))
-    same = new_stepper(machine, published, 1, K, static=True)
+    many, own = (kept_stepper(machine, published, 1, drafts, SHORT) for drafts in (K, 1))
+    same = new_stepper(machine, published, 1, K, SHORT, static=True)
     return compare(record, f"{published.name}, bfloat16, {NEW_TOKENS} tokens", prompts, many, same, own)
 
 
