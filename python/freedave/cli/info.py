@@ -50,7 +50,10 @@ def run(arguments: argparse.Namespace) -> int:
 def collect() -> dict[str, Any]:
     """Everything `freedave info` knows. What could not be found out has an "error" in its place."""
     information: dict[str, Any] = {
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        # torch's own words tell a CPU build from a CUDA build; those of its package do not.
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in PACKAGES}
+        | {"torch": torch.__version__},
         "build": build(),
         "backends": freedave_kernels.available_backends(),
         "forced_backend": os.environ.get("FREEDAVE_BACKEND") or None,
@@ -119,7 +122,7 @@ def missing(information: dict[str, Any]) -> list[str]:
         if "error" in information[part]:
             lines.append(f"{part.replace('_', ' ')}: {information[part]['error']}")
     if information["versions"]["matplotlib"] is None:
-        lines.append("matplotlib, for .png pictures: pip install 'freedave-kernels[demo]'")
+        lines.append("matplotlib, for .png pictures: pip install 'freedave-kernels[decode]'")
     if information["versions"]["lm_eval"] is None:
         lines.append("lm_eval, for `freedave evaluate`: pip install 'freedave-kernels[lm-eval]'")
     return lines
