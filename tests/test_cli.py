@@ -9,7 +9,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -360,12 +360,22 @@ def test_a_backend_that_cannot_run_here(
     assert "no device" in error_of(capsys, "generate", str(random_model), "--prompt-ids", "1")
 
 
+@pytest.fixture
+def heeds_ctrl_c() -> Iterator[None]:
+    """Ctrl-C as at a terminal: jobs that `nohup` or `&` started ignore it, and so would we and our children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_ctrl_c(random_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(freedave, "generate", lambda *_, **__: signal.raise_signal(signal.SIGINT))
     assert main(["generate", str(random_model), "--prompt-ids", "1"]) == 130
     assert capsys.readouterr().err == "freedave: interrupted\n"
 
 
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_ctrl_c_while_libraries_load() -> None:
     """A library that is interrupted during its import may report anything; the user still sees one line."""
     script = """
@@ -383,6 +393,7 @@ sys.exit(main(["info"]))
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "freedave: interrupted\n")
 
 
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_ctrl_c_is_as_before_once_they_are_there() -> None:
     assert main(["info", "--json"]) == 0
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
