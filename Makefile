@@ -99,9 +99,10 @@ coverage-cuda: setup
 	  $(BIN)/python -m pytest -q $(OP_TESTS) -k cuda_emulated
 	$(BIN)/python tests/simt/kernel_coverage.py build/simt-coverage docs/cuda-coverage.md
 
+# A wheel goes to other machines: their GPUs are not those that are here.
 wheel: setup
 	rm -f dist/*.whl
-	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+	FREEDAVE_CUDA_ARCHS=$${FREEDAVE_CUDA_ARCHS:-all} $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 
 # The library is built against a CPU torch; it must load in a CUDA torch, with its CUDA kernels, and build there as well.
 # A separate environment with 5.5 GB of CUDA torch, in .venv-cuda. Needs nvcc, but no GPU.
@@ -124,7 +125,8 @@ $(CUDA_VENV)/.installed: requirements/cuda-torch.txt
 OLDEST := build/oldest
 OLDEST_TESTS = PYTHONPATH=$(abspath $(OLDEST))/$(1) OMP_NUM_THREADS=1 $(OLDEST_VENV)/bin/pytest -q -k 'cpu or reference'
 DECODER_TESTS = tests/test_decoding.py tests/test_checkpoint.py tests/test_packed_forward.py tests/test_published_checkpoints.py \
-                tests/test_tokenizers.py tests/test_convert.py tests/test_custom_generate.py tests/test_streaming.py tests/test_cli.py
+                tests/test_tokenizers.py tests/test_convert.py tests/test_custom_generate.py tests/test_streaming.py tests/test_cli.py \
+                tests/test_command_line.py
 check-torch: wheel $(OLDEST_VENV)/.installed
 	rm -rf $(OLDEST) && mkdir -p $(OLDEST)
 	$(OLDEST_VENV)/bin/python -m pip install --quiet --no-deps --target $(OLDEST)/wheel dist/*.whl

@@ -118,7 +118,7 @@ def test_the_ranges_of_pyproject_hold_what_development_tests():
 
 def configure(build: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
     cmake = Path(sys.executable).with_name("cmake")
-    path = f"{cmake.parent}:{os.environ['PATH']}"
+    path = f"{cmake.parent}:{environment.pop('PATH', os.environ['PATH'])}"
     return subprocess.run(
         [cmake, "-S", ROOT, "-B", build, "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}", *options],
         env=os.environ | {"PATH": path, "FREEDAVE_CUDA": "auto"} | environment,
@@ -173,6 +173,44 @@ def test_architecture_too_old_for_the_kernels(tmp_path):
     nvcc = fake_nvcc(tmp_path, VERSION.format("12.4", "12.4") + "\n" + ARCHITECTURES.replace("80", "75"))
     line = failure(tmp_path, CUDACXX=nvcc, FREEDAVE_CUDA_ARCHS="75")
     assert "the kernels need architecture 80 or later, FREEDAVE_CUDA_ARCHS asks for 75" in line
+
+
+def chosen(folder: Path, gpus: str | None, **environment: str) -> str:
+    """The architectures that a build chooses where nvidia-smi names these GPUs (None: it fails)."""
+    folder.mkdir(exist_ok=True)
+    (folder / "nvidia-smi").write_text("#!/bin/sh\n" + ("exit 9\n" if gpus is None else f'printf "{gpus}"\n'))
+    (folder / "nvidia-smi").chmod(0o755)
+    listed = ARCHITECTURES.replace("compute_90", "compute_86\\ncompute_90\\ncompute_120")
+    nvcc = fake_nvcc(folder, "\n".join([VERSION.format("12.4", "12.4"), listed, "exit 1"]))
+    result = configure(folder, CUDACXX=nvcc, PATH=f"{folder}:{os.environ['PATH']}", **environment)
+    lines = [line for line in result.stdout.splitlines() if "CUDA kernels for architectures: " in line]
+    return lines[-1].partition(": ")[2] if lines else result.stderr
+
+
+def test_architectures_of_the_gpus_that_are_here(tmp_path):
+    assert chosen(tmp_path, "9.0\\n9.0\\n") == "90"
+    assert chosen(tmp_path, "12.0\\n8.6\\n", FREEDAVE_CUDA_ARCHS="native") == "120 86"
+    assert chosen(tmp_path, "9.0\\n", FREEDAVE_CUDA_ARCHS="80;86") == "80 86"
+    assert chosen(tmp_path, "9.0\\n", FREEDAVE_CUDA_ARCHS="all") == "80 86 90 120"
+
+
+def test_all_architectures_where_no_gpu_decides(tmp_path):
+    for gpus in (None, "", "[N/A]\\n", "7.5\\n", "9.0\\n10.3\\n"):  # too old for the kernels, unknown to this nvcc
+        assert chosen(tmp_path, gpus, FREEDAVE_CUDA_ARCHS="auto") == "80 86 90 120", gpus
+
+
+def test_native_where_there_is_no_gpu(tmp_path):
+    for gpus in (None, ""):
+        error = chosen(tmp_path, gpus, FREEDAVE_CUDA_ARCHS="native")
+        assert "FREEDAVE_CUDA_ARCHS=native, but nvidia-smi names no GPU here; name the architectures" in error
+    assert "the kernels need architecture 80 or later, FREEDAVE_CUDA_ARCHS asks for 75" in chosen(
+        tmp_path, "7.5\\n", FREEDAVE_CUDA_ARCHS="native"
+    )
+
+
+def test_a_build_folder_does_not_remember_the_environment(tmp_path):
+    assert chosen(tmp_path, None, FREEDAVE_CUDA_ARCHS="90") == "90"
+    assert chosen(tmp_path, None, FREEDAVE_CUDA_ARCHS="86") == "86"
 
 
 def test_host_compiler_too_new(tmp_path):
