@@ -6,11 +6,13 @@
 # make lint    ruff, clang-format, mypy
 # make bench   every benchmark that needs no GPU; results, plots and the README's table (a quarter of an hour)
 # make wheel   a wheel in dist/; check-cuda-torch tries it in a CPU and in a CUDA torch, without a GPU
+# make check-torch  the wheel and a source build in the oldest torch, with the oldest libraries that pyproject.toml allows
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CUDA_VENV := .venv-cuda
-PINS := requirements/build.txt requirements/demo.txt requirements/dev.txt requirements/triton.txt
+OLDEST_VENV := .venv-oldest
+PINS := requirements/build.txt requirements/decode.txt requirements/dev.txt requirements/triton.txt
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 CXX_FILES = $(shell find csrc tests/simt \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \))
 OP_TESTS = tests/test_predict_tokens.py tests/test_partial_predictions.py tests/test_rank_positions.py tests/test_select_transfer.py \
@@ -20,7 +22,7 @@ OP_TESTS = tests/test_predict_tokens.py tests/test_partial_predictions.py tests/
 CMAKE_HERE = $(BIN)/cmake -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
              -DPython_EXECUTABLE=$(abspath $(BIN))/python -DFREEDAVE_CUDA=off
 
-.PHONY: setup demo test test-asan simt test-simt-asan test-simt-tsan coverage-cuda lint bench wheel check-cuda-torch clean
+.PHONY: setup demo test test-asan simt test-simt-asan test-simt-tsan coverage-cuda lint bench wheel check-cuda-torch check-torch clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.built
@@ -28,7 +30,7 @@ setup: $(VENV)/.built
 $(VENV)/.installed: $(PINS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make setup PYTHON=python3.x")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed; Debian/Ubuntu: apt install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --quiet -r requirements/build.txt -r requirements/demo.txt -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet -r requirements/build.txt -r requirements/decode.txt -r requirements/dev.txt
 	$(BIN)/python -c 'import triton' 2> /dev/null || $(BIN)/python -m pip install --quiet -r requirements/triton.txt
 	@touch $@
 
@@ -97,9 +99,10 @@ coverage-cuda: setup
 	  $(BIN)/python -m pytest -q $(OP_TESTS) -k cuda_emulated
 	$(BIN)/python tests/simt/kernel_coverage.py build/simt-coverage docs/cuda-coverage.md
 
+# A wheel goes to other machines: their GPUs are not those that are here.
 wheel: setup
 	rm -f dist/*.whl
-	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+	FREEDAVE_CUDA_ARCHS=$${FREEDAVE_CUDA_ARCHS:-all} $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 
 # The library is built against a CPU torch; it must load in a CUDA torch, with its CUDA kernels, and build there as well.
 # A separate environment with 5.5 GB of CUDA torch, in .venv-cuda. Needs nvcc, but no GPU.
@@ -116,6 +119,28 @@ check-cuda-torch: wheel $(CUDA_VENV)/.installed
 $(CUDA_VENV)/.installed: requirements/cuda-torch.txt
 	$(PYTHON) -m venv $(CUDA_VENV)
 	$(CUDA_VENV)/bin/python -m pip install --quiet -r $<
+	@touch $@
+
+# Op tests in both, the decoder's in the source build. Where nvcc is, one architecture shows that the host code compiles.
+OLDEST := build/oldest
+OLDEST_TESTS = PYTHONPATH=$(abspath $(OLDEST))/$(1) OMP_NUM_THREADS=1 $(OLDEST_VENV)/bin/pytest -q -k 'cpu or reference'
+DECODER_TESTS = tests/test_decoding.py tests/test_checkpoint.py tests/test_packed_forward.py tests/test_published_checkpoints.py \
+                tests/test_tokenizers.py tests/test_convert.py tests/test_custom_generate.py tests/test_streaming.py tests/test_cli.py \
+                tests/test_command_line.py
+check-torch: wheel $(OLDEST_VENV)/.installed
+	rm -rf $(OLDEST) && mkdir -p $(OLDEST)
+	$(OLDEST_VENV)/bin/python -m pip install --quiet --no-deps --target $(OLDEST)/wheel dist/*.whl
+	$(OLDEST_VENV)/bin/python tests/check_torch.py $(OLDEST)/wheel
+	$(call OLDEST_TESTS,wheel) $(OP_TESTS)
+	FREEDAVE_CUDA_ARCHS=90 FREEDAVE_BUILD_FOLDER=$(abspath $(OLDEST)/cmake) \
+	  $(OLDEST_VENV)/bin/python -m pip install --quiet --no-build-isolation --no-deps --target $(OLDEST)/source .
+	$(OLDEST_VENV)/bin/python tests/check_torch.py $(OLDEST)/source
+	$(call OLDEST_TESTS,source) $(OP_TESTS)
+	PYTHONPATH=$(abspath $(OLDEST))/source OMP_NUM_THREADS=1 $(OLDEST_VENV)/bin/pytest -q $(DECODER_TESTS) -k 'not triton'
+
+$(OLDEST_VENV)/.installed: requirements/oldest.txt
+	$(PYTHON) -m venv $(OLDEST_VENV)
+	$(OLDEST_VENV)/bin/python -m pip install --quiet -r $<
 	@touch $@
 
 bench: setup

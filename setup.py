@@ -44,7 +44,7 @@ class CMakeBuild(build_ext):
         require(
             importlib.util.find_spec("torch"),
             "torch",
-            "install it with: pip install torch==2.13.0 (or build without --no-build-isolation)",
+            "install it with: pip install 'torch>=2.10' (or build without --no-build-isolation)",
         )
 
         build = Path(os.environ.get("FREEDAVE_BUILD_FOLDER") or ROOT / "build" / "cmake").absolute()

@@ -22,7 +22,7 @@ namespace freedave {
 
 inline void run_on_torch_threads(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*),
                                  void* context) {
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, body, context));
+  TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, body, context));
 }
 
 struct Cpu {
@@ -70,8 +70,8 @@ class OnDevice {
 #else
   explicit OnDevice(const Argument& like) : guard_(like.device_index) {
     STD_TORCH_CHECK(current_stream() != nullptr, like.op, ": this torch has no aoti_torch_get_current_cuda_stream; ",
-                    "install a CUDA build of torch 2.13 or later");
-    STABLE_TORCH_ERROR_CODE_CHECK(current_stream()(like.device_index, &stream_));
+                    "install a CUDA build of torch 2.10 or later");
+    TORCH_ERROR_CODE_CHECK(current_stream()(like.device_index, &stream_));
   }
 #endif
   cudaStream_t stream() const { return static_cast<cudaStream_t>(stream_); }

@@ -69,13 +69,13 @@ inline Argument argument(const char* op, const char* name, const Tensor& tensor)
   Argument argument{.op = op, .name = name};
   int64_t *size = nullptr, *stride = nullptr;
   int32_t dtype = -1;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(tensor.get(), &argument.dims));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(tensor.get(), &size));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(tensor.get(), &stride));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &argument.device_type));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &argument.device_index));
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_get_const_data_ptr(tensor.get(), &argument.data));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(tensor.get(), &argument.dims));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(tensor.get(), &size));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(tensor.get(), &stride));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &argument.device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &argument.device_index));
+  TORCH_ERROR_CODE_CHECK(torch_get_const_data_ptr(tensor.get(), &argument.data));
   argument.sizes = size;
   argument.strides = stride;
   for (const DType known : {DType::kInt64, DType::kFloat32, DType::kBool, DType::kInt32, DType::kBFloat16,
@@ -104,7 +104,7 @@ class Output {
       STD_TORCH_CHECK(!__builtin_mul_overflow(stride, sizes[d] > 0 ? sizes[d] : 1, &stride), like.op,
                       ": an output has more than 2^63 elements");
     }
-    STABLE_TORCH_ERROR_CODE_CHECK(
+    TORCH_ERROR_CODE_CHECK(
         aoti_torch_empty_strided(dims, sizes, strides, code(dtype), like.device_type, like.device_index, &handle_));
 #if defined(FREEDAVE_EMULATED)
     poison(sizes, dims, dtype);
@@ -122,7 +122,7 @@ class Output {
   template <typename T>
   T* data() const {
     void* pointer = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_get_mutable_data_ptr(handle_, &pointer));
+    TORCH_ERROR_CODE_CHECK(torch_get_mutable_data_ptr(handle_, &pointer));
     return static_cast<T*>(pointer);
   }
 

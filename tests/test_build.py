@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import freedave_kernels as fk
 from freedave_kernels import _C
@@ -46,12 +53,72 @@ def test_missing_torch(tmp_path):
         if found.exists():
             (tmp_path / module).symlink_to(found)
     line = refused(sys.executable, "-S", "setup.py", "-q", "build_ext", PYTHONPATH=str(tmp_path))
-    assert "torch not found; install it with: pip install torch==2.13.0" in line
+    assert "torch not found; install it with: pip install 'torch>=2.10'" in line
+
+
+def test_torch_too_old(tmp_path):
+    """Before 2.10 the stable ABI lacks what the ops need; the compiler would say so in a hundred lines."""
+    (tmp_path / "torch" / "lib").mkdir(parents=True)
+    (tmp_path / "torch" / "__init__.py").touch()
+    (tmp_path / "torch" / "version.py").write_text("__version__ = '2.9.1+cpu'\n")
+    line = failure(tmp_path / "build", FREEDAVE_CUDA="off", PYTHONPATH=str(tmp_path))
+    assert "torch 2.9.1 is too old; install a newer one: pip install 'torch>=2.10'" in line
+
+
+def test_the_ops_compile_without_what_torch_2_13_added():
+    """`make check-torch` compiles them against torch 2.10, which has one macro less. Here its name is taken away."""
+    source = """
+        #include <torch/csrc/stable/library.h>
+        #include <torch/csrc/stable/tensor.h>
+        #undef STABLE_TORCH_ERROR_CODE_CHECK
+        #include "ops.cpp"
+    """
+    options = ["-std=c++20", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DFREEDAVE_X86=1", "-DFREEDAVE_HAS_CUDA=0"]
+    folders = [f"-I{ROOT / 'csrc'}", "-isystem", str(Path(torch.__file__).with_name("include"))]
+    command = [os.environ.get("CXX", "c++"), "-fsyntax-only", *options, *folders, "-x", "c++", "-"]
+    result = subprocess.run(command, input=source, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def pyproject() -> dict[str, Any]:
+    tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")  # pytest brings tomli
+    project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return project
+
+
+def pins(file: str) -> dict[str, Requirement]:
+    lines = (ROOT / "requirements" / file).read_text().splitlines()
+    requirements = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(requirement.name): requirement for requirement in requirements}
+
+
+def test_the_ranges_of_pyproject_begin_where_check_torch_tests():
+    project, oldest = pyproject(), pins("oldest.txt")
+    for line in [*project["dependencies"], *project["optional-dependencies"]["decode"]]:
+        requirement = Requirement(line)
+        (pin,) = oldest[canonicalize_name(requirement.name)].specifier
+        lowest = [bound.version for bound in requirement.specifier if bound.operator == ">="]
+        assert [Version(version) for version in lowest] == [Version(pin.version)], line
+        assert not any(bound.operator == "==" for bound in requirement.specifier), line
+
+
+def test_the_ranges_of_pyproject_hold_what_development_tests():
+    extras = pyproject()["optional-dependencies"]
+    tested = {extra: pins(f"{extra}.txt") for extra in ("decode", "lm-eval")}
+    assert {canonicalize_name(Requirement(line).name) for line in extras["decode"]} == set(tested["decode"])
+    for extra, pinned in tested.items():
+        for requirement in map(Requirement, extras[extra]):
+            if requirement.name == "freedave-kernels":
+                continue
+            pin = pinned[canonicalize_name(requirement.name)]
+            versions = [bound.version for bound in pin.specifier if bound.operator == "=="]
+            assert all(version in requirement.specifier for version in versions), requirement
+    assert extras["demo"] == ["freedave-kernels[decode]"]  # its name before
 
 
 def configure(build: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
     cmake = Path(sys.executable).with_name("cmake")
-    path = f"{cmake.parent}:{os.environ['PATH']}"
+    path = f"{cmake.parent}:{environment.pop('PATH', os.environ['PATH'])}"
     return subprocess.run(
         [cmake, "-S", ROOT, "-B", build, "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}", *options],
         env=os.environ | {"PATH": path, "FREEDAVE_CUDA": "auto"} | environment,
@@ -106,6 +173,44 @@ def test_architecture_too_old_for_the_kernels(tmp_path):
     nvcc = fake_nvcc(tmp_path, VERSION.format("12.4", "12.4") + "\n" + ARCHITECTURES.replace("80", "75"))
     line = failure(tmp_path, CUDACXX=nvcc, FREEDAVE_CUDA_ARCHS="75")
     assert "the kernels need architecture 80 or later, FREEDAVE_CUDA_ARCHS asks for 75" in line
+
+
+def chosen(folder: Path, gpus: str | None, **environment: str) -> str:
+    """The architectures that a build chooses where nvidia-smi names these GPUs (None: it fails)."""
+    folder.mkdir(exist_ok=True)
+    (folder / "nvidia-smi").write_text("#!/bin/sh\n" + ("exit 9\n" if gpus is None else f'printf "{gpus}"\n'))
+    (folder / "nvidia-smi").chmod(0o755)
+    listed = ARCHITECTURES.replace("compute_90", "compute_86\\ncompute_90\\ncompute_120")
+    nvcc = fake_nvcc(folder, "\n".join([VERSION.format("12.4", "12.4"), listed, "exit 1"]))
+    result = configure(folder, CUDACXX=nvcc, PATH=f"{folder}:{os.environ['PATH']}", **environment)
+    lines = [line for line in result.stdout.splitlines() if "CUDA kernels for architectures: " in line]
+    return lines[-1].partition(": ")[2] if lines else result.stderr
+
+
+def test_architectures_of_the_gpus_that_are_here(tmp_path):
+    assert chosen(tmp_path, "9.0\\n9.0\\n") == "90"
+    assert chosen(tmp_path, "12.0\\n8.6\\n", FREEDAVE_CUDA_ARCHS="native") == "120 86"
+    assert chosen(tmp_path, "9.0\\n", FREEDAVE_CUDA_ARCHS="80;86") == "80 86"
+    assert chosen(tmp_path, "9.0\\n", FREEDAVE_CUDA_ARCHS="all") == "80 86 90 120"
+
+
+def test_all_architectures_where_no_gpu_decides(tmp_path):
+    for gpus in (None, "", "[N/A]\\n", "7.5\\n", "9.0\\n10.3\\n"):  # too old for the kernels, unknown to this nvcc
+        assert chosen(tmp_path, gpus, FREEDAVE_CUDA_ARCHS="auto") == "80 86 90 120", gpus
+
+
+def test_native_where_there_is_no_gpu(tmp_path):
+    for gpus in (None, ""):
+        error = chosen(tmp_path, gpus, FREEDAVE_CUDA_ARCHS="native")
+        assert "FREEDAVE_CUDA_ARCHS=native, but nvidia-smi names no GPU here; name the architectures" in error
+    assert "the kernels need architecture 80 or later, FREEDAVE_CUDA_ARCHS asks for 75" in chosen(
+        tmp_path, "7.5\\n", FREEDAVE_CUDA_ARCHS="native"
+    )
+
+
+def test_a_build_folder_does_not_remember_the_environment(tmp_path):
+    assert chosen(tmp_path, None, FREEDAVE_CUDA_ARCHS="90") == "90"
+    assert chosen(tmp_path, None, FREEDAVE_CUDA_ARCHS="86") == "86"
 
 
 def test_host_compiler_too_new(tmp_path):

@@ -9,7 +9,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,17 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import freedave
+from freedave.cli import arguments as cli_arguments
 from freedave.cli import demo as demo_command
 from freedave.cli import main
 from freedave.cli.command_line import build_parser
 from freedave.demo import comparison
 from freedave.demo.comparison import MAX_NEW_TOKENS
 from freedave.demo.tasks import TASKS
-from freedave.settings import DECODING_OPTIONS
+from freedave.integrations import loading
+from freedave.settings import CACHES, DECODING_OPTIONS
+from freedave_kernels.arguments import ORDERS
+from freedave_kernels.ops.draft_step import DRAFTINGS
 
 VOCABULARY, MASK = 40, 39
 POSITIONS = 64
@@ -254,24 +258,33 @@ def test_no_stream_prints_the_text_only(random_model: Path, capsys: pytest.Captu
     ("options", "message"),
     [
         (["--prompt-ids", f"1,{MASK},2"], "mask token"),
-        (["--prompt-ids", "1", "--block-length", "0"], "block_length must be at least 1, got 0"),
-        (["--prompt-ids", "1", "--draft-steps", "0"], "draft_steps must be at least 1, got 0"),
-        (["--prompt-ids", "1", "--max-new-tokens", "0"], "max_new_tokens must be at least 1, got 0"),
-        (["--prompt-ids", "1", "--tokens-per-step", "0"], "tokens_per_step must be at least 1, got 0"),
-        (["--prompt-ids", "1", "--order", "random"], "order must be one of"),
-        (["--prompt-ids", "1", "--drafting", "none"], "drafting must be one of"),
-        (["--prompt-ids", "1", "--cache", "exactly"], "cache must be one of"),
+        (["--prompt-ids", "1", "--block-length", "0"], "argument --block-length: must be at least 1, got 0"),
+        (["--prompt-ids", "1", "--draft-steps", "0"], "argument --draft-steps: must be at least 1, got 0"),
+        (["--prompt-ids", "1", "--max-new-tokens", "0"], "argument --max-new-tokens: must be at least 1, got 0"),
+        (["--prompt-ids", "1", "--tokens-per-step", "0"], "argument --tokens-per-step: must be at least 1, got 0"),
+        (["--prompt-ids", "1", "--order", "random"], "argument --order: invalid choice: 'random' (choose from"),
+        (["--prompt-ids", "1", "--drafting", "none"], "argument --drafting: invalid choice: 'none'"),
+        (["--prompt-ids", "1", "--cache", "exactly"], "argument --cache: invalid choice: 'exactly'"),
         (["--prompt-ids", "1", "--max-new-tokens", str(POSITIONS)], f"the model has {POSITIONS}"),
         (["--prompt-ids", ",".join(["1"] * POSITIONS), "--max-new-tokens", "4"], f"the model has {POSITIONS}"),
         (["--prompt-ids", f"1,{VOCABULARY}"], f"vocabulary has {VOCABULARY} tokens"),
-        (["--prompt-ids", "1;2"], "--prompt-ids must be numbers like 1,2,3, got '1;2'"),
-        (["--prompt-ids", ""], "--prompt-ids must be numbers"),
+        (["--prompt-ids", "1;2"], "argument --prompt-ids: must be numbers like 1,2,3, got '1;2'"),
+        (["--prompt-ids", ""], "argument --prompt-ids: must be numbers"),
+        (
+            ["--prompt-ids", "1,99999999999999999999999"],
+            "argument --prompt-ids: 99999999999999999999999 is no token id",
+        ),
+        (["--prompt-ids", "-1"], "argument --prompt-ids: -1 is no token id"),
+        (["--prompt-ids", "9223372036854775807"], f"vocabulary has {VOCABULARY} tokens"),
+        (["--prompt-ids", "1", "--max-new-tokens", "9" * 30], "argument --max-new-tokens: must be at most 2147483647"),
+        (["--prompt-ids", "1", "--lookahead-steps", "0"], "argument --lookahead-steps: must be at least 1, got 0"),
+        (["--prompt-ids", "1", "--threshold", "nan"], "argument --threshold: must be a number, got 'nan'"),
         (["--prompt", "hello"], "has no tokenizer: give the prompt as --prompt-ids"),
         ([], "one of the arguments --prompt --prompt-ids is required"),
-        (["--prompt-ids", "1", "--draft-steps", "many"], "invalid int value: 'many'"),
+        (["--prompt-ids", "1", "--draft-steps", "many"], "argument --draft-steps: must be a whole number, got 'many'"),
         (["--prompt-ids", "1", "--draft-steps", "4", "--static"], "not allowed with argument"),
         (["--prompt-ids", "1", "--picture", "a.jpg"], "must be a .png or .html file"),
-        (["--prompt-ids", "1", "--dtype", "int8"], "dtype must be one of auto, float32, bfloat16, float16, got 'int8'"),
+        (["--prompt-ids", "1", "--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
         (["--prompt-ids", "1", "--device", "abacus"], "device 'abacus' cannot be used here"),
         (["--prompt-ids", "1", "--revision", "main"], "only models of the hub have revisions"),
     ],
@@ -329,10 +342,10 @@ def test_the_picture_is_checked_before_the_model_is_loaded(tmp_path: Path, capsy
             ["generate", "demo", "--prompt", "1", "--bogus", "x"],
             "unrecognized arguments: --bogus x (see freedave generate --help)",
         ),
-        (["demo", "--problems", "0"], "at least 1 problem a task"),
-        (["demo", "--draft-steps", "1"], "draft_steps must be at least 2"),
-        (["demo", "--problems", "1", "--block-length", "0"], "block_length must be at least 1"),
-        (["demo", "--threads", "0"], "--threads must be at least 1, got 0"),
+        (["demo", "--problems", "0"], "argument --problems: must be at least 1, got 0"),
+        (["demo", "--draft-steps", "8", "1"], "argument --draft-steps: must be at least 2, got 1"),
+        (["demo", "--problems", "1", "--block-length", "0"], "argument --block-length: must be at least 1, got 0"),
+        (["demo", "--threads", "0"], "argument --threads: must be at least 1, got 0"),
         (["demo", "--picture", "a.gif"], "must be a .png or .html file"),
     ],
 )
@@ -360,12 +373,22 @@ def test_a_backend_that_cannot_run_here(
     assert "no device" in error_of(capsys, "generate", str(random_model), "--prompt-ids", "1")
 
 
+@pytest.fixture
+def heeds_ctrl_c() -> Iterator[None]:
+    """Ctrl-C as at a terminal: jobs that `nohup` or `&` started ignore it, and so would we and our children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_ctrl_c(random_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(freedave, "generate", lambda *_, **__: signal.raise_signal(signal.SIGINT))
     assert main(["generate", str(random_model), "--prompt-ids", "1"]) == 130
     assert capsys.readouterr().err == "freedave: interrupted\n"
 
 
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_ctrl_c_while_libraries_load() -> None:
     """A library that is interrupted during its import may report anything; the user still sees one line."""
     script = """
@@ -383,6 +406,7 @@ sys.exit(main(["info"]))
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "freedave: interrupted\n")
 
 
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_ctrl_c_is_as_before_once_they_are_there() -> None:
     assert main(["info", "--json"]) == 0
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -520,6 +544,21 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
             main([*command, "--help"])
         assert done.value.code == 0
         assert capsys.readouterr().out.startswith("usage: freedave")
+
+
+def test_choices_are_those_of_the_modules_that_take_them() -> None:
+    assert set(cli_arguments.DTYPES) == set(loading.DTYPES)
+    assert cli_arguments.ORDERS == ORDERS
+    assert set(cli_arguments.DRAFTINGS) == set(DRAFTINGS)
+    assert cli_arguments.CACHES == CACHES
+    assert tuple(demo_command.CACHES) == cli_arguments.ATTENTIONS
+
+
+def test_defaults_of_the_demo() -> None:
+    arguments, defaults = build_parser().parse_args(["demo"]), comparison.Settings()
+    assert arguments.problems == defaults.problems_per_task
+    assert tuple(arguments.draft_steps) == defaults.draft_steps
+    assert arguments.block_length == defaults.block_length
 
 
 def test_defaults_are_those_of_generate() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from lm_eval.tasks import TaskManager  # noqa: E402
 
 from freedave.integrations.likelihood import log_likelihood_bound  # noqa: E402
 from freedave.integrations.lm_eval import TASKS, FreeDaveLM, evaluate  # noqa: E402
+from freedave.integrations.lm_eval.evaluation import quiet_git  # noqa: E402
 
 PROMPT, ANSWER = "48392+7715=", "2+5+0:07 9+1+0:10 3+7+1:11 8+7+1:16 4+0+1:05 #056107"
 
@@ -135,13 +138,21 @@ metric_list: [{{metric: exact_match}}]
     assert [sample["exact_match"] for sample in saved["samples"]["sums"]] == [1.0, 0.0]
 
 
+def harness_command(arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The exit code of `python -m freedave.integrations.lm_eval`."""
+    monkeypatch.setattr(sys, "argv", ["lm_eval", *arguments.split()])
+    with pytest.raises(SystemExit) as done:
+        runpy.run_module("freedave.integrations.lm_eval", run_name="__main__")
+    assert isinstance(done.value.code, int)
+    return done.value.code
+
+
 def test_the_command_line_of_the_harness_shows_the_decodes_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = "--model freedave --model_args pretrained=demo,draft_steps=4,check_lossless=True --limit 1 --device cpu"
     arguments += f" --tasks freedave_sorting --include_path {TASKS} --output_path {tmp_path}"
-    monkeypatch.setattr(sys, "argv", ["lm_eval", *arguments.split()])
-    runpy.run_module("freedave.integrations.lm_eval", run_name="__main__")
+    assert harness_command(arguments, monkeypatch) == 0
     printed = capsys.readouterr().out
     metrics = {
         line.split("|")[5].strip(): line.split("|")[7].strip() for line in printed.splitlines() if "none" in line
@@ -385,10 +396,10 @@ def test_texts_that_cannot_be_written(model: FreeDaveLM) -> None:
     [
         (["--tasks", "no_such_task"], "unknown tasks: no_such_task"),
         (["--include-path", "nowhere"], "no folder with task files at nowhere"),
-        (["--limit", "0"], "--limit must be at least 1, got 0"),
+        (["--limit", "0"], "argument --limit: must be at least 1, got 0"),
         (["--output", "nowhere/out.json"], "cannot write 'nowhere/out.json': there is no such folder"),
-        (["--draft-steps", "0", "--limit", "1"], "draft_steps must be at least 1, got 0"),
-        (["--check-lossless", "3"], "check_lossless must be True, False or a share between 0 and 1, got 3.0"),
+        (["--draft-steps", "0", "--limit", "1"], "argument --draft-steps: must be at least 1, got 0"),
+        (["--check-lossless", "3"], "argument --check-lossless: must be a share between 0 and 1, got '3'"),
     ],
 )
 def test_bad_command_lines(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -398,12 +409,50 @@ def test_bad_command_lines(options: list[str], message: str, capsys: pytest.Capt
     assert message in captured.err.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--model_args pretrained=demo,bogus=1", "--model_args: .* unexpected keyword argument 'bogus'"),
+        ("--model_args pretrained=demo,draft_steps=many", "--model_args: .*draft_steps must be an int, got str"),
+        ("--model_args pretrained=demo,draft_steps=0", "draft_steps must be at least 1, got 0"),
+        ("--model_args pretrained=no/such/model", "no/such/model"),
+        ("--model_args pretrained=demo --tasks no_such_task", "Tasks not found: no_such_task"),
+    ],
+)
+def test_bad_command_lines_of_the_harness(
+    arguments: str, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = f"--model freedave --device cpu --tasks freedave_addition --include_path {TASKS}"
+    assert harness_command(f"{tasks} {arguments}", monkeypatch) == 2
+    assert re.fullmatch(f"freedave: error: .*{message}.*", capsys.readouterr().err.splitlines()[-1])
+
+
+def test_outside_a_repository_git_says_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", "demo", "--tasks", "freedave_addition", "--limit", "1"]) == 0
+    assert "fatal" not in capfd.readouterr().err
+
+
+def test_inside_a_repository_its_commit_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    who = ["-c", "user.name=somebody", "-c", "user.email=somebody@example.org"]
+    for command in (["init", "--quiet"], [*who, "commit", "--quiet", "--allow-empty", "--message", "first"]):
+        subprocess.run(["git", *command], check=True)
+    with quiet_git():
+        noted = lm_eval.evaluator.get_git_commit_hash()
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
+    assert noted and head.startswith(noted)
+
+
 def test_without_the_harness(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.startswith("freedave.integrations.lm_eval")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     assert main(["evaluate", "demo"]) == 2
-    assert "`freedave evaluate` needs pip install 'freedave-kernels[lm-eval]'" in capsys.readouterr().err
+    assert ": evaluations need pip install 'freedave-kernels[lm-eval]'" in capsys.readouterr().err
 
 
 def test_the_device_that_the_harness_assumes(monkeypatch: pytest.MonkeyPatch) -> None:

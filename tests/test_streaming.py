@@ -222,7 +222,8 @@ def test_the_placeholder_fits_the_encoding() -> None:
     assert terminal.screens[0][0] == "a.."
 
 
-def test_progress_bar_shows_tokens_per_forward() -> None:
+def test_progress_bar_shows_tokens_per_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")  # older versions of tqdm cut the numbers off where the terminal is narrow
     terminal = Terminal()
     with ProgressBar(8, file=terminal) as bar:
         bar(commit([0, 1, 2], [1, 2, 3], tokens=3))

@@ -20,7 +20,7 @@ def run(folder: Path = RESULTS, readme: Path | None = None) -> None:
     try:
         from benchmarks.report import plots
     except ImportError as error:
-        raise CannotMeasureError(f"plots need matplotlib ({error}); pip install -r requirements/demo.txt") from error
+        raise CannotMeasureError(f"plots need matplotlib ({error}); pip install -r requirements/decode.txt") from error
     from benchmarks.report import page, readme_table
 
     machines = load(folder)

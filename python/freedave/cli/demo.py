@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from tqdm import tqdm
 import freedave
 from freedave.cli.generate import costs
 from freedave.cli.machine import machine
+from freedave.cli.reporting import write, write_json
 from freedave.demo.comparison import (
     MAX_NEW_TOKENS,
     STATIC,
@@ -26,9 +26,8 @@ from freedave.demo.comparison import (
     response_text,
 )
 from freedave.demo.tasks import TASKS
-from freedave.picture import Trace, check_picture_path, decode_picture, first_block_of, token_texts
+from freedave.picture import Trace, decode_picture, first_block_of, token_texts
 
-DEFAULT_PICTURES = ("demo.png", "demo.html")
 SMALL_MODEL = """\
 This is a small model, and the format tokens of its scratchpads are easy, so many are accepted at once:
 do not expect as many tokens per forward from a large model on open text. That the tokens are those of
@@ -37,49 +36,8 @@ static decoding does not depend on the model."""
 CACHES = {"block_causal": "auto", "full": "none"}
 
 
-def add_parser(commands: Any) -> None:
-    """Add the subcommand to the parser."""
-    defaults = Settings()
-    parser = commands.add_parser(
-        "demo",
-        help="decode held-out problems with the embedded model, statically and with FreeDave",
-        description="Decode held-out problems with the embedded model: static decoding, FreeDave with nested drafts "
-        "(as published) and with recycled drafts. Exit code 1 if any decode differs from static decoding.",
-    )
-    parser.add_argument(
-        "--problems", type=int, default=defaults.problems_per_task, metavar="N", help="a task (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--draft-steps",
-        type=int,
-        nargs="+",
-        default=list(defaults.draft_steps),
-        metavar="K",
-        help="drafts (default: 8 16)",
-    )
-    parser.add_argument("--block-length", type=int, default=defaults.block_length, metavar="L", help="(default: 16)")
-    parser.add_argument(
-        "--attention",
-        choices=tuple(CACHES),
-        default="block_causal",
-        help="the embedded model was trained for both (default: %(default)s with an exact cache; full: no cache)",
-    )
-    parser.add_argument("--threads", type=int, metavar="N", help="of torch (default: torch's own choice)")
-    parser.add_argument(
-        "--picture",
-        action="append",
-        metavar="FILE",
-        help="where to draw the worked example, .png or .html; may be repeated (default: demo.png and demo.html)",
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output, and nothing else")
-    parser.set_defaults(run=run)
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Decode, report, draw; the exit code says whether FreeDave was lossless."""
-    pictures = arguments.picture or list(DEFAULT_PICTURES)
-    for picture in pictures:
-        check_picture_path(picture)
     settings = Settings(
         problems_per_task=arguments.problems,
         draft_steps=tuple(dict.fromkeys(arguments.draft_steps)),
@@ -87,18 +45,16 @@ def run(arguments: argparse.Namespace) -> int:
         cache=CACHES[arguments.attention],
     )
     if arguments.threads is not None:
-        if arguments.threads < 1:
-            raise ValueError(f"--threads must be at least 1, got {arguments.threads}")
         torch.set_num_threads(arguments.threads)
     lm = embedded_model(arguments.attention, settings)
     with DecodesBar(len(TASKS) * settings.problems_per_task * len(settings.modes)) as bar:
         result = compare(lm, settings, on_decode=bar)
-    for picture in pictures:
+    for picture in arguments.picture:
         draw(picture, lm, result)
     if arguments.json:
-        print(json.dumps(as_json(lm, result, pictures), ensure_ascii=False))
+        write_json(as_json(lm, result, arguments.picture))
     else:
-        print(report(lm, result, pictures))
+        write(report(lm, result, arguments.picture))
     return 0 if result.lossless else 1
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -12,44 +11,11 @@ from typing import Any
 import torch
 
 import freedave
-from freedave.cli.decoding_options import add_decoding_options, add_model_options, settings_of
+from freedave.cli.reporting import write, write_json
 from freedave.integrations.loading import default_device, load_named
-from freedave.picture import Trace, check_picture_path, decode_picture, first_block_of, token_texts
+from freedave.picture import Trace, decode_picture, first_block_of, token_texts
+from freedave.settings import DECODING_OPTIONS
 from freedave.streaming import ProgressBar, StreamingText, Watcher, can_redraw
-
-
-def add_parser(commands: Any) -> None:
-    """Add the subcommand to the parser."""
-    parser = commands.add_parser(
-        "generate",
-        help="decode a prompt",
-        description="Decode a prompt. The text goes to standard output, the statistics to standard error.",
-        epilog="example: freedave generate demo --prompt '48392+7715=' --check-lossless --picture decode.html",
-    )
-    add_model_options(parser)
-    prompt = parser.add_mutually_exclusive_group(required=True)
-    prompt.add_argument("--prompt", metavar="TEXT", help="the text to continue")
-    prompt.add_argument("--prompt-ids", metavar="IDS", help="token ids instead of text: 1,2,3")
-
-    add_decoding_options(parser, max_new_tokens="(default: %(default)s)")
-
-    output = parser.add_argument_group("output")
-    output.add_argument("--check-lossless", action="store_true", help="also decode statically and compare")
-    output.add_argument(
-        "--picture",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="draw the decode order next to static decoding's, as .png or .html; may be repeated",
-    )
-    output.add_argument("--json", action="store_true", help="one JSON object on standard output, and nothing else")
-    output.add_argument(
-        "--stream",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="show tokens appearing in place, on a terminal (default: yes)",
-    )
-    parser.set_defaults(run=run)
 
 
 @dataclass(frozen=True)
@@ -84,20 +50,23 @@ class Decoded:
 
 def run(arguments: argparse.Namespace) -> int:
     """Decode, print, draw; the exit code."""
-    for picture in arguments.picture:
-        check_picture_path(picture)
     lm = load_named(arguments.model, arguments.dtype, arguments.device or default_device(), arguments.revision)
     prompt_ids = encode_prompt(lm, arguments)
     decoded = decode(lm, prompt_ids, arguments)
     for picture in arguments.picture:
         draw(picture, decoded)
     if arguments.json:
-        print(json.dumps(as_json(decoded), ensure_ascii=False, allow_nan=False))
+        write_json(as_json(decoded), allow_nan=False)
     else:
         report(decoded)
     if decoded.difference is not None:
         raise explained(decoded.difference, dtype_of(lm))
     return 0
+
+
+def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The decoding options as arguments of `freedave.generate`, which checks them, without `max_new_tokens`."""
+    return {name: getattr(arguments, name) for name in DECODING_OPTIONS}
 
 
 def dtype_of(lm: freedave.DiffusionLM) -> str:
@@ -116,10 +85,7 @@ def explained(difference: freedave.LosslessnessError, dtype: str) -> freedave.Lo
 def encode_prompt(lm: freedave.DiffusionLM, arguments: argparse.Namespace) -> list[int]:
     """The prompt as token ids; raises ValueError for one that the tokenizer cannot write."""
     if arguments.prompt_ids is not None:
-        try:
-            return [int(part) for part in arguments.prompt_ids.split(",")]
-        except ValueError:
-            raise ValueError(f"--prompt-ids must be numbers like 1,2,3, got {arguments.prompt_ids!r}") from None
+        return list(arguments.prompt_ids)
     if lm.tokenizer is None:
         raise ValueError(f"{arguments.model} has no tokenizer: give the prompt as --prompt-ids 1,2,3")
     unknown = [c for c in dict.fromkeys(arguments.prompt) if not knows(lm.tokenizer, c)]
@@ -190,7 +156,7 @@ def draw(picture: str, decoded: Decoded) -> None:
 
 def report(decoded: Decoded) -> None:
     """The text on standard output; statistics on standard error, so that the text can be piped."""
-    print(decoded.text, flush=True)
+    write(decoded.text)
     stats = decoded.output.stats
     lines = [
         f"{stats.tokens} tokens in {decoded.output.num_forwards} forwards: {stats.tokens_per_forward:.1f} tokens per "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import platform
 from importlib import metadata
@@ -12,9 +11,16 @@ from typing import Any
 
 import torch
 
-import freedave
 import freedave_kernels
 from freedave.cli.machine import float32_products, processor
+from freedave.cli.reporting import write, write_json
+
+# Imported here, where Ctrl-C is seen to, and not needed: a plain `pip install` brings the ops and torch alone.
+DECODER_ERROR: ImportError | None = None
+try:
+    import freedave.models.checkpoint
+except ImportError as error:
+    DECODER_ERROR = error
 
 PACKAGES = (
     "freedave-kernels",
@@ -22,6 +28,7 @@ PACKAGES = (
     "transformers",
     "tokenizers",
     "safetensors",
+    "huggingface_hub",
     "numpy",
     "tqdm",
     "matplotlib",
@@ -29,28 +36,23 @@ PACKAGES = (
 )
 
 
-def add_parser(commands: Any) -> None:
-    """Add the subcommand to the parser."""
-    parser = commands.add_parser(
-        "info",
-        help="versions, backends, devices, and what is missing",
-        description="Versions, the build, backends, devices, the embedded model; what is missing and how to get it.",
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output, and nothing else")
-    parser.set_defaults(run=run)
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Print what there is; the exit code is 0 whatever is missing."""
     information = collect()
-    print(json.dumps(information, ensure_ascii=False) if arguments.json else report(information))
+    if arguments.json:
+        write_json(information)
+    else:
+        write(report(information))
     return 0
 
 
 def collect() -> dict[str, Any]:
     """Everything `freedave info` knows. What could not be found out has an "error" in its place."""
     information: dict[str, Any] = {
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        # torch's own words tell a CPU build from a CUDA build; those of its package do not.
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in PACKAGES}
+        | {"torch": torch.__version__},
         "build": build(),
         "backends": freedave_kernels.available_backends(),
         "forced_backend": os.environ.get("FREEDAVE_BACKEND") or None,
@@ -103,6 +105,8 @@ def devices() -> dict[str, Any]:
 
 def embedded_model() -> dict[str, Any]:
     """The model that `freedave demo` decodes with."""
+    if DECODER_ERROR is not None:
+        return {"error": f"{DECODER_ERROR}; get what decodes with pip install 'freedave-kernels[decode]'"}
     try:
         lm = freedave.load_model("demo")
     except ValueError as error:
@@ -124,7 +128,7 @@ def missing(information: dict[str, Any]) -> list[str]:
         if "error" in information[part]:
             lines.append(f"{part.replace('_', ' ')}: {information[part]['error']}")
     if information["versions"]["matplotlib"] is None:
-        lines.append("matplotlib, for .png pictures: pip install 'freedave-kernels[demo]'")
+        lines.append("matplotlib, for .png pictures: pip install 'freedave-kernels[decode]'")
     if information["versions"]["lm_eval"] is None:
         lines.append("lm_eval, for `freedave evaluate`: pip install 'freedave-kernels[lm-eval]'")
     return lines

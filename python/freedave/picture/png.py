@@ -17,7 +17,7 @@ def import_matplotlib() -> Any:
         import matplotlib.figure
     except ImportError as error:
         raise ImportError(
-            "a .png picture needs matplotlib: pip install 'freedave-kernels[demo]' (a .html picture needs nothing)"
+            "a .png picture needs matplotlib: pip install 'freedave-kernels[decode]' (a .html picture needs nothing)"
         ) from error
     return matplotlib
 

@@ -13,8 +13,12 @@ choosing between answers and for comparing diffusion models under the same estim
 bound, not to be compared with that of an autoregressive model.
 """
 
-from freedave.integrations.lm_eval.evaluation import TASKS, add_decoding_metrics, evaluate
-from freedave.integrations.lm_eval.model import FreeDaveLM
-from freedave.integrations.lm_eval.tally import DecodingTally
+try:
+    from freedave.integrations.lm_eval.evaluation import TASKS, add_decoding_metrics, evaluate
+    from freedave.integrations.lm_eval.model import FreeDaveLM
+    from freedave.integrations.lm_eval.tally import DecodingTally
+except ImportError as error:
+    # Under this package's own name `python -m` shows the error in one line.
+    raise ImportError(f"{error}: evaluations need pip install 'freedave-kernels[lm-eval]'", name=__name__) from error
 
 __all__ = ["TASKS", "DecodingTally", "FreeDaveLM", "add_decoding_metrics", "evaluate"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lm_eval
+import lm_eval.evaluator
 from lm_eval.tasks import TaskManager
 
 import freedave
@@ -39,7 +41,8 @@ def evaluate(
     """
     task_manager = _task_manager(tasks, include_path)  # first: a model may take minutes to load
     model = FreeDaveLM(pretrained, **(model_args or {}))
-    results = lm_eval.simple_evaluate(model=model, tasks=list(tasks), task_manager=task_manager, **options)
+    with quiet_git():
+        results = lm_eval.simple_evaluate(model=model, tasks=list(tasks), task_manager=task_manager, **options)
     assert results is not None  # only in processes beside the first, of which there are none
     results["config"]["model"] = "freedave"
     results["config"]["model_args"] = {"pretrained": model.lm.name, **(model_args or {})}
@@ -90,6 +93,25 @@ def _tasks_of(name: str, subtasks: dict[str, list[str]]) -> Iterator[str]:
         yield name
     for member in members or ():
         yield from _tasks_of(member, subtasks)
+
+
+@contextmanager
+def quiet_git() -> Iterator[None]:
+    """The harness notes the commit of the folder that it runs in; outside a repository git would complain to the user."""
+    noisy = lm_eval.evaluator.get_git_commit_hash
+
+    def commit() -> str | None:
+        try:
+            described = subprocess.run(["git", "describe", "--always"], capture_output=True, text=True, check=False)
+        except OSError:  # no git
+            return None
+        return described.stdout.strip() or None
+
+    lm_eval.evaluator.get_git_commit_hash = commit
+    try:
+        yield
+    finally:
+        lm_eval.evaluator.get_git_commit_hash = noisy
 
 
 @contextmanager

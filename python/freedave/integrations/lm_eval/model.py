@@ -12,7 +12,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
 from tqdm import tqdm
 
 import freedave
@@ -20,7 +20,7 @@ from freedave.integrations.likelihood import log_likelihood_bound
 from freedave.integrations.lm_eval.tally import DecodingTally
 from freedave.integrations.loading import default_device, load_named
 from freedave.integrations.prompts import Answer, answer_prompts
-from freedave.settings import DECODING_OPTIONS
+from freedave.settings import DECODING_OPTIONS, resolve_settings
 
 DEFAULT_MAX_LENGTH = 2048  # the harness's own, for models that do not say
 
@@ -108,8 +108,29 @@ class FreeDaveLM(TemplateLM):
         self._lossless_share = float(check_lossless)
         given = locals()
         self._settings = {name: given[name] for name in DECODING_OPTIONS}
+        resolve_settings(self.lm, prompt_length=1, max_new_tokens=1, **self._settings)  # refused now, not after hours
         self._ends = list(self.lm.eos_token_ids)
         self.tallies: dict[str, DecodingTally] = defaultdict(DecodingTally)
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
+    ) -> FreeDaveLM:
+        """As the harness makes it from `--model_args`: there, an unknown argument or one of another type is a wrong value.
+
+        Raises:
+            ValueError: naming the argument.
+        """
+        given = {name: value for name, value in (additional_config or {}).items() if value is not None}
+        try:
+            return cls(**arg_dict, **given)
+        except TypeError as error:
+            raise ValueError(f"--model_args: {error}") from error
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> FreeDaveLM:
+        """The same from "name=value,name=value"."""
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     # ------------------------------------------------------------------------------------------------------ what it says
 
