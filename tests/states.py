@@ -42,6 +42,13 @@ def masks(draw: st.DrawFn, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.rand(shape, generator=generator(draw(st.integers(0, 2**32)))) < share
 
 
+def tokens(shape: tuple[int, ...], random: torch.Generator, masks_among: bool) -> torch.Tensor:
+    """Predicted tokens; with `masks_among`, the mask is among them."""
+    token_ids = torch.randint(MASK, shape, generator=random)
+    predicts_mask = torch.rand(shape, generator=random) < 0.15
+    return torch.where(predicts_mask, MASK, token_ids) if masks_among else token_ids
+
+
 def orders() -> st.SearchStrategy[str]:
     return st.sampled_from(["confidence", "left_to_right"])
 
@@ -87,10 +94,10 @@ def predictions(draw: st.DrawFn, batch: int | None = None, length: int | None = 
     )
     masked, confidence = draw(masks(shape)), draw(confidences(shape))
     random = generator(draw(st.integers(0, 2**32)))
-    tokens = torch.randint(MASK, (2, *shape), generator=random)
-    input_ids = torch.where(masked, MASK, tokens[0])
+    input_ids = torch.where(masked, MASK, tokens(shape, random, False))
+    token_ids = tokens(shape, random, draw(st.booleans()))
     return Prediction(
-        input_ids, torch.where(masked, tokens[1], input_ids), torch.where(masked, confidence, torch.tensor(-INF))
+        input_ids, torch.where(masked, token_ids, input_ids), torch.where(masked, confidence, torch.tensor(-INF))
     )
 
 
@@ -114,13 +121,14 @@ def verifications(draw: st.DrawFn, block_length: int | None, order: str, tokens_
 
     prediction = draw(predictions())
     count = draw(st.integers(1, 9))
-    ids, tokens, confidence = prediction.input_ids, prediction.token_ids, prediction.confidence
     rule = (tokens_per_step, None, order, block_length)
-    drafts, num_drafts = build_drafts(ids, tokens, confidence, MASK, count, *rule)
+    drafts, num_drafts = build_drafts(
+        prediction.input_ids, prediction.token_ids, prediction.confidence, MASK, count, *rule
+    )
     random = generator(draw(st.integers(0, 2**32)))
     change = torch.rand(drafts.shape, generator=random) < draw(st.sampled_from([0.0, 0.02, 0.1, 0.5]))
     masked = drafts == MASK
-    others = torch.randint(MASK, drafts.shape, generator=random)
+    others = tokens(tuple(drafts.shape), random, draw(st.booleans()))
     token_ids = torch.where(change, others, prediction.token_ids[:, None])
     confidence = torch.where(change, draw(confidences(tuple(drafts.shape))), prediction.confidence[:, None])
     return Verification(

@@ -46,6 +46,17 @@ def test_threshold(backend):
     assert drafts[0, :3].tolist() == [[1, M, 3, M, 5], [1, 2, 3, M, 5], [1, 2, 3, 4, 5]] and num_drafts.tolist() == [3]
 
 
+def test_a_predicted_mask_fills_nothing(backend):
+    """However sure of it the model is: its position counts as not predicted, and stalls its block."""
+    tokens = torch.tensor([[1, M, 3, 4, 5]])
+    confidence = torch.tensor([[-INF, 0.99, 0.5, 0.4, 0.3]])
+    drafts, num_drafts = fk.build_drafts(IDS, tokens, confidence, M, 4)
+    assert drafts[0].tolist() == [[1, M, 3, M, M], [1, M, 3, 4, M], [1, M, 3, 4, 5], [1, M, 3, 4, 5]]
+    assert num_drafts.tolist() == [3]
+    drafts, num_drafts = fk.build_drafts(IDS, tokens, confidence, M, 4, block_length=3, threshold=0.3)
+    assert drafts[0].tolist() == [[1, M, 3, M, M]] * 4 and num_drafts.tolist() == [1]
+
+
 def test_nothing_beyond_a_block_that_cannot_finish(backend):
     confidence = torch.tensor([[-INF, 0.5, -INF, 0.5, 0.7]])
     drafts, num_drafts = fk.build_drafts(IDS, TOKENS, confidence, M, 4, block_length=3)
@@ -93,7 +104,8 @@ def test_agrees_with_the_oracle(
 def test_one_ranking_gives_every_draft(backend, prediction, draft_steps, tokens_per_step, order):
     """Without blocks, draft k is `rank < tokens_per_step * (k + 1)`."""
     masked = prediction.input_ids == M
-    rank = fk.rank_positions(prediction.confidence, masked, order=order)
+    confidence = torch.where(prediction.token_ids == M, -INF, prediction.confidence)  # a predicted mask is none
+    rank = fk.rank_positions(confidence, masked, order=order)
     drafts, num_drafts = fk.build_drafts(
         prediction.input_ids, prediction.token_ids, prediction.confidence, M, draft_steps,
         tokens_per_step=tokens_per_step, order=order,
@@ -101,7 +113,7 @@ def test_one_ranking_gives_every_draft(backend, prediction, draft_steps, tokens_
     for k in range(draft_steps):
         ranked = (rank < tokens_per_step * (k + 1)) & (rank < rank.shape[-1])
         assert torch.equal(drafts[:, k], torch.where(ranked, prediction.token_ids, prediction.input_ids))
-    ranked = (masked & (prediction.confidence > -INF)).sum(-1).tolist()
+    ranked = (masked & (confidence > -INF)).sum(-1).tolist()
     assert num_drafts.tolist() == [min(draft_steps, math.ceil(count / tokens_per_step)) for count in ranked]
 
 

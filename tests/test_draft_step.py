@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
+from collections.abc import Callable
+
 import pytest
 import torch
 from conftest import golden_ops
@@ -86,6 +90,80 @@ def test_non_finite_logits_are_reported(backend):
 
 
 @pytest.mark.parametrize("drafting", ["nested", "recycled"])
+def test_a_predicted_mask_is_no_prediction(backend, drafting):
+    """Its position is reported as one of non-finite logits is, and no step ever fills it."""
+    tokens = torch.tensor([[[1, M, 2]]])
+    confidence = torch.tensor([[[0.5, 0.99, 0.9]]])
+    step = fk.draft_step(torch.full((1, 1, 3), M), tokens, confidence, ACTIVE, M, 4, drafting=drafting)
+    assert step.drafts[0].tolist() == [[M, M, 2], [1, M, 2], [1, M, 2], [1, M, 2]]
+    assert step.num_drafts.tolist() == [2] and step.forward_drafts.tolist() == [2]
+    assert step.non_finite.tolist() == [1]
+    assert step.token_ids.tolist() == tokens[:, 0].tolist()
+    assert step.confidence.tolist() == [[0.5, -INF, pytest.approx(0.9)]]
+
+    stuck = fk.draft_step(step.drafts[:, 1:2], tokens, confidence, ACTIVE, M, 4, drafting=drafting)
+    assert stuck.drafts[0].tolist() == [[1, M, 2]] * 4
+    assert dict(zip(COUNTERS, stuck.counters[0].tolist(), strict=True)) == {
+        "accepted": 0,
+        "steps": 0,
+        "tokens_committed": 0,
+        "masked_in_block": 1,
+        "masked_in_window": 1,
+        "prefix_length": 0,
+        "forward_drafts": 0,
+        "finished": 0,
+        "non_finite": 1,
+        "num_drafts": 0,
+        "ended": 0,
+    }
+
+
+@pytest.mark.parametrize("drafting", ["nested", "recycled"])
+def test_a_step_that_fills_nothing_is_none(backend, drafting):
+    """Where nothing can be ranked, a draft equals its own target, and so may a later one."""
+    drafts = torch.tensor([[[1, M, M], [1, M, M], [1, 2, M]]])
+    tokens = torch.tensor([[[1, M, M], [1, 2, M], [1, 2, 3]]])
+    confidence = torch.tensor([[[-INF, -INF, -INF], [-INF, 0.9, 0.8], [-INF, -INF, 0.7]]])
+    step = fk.draft_step(drafts, tokens, confidence, torch.tensor([3]), M, 2, drafting=drafting)
+    assert step.accepted.tolist() == [2] and step.steps.tolist() == step.tokens_committed.tolist() == [2]
+    assert step.step_map.tolist() == [[-1, 0, 1]]
+    step = fk.draft_step(drafts[:, :2], tokens[:, :1].repeat(1, 2, 1), confidence[:, :2], ACTIVE, M, 2)
+    assert step.accepted.tolist() == [1] and step.steps.tolist() == step.tokens_committed.tolist() == [0]
+
+
+def documented_loop(
+    model: Callable[[torch.Tensor], torch.Tensor], window: torch.Tensor, omit: str = ""
+) -> torch.Tensor:
+    """What the loop in the package's documentation makes of `window`, without the text `omit`."""
+    code = textwrap.dedent(re.search(r"::\n\n((?:    .*\n|\n)+)", fk.__doc__)[1])
+    assert omit in code
+    scope = {"torch": torch, "model": model, "window": window, "mask_token_id": M}
+    exec(code.replace(omit, ""), scope)
+    return scope["drafts"][:, 0]
+
+
+def logits_by_position(drafts: torch.Tensor) -> torch.Tensor:
+    """Position i predicts token i, the surer the further left; position 2 predicts the mask, and its own token next."""
+    logits = torch.zeros(*drafts.shape, M + 1)
+    for i in range(drafts.shape[-1]):
+        logits[..., i, i] = 9.0 - i
+    logits[..., 2, M] = 20.0
+    return logits
+
+
+def test_the_documented_loop(backend):
+    """It ends: with all positions filled, or with an error where one never can be."""
+    window = torch.tensor([[M, M, M, M], [1, 1, M, M], [1, 1, 1, 1]])
+    expected = torch.tensor([[0, 1, 2, 3], [1, 1, 2, 3], [1, 1, 1, 1]])
+    assert torch.equal(documented_loop(logits_by_position, window), expected)
+    message = r"nothing to commit; without a prediction: positions \[2, 2, -1\]"
+    with pytest.raises(RuntimeError, match=message):
+        documented_loop(logits_by_position, window, omit=", suppress_tokens=[mask_token_id]")
+    with pytest.raises(RuntimeError, match=message):
+        documented_loop(lambda drafts: logits_by_position(drafts).index_fill(2, torch.tensor(2), INF), window)
+
+
+@pytest.mark.parametrize("drafting", ["nested", "recycled"])
 @pytest.mark.parametrize("case", golden_ops())
 def test_golden(backend, case, drafting):
     mask = case["mask_token_id"]
@@ -164,7 +242,7 @@ def test_equals_the_composition_of_the_other_ops(backend, call):
     carried = [x[rows, accepted] for x in (state.drafts, state.token_ids, state.confidence)]
     drafts, num_drafts = fk.build_drafts(*carried, M, arguments["draft_steps"], **static)
     assert torch.equal(step.token_ids, carried[1])
-    assert_same(step.confidence, carried[2], "confidence")
+    assert_same(step.confidence, torch.where(carried[1] == M, -INF, carried[2]), "confidence")
     assert torch.equal(step.drafts[:, 0], drafts[:, 0])
     if arguments["drafting"] == "nested":
         assert torch.equal(step.drafts, drafts) and torch.equal(step.num_drafts, num_drafts)
@@ -173,6 +251,8 @@ def test_equals_the_composition_of_the_other_ops(backend, call):
     new = (state.drafts[:, 0] == M) & (committed != M)
     assert torch.equal(step.step_map >= 0, new)
     assert torch.equal(step.tokens_committed, new.sum(-1))
+    assert (step.steps <= step.tokens_committed).all()
+    assert torch.equal(step.steps > 0, step.tokens_committed > 0)
     assert torch.equal(step.masked_in_window, (committed == M).sum(-1))
 
 

@@ -85,7 +85,7 @@ class DraftStep(NamedTuple):
 
     @property
     def confidence(self) -> torch.Tensor:
-        """`[B, L]` float32: the accepted draft's confidences, carried over."""
+        """`[B, L]` float32: the accepted draft's confidences, carried over; -inf where it predicted the mask itself."""
         return self.record[:, self.layout.confidence].view(torch.float32)[:, : self.length]
 
     @property
@@ -115,7 +115,8 @@ class DraftStep(NamedTuple):
 
     @property
     def steps(self) -> torch.Tensor:
-        """`[B]`: static steps taken by this call."""
+        """`[B]`: static steps taken by this call; each has committed a token. 0 in a sequence that is not `finished`: nothing
+        can be ranked, nor could it be after another forward of the same state; `non_finite` says where."""
         return self.record[:, 1]
 
     @property
@@ -151,7 +152,8 @@ class DraftStep(NamedTuple):
 
     @property
     def non_finite(self) -> torch.Tensor:
-        """`[B]`: first position of the accepted draft's current block whose logits were not finite, else -1."""
+        """`[B]`: first masked position of the accepted draft's current block without a prediction (confidence -inf or NaN, or
+        the mask itself predicted), else -1."""
         return self.record[:, 8]
 
     @property
@@ -182,7 +184,8 @@ def draft_step(
     Args:
         drafts: `[B, J, L]` int64, the drafts that were forwarded; draft 0 is right by construction.
         token_ids: `[B, J, L]` int64 and confidence: `[B, J, L]` float32, the predictions at each draft, as
-            `predict_tokens` returns them.
+            `predict_tokens` returns them. Where the mask itself is predicted, nothing is (as if the confidence were -inf): no
+            step fills a position with the mask. `predict_tokens(..., suppress_tokens=[mask_token_id])` never predicts it.
         num_drafts: `[B]` int32 or int64, how many drafts are active.
         mask_token_id: marks masked positions.
         draft_steps: K, the number of drafts to build. With 1, this is static decoding.
@@ -199,7 +202,9 @@ def draft_step(
         `DraftStep`. Result for result equal to composing the other ops, which a test checks.
 
     Guarantees: every call commits at least one static step where anything can be ranked, and at most J of them; what is
-    committed is what static decoding (`draft_steps=1`) commits, whatever the drafts. No host synchronisation.
+    committed is what static decoding (`draft_steps=1`) commits, whatever the drafts. Where nothing can be ranked (not finite
+    logits, or the mask itself predicted, wherever the current block is open), `steps` is 0 and every further call with the
+    same logits would say the same: a loop must stop there, with an error. No host synchronisation.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
