@@ -67,7 +67,7 @@ def test_recycled_drafts_follow_the_rejected_ones(backend):
 
 
 def test_end_of_sequence(backend):
-    """A complete block that ends with the end-of-sequence token ends the sequence, whatever is masked after it."""
+    """A complete block that contains the end-of-sequence token ends the sequence, whatever is masked after it."""
     drafts = torch.tensor([[[1, 2, M, M]], [[1, M, M, M]]])
     tokens = torch.tensor([[[1, 2, 3, 3]], [[1, 2, 3, 3]]])
     confidence = torch.where(drafts == M, 0.5, -INF)
@@ -76,6 +76,25 @@ def test_end_of_sequence(backend):
     assert step.prefix_length.tolist() == [2, 0]  # the second block was completed only now: not in the forward's cache
     step = fk.draft_step(drafts, tokens, confidence, torch.tensor([1, 1]), M, 2, block_length=4, eos_token_id=2)
     assert step.ended.tolist() == [0, 0]
+
+
+def test_an_end_inside_a_block(backend):
+    """Wherever in a finished block it stands; not in the prompt, which may begin before the window or go beyond it."""
+    drafts = torch.tensor([[[1, 2, 3, M, M, M]]] * 6 + [[[1, 3, 2, M, M, M]]])
+    tokens = torch.where(drafts == M, 4, drafts)
+    confidence = torch.where(drafts == M, 0.5, -INF)
+    call = (drafts, tokens, confidence, torch.ones(7, dtype=torch.int64), M, 2)
+    answer_start = torch.tensor([0, 1, 2, -5, 2**40, -(2**40), 2])
+    step = fk.draft_step(*call, block_length=3, eos_token_id=2, answer_start=answer_start)
+    assert step.ended.tolist() == step.finished.tolist() == [1, 1, 0, 1, 0, 1, 1]
+    step = fk.draft_step(*call, block_length=3, eos_token_id=2)
+    assert step.ended.tolist() == [1] * 7
+    step = fk.draft_step(*call, block_length=3, answer_start=answer_start)
+    assert step.ended.tolist() == [0] * 7
+    step = fk.draft_step(*call, block_length=4, eos_token_id=2)  # 3 is the last of its block: finished by this call
+    assert step.ended.tolist() == [1] * 7
+    step = fk.draft_step(*call, block_length=5, eos_token_id=2)
+    assert step.ended.tolist() == [0] * 7
 
 
 def test_non_finite_logits_are_reported(backend):
@@ -192,6 +211,7 @@ def calls(draw):
         "match": draw(st.sampled_from(["exact", "exact", "subset"])),
         "eos_token_id": draw(st.sampled_from([None, 0, 3])),
         "step": draw(st.sampled_from([None, torch.arange(len(state.num_drafts)) * 10])),
+        "answer_start": draw(st.sampled_from([None, torch.arange(len(state.num_drafts)) * 3 - 2])),
     }
     return state, arguments
 
@@ -265,7 +285,7 @@ def test_a_sequence_does_not_depend_on_its_batch(backend, threads, call):
         row = slice(b, b + 1)
         alone = fk.draft_step(
             state.drafts[row], state.token_ids[row], state.confidence[row], state.num_drafts[row], M,
-            **(arguments | {"step": None if arguments["step"] is None else arguments["step"][row]}),
+            **{name: value[row] if isinstance(value, torch.Tensor) else value for name, value in arguments.items()},
         )  # fmt: skip
         assert torch.equal(together.record[row], alone.record), b
 
@@ -279,7 +299,7 @@ def test_large_batches(native_backend, threads):
     active = torch.full((64,), 8)
     step = fk.draft_step(drafts, token_ids, confidence, active, M, 16, block_length=16)
     expected = reference.draft_step(
-        drafts, token_ids, confidence, active, M, 16, 1, None, "confidence", 16, "recycled", "exact", None, None
+        drafts, token_ids, confidence, active, M, 16, 1, None, "confidence", 16, "recycled", "exact", None, None, None
     )
     assert torch.equal(step.record, expected)
 
@@ -299,10 +319,10 @@ def test_long_windows_and_many_drafts(native_backend, length, count, block_lengt
     token_ids = torch.where(built == M, tokens[:, None], built)
     certainty = confidence[:, None].repeat(1, count, 1)
     certainty[:, count // 2 :] = torch.rand(2, count - count // 2, length, generator=random)
-    call = (built, token_ids, certainty, active, M, count, *rule, block_length, drafting, "exact", 1, None)
+    call = (built, token_ids, certainty, active, M, count, *rule, block_length, drafting, "exact", 1, None, None)
     expected = reference.draft_step(*call)
-    names = ("tokens_per_step", "threshold", "order", "block_length", "drafting", "match", "eos_token_id", "step")
-    step = fk.draft_step(*call[:6], **dict(zip(names, call[6:], strict=True)))
+    names = ("tokens_per_step", "threshold", "order", "block_length", "drafting", "match", "eos_token_id")
+    step = fk.draft_step(*call[:6], **dict(zip(names, call[6:-2], strict=True)))
     assert_same_step(step, expected)
 
 
@@ -317,7 +337,7 @@ def test_strided_inputs(backend):
 def test_opcheck_and_compile():
     op = torch.ops.freedave.draft_step.default
     torch.library.opcheck(op, (DRAFTS, TOKENS, CONFIDENCE, ACTIVE, M, 3))
-    everything = (M, 3, 2, 0.5, "left_to_right", 2, "nested", "subset", 0, torch.tensor([4]))
+    everything = (M, 3, 2, 0.5, "left_to_right", 2, "nested", "subset", 0, torch.tensor([4]), torch.tensor([-1]))
     torch.library.opcheck(op, (DRAFTS, TOKENS, CONFIDENCE, ACTIVE, *everything))
 
     def decode(logits, drafts, num_drafts):
@@ -354,6 +374,8 @@ def test_opcheck_and_compile():
         ({"eos_token_id": "e"}, TypeError, "eos_token_id must be an int, got str"),
         ({"step": torch.tensor([0], dtype=torch.int32)}, TypeError, "step must be int64, got int32"),
         ({"step": torch.tensor([0, 1])}, ValueError, r"step must have shape \(1,\)"),
+        ({"answer_start": torch.tensor([0.0])}, TypeError, "answer_start must be int64, got float32"),
+        ({"answer_start": torch.tensor([0, 1])}, ValueError, r"answer_start must have shape \(1,\)"),
         ({"num_drafts": ACTIVE.to("meta")}, ValueError, "num_drafts must be on cpu like drafts, got meta"),
     ],
     ids=str,

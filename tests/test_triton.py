@@ -175,7 +175,8 @@ for batch in (1, 2, 3, 16, 17, 64):
     confidence = torch.zeros(batch, 4, 32)
     for steps in (1, 8):
         for rule in ((1, None, "confidence", 16), (2, None, "confidence", None)):
-            draft_step(ids, ids, confidence, torch.full((batch,), 4), MASK, steps, *rule, "recycled", "exact", None, None)
+            rule += ("recycled", "exact", None, None, None)
+            draft_step(ids, ids, confidence, torch.full((batch,), 4), MASK, steps, *rule)
     facts[batch] = [predicted, driver.grids[len(predicted):]]
 print(json.dumps([facts, {kernel.function.__name__: len(kernel.compiled) for kernel in stub.KERNELS}]))
 """
@@ -195,7 +196,7 @@ import torch, triton_stub as stub
 driver = stub.use("sm_90")
 ids = torch.zeros(0, 4, 8, dtype=torch.int64)
 stub.predict_tokens(torch.zeros(0, 4, 8, 50), ids, 9, None, "prob", None, False)
-rule = (1, None, "confidence", None, "nested", "exact", None, None)
+rule = (1, None, "confidence", None, "nested", "exact", None, None, None)
 stub.draft_step(ids, ids, torch.zeros(0, 4, 8), ids[:, 0, 0], 9, 2, *rule)
 print(len(driver.grids))
 """
@@ -251,7 +252,7 @@ def test_opcheck():
     with fk.use_backend("triton"):
         ops = torch.ops.freedave_triton
         torch.library.opcheck(ops.predict_tokens, (torch.randn(1, 1, 3, 20), ids, 9, None, "prob", None, False))
-        step = (1, None, "confidence", None, "recycled", "exact", None, None)
+        step = (1, None, "confidence", None, "recycled", "exact", None, None, None)
         torch.library.opcheck(ops.draft_step, (ids, ids, torch.rand(1, 1, 3), torch.tensor([1]), 9, 2, *step))
 
 

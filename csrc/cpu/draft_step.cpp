@@ -147,8 +147,8 @@ int64_t count_forward_drafts(const DraftStepParams& p, const int64_t* drafts, in
 }
 
 // What the committed state says: what is left of the window, and whether a complete block of its prefix ends the
-// sequence.
-void count_committed(const DraftStepParams& p, const int64_t* committed, int64_t* counters) {
+// sequence. Positions before `answer_start` belong to the prompt.
+void count_committed(const DraftStepParams& p, const int64_t* committed, int64_t answer_start, int64_t* counters) {
   const auto is_masked = [&](int64_t i) { return committed[i] == p.rule.mask_token_id; };
   const Span block = current_block(is_masked, p.rule.block_length, p.length);
   int64_t in_block = 0, in_window = 0;
@@ -156,12 +156,9 @@ void count_committed(const DraftStepParams& p, const int64_t* committed, int64_t
     in_window += is_masked(i);
     in_block += is_masked(i) && i < block.end;
   }
-  bool ended = false;
-  for (int64_t begin = 0; p.has_eos_token_id && begin < block.begin;) {
-    const Span complete = block_around(begin, p.rule.block_length, p.length);
-    ended |= committed[complete.end - 1] == p.eos_token_id;
-    begin = complete.end;
-  }
+  const int64_t from = std::clamp<int64_t>(answer_start, 0, block.begin);
+  const int64_t* end = committed + block.begin;
+  const bool ended = p.has_eos_token_id && std::find(committed + from, end, p.eos_token_id) != end;
   counters[static_cast<int>(Counter::kMaskedInBlock)] = in_block;
   counters[static_cast<int>(Counter::kMaskedInWindow)] = in_window;
   counters[static_cast<int>(Counter::kFinished)] = ended || in_window == 0;
@@ -206,7 +203,7 @@ void step_sequence(const DraftStepParams& p, int64_t b, Scratch& scratch) {
   count(Counter::kAccepted) = accepted;
   write_step_map(p, s, next, scratch.chain, record);
   count_accepted(p, state, record);
-  count_committed(p, next, record.counters);
+  count_committed(p, next, p.answer_start.data ? p.answer_start.at(b) : 0, record.counters);
   count(Counter::kForwardDrafts) = count_forward_drafts(p, next, num_drafts);
   count(Counter::kNumDrafts) = num_drafts;
 }

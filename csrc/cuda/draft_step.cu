@@ -178,8 +178,11 @@ __global__ void __launch_bounds__(kMaxLength) step_sequences(const __grid_consta
   const bool left = window.inside && committed == mask;
   const uint32_t block = window.current_block(left);
   const int complete = window.begin_of(block);
-  const bool ends_block = (i + 1) % window.block_length == 0 || i + 1 == window.length;
-  const bool ended = window.any(p.has_eos_token_id && i < complete && ends_block && committed == p.eos_token_id);
+  bool ended = false;
+  if (p.has_eos_token_id) {
+    const int64_t answer_start = p.answer_start.data ? p.answer_start.at(b) : 0;  // the prompt ends nothing
+    ended = window.any(i < complete && i >= answer_start && committed == p.eos_token_id);
+  }
   const uint32_t in_block = window.sum(left && window.block == block);
   const uint32_t in_window = window.sum(left);
   const uint32_t tokens_committed = window.sum(step_map >= 0);

@@ -158,7 +158,7 @@ class DraftStep(NamedTuple):
 
     @property
     def ended(self) -> torch.Tensor:
-        """`[B]`: 1 when a leading complete block of the committed state ends with `eos_token_id`."""
+        """`[B]`: 1 when a leading complete block of the committed state contains `eos_token_id`, from `answer_start` on."""
         return self.record[:, 10]
 
 
@@ -178,6 +178,7 @@ def draft_step(
     match: str = "exact",
     eos_token_id: int | None = None,
     step: torch.Tensor | None = None,
+    answer_start: torch.Tensor | None = None,
 ) -> DraftStep:
     """Verifies drafts against their predictions, commits the last right one and builds the next drafts.
 
@@ -195,8 +196,10 @@ def draft_step(
             draft nearest (in Hamming distance, ties to the lowest index) to the draft built last. Positions that this
             nearest draft has filled already take the accepted draft's predictions.
         match: as in `verify_drafts`.
-        eos_token_id: a finished block that ends with it ends its sequence.
+        eos_token_id: a finished block that contains it, wherever in the block, ends its sequence.
         step: `[B]` int64, static steps taken so far (None: 0); only offsets `step_map`.
+        answer_start: `[B]` int64, the window position at which each sequence's answer begins (None: 0). What is before it is
+            prompt, where `eos_token_id` ends nothing. It may lie before the window (negative) or beyond it.
 
     Returns:
         `DraftStep`. Result for result equal to composing the other ops, which a test checks.
@@ -213,7 +216,7 @@ def draft_step(
     """
     call = (
         drafts, token_ids, confidence, num_drafts, mask_token_id, draft_steps, tokens_per_step, threshold,
-        order, block_length, drafting, match, eos_token_id, step,
+        order, block_length, drafting, match, eos_token_id, step, answer_start,
     )  # fmt: skip
     try:
         if runs_native(drafts):
@@ -241,6 +244,7 @@ def check_arguments(
     match: Any,
     eos_token_id: Any,
     step: Any,
+    answer_start: Any,
 ) -> None:
     arguments.expect_tensor(OP, "drafts", drafts, [torch.int64])
     arguments.expect_dims(OP, "drafts", drafts, "B, J, L")
@@ -264,9 +268,11 @@ def check_arguments(
     if step is not None:
         arguments.expect_tensor(OP, "step", step, [torch.int64])
         arguments.expect_shape(OP, "step", step, drafts.shape[:1], "one step a sequence")
-    arguments.expect_same_device(
-        OP, drafts, "drafts", token_ids=token_ids, confidence=confidence, num_drafts=num_drafts, step=step
-    )
+    if answer_start is not None:
+        arguments.expect_tensor(OP, "answer_start", answer_start, [torch.int64])
+        arguments.expect_shape(OP, "answer_start", answer_start, drafts.shape[:1], "one position a sequence")
+    others = {"token_ids": token_ids, "confidence": confidence, "num_drafts": num_drafts}
+    arguments.expect_same_device(OP, drafts, "drafts", **others, step=step, answer_start=answer_start)
 
 
 @register_fake(OP)
@@ -285,6 +291,7 @@ def fake(
     match: str = "exact",
     eos_token_id: int | None = None,
     step: torch.Tensor | None = None,
+    answer_start: torch.Tensor | None = None,
 ) -> torch.Tensor:
     batch, _, length = drafts.shape
     return drafts.new_empty((batch, RecordLayout.of(length, draft_steps).width))

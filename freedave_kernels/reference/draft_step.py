@@ -25,6 +25,7 @@ def draft_step(
     match: str,
     eos_token_id: int | None,
     step: torch.Tensor | None,
+    answer_start: torch.Tensor | None,
 ) -> torch.Tensor:
     batch, count, length = drafts.shape
     rows = torch.arange(batch, device=drafts.device)
@@ -61,6 +62,7 @@ def draft_step(
         mask_token_id,
         block_length,
         eos_token_id,
+        answer_start,
     )
     # Two confidences in the place of an integer; a 0 fills up the last one.
     pairs = torch.nn.functional.pad(carried_confidence, (0, length % 2)).view(torch.int64)
@@ -144,6 +146,7 @@ def _counters(
     mask_token_id: int,
     block_length: int | None,
     eos_token_id: int | None,
+    answer_start: torch.Tensor | None,
 ) -> torch.Tensor:
     _, count, length = drafts.shape
     position = torch.arange(length, device=drafts.device)
@@ -160,8 +163,10 @@ def _counters(
     )
     ended = torch.zeros_like(accepted, dtype=torch.bool)
     if eos_token_id is not None:
-        last_of_block = block != torch.cat([block[1:], block.new_full((1,), -1)])
-        ended = (last_of_block & (committed == eos_token_id) & (position < complete[:, None])).any(-1)
+        ends = (committed == eos_token_id) & (position < complete[:, None])
+        if answer_start is not None:
+            ends = ends & (position >= answer_start[:, None])
+        ended = ends.any(-1)
 
     broken = open_before & in_current_block(open_before, block_length) & ~rankable(confidence, open_before)
     first_broken = torch.where(broken, position, length).amin(-1)

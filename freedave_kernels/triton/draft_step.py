@@ -75,6 +75,7 @@ def step_sequence(
     confidence,
     num_drafts,
     taken,
+    answer_start,
     record,
     record_as_float,
     threshold: tl.float32,
@@ -96,6 +97,7 @@ def step_sequence(
     confidence_step: tl.int64,
     num_drafts_step: tl.int64,
     taken_step: tl.int64,
+    answer_start_step: tl.int64,
     LENGTH: tl.constexpr,
     COUNT: tl.constexpr,
     TILE: tl.constexpr,
@@ -105,6 +107,7 @@ def step_sequence(
     SUBSET: tl.constexpr,
     HAS_EOS: tl.constexpr,
     HAS_TAKEN: tl.constexpr,
+    HAS_ANSWER_START: tl.constexpr,
 ):
     sequence = tl.program_id(0).to(tl.int64)
     drafts += sequence * drafts_sequence
@@ -247,8 +250,10 @@ def step_sequence(
     in_window = count_of(still_masked)
     ended = 0
     if HAS_EOS:
-        last_of_block = ((position + 1) % block_length == 0) | (position + 1 == length)
-        ended = any_of(last_of_block & (committed == eos_token_id) & (position < complete)).to(tl.int32)
+        ends = (committed == eos_token_id) & (position < complete)
+        if HAS_ANSWER_START:  # the prompt ends nothing
+            ends = ends & (position >= tl.load(answer_start + sequence * answer_start_step))
+        ended = any_of(ends).to(tl.int32)
     tl.store(record + 0, accepted)
     tl.store(record + 1, steps)
     tl.store(record + 2, count_of(step_map >= 0))
@@ -277,11 +282,13 @@ def draft_step(
     match: str,
     eos_token_id: int | None,
     step: torch.Tensor | None,
+    answer_start: torch.Tensor | None,
 ) -> torch.Tensor:
     batch, count, length = drafts.shape
     expect_length("draft_step", length)
     record = drafts.new_empty((batch, RecordLayout.of(length, draft_steps).width))
     taken = drafts if step is None else step
+    starts = drafts if answer_start is None else answer_start
     padded, tile = tile_of(count, length)
     step_sequence.launch(
         (batch, 1, 1),
@@ -291,6 +298,7 @@ def draft_step(
             confidence,
             num_drafts,
             taken,
+            starts,
             record,
             record.view(torch.float32),
             as_float32(threshold),
@@ -306,6 +314,7 @@ def draft_step(
             *confidence.stride(),
             num_drafts.stride(0),
             taken.stride(0),
+            starts.stride(0),
         ),
         (
             padded,
@@ -317,6 +326,7 @@ def draft_step(
             match == "subset",
             eos_token_id is not None,
             step is not None,
+            answer_start is not None,
         ),
         (num_drafts.dtype,),
         *resources_for(padded * tile),
