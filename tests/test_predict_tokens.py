@@ -123,6 +123,16 @@ def test_a_real_vocabulary(native_backend, dtype, measure):
     )
 
 
+def test_probabilities_saturate_and_entropies_do_not(backend):
+    """As the documentation says: in float32, all that is nearer to 1 than 3e-8 is 1."""
+    logits = torch.zeros(3, 100)
+    logits[:, 4] = torch.tensor([25.0, 27.0, 29.0])
+    confidence = {name: fk.predict_tokens(logits, torch.full((3,), MASK), MASK, measure=name)[1] for name in MEASURES}
+    assert confidence["prob"].tolist() == confidence["margin"].tolist() == [1.0, 1.0, 1.0]
+    ordered = fk.rank_positions(confidence["neg_entropy"], torch.ones(3, dtype=torch.bool))
+    assert ordered.tolist() == [2, 1, 0]
+
+
 @pytest.mark.parametrize("measure", MEASURES)
 def test_very_confident_rows_keep_their_digits(backend, measure):
     """p = 1 - 1e-13: a sum that adds the tail to a 1 in float32 would return an entropy of 0 exactly."""
