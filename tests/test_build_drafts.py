@@ -9,6 +9,7 @@ import torch
 from conftest import golden_ops
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from on_gpu import elsewhere
 from states import INF, MASK, block_lengths, orders, predictions, thresholds
 
 import freedave_kernels as fk
@@ -165,7 +166,7 @@ def test_opcheck_and_compile():
         ({"threshold": float("nan")}, ValueError, "threshold must be a number, got nan"),
         ({"order": "x"}, ValueError, "order must be one of"),
         ({"block_length": 0}, ValueError, "block_length must be at least 1, got 0"),
-        ({"token_ids": TOKENS.to("meta")}, ValueError, "token_ids must be on cpu like input_ids, got meta"),
+        ({"token_ids": TOKENS.to("meta")}, ValueError, elsewhere("token_ids", "input_ids")),
     ],
     ids=str,
 )

@@ -11,6 +11,7 @@ import torch
 from conftest import golden_ops
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from on_gpu import elsewhere
 from states import INF, MASK, block_lengths, choose, generator, orders, thresholds, verifications
 
 import freedave_kernels as fk
@@ -376,7 +377,7 @@ def test_opcheck_and_compile():
         ({"step": torch.tensor([0, 1])}, ValueError, r"step must have shape \(1,\)"),
         ({"answer_start": torch.tensor([0.0])}, TypeError, "answer_start must be int64, got float32"),
         ({"answer_start": torch.tensor([0, 1])}, ValueError, r"answer_start must have shape \(1,\)"),
-        ({"num_drafts": ACTIVE.to("meta")}, ValueError, "num_drafts must be on cpu like drafts, got meta"),
+        ({"num_drafts": ACTIVE.to("meta")}, ValueError, elsewhere("num_drafts", "drafts")),
     ],
     ids=str,
 )

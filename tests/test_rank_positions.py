@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from hypothesis import given
+from on_gpu import elsewhere
 from states import INF, block_lengths, orders, rows
 
 import freedave_kernels as fk
@@ -92,7 +93,7 @@ CONFIDENCE, MASKED = torch.rand(2, 4), torch.ones(2, 4, dtype=torch.bool)
             ValueError,
             r"mask_index must have shape \(2, 4\) \(like confidence\), got \(1, 4\)",
         ),
-        ({"mask_index": MASKED.to("meta")}, ValueError, "mask_index must be on cpu like confidence, got meta"),
+        ({"mask_index": MASKED.to("meta")}, ValueError, elsewhere("mask_index", "confidence")),
         ({"order": "random"}, ValueError, "order must be one of confidence, left_to_right, got 'random'"),
         ({"order": None}, TypeError, "order must be a str, got NoneType"),
         ({"block_length": 0}, ValueError, "block_length must be at least 1, got 0"),
