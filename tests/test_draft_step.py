@@ -12,7 +12,7 @@ from conftest import golden_ops
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from on_gpu import elsewhere
-from states import INF, MASK, block_lengths, choose, generator, orders, thresholds, verifications
+from states import INF, MASK, Constants, block_lengths, choose, generator, verifications
 
 import freedave_kernels as fk
 from freedave_kernels.ops.draft_step import COUNTERS
@@ -199,20 +199,21 @@ def test_golden(backend, case, drafting):
 
 @st.composite
 def calls(draw):
-    order, block_length = draw(orders()), draw(block_lengths())
+    constants = Constants(draw)
+    order, block_length = constants.order(), draw(block_lengths())
     tokens_per_step = draw(st.sampled_from([1, 1, 2, 3]))
-    state = draw(verifications(block_length, order, tokens_per_step))
+    state = draw(verifications(constants, block_length, order, tokens_per_step))
     arguments = {
         "draft_steps": draw(st.integers(1, 9)),
         "tokens_per_step": tokens_per_step,
-        "threshold": draw(thresholds()),
+        "threshold": constants.threshold(),
         "order": order,
         "block_length": block_length,
-        "drafting": draw(st.sampled_from(["recycled", "nested"])),
-        "match": draw(st.sampled_from(["exact", "exact", "subset"])),
-        "eos_token_id": draw(st.sampled_from([None, 0, 3])),
-        "step": draw(st.sampled_from([None, torch.arange(len(state.num_drafts)) * 10])),
-        "answer_start": draw(st.sampled_from([None, torch.arange(len(state.num_drafts)) * 3 - 2])),
+        "drafting": constants.one_of(["recycled", "nested"]),
+        "match": constants.one_of(["exact", "exact", "subset"]),
+        "eos_token_id": constants.one_of([None, 0, 3]),
+        "step": constants.one_of([None, torch.arange(len(state.num_drafts)) * 10]),
+        "answer_start": constants.one_of([None, torch.arange(len(state.num_drafts)) * 3 - 2]),
     }
     return state, arguments
 

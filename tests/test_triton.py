@@ -14,16 +14,27 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import disassembly
 import pytest
+import test_build_drafts
+import test_draft_step
+import test_partial_predictions
+import test_predict_tokens
+import test_rank_positions
+import test_select_transfer
+import test_verify_drafts
 import torch
 from budgets import BUDGETS
 from conftest import INTERPRETED, on_backend
+from hypothesis import given, settings
+from states import FEW, few_combinations
 
 import freedave_kernels as fk
 from freedave_kernels import backends
 from freedave_kernels.reference.predict_tokens import predict_tokens as reference
+from freedave_kernels.triton import launch
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 TESTS = Path(__file__).parent
@@ -201,6 +212,43 @@ stub.draft_step(ids, ids, torch.zeros(0, 4, 8), ids[:, 0, 0], 9, 2, *rule)
 print(len(driver.grids))
 """
     assert run("-c", code).strip() == "0"
+
+
+CONTRACT = {
+    "predict_tokens": (test_predict_tokens.calls, test_predict_tokens.run),
+    "partial_predictions": (test_partial_predictions.calls_in_parts, test_partial_predictions.run),
+    "rank_positions": (test_rank_positions.calls, test_rank_positions.run),
+    "select_transfer": (test_select_transfer.calls, test_select_transfer.run),
+    "build_drafts": (test_build_drafts.calls, test_build_drafts.run),
+    "verify_drafts": (test_verify_drafts.calls, test_verify_drafts.run),
+    "draft_step": (test_draft_step.calls, test_draft_step.run),
+}
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="elsewhere it would launch kernels")
+@pytest.mark.parametrize("op", CONTRACT)
+def test_contract_tests_compile_little(monkeypatch, op):
+    """Where kernels are compiled, examples share a few binaries, among which every value of every flag occurs."""
+    binaries: dict[str, set[tuple[Any, ...]]] = {}
+    calls, run = CONTRACT[op]
+
+    def record(kernel, grid, arguments, constants, others=(), num_warps=4, max_registers=0):
+        if 0 not in grid:
+            binaries.setdefault(kernel.function.__name__, set()).add((constants, others, num_warps, max_registers))
+
+    @given(call=calls())
+    @settings(max_examples=400)
+    def draw(call):
+        run(*call)
+
+    monkeypatch.setattr(launch.Kernel, "launch", record)
+    with fk.use_backend("triton"), few_combinations():
+        draw()
+    assert binaries
+    for name, keys in binaries.items():
+        assert len(keys) <= 3 * FEW, name
+        for values in map(set, zip(*(constants for constants, *_ in keys), strict=True)):
+            assert values == {False, True} or not isinstance(next(iter(values)), bool), (name, keys)
 
 
 def test_rows_that_are_too_long(triton):
