@@ -240,7 +240,8 @@ struct Calls {
                              const Tensor& num_drafts_, int64_t mask_token_id, int64_t draft_steps,
                              int64_t tokens_per_step, std::optional<double> threshold, const Word& order,
                              std::optional<int64_t> block_length, const Word& drafting, const Word& match,
-                             std::optional<int64_t> eos_token_id, const std::optional<Tensor>& step_) {
+                             std::optional<int64_t> eos_token_id, const std::optional<Tensor>& step_,
+                             const std::optional<Tensor>& answer_start_) {
     constexpr const char* kOp = "draft_step";
     const Argument drafts = Edge::argument(kOp, "drafts", drafts_);
     const Argument token_ids = Edge::argument(kOp, "token_ids", token_ids_);
@@ -250,10 +251,14 @@ struct Calls {
     token_ids.expect({DType::kInt64}).expect_shape_of(drafts);
     confidence.expect({DType::kFloat32}).expect_shape_of(drafts);
     num_drafts.expect({DType::kInt32, DType::kInt64}).expect_shape_of(drafts, 1);
-    Counts taken{};
+    Counts taken{}, answer_start{};
     if (step_) {
       const Argument step = Edge::argument(kOp, "step", *step_);
       taken = step.expect({DType::kInt64}).expect_shape_of(drafts, 1).counts();
+    }
+    if (answer_start_) {
+      const Argument start = Edge::argument(kOp, "answer_start", *answer_start_);
+      answer_start = start.expect({DType::kInt64}).expect_shape_of(drafts, 1).counts();
     }
     const int64_t batch = drafts.sizes[0];
     const int64_t input_drafts = expect_at_least(kOp, "J", drafts.sizes[1], 1);
@@ -268,6 +273,7 @@ struct Calls {
                                          .confidence = confidence.matrix<float>(),
                                          .num_drafts = num_drafts.counts(),
                                          .step = taken,
+                                         .answer_start = answer_start,
                                          .batch = batch,
                                          .input_drafts = input_drafts,
                                          .draft_steps = draft_steps,

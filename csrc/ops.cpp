@@ -66,7 +66,7 @@ STABLE_TORCH_LIBRARY(freedave, m) {
       "draft_step(Tensor drafts, Tensor token_ids, Tensor confidence, Tensor num_drafts, int mask_token_id, "
       "int draft_steps, int tokens_per_step=1, float? threshold=None, str order=\"confidence\", "
       "int? block_length=None, str drafting=\"recycled\", str match=\"exact\", int? eos_token_id=None, "
-      "Tensor? step=None) -> Tensor");
+      "Tensor? step=None, Tensor? answer_start=None) -> Tensor");
 }
 
 #if defined(FREEDAVE_EMULATED)

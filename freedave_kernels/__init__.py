@@ -1,11 +1,19 @@
 """Kernels for lossless parallel decoding of masked-diffusion language models.
 
-Everything a decoder does between two forwards, as a handful of batch-invariant ops::
+Everything a decoder does between two forwards, as a handful of batch-invariant ops. A whole decode of ``window [B, L]``,
+which holds the mask where a token is wanted, with a model that returns logits ``[B, K, L, V]`` for drafts ``[B, K, L]``::
 
     import freedave_kernels as fk
 
-    token_ids, confidence = fk.predict_tokens(logits, drafts, mask_token_id)
-    step = fk.draft_step(drafts, token_ids, confidence, num_drafts, mask_token_id, draft_steps=8)
+    drafts, num_drafts = window[:, None], torch.ones(len(window), dtype=torch.int64, device=window.device)
+    while True:
+        token_ids, confidence = fk.predict_tokens(model(drafts), drafts, mask_token_id, suppress_tokens=[mask_token_id])
+        step = fk.draft_step(drafts, token_ids, confidence, num_drafts, mask_token_id, draft_steps=8)
+        drafts, num_drafts = step.drafts, step.num_drafts
+        if step.finished.all():
+            break
+        if ((step.steps == 0) & (step.finished == 0)).any():  # nor would anything change in the next step
+            raise RuntimeError(f"nothing to commit; without a prediction: positions {step.non_finite.tolist()}")
 
 The same ops are registered with the dispatcher as ``torch.ops.freedave.*``.
 """

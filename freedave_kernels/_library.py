@@ -6,6 +6,7 @@ The library registers ``torch.ops.freedave.*`` and has no Python symbols, so it 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 from collections.abc import Callable
@@ -108,7 +109,21 @@ def native_check(name: str) -> Callable[..., bool]:
 
 
 def register_fake(name: str) -> Callable[[F], F]:
-    """Registers the decorated function as the shape-only kernel of ``torch.ops.freedave.<name>`` (if that exists)."""
-    if LOAD_ERROR is None:
-        return torch.library.register_fake(f"freedave::{name}")
-    return lambda function: function
+    """Registers the decorated function as the shape-only kernel of ``torch.ops.freedave.<name>`` (if that exists).
+
+    One meta tensor among others is enough to be sent there, and would make results of anything: refused.
+    """
+
+    def register(function: F) -> F:
+        @functools.wraps(function)
+        def on_one_device(*arguments: Any, **named: Any) -> Any:
+            devices = {value.device for value in (*arguments, *named.values()) if isinstance(value, torch.Tensor)}
+            if len(devices) > 1:
+                raise RuntimeError(f"{name}: the tensors must be on one device, got {sorted(map(str, devices))}")
+            return function(*arguments, **named)
+
+        if LOAD_ERROR is None:
+            torch.library.register_fake(f"freedave::{name}")(on_one_device)
+        return function
+
+    return register

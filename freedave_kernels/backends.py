@@ -1,16 +1,18 @@
 """Which implementation of the ops runs, and how a user forces one.
 
-By default the tensors' device decides. ``use_backend("reference")`` or ``FREEDAVE_BACKEND=reference`` forces one; a forced
-backend that cannot serve a call raises `BackendUnavailableError` and never falls back.
+By default the tensors' device decides. ``use_backend("reference")`` or ``FREEDAVE_BACKEND=reference`` forces one for the
+process, ``with use_backend("reference"):`` for a block; a forced backend that cannot serve a call raises
+`BackendUnavailableError` and never falls back.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
-from collections.abc import Callable, Iterator
-from contextvars import ContextVar
+import threading
+import weakref
+from collections.abc import Callable
+from contextvars import ContextVar, Token
 from typing import Any, TypeVar
 
 import torch
@@ -26,7 +28,7 @@ OPS = (*_library.OPS, *PYTHON_OPS)
 
 # "cuda_emulated", the CUDA kernels executed on CPU tensors, exists where tests have built it.
 BACKENDS = ("reference", "cpu", "triton", "cuda", *(("cuda_emulated",) if _library.EMULATED_PATH else ()))
-# "auto" undoes FREEDAVE_BACKEND inside a `with use_backend("auto")`.
+# "auto": the device of the tensors decides.
 CHOICES = (*BACKENDS, "auto")
 
 
@@ -133,10 +135,12 @@ def implementation(name: str) -> Implementation:
     return found
 
 
-# None: the device of the tensors decides. A wrong name in the environment is reported by the first op that runs: an
-# import that fails could not be caught by programs that want to show it to a person.
-_DEFAULT = os.environ.get("FREEDAVE_BACKEND") or "auto"
-_forced: ContextVar[str | None] = ContextVar("freedave_backend", default=None if _DEFAULT == "auto" else _DEFAULT)
+# A wrong name in the environment is reported by the first op that runs: an import that fails could not be caught by
+# programs that want to show it to a person.
+_INITIAL = os.environ.get("FREEDAVE_BACKEND") or "auto"
+_default = _INITIAL  # what the last statement `use_backend(name)` says
+# Of `with use_backend(name)`; None outside of such blocks.
+_in_block: ContextVar[str | None] = ContextVar("freedave_backend", default=None)
 
 
 def _constant_result(function: F) -> F:
@@ -148,7 +152,8 @@ def _constant_result(function: F) -> F:
 @_constant_result  # Dynamo cannot trace a ContextVar
 def forced() -> str | None:
     """The backend in force, or None where the device of the tensors decides."""
-    return _forced.get()
+    name = _in_block.get() or _default
+    return None if name == "auto" else name
 
 
 def runs_native(tensor: torch.Tensor) -> bool:
@@ -158,22 +163,51 @@ def runs_native(tensor: torch.Tensor) -> bool:
     return forced() is None and (tensor.is_cpu or (CUDA_KERNELS and tensor.is_cuda)) and not is_compiling()
 
 
-@contextlib.contextmanager
-def use_backend(name: str) -> Iterator[None]:
-    """Runs every op inside the `with` block on backend `name` ("reference", "cpu", "triton", "cuda", or "auto").
+class use_backend:
+    """Runs ops on backend `name` ("reference", "cpu", "triton", "cuda"), or where the tensors are ("auto").
 
-    Raises `ValueError` for an unknown name and `BackendUnavailableError`, with reason and remedy, for a backend that
-    cannot run here. The choice belongs to the current context: other threads and tasks keep theirs, and a function that
-    torch.compile has compiled keeps the backend it was compiled with.
+    As a statement, `use_backend("reference")`, it is the default of the whole process from then on, in place of
+    FREEDAVE_BACKEND: in all threads and tasks, but for those inside a block of their own. As a block,
+    `with use_backend("reference"):`, it ends with the block and belongs to the current thread or task: others keep theirs.
+    A function that torch.compile has compiled keeps the backend it was compiled with.
+
+    Raises:
+        ValueError: an unknown name.
+        BackendUnavailableError: a backend that cannot run here, with reason and remedy.
+
+    Both are raised at once, and nothing is changed then.
     """
-    _check_name(name, "use_backend")
-    if name != "auto":
-        implementation(name)
-    token = _forced.set(None if name == "auto" else name)
-    try:
-        yield
-    finally:
-        _forced.reset(token)
+
+    def __init__(self, name: str) -> None:
+        _check_name(name, "use_backend")
+        if name != "auto":
+            implementation(name)
+        self._name = name
+        self._tokens: list[Token[str | None]] = []
+        with _statements_lock:
+            # An object that is gone was a statement, so what came before the last of these is out of use for good.
+            gone = max((place for place, (made, _) in enumerate(_statements) if made() is None), default=0)
+            _set_statements([*_statements[gone:], (weakref.ref(self), name)])
+
+    def __enter__(self) -> None:
+        with _statements_lock:  # it was none: it is a block
+            _set_statements([statement for statement in _statements if statement[0]() is not self])
+        self._tokens.append(_in_block.set(self._name))
+
+    def __exit__(self, *exception: object) -> None:
+        _in_block.reset(self._tokens.pop())
+
+
+# What looks like a statement, in order. Until its block is entered, a `with use_backend(name)` does, too, and those of
+# several threads may begin in between each other: so a block takes itself out, rather than restoring what it found.
+_statements: list[tuple[weakref.ref[use_backend], str]] = []
+_statements_lock = threading.Lock()
+
+
+def _set_statements(statements: list[tuple[weakref.ref[use_backend], str]]) -> None:
+    global _statements, _default
+    _statements = statements
+    _default = statements[-1][1] if statements else _INITIAL
 
 
 def for_device(device: torch.device, op: str | None = None) -> Implementation:

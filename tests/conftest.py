@@ -31,6 +31,7 @@ if EMULATED.exists():
 triton_interpreter.use_where_there_is_no_gpu()
 
 from on_gpu import on_device  # noqa: E402  (the variable is read when freedave_kernels is imported)
+from states import few_combinations  # noqa: E402
 
 import freedave_kernels as fk  # noqa: E402
 
@@ -58,8 +59,13 @@ hypothesis.settings.load_profile("contract")
 
 def on_backend(name: str) -> Iterator[str]:
     """Every op on backend `name`, which gets its tensors on a GPU where it runs on one."""
+    compiling = name == "triton" and not INTERPRETED
     on_gpu = name == "cuda" or (name == "triton" and torch.cuda.is_available())
-    with fk.use_backend(name), on_device("cuda") if on_gpu else contextlib.nullcontext():
+    with (
+        fk.use_backend(name),
+        on_device("cuda") if on_gpu else contextlib.nullcontext(),
+        few_combinations(compiling),
+    ):
         yield name
 
 

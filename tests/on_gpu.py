@@ -43,6 +43,11 @@ def through(op: Callable[..., Any], device: torch.device | str) -> Callable[...,
     return run
 
 
+def elsewhere(name: str, first: str) -> str:
+    """What an op says, on whichever device it computes, of an argument on another one than `first`: for `match=`."""
+    return rf"{name} must be on (\S+) like {first}, got (?!\1\b)\S+"
+
+
 @contextlib.contextmanager
 def on_device(device: torch.device | str) -> Iterator[None]:
     """Every op of `freedave_kernels` inside the block computes on `device`."""

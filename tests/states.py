@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from random import Random
+from typing import TypeVar
 
 import torch
 from hypothesis import strategies as st
@@ -13,6 +17,53 @@ INF = float("inf")
 # Few distinct values, so that most rows have ties; -0.0 and 0.0 are equal; -inf and nan are never ranked.
 CONFIDENCES = [0.125, 0.25, 0.5, 0.5, 0.75, 0.75, 1.0, 0.0, -0.0, -3.5]
 BROKEN = [-INF, float("nan")]
+
+
+T = TypeVar("T")
+
+FEW = 8
+_few = False
+
+
+@contextlib.contextmanager
+def few_combinations(wanted: bool = True) -> Iterator[None]:
+    """While a Triton kernel is compiled for every combination of constants, a second each, `Constants` picks one of `FEW`."""
+    global _few
+    before, _few = _few, wanted
+    try:
+        yield
+    finally:
+        _few = before
+
+
+class Constants:
+    """Draws what a Triton kernel is compiled for: flags, dtypes, and sizes up to the next power of two. All combinations
+    on backends that compile nothing; else a few, the same in every run, with all values of each flag among them."""
+
+    def __init__(self, draw: st.DrawFn) -> None:
+        self._draw = draw
+        self._fixed = Random(draw(st.integers(1, FEW))) if _few else None
+
+    def one_of(self, values: Sequence[T]) -> T:
+        return self._fixed.choice(values) if self._fixed else self._draw(st.sampled_from(values))
+
+    def value(self, wide: st.SearchStrategy[T], few: Sequence[T]) -> T:
+        return self._fixed.choice(few) if self._fixed else self._draw(wide)
+
+    def size(self, low: int, high: int) -> int:
+        """From `low` to `high`."""
+        if self._fixed:
+            least = self._fixed.choice([n for n in (1, 2, 3, 5, 9, 17, 33, 65) if low <= n <= high])
+            low, high = least, min(high, 2 * (least - 1) or 1)
+        return self._draw(st.integers(low, high))
+
+    def order(self) -> str:
+        return self.one_of(["confidence", "left_to_right"])
+
+    def threshold(self) -> float | None:
+        """Two thirds of the time there is one."""
+        given = self.one_of([False, True, True])
+        return self._draw(st.sampled_from([-1.0, 0.0, 0.3, 0.5, 0.75, 1.0, 2.0])) if given else None
 
 
 def generator(seed: int) -> torch.Generator:
@@ -42,16 +93,15 @@ def masks(draw: st.DrawFn, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.rand(shape, generator=generator(draw(st.integers(0, 2**32)))) < share
 
 
-def orders() -> st.SearchStrategy[str]:
-    return st.sampled_from(["confidence", "left_to_right"])
+def tokens(shape: tuple[int, ...], random: torch.Generator, masks_among: bool) -> torch.Tensor:
+    """Predicted tokens; with `masks_among`, the mask is among them."""
+    token_ids = torch.randint(MASK, shape, generator=random)
+    predicts_mask = torch.rand(shape, generator=random) < 0.15
+    return torch.where(predicts_mask, MASK, token_ids) if masks_among else token_ids
 
 
 def block_lengths() -> st.SearchStrategy[int | None]:
     return st.sampled_from([None, 1, 2, 3, 4, 8, 100])
-
-
-def thresholds() -> st.SearchStrategy[float | None]:
-    return st.sampled_from([None, None, -1.0, 0.0, 0.3, 0.5, 0.75, 1.0, 2.0])
 
 
 @dataclass
@@ -61,9 +111,9 @@ class Rows:
 
 
 @st.composite
-def rows(draw: st.DrawFn) -> Rows:
+def rows(draw: st.DrawFn, constants: Constants) -> Rows:
     """Confidences and masks `[*, L]` with none, one or two leading dimensions, some of them empty or strided."""
-    shape = (*draw(st.sampled_from([(), (1,), (3,), (0,), (2, 3), (2, 0)])), draw(st.integers(1, 40)))
+    shape = (*draw(st.sampled_from([(), (1,), (3,), (0,), (2, 3), (2, 0)])), constants.size(1, 40))
     confidence, mask_index = draw(confidences(shape)), draw(masks(shape))
     if draw(st.booleans()):  # every other element of a larger tensor
         confidence = torch.stack([confidence, confidence + 1], -1)[..., 0]
@@ -79,18 +129,15 @@ class Prediction:
 
 
 @st.composite
-def predictions(draw: st.DrawFn, batch: int | None = None, length: int | None = None) -> Prediction:
+def predictions(draw: st.DrawFn, constants: Constants, batch: int | None = None) -> Prediction:
     """A prediction of `[B, L]` states, as predict_tokens returns it."""
-    shape = (
-        draw(st.sampled_from([0, 1, 2, 5])) if batch is None else batch,
-        draw(st.integers(1, 40)) if length is None else length,
-    )
+    shape = (draw(st.sampled_from([0, 1, 2, 5])) if batch is None else batch, constants.size(1, 40))
     masked, confidence = draw(masks(shape)), draw(confidences(shape))
     random = generator(draw(st.integers(0, 2**32)))
-    tokens = torch.randint(MASK, (2, *shape), generator=random)
-    input_ids = torch.where(masked, MASK, tokens[0])
+    input_ids = torch.where(masked, MASK, tokens(shape, random, False))
+    token_ids = tokens(shape, random, draw(st.booleans()))
     return Prediction(
-        input_ids, torch.where(masked, tokens[1], input_ids), torch.where(masked, confidence, torch.tensor(-INF))
+        input_ids, torch.where(masked, token_ids, input_ids), torch.where(masked, confidence, torch.tensor(-INF))
     )
 
 
@@ -105,22 +152,25 @@ class Verification:
 
 
 @st.composite
-def verifications(draw: st.DrawFn, block_length: int | None, order: str, tokens_per_step: int) -> Verification:
+def verifications(
+    draw: st.DrawFn, constants: Constants, block_length: int | None, order: str, tokens_per_step: int
+) -> Verification:
     """Drafts `[B, K, L]` built from one prediction, with predictions at each draft that agree with it most of the time.
 
     So chains of every length occur; a last part of the drafts may be inactive, and some predictions are broken.
     """
     from freedave_kernels.reference.build_drafts import build_drafts
 
-    prediction = draw(predictions())
-    count = draw(st.integers(1, 9))
-    ids, tokens, confidence = prediction.input_ids, prediction.token_ids, prediction.confidence
+    prediction = draw(predictions(constants))
+    count = constants.size(1, 9)
     rule = (tokens_per_step, None, order, block_length)
-    drafts, num_drafts = build_drafts(ids, tokens, confidence, MASK, count, *rule)
+    drafts, num_drafts = build_drafts(
+        prediction.input_ids, prediction.token_ids, prediction.confidence, MASK, count, *rule
+    )
     random = generator(draw(st.integers(0, 2**32)))
     change = torch.rand(drafts.shape, generator=random) < draw(st.sampled_from([0.0, 0.02, 0.1, 0.5]))
     masked = drafts == MASK
-    others = torch.randint(MASK, drafts.shape, generator=random)
+    others = tokens(tuple(drafts.shape), random, draw(st.booleans()))
     token_ids = torch.where(change, others, prediction.token_ids[:, None])
     confidence = torch.where(change, draw(confidences(tuple(drafts.shape))), prediction.confidence[:, None])
     return Verification(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ import torch
 import freedave_kernels as fk
 from freedave_kernels import backends
 
+T = TypeVar("T")
 NAMES = ", ".join([*backends.BACKENDS, "auto"])  # those of this session: with the emulated kernels where they are built
 CONFIDENCE, MASKED = torch.tensor([0.5, 0.9]), torch.tensor([True, True])
 
@@ -21,6 +24,11 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
     return subprocess.run(
         [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, check=False
     )
+
+
+def in_thread(function: Callable[[], T]) -> T:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
 
 
 def spy(monkeypatch: pytest.MonkeyPatch, name: str) -> list[str]:
@@ -66,7 +74,84 @@ def test_unavailable_backends_say_why():
 
 def test_unknown_names():
     with pytest.raises(ValueError, match=f"use_backend: expected one of {NAMES}, got 'gpu'"):
-        fk.use_backend("gpu").__enter__()
+        fk.use_backend("gpu")
+
+
+@pytest.fixture
+def process_default() -> Iterator[None]:
+    """Statements of a test hold for the test alone."""
+    before = backends._statements
+    yield
+    backends._set_statements(before)
+
+
+@pytest.mark.usefixtures("process_default")
+def test_as_a_statement(monkeypatch):
+    """For the whole process, from then on; a block has the last word inside of it."""
+    calls = spy(monkeypatch, "reference")
+    fk.use_backend("reference")
+    fk.rank_positions(CONFIDENCE, MASKED)
+    assert calls == ["reference"]
+    in_thread(lambda: fk.rank_positions(CONFIDENCE, MASKED))
+    assert calls == ["reference"] * 2
+    with fk.use_backend("cpu"):
+        fk.rank_positions(CONFIDENCE, MASKED)
+        in_thread(lambda: fk.rank_positions(CONFIDENCE, MASKED))
+    assert calls == ["reference"] * 3
+    with fk.use_backend("auto"):
+        assert backends.forced() is None
+    fk.use_backend("cpu")
+    assert backends.forced() == "cpu"
+    fk.use_backend("auto")
+    assert backends.forced() is None
+
+
+@pytest.mark.usefixtures("process_default")
+def test_a_statement_that_is_refused_changes_nothing(monkeypatch):
+    fk.use_backend("cpu")
+    with pytest.raises(ValueError, match="use_backend: expected one of .*, got 'nonsense'"):
+        fk.use_backend("nonsense")
+    monkeypatch.setattr(backends, "unavailable", lambda name: f"no {name}; get one")
+    monkeypatch.setattr(backends, "_implementations", {})
+    with pytest.raises(fk.BackendUnavailableError, match="'reference' is not available: no reference; get one"):
+        fk.use_backend("reference")
+    assert backends.forced() == "cpu"
+
+
+@pytest.mark.usefixtures("process_default")
+def test_blocks_that_begin_in_between_each_other():
+    """As in several threads, with a statement meanwhile: its choice is what stays."""
+    first, second = fk.use_backend("reference"), fk.use_backend("cpu")
+    with first:
+        fk.use_backend("auto")
+        with second:
+            assert backends.forced() == "cpu"
+            assert in_thread(backends.forced) is None
+        assert backends.forced() == "reference"
+    assert backends.forced() is None
+
+
+@pytest.mark.usefixtures("process_default")
+def test_statements_do_not_pile_up():
+    for _ in range(100):
+        fk.use_backend("cpu")
+        with fk.use_backend("reference"):
+            pass
+    assert len(backends._statements) <= 3 and backends.forced() == "cpu"
+
+
+@pytest.mark.usefixtures("process_default")
+def test_a_block_ends_with_an_error():
+    with pytest.raises(KeyError), fk.use_backend("reference"):
+        raise KeyError
+    assert backends.forced() is None
+
+
+@pytest.mark.usefixtures("process_default")
+def test_a_statement_and_torch_compile():
+    fk.use_backend("reference")
+    compiled = torch.compile(lambda *row: fk.rank_positions(*row) + 1, fullgraph=True, backend="aot_eager")
+    assert compiled(CONFIDENCE, MASKED).tolist() == [2, 1]
 
 
 def test_a_forced_backend_never_falls_back():
@@ -77,9 +162,7 @@ def test_a_forced_backend_never_falls_back():
 def test_other_threads_keep_their_choice(monkeypatch):
     calls = spy(monkeypatch, "reference")
     with fk.use_backend("reference"):
-        thread = threading.Thread(target=fk.rank_positions, args=(CONFIDENCE, MASKED))
-        thread.start()
-        thread.join()
+        in_thread(lambda: fk.rank_positions(CONFIDENCE, MASKED))
     assert calls == []
 
 

@@ -9,7 +9,8 @@ import torch
 from conftest import golden_ops
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from states import INF, MASK, block_lengths, orders, predictions, thresholds
+from on_gpu import elsewhere
+from states import INF, MASK, Constants, block_lengths, predictions
 
 import freedave_kernels as fk
 from freedave_kernels.reference import build_drafts as reference
@@ -46,6 +47,17 @@ def test_threshold(backend):
     assert drafts[0, :3].tolist() == [[1, M, 3, M, 5], [1, 2, 3, M, 5], [1, 2, 3, 4, 5]] and num_drafts.tolist() == [3]
 
 
+def test_a_predicted_mask_fills_nothing(backend):
+    """However sure of it the model is: its position counts as not predicted, and stalls its block."""
+    tokens = torch.tensor([[1, M, 3, 4, 5]])
+    confidence = torch.tensor([[-INF, 0.99, 0.5, 0.4, 0.3]])
+    drafts, num_drafts = fk.build_drafts(IDS, tokens, confidence, M, 4)
+    assert drafts[0].tolist() == [[1, M, 3, M, M], [1, M, 3, 4, M], [1, M, 3, 4, 5], [1, M, 3, 4, 5]]
+    assert num_drafts.tolist() == [3]
+    drafts, num_drafts = fk.build_drafts(IDS, tokens, confidence, M, 4, block_length=3, threshold=0.3)
+    assert drafts[0].tolist() == [[1, M, 3, M, M]] * 4 and num_drafts.tolist() == [1]
+
+
 def test_nothing_beyond_a_block_that_cannot_finish(backend):
     confidence = torch.tensor([[-INF, 0.5, -INF, 0.5, 0.7]])
     drafts, num_drafts = fk.build_drafts(IDS, TOKENS, confidence, M, 4, block_length=3)
@@ -67,33 +79,44 @@ def test_golden(backend, case):
     assert torch.equal(fk.build_drafts(*arguments, 1, order=case["order"])[0][:, 0], case["one"])
 
 
-SETTINGS = {
-    "draft_steps": st.integers(1, 12),
-    "tokens_per_step": st.integers(1, 5),
-    "threshold": thresholds(),
-    "order": orders(),
-    "block_length": block_lengths(),
-}
+@st.composite
+def calls(draw, batch=None):
+    constants = Constants(draw)
+    arguments = {
+        "draft_steps": draw(st.integers(1, 12)),
+        "tokens_per_step": draw(st.integers(1, 5)),
+        "threshold": constants.threshold(),
+        "order": constants.order(),
+        "block_length": draw(block_lengths()),
+    }
+    return draw(predictions(constants, batch)), arguments
 
 
-@given(prediction=predictions(), **SETTINGS)
-@settings(max_examples=400)
-def test_agrees_with_the_oracle(
-    native_backend, prediction, draft_steps, tokens_per_step, threshold, order, block_length
-):
-    arguments = (prediction.input_ids, prediction.token_ids, prediction.confidence, M, draft_steps)
-    drafts, num_drafts = fk.build_drafts(
-        *arguments, tokens_per_step=tokens_per_step, threshold=threshold, order=order, block_length=block_length
+def run(prediction, arguments, rows=slice(None)):
+    return fk.build_drafts(
+        prediction.input_ids[rows], prediction.token_ids[rows], prediction.confidence[rows], M, **arguments
     )
-    expected = reference.build_drafts(*arguments, tokens_per_step, threshold, order, block_length)
+
+
+@given(call=calls())
+@settings(max_examples=400)
+def test_agrees_with_the_oracle(native_backend, call):
+    prediction, arguments = call
+    drafts, num_drafts = run(prediction, arguments)
+    expected = reference.build_drafts(
+        prediction.input_ids, prediction.token_ids, prediction.confidence, M, *arguments.values()
+    )
     assert torch.equal(drafts, expected[0]) and torch.equal(num_drafts, expected[1])
 
 
-@given(prediction=predictions(), draft_steps=st.integers(1, 12), tokens_per_step=st.integers(1, 5), order=orders())
-def test_one_ranking_gives_every_draft(backend, prediction, draft_steps, tokens_per_step, order):
+@given(call=calls())
+def test_one_ranking_gives_every_draft(backend, call):
     """Without blocks, draft k is `rank < tokens_per_step * (k + 1)`."""
+    prediction, arguments = call
+    draft_steps, tokens_per_step, order = (arguments[name] for name in ("draft_steps", "tokens_per_step", "order"))
     masked = prediction.input_ids == M
-    rank = fk.rank_positions(prediction.confidence, masked, order=order)
+    confidence = torch.where(prediction.token_ids == M, -INF, prediction.confidence)  # a predicted mask is none
+    rank = fk.rank_positions(confidence, masked, order=order)
     drafts, num_drafts = fk.build_drafts(
         prediction.input_ids, prediction.token_ids, prediction.confidence, M, draft_steps,
         tokens_per_step=tokens_per_step, order=order,
@@ -101,23 +124,15 @@ def test_one_ranking_gives_every_draft(backend, prediction, draft_steps, tokens_
     for k in range(draft_steps):
         ranked = (rank < tokens_per_step * (k + 1)) & (rank < rank.shape[-1])
         assert torch.equal(drafts[:, k], torch.where(ranked, prediction.token_ids, prediction.input_ids))
-    ranked = (masked & (prediction.confidence > -INF)).sum(-1).tolist()
+    ranked = (masked & (confidence > -INF)).sum(-1).tolist()
     assert num_drafts.tolist() == [min(draft_steps, math.ceil(count / tokens_per_step)) for count in ranked]
 
 
-@given(prediction=predictions(batch=5), **SETTINGS)
+@given(call=calls(batch=5))
 @settings(max_examples=50)
-def test_a_sequence_does_not_depend_on_its_batch(
-    backend, threads, prediction, draft_steps, tokens_per_step, threshold, order, block_length
-):
-    def build(rows: slice):
-        return fk.build_drafts(
-            prediction.input_ids[rows], prediction.token_ids[rows], prediction.confidence[rows], M, draft_steps,
-            tokens_per_step=tokens_per_step, threshold=threshold, order=order, block_length=block_length,
-        )  # fmt: skip
-
-    together = build(slice(None))
-    alone = [build(slice(row, row + 1)) for row in range(5)]
+def test_a_sequence_does_not_depend_on_its_batch(backend, threads, call):
+    together = run(*call)
+    alone = [run(*call, slice(row, row + 1)) for row in range(5)]
     assert torch.equal(together[0], torch.cat([drafts for drafts, _ in alone]))
     assert torch.equal(together[1], torch.cat([count for _, count in alone]))
 
@@ -153,7 +168,7 @@ def test_opcheck_and_compile():
         ({"threshold": float("nan")}, ValueError, "threshold must be a number, got nan"),
         ({"order": "x"}, ValueError, "order must be one of"),
         ({"block_length": 0}, ValueError, "block_length must be at least 1, got 0"),
-        ({"token_ids": TOKENS.to("meta")}, ValueError, "token_ids must be on cpu like input_ids, got meta"),
+        ({"token_ids": TOKENS.to("meta")}, ValueError, elsewhere("token_ids", "input_ids")),
     ],
     ids=str,
 )

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
+from collections.abc import Callable
+
 import pytest
 import torch
 from conftest import golden_ops
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from states import INF, MASK, block_lengths, choose, generator, orders, thresholds, verifications
+from on_gpu import elsewhere
+from states import INF, MASK, Constants, block_lengths, choose, generator, verifications
 
 import freedave_kernels as fk
 from freedave_kernels.ops.draft_step import COUNTERS
@@ -63,7 +68,7 @@ def test_recycled_drafts_follow_the_rejected_ones(backend):
 
 
 def test_end_of_sequence(backend):
-    """A complete block that ends with the end-of-sequence token ends the sequence, whatever is masked after it."""
+    """A complete block that contains the end-of-sequence token ends the sequence, whatever is masked after it."""
     drafts = torch.tensor([[[1, 2, M, M]], [[1, M, M, M]]])
     tokens = torch.tensor([[[1, 2, 3, 3]], [[1, 2, 3, 3]]])
     confidence = torch.where(drafts == M, 0.5, -INF)
@@ -72,6 +77,25 @@ def test_end_of_sequence(backend):
     assert step.prefix_length.tolist() == [2, 0]  # the second block was completed only now: not in the forward's cache
     step = fk.draft_step(drafts, tokens, confidence, torch.tensor([1, 1]), M, 2, block_length=4, eos_token_id=2)
     assert step.ended.tolist() == [0, 0]
+
+
+def test_an_end_inside_a_block(backend):
+    """Wherever in a finished block it stands; not in the prompt, which may begin before the window or go beyond it."""
+    drafts = torch.tensor([[[1, 2, 3, M, M, M]]] * 6 + [[[1, 3, 2, M, M, M]]])
+    tokens = torch.where(drafts == M, 4, drafts)
+    confidence = torch.where(drafts == M, 0.5, -INF)
+    call = (drafts, tokens, confidence, torch.ones(7, dtype=torch.int64), M, 2)
+    answer_start = torch.tensor([0, 1, 2, -5, 2**40, -(2**40), 2])
+    step = fk.draft_step(*call, block_length=3, eos_token_id=2, answer_start=answer_start)
+    assert step.ended.tolist() == step.finished.tolist() == [1, 1, 0, 1, 0, 1, 1]
+    step = fk.draft_step(*call, block_length=3, eos_token_id=2)
+    assert step.ended.tolist() == [1] * 7
+    step = fk.draft_step(*call, block_length=3, answer_start=answer_start)
+    assert step.ended.tolist() == [0] * 7
+    step = fk.draft_step(*call, block_length=4, eos_token_id=2)  # 3 is the last of its block: finished by this call
+    assert step.ended.tolist() == [1] * 7
+    step = fk.draft_step(*call, block_length=5, eos_token_id=2)
+    assert step.ended.tolist() == [0] * 7
 
 
 def test_non_finite_logits_are_reported(backend):
@@ -83,6 +107,80 @@ def test_non_finite_logits_are_reported(backend):
     assert far.non_finite.tolist() == [2]  # the accepted draft has finished block 0: block 1 is its current one
     near = fk.draft_step(DRAFTS[:, :1], TOKENS[:, :1], confidence[:, :1], torch.tensor([1]), M, 2, block_length=2)
     assert near.non_finite.tolist() == [-1]  # nothing is decided there yet
+
+
+@pytest.mark.parametrize("drafting", ["nested", "recycled"])
+def test_a_predicted_mask_is_no_prediction(backend, drafting):
+    """Its position is reported as one of non-finite logits is, and no step ever fills it."""
+    tokens = torch.tensor([[[1, M, 2]]])
+    confidence = torch.tensor([[[0.5, 0.99, 0.9]]])
+    step = fk.draft_step(torch.full((1, 1, 3), M), tokens, confidence, ACTIVE, M, 4, drafting=drafting)
+    assert step.drafts[0].tolist() == [[M, M, 2], [1, M, 2], [1, M, 2], [1, M, 2]]
+    assert step.num_drafts.tolist() == [2] and step.forward_drafts.tolist() == [2]
+    assert step.non_finite.tolist() == [1]
+    assert step.token_ids.tolist() == tokens[:, 0].tolist()
+    assert step.confidence.tolist() == [[0.5, -INF, pytest.approx(0.9)]]
+
+    stuck = fk.draft_step(step.drafts[:, 1:2], tokens, confidence, ACTIVE, M, 4, drafting=drafting)
+    assert stuck.drafts[0].tolist() == [[1, M, 2]] * 4
+    assert dict(zip(COUNTERS, stuck.counters[0].tolist(), strict=True)) == {
+        "accepted": 0,
+        "steps": 0,
+        "tokens_committed": 0,
+        "masked_in_block": 1,
+        "masked_in_window": 1,
+        "prefix_length": 0,
+        "forward_drafts": 0,
+        "finished": 0,
+        "non_finite": 1,
+        "num_drafts": 0,
+        "ended": 0,
+    }
+
+
+@pytest.mark.parametrize("drafting", ["nested", "recycled"])
+def test_a_step_that_fills_nothing_is_none(backend, drafting):
+    """Where nothing can be ranked, a draft equals its own target, and so may a later one."""
+    drafts = torch.tensor([[[1, M, M], [1, M, M], [1, 2, M]]])
+    tokens = torch.tensor([[[1, M, M], [1, 2, M], [1, 2, 3]]])
+    confidence = torch.tensor([[[-INF, -INF, -INF], [-INF, 0.9, 0.8], [-INF, -INF, 0.7]]])
+    step = fk.draft_step(drafts, tokens, confidence, torch.tensor([3]), M, 2, drafting=drafting)
+    assert step.accepted.tolist() == [2] and step.steps.tolist() == step.tokens_committed.tolist() == [2]
+    assert step.step_map.tolist() == [[-1, 0, 1]]
+    step = fk.draft_step(drafts[:, :2], tokens[:, :1].repeat(1, 2, 1), confidence[:, :2], ACTIVE, M, 2)
+    assert step.accepted.tolist() == [1] and step.steps.tolist() == step.tokens_committed.tolist() == [0]
+
+
+def documented_loop(
+    model: Callable[[torch.Tensor], torch.Tensor], window: torch.Tensor, omit: str = ""
+) -> torch.Tensor:
+    """What the loop in the package's documentation makes of `window`, without the text `omit`."""
+    code = textwrap.dedent(re.search(r"::\n\n((?:    .*\n|\n)+)", fk.__doc__)[1])
+    assert omit in code
+    scope = {"torch": torch, "model": model, "window": window, "mask_token_id": M}
+    exec(code.replace(omit, ""), scope)
+    return scope["drafts"][:, 0]
+
+
+def logits_by_position(drafts: torch.Tensor) -> torch.Tensor:
+    """Position i predicts token i, the surer the further left; position 2 predicts the mask, and its own token next."""
+    logits = torch.zeros(*drafts.shape, M + 1)
+    for i in range(drafts.shape[-1]):
+        logits[..., i, i] = 9.0 - i
+    logits[..., 2, M] = 20.0
+    return logits
+
+
+def test_the_documented_loop(backend):
+    """It ends: with all positions filled, or with an error where one never can be."""
+    window = torch.tensor([[M, M, M, M], [1, 1, M, M], [1, 1, 1, 1]])
+    expected = torch.tensor([[0, 1, 2, 3], [1, 1, 2, 3], [1, 1, 1, 1]])
+    assert torch.equal(documented_loop(logits_by_position, window), expected)
+    message = r"nothing to commit; without a prediction: positions \[2, 2, -1\]"
+    with pytest.raises(RuntimeError, match=message):
+        documented_loop(logits_by_position, window, omit=", suppress_tokens=[mask_token_id]")
+    with pytest.raises(RuntimeError, match=message):
+        documented_loop(lambda drafts: logits_by_position(drafts).index_fill(2, torch.tensor(2), INF), window)
 
 
 @pytest.mark.parametrize("drafting", ["nested", "recycled"])
@@ -101,19 +199,21 @@ def test_golden(backend, case, drafting):
 
 @st.composite
 def calls(draw):
-    order, block_length = draw(orders()), draw(block_lengths())
+    constants = Constants(draw)
+    order, block_length = constants.order(), draw(block_lengths())
     tokens_per_step = draw(st.sampled_from([1, 1, 2, 3]))
-    state = draw(verifications(block_length, order, tokens_per_step))
+    state = draw(verifications(constants, block_length, order, tokens_per_step))
     arguments = {
         "draft_steps": draw(st.integers(1, 9)),
         "tokens_per_step": tokens_per_step,
-        "threshold": draw(thresholds()),
+        "threshold": constants.threshold(),
         "order": order,
         "block_length": block_length,
-        "drafting": draw(st.sampled_from(["recycled", "nested"])),
-        "match": draw(st.sampled_from(["exact", "exact", "subset"])),
-        "eos_token_id": draw(st.sampled_from([None, 0, 3])),
-        "step": draw(st.sampled_from([None, torch.arange(len(state.num_drafts)) * 10])),
+        "drafting": constants.one_of(["recycled", "nested"]),
+        "match": constants.one_of(["exact", "exact", "subset"]),
+        "eos_token_id": constants.one_of([None, 0, 3]),
+        "step": constants.one_of([None, torch.arange(len(state.num_drafts)) * 10]),
+        "answer_start": constants.one_of([None, torch.arange(len(state.num_drafts)) * 3 - 2]),
     }
     return state, arguments
 
@@ -164,7 +264,7 @@ def test_equals_the_composition_of_the_other_ops(backend, call):
     carried = [x[rows, accepted] for x in (state.drafts, state.token_ids, state.confidence)]
     drafts, num_drafts = fk.build_drafts(*carried, M, arguments["draft_steps"], **static)
     assert torch.equal(step.token_ids, carried[1])
-    assert_same(step.confidence, carried[2], "confidence")
+    assert_same(step.confidence, torch.where(carried[1] == M, -INF, carried[2]), "confidence")
     assert torch.equal(step.drafts[:, 0], drafts[:, 0])
     if arguments["drafting"] == "nested":
         assert torch.equal(step.drafts, drafts) and torch.equal(step.num_drafts, num_drafts)
@@ -173,6 +273,8 @@ def test_equals_the_composition_of_the_other_ops(backend, call):
     new = (state.drafts[:, 0] == M) & (committed != M)
     assert torch.equal(step.step_map >= 0, new)
     assert torch.equal(step.tokens_committed, new.sum(-1))
+    assert (step.steps <= step.tokens_committed).all()
+    assert torch.equal(step.steps > 0, step.tokens_committed > 0)
     assert torch.equal(step.masked_in_window, (committed == M).sum(-1))
 
 
@@ -185,7 +287,7 @@ def test_a_sequence_does_not_depend_on_its_batch(backend, threads, call):
         row = slice(b, b + 1)
         alone = fk.draft_step(
             state.drafts[row], state.token_ids[row], state.confidence[row], state.num_drafts[row], M,
-            **(arguments | {"step": None if arguments["step"] is None else arguments["step"][row]}),
+            **{name: value[row] if isinstance(value, torch.Tensor) else value for name, value in arguments.items()},
         )  # fmt: skip
         assert torch.equal(together.record[row], alone.record), b
 
@@ -199,7 +301,7 @@ def test_large_batches(native_backend, threads):
     active = torch.full((64,), 8)
     step = fk.draft_step(drafts, token_ids, confidence, active, M, 16, block_length=16)
     expected = reference.draft_step(
-        drafts, token_ids, confidence, active, M, 16, 1, None, "confidence", 16, "recycled", "exact", None, None
+        drafts, token_ids, confidence, active, M, 16, 1, None, "confidence", 16, "recycled", "exact", None, None, None
     )
     assert torch.equal(step.record, expected)
 
@@ -219,10 +321,10 @@ def test_long_windows_and_many_drafts(native_backend, length, count, block_lengt
     token_ids = torch.where(built == M, tokens[:, None], built)
     certainty = confidence[:, None].repeat(1, count, 1)
     certainty[:, count // 2 :] = torch.rand(2, count - count // 2, length, generator=random)
-    call = (built, token_ids, certainty, active, M, count, *rule, block_length, drafting, "exact", 1, None)
+    call = (built, token_ids, certainty, active, M, count, *rule, block_length, drafting, "exact", 1, None, None)
     expected = reference.draft_step(*call)
-    names = ("tokens_per_step", "threshold", "order", "block_length", "drafting", "match", "eos_token_id", "step")
-    step = fk.draft_step(*call[:6], **dict(zip(names, call[6:], strict=True)))
+    names = ("tokens_per_step", "threshold", "order", "block_length", "drafting", "match", "eos_token_id")
+    step = fk.draft_step(*call[:6], **dict(zip(names, call[6:-2], strict=True)))
     assert_same_step(step, expected)
 
 
@@ -237,7 +339,7 @@ def test_strided_inputs(backend):
 def test_opcheck_and_compile():
     op = torch.ops.freedave.draft_step.default
     torch.library.opcheck(op, (DRAFTS, TOKENS, CONFIDENCE, ACTIVE, M, 3))
-    everything = (M, 3, 2, 0.5, "left_to_right", 2, "nested", "subset", 0, torch.tensor([4]))
+    everything = (M, 3, 2, 0.5, "left_to_right", 2, "nested", "subset", 0, torch.tensor([4]), torch.tensor([-1]))
     torch.library.opcheck(op, (DRAFTS, TOKENS, CONFIDENCE, ACTIVE, *everything))
 
     def decode(logits, drafts, num_drafts):
@@ -274,7 +376,9 @@ def test_opcheck_and_compile():
         ({"eos_token_id": "e"}, TypeError, "eos_token_id must be an int, got str"),
         ({"step": torch.tensor([0], dtype=torch.int32)}, TypeError, "step must be int64, got int32"),
         ({"step": torch.tensor([0, 1])}, ValueError, r"step must have shape \(1,\)"),
-        ({"num_drafts": ACTIVE.to("meta")}, ValueError, "num_drafts must be on cpu like drafts, got meta"),
+        ({"answer_start": torch.tensor([0.0])}, TypeError, "answer_start must be int64, got float32"),
+        ({"answer_start": torch.tensor([0, 1])}, ValueError, r"answer_start must have shape \(1,\)"),
+        ({"num_drafts": ACTIVE.to("meta")}, ValueError, elsewhere("num_drafts", "drafts")),
     ],
     ids=str,
 )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from conftest import BACKENDS
-from on_gpu import moved, on_device, through
+from on_gpu import elsewhere, moved, on_device, through
 from states import MASK, generator
 
 import freedave_kernels as fk
@@ -58,6 +60,17 @@ def test_ops_get_moved_tensors_and_answer_on_the_cpu():
     with on_device("cpu"):
         step = Step("cpu", vocab=40)()
     assert_same(step, Step("cpu", vocab=40)())
+
+
+def test_an_argument_elsewhere_is_named_on_any_device():
+    """The pattern by which the contract tests know a refusal does not say which device is the right one."""
+    here, there = torch.zeros(1, 2, 3, dtype=torch.int64), torch.zeros(1, 2, 3, dtype=torch.int64, device="meta")
+    for first, second in ((here, there), (there, here)):
+        with pytest.raises(ValueError, match=elsewhere("targets", "drafts")):
+            fk.verify_drafts(first, second)
+    for message in ("targets must be on cpu like drafts, got cpu", "targets must be on cpu like logits, got meta"):
+        assert not re.search(elsewhere("targets", "drafts"), message)
+    assert re.search(elsewhere("targets", "drafts"), "targets must be on cuda:0 like drafts, got cuda:1")
 
 
 @needs_gpu

@@ -9,7 +9,8 @@ import torch
 from conftest import golden_ops
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from states import INF, generator
+from on_gpu import elsewhere
+from states import INF, Constants, generator
 
 import freedave_kernels as fk
 from freedave_kernels._C import cpu_isa, usable_cpu_isas
@@ -52,8 +53,10 @@ def test_golden(backend, case):
 def calls(draw):
     leading = draw(st.sampled_from([(), (1,), (0,), (2,), (2, 2)]))
     length = draw(st.integers(0, 6))
-    vocab = draw(st.one_of(st.integers(1, 200), st.sampled_from([1000, 4096, 5000, 16384, 16391, 33000])))
-    dtype = draw(st.sampled_from(DTYPES))
+    constants = Constants(draw)
+    large = [1000, 4096, 5000, 16384, 16391, 33000]
+    vocab = constants.value(st.one_of(st.integers(1, 200), st.sampled_from(large)), few=[1, 3, 100, 200, *large])
+    dtype = constants.one_of(DTYPES)
     random = generator(draw(st.integers(0, 2**32)))
     shape = (*leading, length, vocab)
     logits = torch.randn(shape, generator=random) * draw(st.sampled_from([0.0, 0.1, 3.0, 40.0]))
@@ -64,7 +67,7 @@ def calls(draw):
     if draw(st.integers(0, 3)) == 0:
         logits[torch.rand(shape, generator=random) < 2 / vocab] = draw(st.sampled_from([math.nan, INF]))
     logits = logits.to(dtype)
-    layout = draw(st.sampled_from(["contiguous", "padded rows", "every other row", "expanded"]))
+    layout = constants.one_of(["contiguous", "padded rows", "every other row", "expanded"])
     if layout == "padded rows":
         logits = torch.cat([logits, logits[..., :1]], -1)[..., :vocab]
     elif layout == "every other row":
@@ -73,23 +76,27 @@ def calls(draw):
         logits = logits[..., :1, :].expand(shape)
     input_ids = torch.randint(0, 9, shape[:-1], generator=random)
     masked = torch.rand(shape[:-1], generator=random) < draw(st.sampled_from([0.0, 0.5, 1.0]))
-    arguments = {"measure": draw(st.sampled_from(MEASURES)), "logits_shift": draw(st.booleans())}
-    if draw(st.booleans()):
+    arguments = {"measure": constants.one_of(MEASURES), "logits_shift": constants.one_of([False, True])}
+    if constants.one_of([False, True]):
         arguments["mask_index"] = masked
     else:
         input_ids = torch.where(masked, MASK, input_ids)
-    if draw(st.booleans()):
+    if constants.one_of([False, True]):
         arguments["suppress_tokens"] = torch.tensor(
             draw(st.lists(st.integers(-2, vocab + 2), max_size=5)), dtype=torch.int64
         )
     return logits, input_ids, arguments
 
 
+def run(logits, input_ids, arguments):
+    return fk.predict_tokens(logits, input_ids, MASK, **arguments)
+
+
 @given(call=calls())
 @settings(max_examples=400)
 def test_agrees_with_the_oracle(native_backend, call):
     logits, input_ids, arguments = call
-    assert_close(fk.predict_tokens(logits, input_ids, MASK, **arguments), oracle(logits, input_ids, **arguments))
+    assert_close(run(*call), oracle(logits, input_ids, **arguments))
 
 
 @pytest.mark.parametrize("isa", usable_cpu_isas())
@@ -121,6 +128,16 @@ def test_a_real_vocabulary(native_backend, dtype, measure):
     assert_close(
         fk.predict_tokens(logits, input_ids, MASK, measure=measure), oracle(logits, input_ids, measure=measure)
     )
+
+
+def test_probabilities_saturate_and_entropies_do_not(backend):
+    """As the documentation says: in float32, all that is nearer to 1 than 3e-8 is 1."""
+    logits = torch.zeros(3, 100)
+    logits[:, 4] = torch.tensor([25.0, 27.0, 29.0])
+    confidence = {name: fk.predict_tokens(logits, torch.full((3,), MASK), MASK, measure=name)[1] for name in MEASURES}
+    assert confidence["prob"].tolist() == confidence["margin"].tolist() == [1.0, 1.0, 1.0]
+    ordered = fk.rank_positions(confidence["neg_entropy"], torch.ones(3, dtype=torch.bool))
+    assert ordered.tolist() == [2, 1, 0]
 
 
 @pytest.mark.parametrize("measure", MEASURES)
@@ -347,7 +364,7 @@ LOGITS, IDS = torch.zeros(2, 3, 10), torch.zeros(2, 3, dtype=torch.int64)
         ),
         ({"suppress_tokens": torch.tensor([[1]])}, ValueError, r"suppress_tokens must have shape \[S\]"),
         ({"logits_shift": 1}, TypeError, "logits_shift must be a bool, got int"),
-        ({"input_ids": IDS.to("meta")}, ValueError, "input_ids must be on cpu like logits, got meta"),
+        ({"input_ids": IDS.to("meta")}, ValueError, elsewhere("input_ids", "logits")),
     ],
     ids=str,
 )

@@ -14,16 +14,27 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import disassembly
 import pytest
+import test_build_drafts
+import test_draft_step
+import test_partial_predictions
+import test_predict_tokens
+import test_rank_positions
+import test_select_transfer
+import test_verify_drafts
 import torch
 from budgets import BUDGETS
 from conftest import INTERPRETED, on_backend
+from hypothesis import given, settings
+from states import FEW, few_combinations
 
 import freedave_kernels as fk
 from freedave_kernels import backends
 from freedave_kernels.reference.predict_tokens import predict_tokens as reference
+from freedave_kernels.triton import launch
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 TESTS = Path(__file__).parent
@@ -175,7 +186,8 @@ for batch in (1, 2, 3, 16, 17, 64):
     confidence = torch.zeros(batch, 4, 32)
     for steps in (1, 8):
         for rule in ((1, None, "confidence", 16), (2, None, "confidence", None)):
-            draft_step(ids, ids, confidence, torch.full((batch,), 4), MASK, steps, *rule, "recycled", "exact", None, None)
+            rule += ("recycled", "exact", None, None, None)
+            draft_step(ids, ids, confidence, torch.full((batch,), 4), MASK, steps, *rule)
     facts[batch] = [predicted, driver.grids[len(predicted):]]
 print(json.dumps([facts, {kernel.function.__name__: len(kernel.compiled) for kernel in stub.KERNELS}]))
 """
@@ -195,11 +207,48 @@ import torch, triton_stub as stub
 driver = stub.use("sm_90")
 ids = torch.zeros(0, 4, 8, dtype=torch.int64)
 stub.predict_tokens(torch.zeros(0, 4, 8, 50), ids, 9, None, "prob", None, False)
-rule = (1, None, "confidence", None, "nested", "exact", None, None)
+rule = (1, None, "confidence", None, "nested", "exact", None, None, None)
 stub.draft_step(ids, ids, torch.zeros(0, 4, 8), ids[:, 0, 0], 9, 2, *rule)
 print(len(driver.grids))
 """
     assert run("-c", code).strip() == "0"
+
+
+CONTRACT = {
+    "predict_tokens": (test_predict_tokens.calls, test_predict_tokens.run),
+    "partial_predictions": (test_partial_predictions.calls_in_parts, test_partial_predictions.run),
+    "rank_positions": (test_rank_positions.calls, test_rank_positions.run),
+    "select_transfer": (test_select_transfer.calls, test_select_transfer.run),
+    "build_drafts": (test_build_drafts.calls, test_build_drafts.run),
+    "verify_drafts": (test_verify_drafts.calls, test_verify_drafts.run),
+    "draft_step": (test_draft_step.calls, test_draft_step.run),
+}
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="elsewhere it would launch kernels")
+@pytest.mark.parametrize("op", CONTRACT)
+def test_contract_tests_compile_little(monkeypatch, op):
+    """Where kernels are compiled, examples share a few binaries, among which every value of every flag occurs."""
+    binaries: dict[str, set[tuple[Any, ...]]] = {}
+    calls, run = CONTRACT[op]
+
+    def record(kernel, grid, arguments, constants, others=(), num_warps=4, max_registers=0):
+        if 0 not in grid:
+            binaries.setdefault(kernel.function.__name__, set()).add((constants, others, num_warps, max_registers))
+
+    @given(call=calls())
+    @settings(max_examples=400)
+    def draw(call):
+        run(*call)
+
+    monkeypatch.setattr(launch.Kernel, "launch", record)
+    with fk.use_backend("triton"), few_combinations():
+        draw()
+    assert binaries
+    for name, keys in binaries.items():
+        assert len(keys) <= 3 * FEW, name
+        for values in map(set, zip(*(constants for constants, *_ in keys), strict=True)):
+            assert values == {False, True} or not isinstance(next(iter(values)), bool), (name, keys)
 
 
 def test_rows_that_are_too_long(triton):
@@ -251,7 +300,7 @@ def test_opcheck():
     with fk.use_backend("triton"):
         ops = torch.ops.freedave_triton
         torch.library.opcheck(ops.predict_tokens, (torch.randn(1, 1, 3, 20), ids, 9, None, "prob", None, False))
-        step = (1, None, "confidence", None, "recycled", "exact", None, None)
+        step = (1, None, "confidence", None, "recycled", "exact", None, None, None)
         torch.library.opcheck(ops.draft_step, (ids, ids, torch.rand(1, 1, 3), torch.tensor([1]), 9, 2, *step))
 
 

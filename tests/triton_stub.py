@@ -91,7 +91,7 @@ def drafts(count: int, length: int) -> tuple[torch.Tensor, torch.Tensor, torch.T
 
 
 def step(count: int, length: int, drafting: str, threshold: float | None = None) -> Callable[[], Any]:
-    rule = (1, threshold, "confidence", 32, drafting, "exact", 2, None)
+    rule = (1, threshold, "confidence", 32, drafting, "exact", 2, None, None)
     return lambda: draft_step(*drafts(count, length), MASK, count, *rule)
 
 

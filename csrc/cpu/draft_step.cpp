@@ -13,6 +13,10 @@ struct Sequence {
   const float* confidence;
   int64_t num_drafts;
   int64_t step;
+  int64_t mask_token_id;
+
+  // Of position `place` of all drafts, one after the other.
+  float confidence_at(int64_t place) const { return confidence_in(token_ids[place], confidence[place], mask_token_id); }
 };
 
 struct Scratch {
@@ -41,7 +45,8 @@ Sequence load(const DraftStepParams& p, int64_t b, Scratch& scratch) {
           contiguous_drafts(p.token_ids, b, count, p.length, scratch.token_ids),
           contiguous_drafts(p.confidence, b, count, p.length, scratch.confidence),
           std::clamp<int64_t>(p.num_drafts.at(b), 1, count),  // draft 0 is right by construction
-          p.step.data ? p.step.at(b) : 0};
+          p.step.data ? p.step.at(b) : 0,
+          p.rule.mask_token_id};
 }
 
 // Recycled drafts: draft 0 stands at `drafts` already; each further one takes the predictions of the input draft
@@ -66,7 +71,7 @@ int64_t recycle(const DraftStepParams& p, const Sequence& s, int64_t accepted, i
       return (s.drafts[nearest * length + i] == mask ? nearest : accepted) * length;
     };
     const auto is_masked = [&](int64_t i) { return before[i] == mask; };
-    const auto confidence = [&](int64_t i) { return s.confidence[source(i) + i]; };
+    const auto confidence = [&](int64_t i) { return s.confidence_at(source(i) + i); };
     scratch.keys.clear();
     collect(is_masked, confidence, current_block(is_masked, p.rule.block_length, length), p.rule.order, scratch.keys);
     const int64_t filled = std::min(picks, static_cast<int64_t>(scratch.keys.size()));
@@ -90,34 +95,44 @@ int64_t recycle(const DraftStepParams& p, const Sequence& s, int64_t accepted, i
   return built;
 }
 
-// The static step that committed each position. `chain` lists the drafts that the hops visited; a position unmasked at
-// hop h was committed by the step that led there, number h - 1, and one that only the new draft 0 fills by the step
-// after.
-int64_t write_step_map(const DraftStepParams& p, const Sequence& s, const int64_t* committed,
-                       const std::vector<int64_t>& chain, int64_t* step_map) {
+// The static step that committed each position, the steps taken, and what they committed. `chain` lists the drafts that
+// the hops visited; the last step leads to the new draft 0. A step that fills nothing is none: where nothing can be
+// ranked, a draft's target is the draft itself.
+void write_step_map(const DraftStepParams& p, const Sequence& s, const int64_t* committed,
+                    const std::vector<int64_t>& chain, const Record& record) {
   const int64_t mask = p.rule.mask_token_id;
-  const int64_t hops = static_cast<int64_t>(chain.size()) - 1;
+  int64_t* step_map = record.step_map;
+  std::fill(step_map, step_map + p.length, -1);
+  int64_t steps = 0;
+  for (size_t hop = 1; hop <= chain.size(); ++hop) {
+    const int64_t* state = hop < chain.size() ? s.drafts + chain[hop] * p.length : committed;
+    bool filled = false;
+    for (int64_t i = 0; i < p.length; ++i) {
+      if (s.drafts[i] != mask || step_map[i] >= 0 || state[i] == mask) continue;
+      step_map[i] = steps;
+      filled = true;
+    }
+    steps += filled;
+  }
   int64_t tokens_committed = 0;
   for (int64_t i = 0; i < p.length; ++i) {
-    step_map[i] = -1;
-    if (s.drafts[i] != mask || committed[i] == mask) continue;
-    int64_t hop = 1;
-    while (hop <= hops && s.drafts[chain[hop] * p.length + i] == mask) ++hop;
-    step_map[i] = s.step + hop - 1;
+    step_map[i] = step_map[i] < 0 || committed[i] == mask ? -1 : step_map[i] + s.step;
     tokens_committed += step_map[i] >= 0;
   }
-  return tokens_committed;
+  record.counters[static_cast<int>(Counter::kSteps)] = steps;
+  record.counters[static_cast<int>(Counter::kTokensCommitted)] = tokens_committed;
 }
 
 // What the accepted draft says: how much of its prefix is complete, so that its keys and values can be kept, and the
 // lowest position of its current block that has no prediction.
-void count_accepted(const DraftStepParams& p, const int64_t* state, const float* confidence, int64_t* counters) {
+void count_accepted(const DraftStepParams& p, const int64_t* state, const Record& record) {
   const auto is_masked = [&](int64_t i) { return state[i] == p.rule.mask_token_id; };
   const Span block = current_block(is_masked, p.rule.block_length, p.length);
   int64_t non_finite = block.begin;
-  while (non_finite < block.end && !(is_masked(non_finite) && !is_rankable(confidence[non_finite]))) ++non_finite;
-  counters[static_cast<int>(Counter::kPrefixLength)] = block.begin;
-  counters[static_cast<int>(Counter::kNonFinite)] = non_finite < block.end ? non_finite : -1;
+  while (non_finite < block.end && !(is_masked(non_finite) && !is_rankable(record.confidence[non_finite])))
+    ++non_finite;
+  record.counters[static_cast<int>(Counter::kPrefixLength)] = block.begin;
+  record.counters[static_cast<int>(Counter::kNonFinite)] = non_finite < block.end ? non_finite : -1;
 }
 
 // Leading active drafts that still have a masked position, so need the next forward.
@@ -132,8 +147,8 @@ int64_t count_forward_drafts(const DraftStepParams& p, const int64_t* drafts, in
 }
 
 // What the committed state says: what is left of the window, and whether a complete block of its prefix ends the
-// sequence.
-void count_committed(const DraftStepParams& p, const int64_t* committed, int64_t* counters) {
+// sequence. Positions before `answer_start` belong to the prompt.
+void count_committed(const DraftStepParams& p, const int64_t* committed, int64_t answer_start, int64_t* counters) {
   const auto is_masked = [&](int64_t i) { return committed[i] == p.rule.mask_token_id; };
   const Span block = current_block(is_masked, p.rule.block_length, p.length);
   int64_t in_block = 0, in_window = 0;
@@ -141,12 +156,9 @@ void count_committed(const DraftStepParams& p, const int64_t* committed, int64_t
     in_window += is_masked(i);
     in_block += is_masked(i) && i < block.end;
   }
-  bool ended = false;
-  for (int64_t begin = 0; p.has_eos_token_id && begin < block.begin;) {
-    const Span complete = block_around(begin, p.rule.block_length, p.length);
-    ended |= committed[complete.end - 1] == p.eos_token_id;
-    begin = complete.end;
-  }
+  const int64_t from = std::clamp<int64_t>(answer_start, 0, block.begin);
+  const int64_t* end = committed + block.begin;
+  const bool ended = p.has_eos_token_id && std::find(committed + from, end, p.eos_token_id) != end;
   counters[static_cast<int>(Counter::kMaskedInBlock)] = in_block;
   counters[static_cast<int>(Counter::kMaskedInWindow)] = in_window;
   counters[static_cast<int>(Counter::kFinished)] = ended || in_window == 0;
@@ -162,8 +174,9 @@ void step_sequence(const DraftStepParams& p, int64_t b, Scratch& scratch) {
   scratch.target.resize(length);
   const auto draft_of = [&](int64_t k) { return s.drafts + k * length; };
   const auto target_of = [&](int64_t k) {
-    plan_drafts(draft_of(k), s.confidence + k * length, length, p.rule, 1, scratch.keys, scratch.ends);
-    write_drafts(draft_of(k), s.token_ids + k * length, length, 1, scratch.keys, scratch.ends, scratch.target.data());
+    const int64_t* token_ids = s.token_ids + k * length;
+    plan_drafts(draft_of(k), token_ids, s.confidence + k * length, length, p.rule, 1, scratch.keys, scratch.ends);
+    write_drafts(draft_of(k), token_ids, length, 1, scratch.keys, scratch.ends, scratch.target.data());
     return static_cast<const int64_t*>(scratch.target.data());
   };
   const int64_t accepted = accept_chain(
@@ -173,15 +186,14 @@ void step_sequence(const DraftStepParams& p, int64_t b, Scratch& scratch) {
   // Carry the accepted predictions over, and draft again from the accepted state.
   const int64_t* state = draft_of(accepted);
   const int64_t* token_ids = s.token_ids + accepted * length;
-  const float* confidence = s.confidence + accepted * length;
   const Record record = record_of(p, b);
   std::copy_n(token_ids, length, record.token_ids);
-  std::copy_n(confidence, length, record.confidence);
+  for (int64_t i = 0; i < length; ++i) record.confidence[i] = s.confidence_at(accepted * length + i);
   std::fill(record.confidence + length, record.confidence + record.confidence_end, 0.0f);
   int64_t* next = record.drafts;
   const bool recycled = p.drafting == Drafting::kRecycled;
-  int64_t num_drafts =
-      plan_drafts(state, confidence, length, p.rule, recycled ? 1 : p.draft_steps, scratch.keys, scratch.ends);
+  int64_t num_drafts = plan_drafts(state, token_ids, record.confidence, length, p.rule, recycled ? 1 : p.draft_steps,
+                                   scratch.keys, scratch.ends);
   const bool keep_recycling = recycled && num_drafts > 0;
   write_drafts(state, token_ids, length, keep_recycling ? 1 : p.draft_steps, scratch.keys, scratch.ends, next);
   if (keep_recycling) num_drafts = recycle(p, s, accepted, next, scratch);
@@ -189,10 +201,9 @@ void step_sequence(const DraftStepParams& p, int64_t b, Scratch& scratch) {
   // Account for it. The new draft 0 is right by construction, so it is the committed state.
   const auto count = [&](Counter column) -> int64_t& { return record.counters[static_cast<int>(column)]; };
   count(Counter::kAccepted) = accepted;
-  count(Counter::kSteps) = static_cast<int64_t>(scratch.chain.size()) - 1 + (num_drafts > 0);
-  count(Counter::kTokensCommitted) = write_step_map(p, s, next, scratch.chain, record.step_map);
-  count_accepted(p, state, confidence, record.counters);
-  count_committed(p, next, record.counters);
+  write_step_map(p, s, next, scratch.chain, record);
+  count_accepted(p, state, record);
+  count_committed(p, next, p.answer_start.data ? p.answer_start.at(b) : 0, record.counters);
   count(Counter::kForwardDrafts) = count_forward_drafts(p, next, num_drafts);
   count(Counter::kNumDrafts) = num_drafts;
 }

@@ -11,10 +11,10 @@ namespace freedave::cpu {
 // many are filled after draft k. Returns the number of drafts, at most `draft_steps`. With 1, this is the static step.
 //
 // A draft never crosses a block boundary. A masked position that cannot be ranked ends the plan after its block.
-inline int64_t plan_drafts(const int64_t* state, const float* predicted, int64_t length, const StepRule& rule,
-                           int64_t draft_steps, Keys& keys, std::vector<int64_t>& ends) {
+inline int64_t plan_drafts(const int64_t* state, const int64_t* token_ids, const float* predicted, int64_t length,
+                           const StepRule& rule, int64_t draft_steps, Keys& keys, std::vector<int64_t>& ends) {
   const auto is_masked = [&](int64_t i) { return state[i] == rule.mask_token_id; };
-  const auto confidence = [&](int64_t i) { return predicted[i]; };
+  const auto confidence = [&](int64_t i) { return confidence_in(token_ids[i], predicted[i], rule.mask_token_id); };
   keys.clear();
   ends.clear();
   const auto planned = [&] { return static_cast<int64_t>(ends.size()); };

@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(kMaxLength) build_sequences(const __grid_const
   int64_t state = window.inside ? p.input_ids.at(b, i) : 0;
   bool masked = window.inside && state == p.rule.mask_token_id;
   const int64_t token = masked ? p.token_ids.at(b, i) : 0;
-  const float confidence = masked ? p.confidence.at(b, i) : -INFINITY;
+  const float confidence = masked ? confidence_in(token, p.confidence.at(b, i), p.rule.mask_token_id) : -INFINITY;
 
   int built = 0;
   for (int64_t k = 0; k < p.draft_steps; ++k) {

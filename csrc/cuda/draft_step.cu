@@ -30,7 +30,9 @@ struct Sequence {
 
   __device__ int64_t draft(int k, int i) const { return drafts.at(k, i); }
   __device__ int64_t token_id(int k, int i) const { return token_ids.at(k, i); }
-  __device__ float confidence(int k, int i) const { return confidences.at(k, i); }
+  __device__ float confidence(int k, int i) const {
+    return confidence_in(token_id(k, i), confidences.at(k, i), mask_token_id);
+  }
   __device__ bool is_masked(int k, int i) const { return draft(k, i) == mask_token_id; }
 };
 
@@ -102,7 +104,7 @@ __device__ __forceinline__ Chain chain_drafts(const DraftStepParams& p, Window& 
       });
       if (fill.mine) {
         state = sequence.token_id(source, i);
-        open = recycled && state == mask;
+        open = false;
       }
       if (fill.count > 0) {
         ++chain.num_drafts;
@@ -126,11 +128,17 @@ __global__ void __launch_bounds__(kMaxLength) step_sequences(const __grid_consta
   const int i = window.position;
 
   // Verify: walk the chain of drafts, each hop one static step. Where it ends, that step leads to the next draft 0.
-  int accepted = 0, hops = 0;
+  int accepted = 0, steps = 0;
   int64_t state = window.inside ? sequence.draft(0, i) : 0;
   const bool was_open = window.inside && state == mask;
   bool open = was_open;
   int committed_by = -1;  // the static step, counted from this call's first, that filled this position
+  // A step that fills nothing is none: where nothing can be ranked, a draft's target is the draft itself.
+  const auto count_step = [&](bool filled) {
+    const bool fresh = was_open && filled && committed_by < 0;
+    if (fresh) committed_by = steps;
+    steps += window.any(fresh);
+  };
   int64_t committed;
   Fill fill;
   for (;;) {
@@ -143,10 +151,9 @@ __global__ void __launch_bounds__(kMaxLength) step_sequences(const __grid_consta
     accepted = next;
     if (window.inside) state = sequence.draft(accepted, i);
     open = window.inside && state == mask;
-    if (was_open && !open && committed_by < 0) committed_by = hops;
-    ++hops;
+    count_step(!open);
   }
-  if (was_open && committed != mask && committed_by < 0) committed_by = hops;
+  count_step(committed != mask);
   if (committed == mask) committed_by = -1;
 
   // Carry the accepted predictions over.
@@ -171,8 +178,11 @@ __global__ void __launch_bounds__(kMaxLength) step_sequences(const __grid_consta
   const bool left = window.inside && committed == mask;
   const uint32_t block = window.current_block(left);
   const int complete = window.begin_of(block);
-  const bool ends_block = (i + 1) % window.block_length == 0 || i + 1 == window.length;
-  const bool ended = window.any(p.has_eos_token_id && i < complete && ends_block && committed == p.eos_token_id);
+  bool ended = false;
+  if (p.has_eos_token_id) {
+    const int64_t answer_start = p.answer_start.data ? p.answer_start.at(b) : 0;  // the prompt ends nothing
+    ended = window.any(i < complete && i >= answer_start && committed == p.eos_token_id);
+  }
   const uint32_t in_block = window.sum(left && window.block == block);
   const uint32_t in_window = window.sum(left);
   const uint32_t tokens_committed = window.sum(step_map >= 0);
@@ -184,7 +194,7 @@ __global__ void __launch_bounds__(kMaxLength) step_sequences(const __grid_consta
   int64_t* counters = record_of(p, b).counters;
   const auto count = [&](Counter column, int64_t value) { counters[static_cast<int>(column)] = value; };
   count(Counter::kAccepted, accepted);
-  count(Counter::kSteps, hops + (fill.count > 0));
+  count(Counter::kSteps, steps);
   count(Counter::kTokensCommitted, tokens_committed);
   count(Counter::kMaskedInBlock, in_block);
   count(Counter::kMaskedInWindow, in_window);

@@ -32,6 +32,7 @@ struct DraftStepParams {
   Matrix<const float> confidence;   // rows are (b, k)
   Counts num_drafts;                // [B]
   Counts step;                      // [B]; where not given, 0
+  Counts answer_start;              // [B]; where not given, 0
   int64_t batch, input_drafts, draft_steps, length;
   StepRule rule;
   Drafting drafting;

@@ -1,4 +1,5 @@
 #pragma once
+#include <cmath>
 #include <cstdint>
 
 #include "freedave/host_device.h"
@@ -15,6 +16,12 @@ struct StepRule {
   float threshold;
   Order order;
 };
+
+// How sure the model is of `token` for the sake of a step. Where it predicts the mask itself, it predicts nothing: a
+// step never fills a position with the mask.
+HD float confidence_in(int64_t token, float confidence, int64_t mask_token_id) {
+  return token == mask_token_id ? -INFINITY : confidence;
+}
 
 // Positions [begin, end) of a window.
 struct Span {

@@ -33,7 +33,8 @@ def build_drafts(
 
     Args:
         input_ids: `[B, L]` int64, the current states.
-        token_ids: `[B, L]` int64 and confidence: `[B, L]` float32, as `predict_tokens` returns them.
+        token_ids: `[B, L]` int64 and confidence: `[B, L]` float32, as `predict_tokens` returns them. Where the mask itself is
+            predicted, nothing is (as if the confidence were -inf): no draft fills a position with the mask.
         mask_token_id: marks masked positions in `input_ids`.
         draft_steps: K, the number of drafts.
         tokens_per_step: positions that one step unmasks.
@@ -45,7 +46,7 @@ def build_drafts(
         Draft k is draft k-1 with the next `tokens_per_step` ranked positions filled; a step never crosses a block boundary
         (static decoding finishes a block first). Without blocks draft k is therefore `rank < tokens_per_step * (k + 1)`,
         and `num_drafts = min(K, ceil(masked / tokens_per_step))`. Drafts beyond that repeat the last one and are inactive.
-        Nothing is filled beyond a block with a position that cannot be ranked (confidence -inf or NaN).
+        Nothing is filled beyond a block with a position that cannot be ranked (confidence -inf or NaN, or a predicted mask).
 
     Guarantees: drafts are nested, also where confidences tie (lower position first).
 

@@ -85,7 +85,7 @@ class DraftStep(NamedTuple):
 
     @property
     def confidence(self) -> torch.Tensor:
-        """`[B, L]` float32: the accepted draft's confidences, carried over."""
+        """`[B, L]` float32: the accepted draft's confidences, carried over; -inf where it predicted the mask itself."""
         return self.record[:, self.layout.confidence].view(torch.float32)[:, : self.length]
 
     @property
@@ -115,7 +115,8 @@ class DraftStep(NamedTuple):
 
     @property
     def steps(self) -> torch.Tensor:
-        """`[B]`: static steps taken by this call."""
+        """`[B]`: static steps taken by this call; each has committed a token. 0 in a sequence that is not `finished`: nothing
+        can be ranked, nor could it be after another forward of the same state; `non_finite` says where."""
         return self.record[:, 1]
 
     @property
@@ -151,12 +152,13 @@ class DraftStep(NamedTuple):
 
     @property
     def non_finite(self) -> torch.Tensor:
-        """`[B]`: first position of the accepted draft's current block whose logits were not finite, else -1."""
+        """`[B]`: first masked position of the accepted draft's current block without a prediction (confidence -inf or NaN, or
+        the mask itself predicted), else -1."""
         return self.record[:, 8]
 
     @property
     def ended(self) -> torch.Tensor:
-        """`[B]`: 1 when a leading complete block of the committed state ends with `eos_token_id`."""
+        """`[B]`: 1 when a leading complete block of the committed state contains `eos_token_id`, from `answer_start` on."""
         return self.record[:, 10]
 
 
@@ -176,13 +178,15 @@ def draft_step(
     match: str = "exact",
     eos_token_id: int | None = None,
     step: torch.Tensor | None = None,
+    answer_start: torch.Tensor | None = None,
 ) -> DraftStep:
     """Verifies drafts against their predictions, commits the last right one and builds the next drafts.
 
     Args:
         drafts: `[B, J, L]` int64, the drafts that were forwarded; draft 0 is right by construction.
         token_ids: `[B, J, L]` int64 and confidence: `[B, J, L]` float32, the predictions at each draft, as
-            `predict_tokens` returns them.
+            `predict_tokens` returns them. Where the mask itself is predicted, nothing is (as if the confidence were -inf): no
+            step fills a position with the mask. `predict_tokens(..., suppress_tokens=[mask_token_id])` never predicts it.
         num_drafts: `[B]` int32 or int64, how many drafts are active.
         mask_token_id: marks masked positions.
         draft_steps: K, the number of drafts to build. With 1, this is static decoding.
@@ -192,14 +196,18 @@ def draft_step(
             draft nearest (in Hamming distance, ties to the lowest index) to the draft built last. Positions that this
             nearest draft has filled already take the accepted draft's predictions.
         match: as in `verify_drafts`.
-        eos_token_id: a finished block that ends with it ends its sequence.
+        eos_token_id: a finished block that contains it, wherever in the block, ends its sequence.
         step: `[B]` int64, static steps taken so far (None: 0); only offsets `step_map`.
+        answer_start: `[B]` int64, the window position at which each sequence's answer begins (None: 0). What is before it is
+            prompt, where `eos_token_id` ends nothing. It may lie before the window (negative) or beyond it.
 
     Returns:
         `DraftStep`. Result for result equal to composing the other ops, which a test checks.
 
     Guarantees: every call commits at least one static step where anything can be ranked, and at most J of them; what is
-    committed is what static decoding (`draft_steps=1`) commits, whatever the drafts. No host synchronisation.
+    committed is what static decoding (`draft_steps=1`) commits, whatever the drafts. Where nothing can be ranked (not finite
+    logits, or the mask itself predicted, wherever the current block is open), `steps` is 0 and every further call with the
+    same logits would say the same: a loop must stop there, with an error. No host synchronisation.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -208,7 +216,7 @@ def draft_step(
     """
     call = (
         drafts, token_ids, confidence, num_drafts, mask_token_id, draft_steps, tokens_per_step, threshold,
-        order, block_length, drafting, match, eos_token_id, step,
+        order, block_length, drafting, match, eos_token_id, step, answer_start,
     )  # fmt: skip
     try:
         if runs_native(drafts):
@@ -236,6 +244,7 @@ def check_arguments(
     match: Any,
     eos_token_id: Any,
     step: Any,
+    answer_start: Any,
 ) -> None:
     arguments.expect_tensor(OP, "drafts", drafts, [torch.int64])
     arguments.expect_dims(OP, "drafts", drafts, "B, J, L")
@@ -259,9 +268,11 @@ def check_arguments(
     if step is not None:
         arguments.expect_tensor(OP, "step", step, [torch.int64])
         arguments.expect_shape(OP, "step", step, drafts.shape[:1], "one step a sequence")
-    arguments.expect_same_device(
-        OP, drafts, "drafts", token_ids=token_ids, confidence=confidence, num_drafts=num_drafts, step=step
-    )
+    if answer_start is not None:
+        arguments.expect_tensor(OP, "answer_start", answer_start, [torch.int64])
+        arguments.expect_shape(OP, "answer_start", answer_start, drafts.shape[:1], "one position a sequence")
+    others = {"token_ids": token_ids, "confidence": confidence, "num_drafts": num_drafts}
+    arguments.expect_same_device(OP, drafts, "drafts", **others, step=step, answer_start=answer_start)
 
 
 @register_fake(OP)
@@ -280,6 +291,7 @@ def fake(
     match: str = "exact",
     eos_token_id: int | None = None,
     step: torch.Tensor | None = None,
+    answer_start: torch.Tensor | None = None,
 ) -> torch.Tensor:
     batch, _, length = drafts.shape
     return drafts.new_empty((batch, RecordLayout.of(length, draft_steps).width))

@@ -48,6 +48,10 @@ def predict_tokens(
         `token_ids [*, L]` int64 and `confidence [*, L]` float32. Positions that are not masked are not read: they return
         their input id and confidence -inf. So does a masked position whose row has a NaN, a +inf, or nothing above -inf.
 
+        A float32 cannot say how near to 1 a probability above 1 - 3e-8 is: "prob" and "margin" of rows that confident are all
+        1.0, and the lowest position comes first in any ranking, where code that computes in float64, such as LLaDA's own,
+        still tells them apart. "neg_entropy" does so here, too: it goes to 0, where a float32 is finest.
+
     Guarantees: equal logits go to the lower token id; float32 accumulation, confidence within 1e-6 relative of float64;
     a row's result is bitwise the same whatever the batch, the number of threads or of SMs; logits are read once.
 

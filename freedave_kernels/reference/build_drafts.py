@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from freedave_kernels.reference.rank_positions import block_of, rank_positions, rankable
+from freedave_kernels.reference.rank_positions import block_of, predicted_confidence, rank_positions, rankable
 from freedave_kernels.reference.select_transfer import select_transfer
 
 
@@ -20,6 +20,7 @@ def build_drafts(
     block_length: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     masked = input_ids == mask_token_id
+    confidence = predicted_confidence(token_ids, confidence, mask_token_id)
     length = input_ids.shape[-1]
     block = block_of(length, block_length, input_ids.device)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from freedave_kernels.reference.build_drafts import build_drafts
-from freedave_kernels.reference.rank_positions import block_of, rankable
+from freedave_kernels.reference.rank_positions import block_of, predicted_confidence, rankable
 from freedave_kernels.reference.select_transfer import in_current_block, select_transfer
 from freedave_kernels.reference.verify_drafts import accept_chain
 
@@ -25,10 +25,12 @@ def draft_step(
     match: str,
     eos_token_id: int | None,
     step: torch.Tensor | None,
+    answer_start: torch.Tensor | None,
 ) -> torch.Tensor:
     batch, count, length = drafts.shape
     rows = torch.arange(batch, device=drafts.device)
     rule = (tokens_per_step, threshold, order, block_length)
+    confidence = predicted_confidence(token_ids, confidence, mask_token_id)
 
     # Verify: each draft's target is one static step from it under its own predictions.
     ids, tokens, certainty = (x.reshape(batch * count, length) for x in (drafts, token_ids, confidence))
@@ -46,12 +48,12 @@ def draft_step(
 
     # Account for what is final now: the committed state is the next draft 0.
     committed = next_drafts[:, 0]
-    hops = hop[rows, accepted]
-    taken = torch.zeros_like(hops) if step is None else step
-    step_map = _step_map(drafts, committed, hop, hops, taken, mask_token_id)
+    step_map, steps = _step_map(drafts, committed, hop, hop[rows, accepted], mask_token_id)
+    if step is not None:
+        step_map = torch.where(step_map >= 0, step_map + step[:, None], -1)
     counters = _counters(
         accepted,
-        hops,
+        steps,
         step_map,
         next_drafts,
         next_count,
@@ -60,6 +62,7 @@ def draft_step(
         mask_token_id,
         block_length,
         eos_token_id,
+        answer_start,
     )
     # Two confidences in the place of an integer; a 0 fills up the last one.
     pairs = torch.nn.functional.pad(carried_confidence, (0, length % 2)).view(torch.int64)
@@ -111,21 +114,30 @@ def _step_map(
     committed: torch.Tensor,
     hop: torch.Tensor,
     hops: torch.Tensor,
-    taken: torch.Tensor,
     mask_token_id: int,
-) -> torch.Tensor:
-    """`[B, L]`: the static step that committed each position in this call. Hop h of the chain is static step h - 1."""
-    count = drafts.shape[1]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`[B, L]`: the static step, counted from 0, that committed each position in this call, else -1; `[B]`: steps taken.
+
+    Each hop of the chain is a step, and so is the one to the new draft 0. A step that fills nothing is none: where nothing
+    can be ranked, a draft's target is the draft itself.
+    """
+    batch, count, _ = drafts.shape
+    open_before = drafts[:, 0] == mask_token_id
     in_chain = (drafts != mask_token_id) & (hop < count)[..., None]
-    first_hop = torch.where(in_chain, hop[..., None], count).amin(1)
-    static_step = torch.where(first_hop < count, first_hop - 1, hops[:, None])  # else: filled in the new draft 0
-    new = (drafts[:, 0] == mask_token_id) & (committed != mask_token_id)
-    return torch.where(new, taken[:, None] + static_step, -1)
+    filled_by = torch.where(in_chain, hop[..., None], count).amin(1)  # the first hop that did
+    last = (filled_by == count) & (committed != mask_token_id)
+    filled_by = torch.where(last, hops[:, None] + 1, filled_by)
+    filled_by = torch.where(open_before & ((filled_by < count) | last), filled_by, 0)  # 0: none
+
+    fills = torch.zeros(batch, count + 1, dtype=torch.int64, device=drafts.device).scatter(1, filled_by, 1)
+    fills[:, 0] = 0
+    static_step = (fills.cumsum(-1) - 1).gather(1, filled_by)
+    return torch.where((filled_by > 0) & (committed != mask_token_id), static_step, -1), fills.sum(-1)
 
 
 def _counters(
     accepted: torch.Tensor,
-    hops: torch.Tensor,
+    steps: torch.Tensor,
     step_map: torch.Tensor,
     drafts: torch.Tensor,
     num_drafts: torch.Tensor,
@@ -134,6 +146,7 @@ def _counters(
     mask_token_id: int,
     block_length: int | None,
     eos_token_id: int | None,
+    answer_start: torch.Tensor | None,
 ) -> torch.Tensor:
     _, count, length = drafts.shape
     position = torch.arange(length, device=drafts.device)
@@ -150,15 +163,17 @@ def _counters(
     )
     ended = torch.zeros_like(accepted, dtype=torch.bool)
     if eos_token_id is not None:
-        last_of_block = block != torch.cat([block[1:], block.new_full((1,), -1)])
-        ended = (last_of_block & (committed == eos_token_id) & (position < complete[:, None])).any(-1)
+        ends = (committed == eos_token_id) & (position < complete[:, None])
+        if answer_start is not None:
+            ends = ends & (position >= answer_start[:, None])
+        ended = ends.any(-1)
 
     broken = open_before & in_current_block(open_before, block_length) & ~rankable(confidence, open_before)
     first_broken = torch.where(broken, position, length).amin(-1)
 
     columns = [
         accepted,
-        hops + (num_drafts > 0),
+        steps,
         (step_map >= 0).sum(-1),
         (masked & (block == current[:, None])).sum(-1),
         masked.sum(-1),

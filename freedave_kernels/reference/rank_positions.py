@@ -26,6 +26,11 @@ def rank_positions(
     return torch.where(ranked, rank, length).int()
 
 
+def predicted_confidence(token_ids: torch.Tensor, confidence: torch.Tensor, mask_token_id: int) -> torch.Tensor:
+    """Where the mask itself is predicted, nothing is: a step never fills a position with the mask."""
+    return torch.where(token_ids == mask_token_id, float("-inf"), confidence)
+
+
 def rankable(confidence: torch.Tensor, mask_index: torch.Tensor) -> torch.Tensor:
     """Masked positions that can be ranked: a NaN compares false, as does -inf."""
     return mask_index & (confidence > float("-inf"))

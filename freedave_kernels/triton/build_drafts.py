@@ -9,7 +9,13 @@ import triton.language as tl
 
 from freedave_kernels.triton.launch import kernel, power_of_two
 from freedave_kernels.triton.select_transfer import as_float32
-from freedave_kernels.triton.static_step import expect_length, plan_drafts, position_keys, resources_for
+from freedave_kernels.triton.static_step import (
+    expect_length,
+    plan_drafts,
+    position_keys,
+    predicted_confidence,
+    resources_for,
+)
 
 
 @kernel()
@@ -43,6 +49,7 @@ def build_sequence(
     masked = inside & (state == mask_token_id)
     tokens = tl.load(token_ids + row * tokens_row + offset * tokens_step, mask=masked, other=0)
     value = tl.load(confidence + row * confidence_row + offset * confidence_step, mask=masked, other=0.0)
+    value = predicted_confidence(tokens, value, mask_token_id)
 
     keys = position_keys(value, masked, position, block_length, LEFT_TO_RIGHT)
     draft_of, planned = plan_drafts(

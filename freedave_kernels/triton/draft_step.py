@@ -23,6 +23,7 @@ from freedave_kernels.triton.static_step import (
     is_rankable,
     plan_drafts,
     position_keys,
+    predicted_confidence,
     resources_for,
     static_step,
 )
@@ -74,6 +75,7 @@ def step_sequence(
     confidence,
     num_drafts,
     taken,
+    answer_start,
     record,
     record_as_float,
     threshold: tl.float32,
@@ -95,6 +97,7 @@ def step_sequence(
     confidence_step: tl.int64,
     num_drafts_step: tl.int64,
     taken_step: tl.int64,
+    answer_start_step: tl.int64,
     LENGTH: tl.constexpr,
     COUNT: tl.constexpr,
     TILE: tl.constexpr,
@@ -104,6 +107,7 @@ def step_sequence(
     SUBSET: tl.constexpr,
     HAS_EOS: tl.constexpr,
     HAS_TAKEN: tl.constexpr,
+    HAS_ANSWER_START: tl.constexpr,
 ):
     sequence = tl.program_id(0).to(tl.int64)
     drafts += sequence * drafts_sequence
@@ -127,10 +131,10 @@ def step_sequence(
     open_before = inside & (given == mask_token_id)
     state = given
     tokens = tl.load(token_at, mask=inside, other=0)
-    value = tl.load(confidence_at, mask=inside, other=0.0)
-    filled_by_hop = tl.full([LENGTH], NOT_FILLED, tl.int32)
+    value = predicted_confidence(tokens, tl.load(confidence_at, mask=inside, other=0.0), mask_token_id)
+    filled_by = tl.full([LENGTH], NOT_FILLED, tl.int32)  # the static step, counted from this call's first
     accepted = 0
-    hops = 0
+    steps = 0
     moving = active > 1
     while moving:
         masked = inside & (state == mask_token_id)
@@ -143,12 +147,14 @@ def step_sequence(
         moving = furthest > accepted
         if moving:
             accepted = furthest
-            hops += 1
             state = tl.load(draft_at + accepted.to(tl.int64) * drafts_row, mask=inside, other=0)
             tokens = tl.load(token_at + accepted.to(tl.int64) * tokens_row, mask=inside, other=0)
             value = tl.load(confidence_at + accepted.to(tl.int64) * confidence_row, mask=inside, other=0.0)
-            fresh = open_before & (state != mask_token_id) & (filled_by_hop == NOT_FILLED)
-            filled_by_hop = tl.where(fresh, hops, filled_by_hop)
+            value = predicted_confidence(tokens, value, mask_token_id)
+            fresh = open_before & (state != mask_token_id) & (filled_by == NOT_FILLED)
+            filled_by = tl.where(fresh, steps, filled_by)
+            # A step that fills nothing is none: where nothing can be ranked, a draft's target is the draft itself.
+            steps += any_of(fresh).to(tl.int32)
         moving = moving & (accepted + 1 < active)
 
     # Carry the accepted predictions over, and draft again from the accepted state.
@@ -192,7 +198,7 @@ def step_sequence(
             token = tl.load(token_at + nearest * tokens_row, mask=known, other=0)
             token = tl.where(known, token, tokens)
             certainty = tl.load(confidence_at + nearest * confidence_row, mask=known, other=0.0)
-            certainty = tl.where(known, certainty, value)
+            certainty = predicted_confidence(token, tl.where(known, certainty, value), mask_token_id)
             keys = position_keys(certainty, masked, position, block_length, LEFT_TO_RIGHT)
             block = tl.min(keys, axis=0) >> BLOCK_SHIFT
             filled = 0
@@ -227,13 +233,14 @@ def step_sequence(
     for n in range(written, draft_steps):  # those beyond the last repeat it
         tl.store(next_at + n * length, draft, mask=inside)
 
-    # Account for what is final now. What hop h unmasked was committed by the static step before it, number h - 1; what
-    # only the new draft 0 fills, by the step after the last hop.
-    steps = tl.where(filled_by_hop == NOT_FILLED, hops, filled_by_hop - 1).to(tl.int64)
+    # Account for what is final now. What only the new draft 0 fills was committed by one more static step.
+    fresh = open_before & ~still_masked & (filled_by == NOT_FILLED)
+    step_map = tl.where(fresh, steps, filled_by).to(tl.int64)
+    steps += any_of(fresh).to(tl.int32)
     if HAS_TAKEN:
-        steps += tl.load(taken + sequence * taken_step)
-    steps = tl.where(open_before & ~still_masked, steps, -1)
-    tl.store(record + WIDTH + length + position, steps, mask=inside)
+        step_map += tl.load(taken + sequence * taken_step)
+    step_map = tl.where(open_before & ~still_masked, step_map, -1)
+    tl.store(record + WIDTH + length + position, step_map, mask=inside)
 
     open_accepted = inside & (state == mask_token_id)
     reusable = complete_prefix(open_accepted, position, length, block_length)
@@ -243,11 +250,13 @@ def step_sequence(
     in_window = count_of(still_masked)
     ended = 0
     if HAS_EOS:
-        last_of_block = ((position + 1) % block_length == 0) | (position + 1 == length)
-        ended = any_of(last_of_block & (committed == eos_token_id) & (position < complete)).to(tl.int32)
+        ends = (committed == eos_token_id) & (position < complete)
+        if HAS_ANSWER_START:  # the prompt ends nothing
+            ends = ends & (position >= tl.load(answer_start + sequence * answer_start_step))
+        ended = any_of(ends).to(tl.int32)
     tl.store(record + 0, accepted)
-    tl.store(record + 1, hops + (built > 0).to(tl.int32))
-    tl.store(record + 2, count_of(steps >= 0))
+    tl.store(record + 1, steps)
+    tl.store(record + 2, count_of(step_map >= 0))
     tl.store(record + 3, count_of(still_masked & (position < complete + block_length)))
     tl.store(record + 4, in_window)
     tl.store(record + 5, reusable)
@@ -273,11 +282,13 @@ def draft_step(
     match: str,
     eos_token_id: int | None,
     step: torch.Tensor | None,
+    answer_start: torch.Tensor | None,
 ) -> torch.Tensor:
     batch, count, length = drafts.shape
     expect_length("draft_step", length)
     record = drafts.new_empty((batch, RecordLayout.of(length, draft_steps).width))
     taken = drafts if step is None else step
+    starts = drafts if answer_start is None else answer_start
     padded, tile = tile_of(count, length)
     step_sequence.launch(
         (batch, 1, 1),
@@ -287,6 +298,7 @@ def draft_step(
             confidence,
             num_drafts,
             taken,
+            starts,
             record,
             record.view(torch.float32),
             as_float32(threshold),
@@ -302,6 +314,7 @@ def draft_step(
             *confidence.stride(),
             num_drafts.stride(0),
             taken.stride(0),
+            starts.stride(0),
         ),
         (
             padded,
@@ -313,6 +326,7 @@ def draft_step(
             match == "subset",
             eos_token_id is not None,
             step is not None,
+            answer_start is not None,
         ),
         (num_drafts.dtype,),
         *resources_for(padded * tile),

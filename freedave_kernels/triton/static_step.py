@@ -32,6 +32,12 @@ def descending(confidence):
 
 
 @triton.jit
+def predicted_confidence(token, confidence, mask_token_id):
+    """Where the mask itself is predicted, nothing is: a step never fills a position with the mask."""
+    return tl.where(token == mask_token_id, float("-inf"), confidence)
+
+
+@triton.jit
 def position_keys(confidence, masked, position, block_length, LEFT_TO_RIGHT: tl.constexpr):
     """int64 keys that are smallest where unmasking comes first: lower block, higher confidence, lower position."""
     order = descending(confidence)

@@ -96,6 +96,7 @@ class FixedShapeDecoder:
         self.drafts = integers(slots, settings.draft_steps, length, fill=_NOTHING)
         self.num_drafts = integers(slots, fill=1)
         self.start, self.end, self.steps_taken = integers(slots), integers(slots), integers(slots)
+        self._answer = integers(slots)  # where each slot's begins
         self.forwards = integers(1)
         self.non_finite = integers(slots, fill=-1)
         self.done = torch.ones(slots, dtype=torch.bool, device=device)
@@ -137,6 +138,7 @@ class FixedShapeDecoder:
             self.drafts[slot] = self.tokens[slot, start : start + self._length]
             self.num_drafts[slot] = 1
             self.start[slot], self.end[slot] = start, len(prompt) + settings.max_new_tokens
+            self._answer[slot] = len(prompt)
             self.steps_taken[slot], self.non_finite[slot] = 0, -1
             self.done[slot] = False
 
@@ -168,6 +170,7 @@ class FixedShapeDecoder:
                     drafting=settings.drafting,
                     eos_token_id=settings.eos_token_ids[0] if settings.eos_token_ids else None,
                     step=self.steps_taken,
+                    answer_start=self._answer - self.start,
                 ),
                 place,
             )
