@@ -26,7 +26,7 @@ from freedave.demo import comparison
 from freedave.demo.comparison import MAX_NEW_TOKENS
 from freedave.demo.tasks import TASKS
 from freedave.integrations import loading
-from freedave.settings import CACHES, DECODING_OPTIONS
+from freedave.settings import CACHES, DECODING_OPTIONS, EXECUTORS
 from freedave_kernels.arguments import ORDERS
 from freedave_kernels.ops.draft_step import DRAFTINGS
 
@@ -551,6 +551,7 @@ def test_choices_are_those_of_the_modules_that_take_them() -> None:
     assert cli_arguments.ORDERS == ORDERS
     assert set(cli_arguments.DRAFTINGS) == set(DRAFTINGS)
     assert cli_arguments.CACHES == CACHES
+    assert cli_arguments.EXECUTORS == EXECUTORS
     assert tuple(demo_command.CACHES) == cli_arguments.ATTENTIONS
 
 

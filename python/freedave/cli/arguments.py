@@ -14,6 +14,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 ORDERS = ("confidence", "left_to_right")
 DRAFTINGS = ("recycled", "nested")
 CACHES = ("auto", "none", "prefix", "dual")
+EXECUTORS = ("auto", "planned", "graph")
 ATTENTIONS = ("block_causal", "full")
 
 MOST = 2**31 - 1  # of every number: more is a mistake, and some libraries count in 32 bits
@@ -129,6 +130,17 @@ def add_decoding_options(parser: Any, max_new_tokens: str) -> None:
         default="auto",
         choices=CACHES,
         help="auto is exact for block-causal models, and none for full attention (default: %(default)s)",
+    )
+    decoding.add_argument(
+        "--executor",
+        default="auto",
+        choices=EXECUTORS,
+        help="planned computes least, graph launches least; auto is graph on a GPU (default: %(default)s)",
+    )
+    decoding.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="the graph executor's layers go through torch.compile (default: on a GPU)",
     )
 
 

@@ -71,6 +71,8 @@ def custom_generate(
     drafting: str = "recycled",
     lookahead_steps: int | None = None,
     cache: str | None = None,
+    executor: str = "auto",
+    compile: bool | None = None,
     check_lossless: bool = False,
     on_step: Callable[[freedave.Commit], None] | None = None,
     **model_kwargs: Any,
@@ -120,6 +122,8 @@ def custom_generate(
             drafting=drafting,
             lookahead_steps=lookahead_steps,
             cache=cache,
+            executor=executor,
+            compile=compile,
             check_lossless=check_lossless,
         )
     if streamer is not None:

@@ -52,7 +52,7 @@ class FreeDaveLM(TemplateLM):
         mc_num: noise samples of a likelihood; where a text has fewer subsets, it is exact.
         mc_batch_size: noise samples a forward.
         seed: of the noise.
-        draft_steps ... cache: as in `freedave.generate`; a task's `generation_kwargs` may hold them too.
+        draft_steps ... compile: as in `freedave.generate`; a task's `generation_kwargs` may hold them too.
 
     Raises:
         TypeError, ValueError: naming the argument.
@@ -80,6 +80,8 @@ class FreeDaveLM(TemplateLM):
         drafting: str = "recycled",
         lookahead_steps: int | None = None,
         cache: str = "auto",
+        executor: str = "auto",
+        compile: bool | None = None,
     ) -> None:
         super().__init__()
         numbers = {
