@@ -214,6 +214,39 @@ print(json.dumps([facts, {kernel.function.__name__: len(kernel.compiled) for ker
         assert stepped == [[int(batch), 1, 1]] * 4  # one launch a call
 
 
+def test_launches_of_a_layer():
+    """Two at most, one where rows fill the machine; and a batch that grows or is longer never waits for a compiler."""
+    code = """
+import json, torch, triton_stub as stub
+driver = stub.use("sm_90")
+facts = {}
+for batch, count, length in ((1, 1, 4), (1, 8, 4), (1, 8, 20), (3, 8, 4), (2, 8, 20), (16, 8, 20), (5, 4, 32)):
+    driver.grids.clear()
+    stub.attention(torch.bfloat16, 128, batch, count, length)()
+    facts[f"{batch} {count} {length}"] = list(driver.grids)
+driver.grids.clear()
+stub.kept()()
+facts["keep"] = list(driver.grids)
+print(json.dumps([facts, {kernel.function.__name__: len(kernel.compiled) for kernel in stub.KERNELS}]))
+"""
+    facts, compiled = json.loads(run("-c", code))
+    assert {name: count for name, count in compiled.items() if count} == {
+        "attend_stored": 1,
+        "attend": 3,  # one draft; several, with what was shared out; several, all by itself
+        "keep_rows": 1,
+    }
+    assert facts == {
+        "1 1 4": [[1, 16, 8], [1, 8, 1]],  # row tiles, parts of 8,192 stored positions, groups
+        "1 8 4": [[2, 16, 8], [2, 8, 1]],
+        "1 8 20": [[10, 8, 8], [10, 8, 1]],
+        "3 8 4": [[2, 16, 24], [2, 24, 1]],
+        "2 8 20": [[10, 16, 1]],
+        "16 8 20": [[10, 128, 1]],
+        "5 4 32": [[8, 40, 1]],
+        "keep": [[5, 1, 2]],  # tiles of 32 rows, sequences, layers
+    }
+
+
 def test_an_empty_batch_launches_nothing():
     code = """
 import torch, triton_stub as stub
