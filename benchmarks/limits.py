@@ -61,6 +61,20 @@ def draft_step(batch: int, count: int, length: int) -> int:
     return batch * (read + written)
 
 
+def draft_attention(
+    batch: int, count: int, length: int, stored: int, heads: int, groups: int, size: int, itemsize: int
+) -> int:
+    """Queries and results; keys and values of windows; those of the stored positions once, for all drafts and heads."""
+    tokens = batch * count * length
+    features = 2 * (tokens * heads + tokens * groups + batch * stored * groups) * size
+    return features * itemsize + batch * (2 * 2 * 4 + 8 + 4 + 4)
+
+
+def keep(layers: int, batch: int, kept: int, groups: int, size: int, itemsize: int) -> int:
+    """Keys and values of `kept` positions of each sequence, read and written."""
+    return 2 * 2 * layers * batch * kept * groups * size * itemsize + batch * 4 * 8
+
+
 @dataclass(frozen=True)
 class Limit:
     """One line of the computed table: what must be moved for one call, and the least time on each GPU."""
@@ -86,4 +100,8 @@ def on_gpus() -> list[Limit]:
         for count, length in ((8, 32), (32, 256)):
             num_bytes = draft_step(batch, count, length)
             limits.append(Limit("draft_step", f"B={batch}, K={count}, L={length}", "", num_bytes))
+    for batch, count, length, stored in ((1, 1, 4, 128), (1, 8, 20, 128), (1, 8, 20, 4096), (16, 8, 20, 4096)):
+        num_bytes = draft_attention(batch, count, length, stored, heads=32, groups=8, size=128, itemsize=2)
+        shape = f"B={batch}, K={count}, L={length}, 32/8 heads of 128, {stored} stored"
+        limits.append(Limit("draft_attention", shape, "bfloat16", num_bytes))
     return limits

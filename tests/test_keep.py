@@ -125,7 +125,7 @@ def test_compiles_without_graph_breaks(backend):
         return stored_key + 1
 
     numbers = torch.tensor([1]), torch.tensor([1]), torch.tensor([2])
-    window, eager, compiled = torch.randn(2, 1, 3, 4, 2, 16), torch.zeros(2, 2, 1, 5, 2, 16)
+    window, eager = torch.randn(2, 1, 3, 4, 2, 16), torch.zeros(2, 2, 1, 5, 2, 16)
     compiled = eager.clone()
     torch._dynamo.reset()  # what was compiled keeps its backend
     result = torch.compile(store, fullgraph=True, backend="aot_eager")(window, *compiled)

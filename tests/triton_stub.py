@@ -20,7 +20,9 @@ from triton.runtime import driver
 
 from freedave_kernels.triton import launch
 from freedave_kernels.triton.build_drafts import build_drafts, build_sequence
+from freedave_kernels.triton.draft_attention import attend, attend_stored, draft_attention
 from freedave_kernels.triton.draft_step import draft_step, step_sequence
+from freedave_kernels.triton.keep import keep, keep_rows
 from freedave_kernels.triton.merge_predictions import merge_predictions, merge_states
 from freedave_kernels.triton.partial_predictions import partial_predictions, write_state
 from freedave_kernels.triton.predict_tokens import merge_chunks, predict_chunk, predict_tokens
@@ -30,7 +32,7 @@ from freedave_kernels.triton.verify_drafts import verify_drafts, verify_sequence
 
 KERNELS = [
     predict_chunk, merge_chunks, write_state, merge_states, rank_tile, select_row, build_sequence, verify_sequence,
-    step_sequence,
+    step_sequence, attend_stored, attend, keep_rows,
 ]  # fmt: skip
 MASK = 9
 
@@ -95,6 +97,25 @@ def step(count: int, length: int, drafting: str, threshold: float | None = None)
     return lambda: draft_step(*drafts(count, length), MASK, count, *rule)
 
 
+def attention(dtype: torch.dtype, size: int, batch: int, count: int, length: int, heads: int = 32) -> Callable[[], Any]:
+    """Eight groups, 8,192 stored positions, everything that may be given; projections as a model makes them."""
+
+    def projection(of: int) -> torch.Tensor:
+        return torch.empty(batch, count, of, length, size, dtype=dtype).transpose(2, 3)
+
+    query, window = projection(heads), projection(8)
+    stored = torch.empty(batch, 8192, 8, size, dtype=dtype)
+    numbers = torch.zeros(batch, dtype=torch.int64)
+    ranges = torch.zeros(batch, 2, 2, dtype=torch.int32)
+    return lambda: draft_attention(query, window, window, stored, stored, ranges, *[numbers] * 3, 4)
+
+
+def kept() -> Callable[[], Any]:
+    window, stored = torch.empty(2, 1, 8, 20, 8, 128).bfloat16(), torch.empty(2, 1, 64, 8, 128).bfloat16()
+    numbers = torch.zeros(1, dtype=torch.int64)
+    return lambda: keep(window, window, *[numbers] * 3, stored, stored, numbers)
+
+
 def cases(architecture: str) -> dict[str, Callable[[], Any]]:
     """By name; the names are those of tests/budgets.py."""
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
@@ -112,6 +133,11 @@ def cases(architecture: str) -> dict[str, Callable[[], Any]]:
         "select_transfer 32": lambda: select_transfer(confidence, masked, 1, None, 0.9, False, "top", "confidence", 32),
         "build_drafts 32": lambda: build_drafts(ids, ids, confidence, MASK, 8, 1, None, "confidence", 32),
         "verify_drafts 8x32": lambda: verify_drafts(drafts(8, 32)[0], drafts(8, 32)[0], None, "exact", None),
+        "draft_attention bfloat16 128": attention(bf16, 128, 1, 8, 20),
+        "draft_attention bfloat16 128 many rows": attention(bf16, 128, 4, 8, 20),
+        "draft_attention bfloat16 256": attention(bf16, 256, 1, 8, 20),
+        "draft_attention float32 128": attention(fp32, 128, 1, 2, 4),
+        "keep bfloat16 128": kept(),
     }
     if architecture != "sm_90":
         return everywhere
@@ -131,6 +157,11 @@ def cases(architecture: str) -> dict[str, Callable[[], Any]]:
         "draft_step 8x32 recycled threshold": step(8, 32, "recycled", 0.9),
         "draft_step 32x1024 recycled": step(32, 1024, "recycled"),
         "draft_step 32x2048 recycled": step(32, 2048, "recycled"),
+        **{f"draft_attention {name} {size}": attention(dtype, size, 1, 2, 4)
+           for name, dtype in (("bfloat16", bf16), ("float16", fp16), ("float32", fp32)) for size in (64, 80, 256)},
+        **{f"draft_attention {name} {size} many rows": attention(dtype, size, 4, 8, 20)
+           for name, dtype, size in (("bfloat16", bf16, 64), ("bfloat16", bf16, 256), ("float32", fp32, 128))},
+        "draft_attention bfloat16 128 one draft": attention(bf16, 128, 1, 1, 1024),
         "rank_positions 4096": lambda: rank_positions(
             torch.zeros(1, 4096), torch.ones(1, 4096, dtype=torch.bool), "confidence", None
         ),

@@ -38,7 +38,6 @@ MAX_FEATURES = 256
 SPLIT = (
     512  # stored positions that are attended to from nothing: few enough to share out, so many that merging is cheap
 )
-NUM_STAGES = 2  # a tile of keys is on its way while another is multiplied
 # So many programs fill the machine: then nothing is shared out. A constant, as it decides nothing but speed.
 FILLED = 128
 SHARED_OUT = 512  # programs that stored positions are shared out to, where rows fill too few
@@ -299,14 +298,16 @@ class Tiles(NamedTuple):
     num_warps: int
     max_registers: tuple[int, int]
     """A thread's, of `attend_stored` and of `attend`: with these nothing is spilled; left alone, a compiler aims lower."""
+    num_stages: tuple[int, int]
+    """Of the same: tiles of keys and values in shared memory. Few rows are bound by how many bytes are on their way."""
 
 
 def tiles(dtype: torch.dtype, padded: int) -> Tiles:
     if dtype == torch.float32:  # multiplied without tensor cores, whose operands would be rounded
-        return Tiles(16, 32 if padded <= 128 else 16, 8, (128, 128))
+        return Tiles(16, 32 if padded <= 128 else 16, 8, (128, 128), (2, 2))
     if padded <= 64:
-        return Tiles(64, 64, 4, (224, 224))
-    return Tiles(64, 32, 4 if padded == 128 else 8, (224, 255))
+        return Tiles(64, 64, 4, (224, 224), (4, 3))
+    return Tiles(64, 32, 4, (224, 255), (4, 3)) if padded == 128 else Tiles(64, 32, 8, (224, 255), (2, 2))
 
 
 def draft_attention(
@@ -369,14 +370,14 @@ def draft_attention(
             (row_tiles, parts, batch * groups),
             (query, stored_key, stored_value, ranges, *limits, contexts, sums, *sizes,
              *strides(query, unit), *around[2], *around[3], *steps),
-            constants, others, chosen.num_warps, chosen.max_registers[0], NUM_STAGES,
+            constants, others, chosen.num_warps, chosen.max_registers[0], chosen.num_stages[0],
         )  # fmt: skip
     attend.launch(
         (row_tiles, batch * groups, 1),
         (*features_of, ranges, *limits, contexts, sums, out, *sizes, block_length or length,
          *strides(query, unit), *(stride for tensor in around for stride in tensor), *steps),
         (*constants, *step_of[:2], shared, drafts == 1),
-        others, chosen.num_warps, chosen.max_registers[1], NUM_STAGES,
+        others, chosen.num_warps, chosen.max_registers[1], chosen.num_stages[1],
     )  # fmt: skip
     return out
 

@@ -173,15 +173,16 @@ class GraphExecutor:
 
     # Steps.
 
-    def launch(self, sequences: list[DeviceSequence]) -> None:
+    def launch(self, sequences: list[Sequence]) -> None:
         began = time.perf_counter()
+        own = [sequence for sequence in sequences if isinstance(sequence, DeviceSequence)]  # all of them
         self._launched, self._stored_only = [], []
-        together = [sequence for sequence in sequences if not sequence.waits]
+        together = [sequence for sequence in own if not sequence.waits]
         if together:
             shape = self._shape_for(together)
             rows = [sequence.slot for sequence in together]
             self._launched.append(Launched(together, rows, self._run(shape), shape.window))
-        for sequence in self._with_own_forward(sequences):
+        for sequence in self._with_own_forward(own):
             if self._ends_in_chunk(sequence):
                 shape = self._whole_shape(sequence)
                 self._launched.append(Launched([sequence], [0], self._run(shape, sequence.slot), shape.window))
@@ -491,7 +492,10 @@ class GraphExecutor:
         begin: torch.Tensor,
         count: torch.Tensor,
     ) -> None:
-        keep(*window, accepted, begin, count, *self._stored, slots=self._row if shape.one else None)
+        keys, values = window
+        stored_keys, stored_values = self._stored
+        slots = self._row if shape.one else None
+        keep(keys, values, accepted, begin, count, stored_keys, stored_values, slots=slots)
 
 
 def window_blocks(settings: Settings) -> int:
