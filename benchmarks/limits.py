@@ -27,14 +27,6 @@ def merge_predictions(rows: int, vocab: int) -> int:
     return rows * (_states(vocab) + 8 + 8 + 4)
 
 
-def draft_attention(B: int, K: int, L: int, T: int, H: int, G: int, D: int, itemsize: int) -> int:
-    """T stored positions are seen, and read once for all drafts and heads."""
-    stored = 2 * T * G * D
-    window = 2 * K * L * G * D
-    query_and_out = 2 * K * L * H * D
-    return B * (stored + window + query_and_out) * itemsize
-
-
 def _states(vocab: int) -> int:
     return -(-vocab // TOKENS_PER_STATE) * STATE_FIELDS * 8
 

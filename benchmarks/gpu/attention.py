@@ -71,7 +71,8 @@ def _run(plan: Plan, cases: list[Case]) -> None:
 
 
 def measure(record: Record, machine: Machine, case: Case) -> None:
-    moved = limits.draft_attention(**case.shape, itemsize=2)
+    B, K, L, T, H, G, D = (case.shape[name] for name in "BKLTHGD")
+    moved = limits.draft_attention(B, K, L, T, H, G, D, itemsize=2)
     copies = min(max(2, math.ceil(ROTATED / moved)), MOST_COPIES) if not machine.dry else 2
     with torch.inference_mode():
         calls = {"draft_attention": machine.replayed(rotating(ours(machine, case, copies)), 1)}
