@@ -372,6 +372,18 @@ def test_cuda_tensors_go_to_triton_where_there_are_no_cuda_kernels(monkeypatch):
     assert backends.for_device(torch.device("cuda")).name == "reference"
 
 
+def test_ops_without_cuda_kernels_go_to_triton(monkeypatch):
+    usable = dict.fromkeys(("reference", "cpu", "triton", "cuda"))
+    monkeypatch.setattr(backends, "unavailable", usable.__getitem__)
+    monkeypatch.setattr(backends, "_best", {})
+    monkeypatch.setattr(backends, "_implementations", dict(backends._implementations))
+    assert backends.for_device(torch.device("cuda"), "draft_step").name == "cuda"
+    assert backends.for_device(torch.device("cuda"), "keep").name == "triton"
+    usable["triton"] = "not installed; install it"
+    backends._best.clear()
+    assert backends.for_device(torch.device("cuda"), "draft_attention").name == "reference"
+
+
 def python(code: str, **environment: str) -> list[str]:
     return run("-c", code, environment=COMPILED | environment).splitlines()
 
