@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import torch
 
+from freedave import idle_executors
 from freedave.executor import Executor, Found
 from freedave.graph_executor import GraphExecutor
 from freedave.integers import as_int
@@ -77,7 +78,7 @@ class Decoder:
         self._launched: list[Sequence] | None = None
         self._executor: Executor
         if settings.executor == "graph":
-            self._executor = GraphExecutor(lm, settings, slots=slots, capacity=capacity)
+            self._executor = idle_executors.take(lm, settings, slots, capacity)
         else:
             self._executor = PlannedExecutor(lm, settings, slots=slots, capacity=capacity)
 
@@ -151,6 +152,18 @@ class Decoder:
         self._active.remove(sequence)
         if self._launched is None or sequence not in self._launched:
             self._release(sequence)
+
+    def close(self) -> None:
+        """Leaves what was compiled and captured to the model's next decoder with such settings. Nothing can be added then.
+
+        Raises:
+            RuntimeError: sequences are being decoded: drop them first.
+        """
+        if self._active or self._launched is not None:
+            raise RuntimeError("sequences are being decoded: drop them, and poll() a step that is under way")
+        self._free = []
+        if isinstance(self._executor, GraphExecutor):
+            idle_executors.give_back(self._lm, self._executor)
 
     def _release(self, sequence: Sequence) -> None:
         self._executor.leave(sequence)

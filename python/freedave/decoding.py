@@ -83,6 +83,10 @@ def generate(
             models are computed in chunks of that many, while sequences whose prompt is stored go on beside them. That is
             exact: it changes no token. None: a prompt is computed at once. Full attention and `cache="none"` compute whole
             sequences at a time, which cannot be divided.
+        executor: "planned": the host plans each forward so that it computes least. "graph": steps of fixed shapes, which CUDA
+            graphs hold on a GPU, launch least. "auto": "graph" on a GPU, "planned" elsewhere and for modules that are not
+            transformers models. Both commit what static decoding commits.
+        compile: whether the graph executor's layers go through torch.compile; None: on a GPU. A new shape then takes seconds.
 
     Returns:
         `DecodeOutput`.
@@ -144,6 +148,8 @@ def _decode(
     stats.positions_computed = decoder.positions_computed
     stats.forward_seconds = decoder.forward_seconds
     stats.cache_bytes = decoder.cache_bytes
+    stats.shapes = decoder.shapes
+    decoder.close()
     stats.total_seconds = time.perf_counter() - began
     broken = [sequence for sequence in sequences if sequence.error is not None]
     if broken:

@@ -20,9 +20,11 @@ sequence; these are steps of one slot, with one draft.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +40,11 @@ from freedave.settings import Settings
 from freedave.window_attention import WindowAttention, attention_modules, layer_buffers
 from freedave_kernels import DraftStep, draft_step, keep
 from freedave_kernels.ops.draft_step import COUNTERS, RecordLayout
+
+logger = logging.getLogger(__name__)
+
+# The settings that a captured step holds; the others concern the host.
+_FIXED = ("draft_steps", "block_length", "tokens_per_step", "order", "threshold", "drafting", "cache", "compile")
 
 # Stands at positions beyond a sequence: never predicted, and nobody's token.
 _NOTHING = -1
@@ -115,9 +122,10 @@ class GraphExecutor:
         self._one_block = settings.cache in ("prefix", "dual")
         self._stores = settings.cache != "none"
         self._size = settings.block_length
-        self._length = self._size * (1 if self._one_block else window_blocks(settings))
+        self._length = _window(settings)
         self._predict = Predictor(lm)
         self._steps: dict[Shape, _Step] = {}
+        self._ran: Counter[Shape] = Counter()
         self._launched: list[Launched] = []
         self._stored_only: list[DeviceSequence] = []
         self._pool: Any = None
@@ -138,6 +146,23 @@ class GraphExecutor:
         self._most_drafts = integers(1, fill=settings.active_drafts or settings.draft_steps)
         self._columns = torch.arange(max(capacity, self._length) + self._length, device=lm.device)
 
+    def serves(self, settings: Settings, slots: int, capacity: int) -> bool:
+        """Whether its steps are those of other settings, for as many sequences of up to `capacity` positions."""
+        fixed = all(getattr(settings, name) == getattr(self._settings, name) for name in _FIXED)
+        return fixed and slots == self._slots and capacity <= self._capacity and _window(settings) == self._length
+
+    def reset(self, settings: Settings) -> None:
+        """Empties all slots, for a decode with settings that it `serves`."""
+        self._settings = settings
+        self._ran.clear()
+        self.positions_computed = 0
+        self.forward_seconds = 0.0
+        with torch.inference_mode():
+            self.drafts.fill_(_NOTHING)
+            self.num_drafts.zero_()
+            self.length.zero_()
+            self._most_drafts.fill_(settings.active_drafts or settings.draft_steps)
+
     @property
     def cache_bytes(self) -> int:
         """Size of the key-value buffers."""
@@ -145,8 +170,7 @@ class GraphExecutor:
 
     @property
     def shapes(self) -> dict[str, int]:
-        """How often each shape has run."""
-        return {str(shape): step.runs for shape, step in self._steps.items()}
+        return {str(shape): runs for shape, runs in self._ran.items()}
 
     # What the host tells the device, between steps.
 
@@ -292,7 +316,10 @@ class GraphExecutor:
         step = _Step(self._window_buffers(shape)) if passing else self._steps.get(shape)
         if step is None:
             step = self._steps[shape] = _Step(self._window_buffers(shape))
+            if self._compile or self._capture:
+                logger.info("a new shape, which takes a moment: %s", shape)
         step.runs += 1
+        self._ran.update([] if passing else [shape])
         if passing or not self._capture or step.runs == 1:  # the first run compiles, and loads kernels
             return self._by_launches(shape, step, compiled=self._compile and not passing)
         if step.graph is None:
@@ -496,6 +523,11 @@ class GraphExecutor:
         stored_keys, stored_values = self._stored
         slots = self._row if shape.one else None
         keep(keys, values, accepted, begin, count, stored_keys, stored_values, slots=slots)
+
+
+def _window(settings: Settings) -> int:
+    """Positions of the longest window."""
+    return settings.block_length * (1 if settings.cache in ("prefix", "dual") else window_blocks(settings))
 
 
 def window_blocks(settings: Settings) -> int:

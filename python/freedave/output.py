@@ -63,8 +63,8 @@ class DecodeStats:
     of each sequence, one entry for each forward that it took part in. `positions_computed`: token positions that went
     through the model in all forwards, the compute that was spent. Seconds are wall time, without that of `on_step`; the
     forward is the model's, with the vocabulary projection and the cache. `cache_bytes`: the key-value buffers, which hold
-    every sequence once. `peak_bytes`: with `measure_memory`, the most that was allocated at a time during the decode, beyond
-    what was before (the weights).
+    every sequence once. `shapes`: how often each fixed shape of the graph executor ran. `peak_bytes`: with
+    `measure_memory`, the most that was allocated at a time during the decode, beyond what was before (the weights).
     """
 
     accepted_lengths: list[int] = field(default_factory=list)
@@ -74,6 +74,7 @@ class DecodeStats:
     total_seconds: float = 0.0
     accepted_by_sequence: list[list[int]] = field(default_factory=list)
     cache_bytes: int = 0
+    shapes: dict[str, int] = field(default_factory=dict)
     peak_bytes: int | None = None
 
     @property

@@ -115,6 +115,7 @@ class DiffusionLM:
         if isinstance(model, PreTrainedModel):
             use_experts_in_fours(model)
         self._mask_dtype: torch.dtype | None = None
+        self.idle_executor: object = None  # see freedave/idle_executors.py
         self._threads_tried: int | None = None
 
     @property
