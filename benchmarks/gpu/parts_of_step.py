@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,7 +11,6 @@ import torch
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.stepper import Stepper
 from benchmarks.record import Record
-from freedave.compiled_layers import compiled_layers
 from freedave.graph_executor import GraphExecutor, Shape
 from freedave.window_attention import WindowAttention, layer_buffers
 from freedave_kernels import draft_attention
@@ -24,7 +24,7 @@ def measure(record: Record, machine: Machine, case: str, stepper: Stepper, name:
     with torch.inference_mode():
         seen = attention_of(executor, shape)
         calls = {
-            "backbone, layers compiled" if executor._compile else "backbone": backbone(executor, shape, seen),
+            "backbone, layers compiled" if executor._layers else "backbone": backbone(executor, shape, seen),
             "projection and predict_tokens": predictions(executor, shape),
             f"draft_attention of {len(executor._modules)} layers": attention(executor, shape, seen),
         }
@@ -59,9 +59,7 @@ def backbone(executor: GraphExecutor, shape: Shape, seen: WindowAttention) -> Ca
 
     def call() -> object:
         with layer_buffers(executor._modules, executor._stored, window):
-            if not executor._compile:
-                return lm.window_features(tokens, positions, None, seen)
-            with compiled_layers(lm.model):
+            with nullcontext() if executor._layers is None else executor._layers.instead():
                 return lm.window_features(tokens, positions, None, seen)
 
     return call

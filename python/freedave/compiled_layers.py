@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 
+from freedave.fused_projections import FusedProjections
+from freedave.models.diffusion_lm import DiffusionLM
+
 # Shapes that the layers of one class may be compiled for in a process.
 _SHAPES = 256
 
@@ -24,21 +27,42 @@ def layers_of(model: torch.nn.Module) -> list[torch.nn.Module]:
     return layers if norm is None else [*layers, norm]
 
 
-@contextmanager
-def compiled_layers(model: torch.nn.Module) -> Iterator[None]:
-    """Calls of the model's layers run compiled, each shape as a whole: no graph break, no dynamic shapes."""
-    import torch._dynamo
+class CompiledLayers:
+    """What a model's layers are replaced with while a step of fixed shapes runs."""
 
-    before: list[tuple[Any, Any]] = []
-    with torch._dynamo.config.patch(recompile_limit=_SHAPES, accumulated_recompile_limit=4 * _SHAPES):
-        try:
-            for layer in layers_of(model):
-                before.append((layer, layer._compiled_call_impl))
-                layer.compile(fullgraph=True, dynamic=False)
-            yield
-        finally:
-            for layer, call in before:
-                layer._compiled_call_impl = call
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._layers = layers_of(model)
+        self._fused = FusedProjections(model)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the model's weights still are those that it was made for."""
+        return self._fused.holds
+
+    @contextmanager
+    def instead(self) -> Iterator[None]:
+        """Calls of the model's layers run compiled, each shape as a whole: no graph break, no dynamic shapes."""
+        import torch._dynamo
+
+        before: list[tuple[Any, Any]] = []
+        limits = torch._dynamo.config.patch(recompile_limit=_SHAPES, accumulated_recompile_limit=4 * _SHAPES)
+        with limits, self._fused.fused():
+            try:
+                for layer in self._layers:
+                    before.append((layer, layer._compiled_call_impl))
+                    layer.compile(fullgraph=True, dynamic=False)
+                yield
+            finally:
+                for layer, call in before:
+                    layer._compiled_call_impl = call
+
+
+def compiled_layers(lm: DiffusionLM) -> CompiledLayers:
+    """Those of a model, which all of its executors share."""
+    found = lm.compiled_layers
+    if not isinstance(found, CompiledLayers) or not found.holds:
+        found = lm.compiled_layers = CompiledLayers(lm.model)
+    return found
 
 
 def is_compile_error(error: BaseException) -> bool:

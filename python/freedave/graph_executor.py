@@ -117,12 +117,15 @@ class GraphExecutor:
         self._settings = settings
         self._slots = slots
         self._capacity = capacity
-        self._compile = on_gpu if settings.compile is None else settings.compile
+        self._layers = None
+        if on_gpu if settings.compile is None else settings.compile:
+            self._layers = compiled_layers(lm)
         self._capture = on_gpu if capture is None else capture
         self._one_block = settings.cache in ("prefix", "dual")
         self._stores = settings.cache != "none"
         self._size = settings.block_length
         self._length = _window(settings)
+        self._weights = _addresses(lm.model)  # which captured steps read
         self._predict = Predictor(lm)
         self._steps: dict[Shape, _Step] = {}
         self._ran: Counter[Shape] = Counter()
@@ -149,6 +152,7 @@ class GraphExecutor:
     def serves(self, settings: Settings, slots: int, capacity: int) -> bool:
         """Whether its steps are those of other settings, for as many sequences of up to `capacity` positions."""
         fixed = all(getattr(settings, name) == getattr(self._settings, name) for name in _FIXED)
+        fixed = fixed and self._weights == _addresses(self._lm.model)
         return fixed and slots == self._slots and capacity <= self._capacity and _window(settings) == self._length
 
     def reset(self, settings: Settings) -> None:
@@ -316,12 +320,12 @@ class GraphExecutor:
         step = _Step(self._window_buffers(shape)) if passing else self._steps.get(shape)
         if step is None:
             step = self._steps[shape] = _Step(self._window_buffers(shape))
-            if self._compile or self._capture:
+            if self._layers is not None or self._capture:
                 logger.info("a new shape, which takes a moment: %s", shape)
         step.runs += 1
         self._ran.update([] if passing else [shape])
         if passing or not self._capture or step.runs == 1:  # the first run compiles, and loads kernels
-            return self._by_launches(shape, step, compiled=self._compile and not passing)
+            return self._by_launches(shape, step, compiled=not passing)
         if step.graph is None:
             self._record(shape, step)
         assert step.graph is not None and step.record is not None
@@ -331,14 +335,14 @@ class GraphExecutor:
     def _by_launches(self, shape: Shape, step: _Step, *, compiled: bool) -> torch.Tensor:
         """Runs a step launch by launch."""
         with layer_buffers(self._modules, self._stored, step.window):
-            if compiled:
+            if compiled and self._layers is not None:
                 try:
-                    with compiled_layers(self._lm.model):
+                    with self._layers.instead():
                         return self._step(shape, step.window)
                 except Exception as error:
                     if not is_compile_error(error):
                         raise
-                    self._compile = False
+                    self._layers = None
                     warnings.warn(f"{self._lm.name} does not compile, so it runs uncompiled: {error}", stacklevel=2)
             return self._step(shape, step.window)
 
@@ -348,7 +352,7 @@ class GraphExecutor:
             self._pool = torch.cuda.graph_pool_handle()
         step.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(step.graph, pool=self._pool):
-            step.record = self._by_launches(shape, step, compiled=self._compile)
+            step.record = self._by_launches(shape, step, compiled=True)
 
     def _window_buffers(self, shape: Shape) -> list[torch.Tensor]:
         size = (len(self._modules), shape.rows, shape.drafts, shape.forward, *self._layout)
@@ -523,6 +527,10 @@ class GraphExecutor:
         stored_keys, stored_values = self._stored
         slots = self._row if shape.one else None
         keep(keys, values, accepted, begin, count, stored_keys, stored_values, slots=slots)
+
+
+def _addresses(model: torch.nn.Module) -> list[int]:
+    return [parameter.data_ptr() for parameter in model.parameters()]
 
 
 def _window(settings: Settings) -> int:

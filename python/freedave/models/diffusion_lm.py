@@ -115,7 +115,9 @@ class DiffusionLM:
         if isinstance(model, PreTrainedModel):
             use_experts_in_fours(model)
         self._mask_dtype: torch.dtype | None = None
-        self.idle_executor: object = None  # see freedave/idle_executors.py
+        # What decoding on a GPU keeps for a model, so that it goes with it (idle_executors.py, compiled_layers.py).
+        self.idle_executor: object = None
+        self.compiled_layers: object = None
         self._threads_tried: int | None = None
 
     @property
