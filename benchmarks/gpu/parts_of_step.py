@@ -58,9 +58,9 @@ def backbone(executor: GraphExecutor, shape: Shape, seen: WindowAttention) -> Ca
     positions = positions[:, None].expand(-1, shape.drafts, -1).flatten(0, 1)
 
     def call() -> object:
-        with layer_buffers(executor._modules, executor._stored, window):
-            with nullcontext() if executor._layers is None else executor._layers.instead():
-                return lm.window_features(tokens, positions, None, seen)
+        compiled = nullcontext() if executor._layers is None else executor._layers.instead()
+        with layer_buffers(executor._modules, executor._stored, window), compiled:
+            return lm.window_features(tokens, positions, None, seen)
 
     return call
 

@@ -51,7 +51,7 @@ class _Part(torch.nn.Module):
 
 def _joined(linears: list[torch.nn.Linear]) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Weights, and biases where there are any, one behind the other; the layers' own become views."""
-    weight = _one_behind_the_other([linear.weight for linear in linears])
+    weight = _one_behind_the_other([linear.get_parameter("weight") for linear in linears])
     if linears[0].bias is None:
         return weight, None
     return weight, _one_behind_the_other([linear.get_parameter("bias") for linear in linears])
