@@ -11,6 +11,7 @@ import torch
 from tiny_models import MASK, golden_lm, golden_model, prompt
 
 import freedave
+import freedave.output
 from freedave import idle_executors
 from freedave.decoder import Decoder
 from freedave.settings import resolve_settings
@@ -122,3 +123,18 @@ def test_it_goes_with_its_model_or_when_told():
     del lm
     gc.collect()
     assert executor() is None
+
+
+def test_a_new_shape_is_remarked_once(caplog):
+    lm = own_lm()
+    with caplog.at_level("INFO", logger="freedave"):
+        decode(lm, compile=True, new=8)
+        remarks = [record.getMessage() for record in caplog.records]
+        decode(lm, compile=True, new=8)
+    assert remarks == ["a new shape, which takes a moment: step: 1 x 4 drafts x 12 tokens, window 12"]
+    assert len(caplog.records) == len(remarks)
+
+
+def test_differences_from_static_decoding_in_its_own_shapes():
+    out = decode(own_lm(), measure_own_static=True)
+    assert out.stats.own_static == freedave.output.Differences(tokens=0, steps=0, positions=16)

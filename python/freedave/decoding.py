@@ -21,6 +21,7 @@ from freedave.output import (
     LosslessnessError,
     NonFiniteLogitsError,
     compare_with_static,
+    count_differences,
 )
 from freedave.peak_memory import PeakMemory
 from freedave.settings import Settings, check_prompts, resolve_settings
@@ -43,6 +44,7 @@ def generate(
     lookahead_steps: int | None = None,
     on_step: Callable[[Commit], None] | None = None,
     check_lossless: bool = False,
+    measure_own_static: bool = False,
     attention_mask: torch.Tensor | None = None,
     stop_sequences: Sequence[Sequence[int]] = (),
     measure_memory: bool = False,
@@ -73,7 +75,9 @@ def generate(
             `draft_steps`, which takes the fewest forwards. Less leaves out following blocks that few drafts get to: many
             fewer positions are computed for a few more forwards, which is faster where compute is scarce (a CPU).
         on_step: called with a `Commit` after each forward.
-        check_lossless: decode statically as well and compare.
+        check_lossless: decode statically as well and compare; with the graph executor in the same shapes, where one draft
+            counts, as in 16 bits a matrix product rounds otherwise with other numbers of rows.
+        measure_own_static: decode statically in the shapes of one draft as well; `stats.own_static` says how much differs.
         attention_mask: `[B, P]`, 1 at the tokens of a prompt and 0 at its padding, which may stand on the left or on the
             right; the model never sees padding. None: there is none.
         stop_sequences: lists of token ids; a sequence ends with the finished block by which its answer contains one. The
@@ -108,6 +112,9 @@ def generate(
         out = _decode(lm, input_ids, prompts, settings, on_step)
     if memory is not None:
         out.stats.peak_bytes = memory.peak
+    if measure_own_static:
+        own = _decode(lm, input_ids, prompts, settings.static(own_shapes=True), None)
+        out.stats.own_static = count_differences(out, own)
     if check_lossless:
         out.static = _decode(lm, input_ids, prompts, settings.static(), None)
         compare_with_static(out, out.static)

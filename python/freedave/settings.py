@@ -61,13 +61,13 @@ class Settings:
     active_drafts: int | None = None
     """How many of the graph executor's drafts count; None: all."""
 
-    def static(self) -> Settings:
+    def static(self, *, own_shapes: bool = False) -> Settings:
         """The same decode, one step a forward.
 
         The graph executor computes the same shapes, with one draft that counts: in 16 bits a product rounds otherwise with
-        other numbers of rows.
+        other numbers of rows. `own_shapes`: those of one draft.
         """
-        if self.executor == "graph":
+        if self.executor == "graph" and not own_shapes:
             return dataclasses.replace(self, active_drafts=1)
         return dataclasses.replace(self, draft_steps=1, lookahead_steps=1)
 

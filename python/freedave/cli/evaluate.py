@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from freedave.cli.generate import settings_of
-from freedave.cli.reporting import json_text, quick_interrupt, write, write_json
+from freedave.cli.reporting import json_text, quick_interrupt, show_remarks, write, write_json
 
 # A task's metrics as columns; the harness keeps the rest.
 COSTS = {
@@ -23,6 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Evaluate, report; a decode that differs from static decoding is a result here, not an error."""
     with quick_interrupt():
         evaluation = import_module("freedave.integrations.lm_eval")
+    show_remarks()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its remarks are for its own command line
     results = evaluation.evaluate(
         arguments.model,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import freedave
-from freedave.cli.reporting import write, write_json
+from freedave.cli.reporting import show_remarks, write, write_json
 from freedave.integrations.loading import default_device, load_named
 from freedave.picture import Trace, decode_picture, first_block_of, token_texts
 from freedave.settings import DECODING_OPTIONS
@@ -52,6 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Decode, print, draw; the exit code."""
     lm = load_named(arguments.model, arguments.dtype, arguments.device or default_device(), arguments.revision)
     prompt_ids = encode_prompt(lm, arguments)
+    show_remarks()
     decoded = decode(lm, prompt_ids, arguments)
     for picture in arguments.picture:
         draw(picture, decoded)
@@ -117,8 +118,9 @@ def decode(lm: freedave.DiffusionLM, prompt_ids: list[int], arguments: argparse.
     settings = {"max_new_tokens": arguments.max_new_tokens, **settings_of(arguments)}
     compared = bool(arguments.check_lossless or arguments.picture)
     if compared:
-        # The first forward of a process is slow; without this it would fall on the first of the two decodes.
-        freedave.generate(lm, input_ids, **{**settings, "max_new_tokens": 1})
+        # What is slow once, a process's first forward or a shape's first step, would fall on the first of the two decodes.
+        shapes = arguments.executor == "graph" or lm.device.type == "cuda"
+        freedave.generate(lm, input_ids, **(settings if shapes else settings | {"max_new_tokens": 1}))
     with watch(lm, arguments) as watcher:
         try:
             output = freedave.generate(lm, input_ids, **settings, on_step=watcher, check_lossless=compared)

@@ -94,6 +94,7 @@ def devices() -> dict[str, Any]:
             "float32": float32_products(),
         },
         "cuda": [],
+        "executor": executor(),
     }
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         properties = torch.cuda.get_device_properties(index)
@@ -101,6 +102,13 @@ def devices() -> dict[str, Any]:
         memory = round(properties.total_memory / 2**30, 1)
         found["cuda"].append({"name": properties.name, "capability": capability, "memory_gib": memory})
     return found
+
+
+def executor() -> str:
+    """How models decode here where nothing else is asked for."""
+    if torch.cuda.is_available():
+        return "graph: steps of fixed shapes in CUDA graphs, each compiled and captured where it is first used"
+    return "planned: each forward computes as little as possible"
 
 
 def embedded_model() -> dict[str, Any]:
@@ -143,7 +151,10 @@ def report(information: dict[str, Any]) -> str:
             f"{name:<18} {'usable' if reason is None else 'not usable'}"
             for name, reason in information["backends"].items()
         ],
-        "devices": described(information["devices"]["cpu"]),
+        "devices": [
+            *described(information["devices"]["cpu"]),
+            *described({"executor": information["devices"]["executor"]}),
+        ],
         "embedded model": described(information["embedded_model"]),
         "missing": information["missing"] or ["nothing"],
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -47,6 +48,16 @@ def json_text(value: Any, encoding: str, **options: Any) -> str:
     except UnicodeEncodeError:
         return json.dumps(value, **options)
     return text
+
+
+def show_remarks() -> None:
+    """What the decoder remarks while it runs (a shape is compiled, which takes a moment) goes to standard error."""
+    logger = logging.getLogger("freedave")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("freedave: %(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
 
 
 def run_reported(run: Callable[[], int]) -> int:
