@@ -95,7 +95,7 @@ def test_a_forward_may_be_several_calls_of_the_model(monkeypatch, family, cache)
     monkeypatch.setattr(lm, "packed_features", counted)
 
     def decode(draft_steps: int, call_tokens: int):
-        monkeypatch.setattr("freedave.decoder.CALL_TOKENS", call_tokens)
+        monkeypatch.setattr("freedave.planned_executor.CALL_TOKENS", call_tokens)
         calls.clear()
         options = {"block_length": 8, "cache": cache, "attention_mask": attention_mask}
         return freedave.generate(lm, input_ids, 24, draft_steps, **options), list(calls)
@@ -157,7 +157,7 @@ def test_a_finished_sequence_costs_nothing():
 
 
 def test_one_call_of_each_op_a_step(monkeypatch):
-    import freedave.decoder as stepping
+    import freedave.planned_executor as stepping
 
     calls = []
     for module, name in ((prediction, "predict_tokens"), (stepping, "draft_step")):

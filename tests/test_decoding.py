@@ -221,7 +221,7 @@ class Plain(torch.nn.Module):
 @pytest.mark.parametrize("call_tokens", [1024, 0])
 @pytest.mark.parametrize(("family", "cache"), FAMILIES)
 def test_any_module_called_like_a_causal_lm(monkeypatch, family, cache, call_tokens):
-    monkeypatch.setattr("freedave.decoder.CALL_TOKENS", call_tokens)
+    monkeypatch.setattr("freedave.planned_executor.CALL_TOKENS", call_tokens)
     native = golden_lm(family)
     plain = freedave.DiffusionLM(
         Plain(native.model),

@@ -12,7 +12,7 @@ from freedave.cache import KeyValueCache
 from freedave.cache_policy import policy_for
 from freedave.explicit_mask import dense_mask
 from freedave.packed_forward import ForwardBuilder
-from freedave.sequence import Sequence
+from freedave.planned_sequence import PlannedSequence
 from freedave.settings import resolve_settings
 
 CPU = torch.device("cpu")
@@ -169,7 +169,7 @@ def logits_of(
     `most_tokens`: that a call of the model may have.
     """
     settings = resolve_settings(lm, len(prompt), 12, 8, 4, 1, "confidence", None, "recycled", cache, None, None)
-    sequence = Sequence(0, 0, prompt, settings, MASK)
+    sequence = PlannedSequence(0, 0, prompt, settings, MASK)
     policy = policy_for(settings, MASK, block_causal=lm.attention == "block_causal", logits_shift=lm.logits_shift)
     store = KeyValueCache(1, len(sequence.tokens))
     length = len(states[0])
@@ -188,7 +188,7 @@ def logits_of(
 
     forward()
     sequence.refresh = False
-    sequence.states, sequence.reach = states, [length] * len(states)
+    sequence.states, sequence.reach_of = states, [length] * len(states)
     return forward()
 
 

@@ -10,9 +10,7 @@ from tiny_models import prompt
 
 import freedave
 from freedave import prediction
-from freedave.fixed_shape_decoder import FixedShapeDecoder
 from freedave.prediction import Predictor
-from freedave.settings import resolve_settings
 from freedave_kernels import predict_tokens
 
 VOCAB, WIDTH, MASK = 10_000, 32, 9_999
@@ -164,13 +162,9 @@ def test_what_is_around_the_model_is_honoured(change, monkeypatch):
     assert lm.has_plain_head
     change(lm.model, monkeypatch)
     assert not lm.has_plain_head and lm.projection is None
-    out = freedave.generate(lm, prompt(5), 16, draft_steps=4)
-    assert (out.sequences[:, 5:] == 5).all()
-    decoder = FixedShapeDecoder(lm, resolve_settings(lm, 5, 16, 4), slots=1, capacity=24)
-    decoder.add(0, prompt(5)[0].tolist())
-    while not all(decoder.poll()):
-        decoder.step()
-    assert (decoder.tokens[0, 5:21] == 5).all()
+    for executor in ("planned", "graph"):
+        out = freedave.generate(lm, prompt(5), 16, draft_steps=4, executor=executor)
+        assert (out.sequences[:, 5:] == 5).all()
     assert (lm.logits(prompt(5), torch.arange(5)).argmax(-1) == 5).all()
 
 

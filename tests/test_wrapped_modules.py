@@ -15,7 +15,7 @@ from freedave.cache import KeyValueCache
 from freedave.cache_policy import policy_for
 from freedave.models.diffusion_lm import DiffusionLM
 from freedave.packed_forward import ForwardBuilder
-from freedave.sequence import Sequence
+from freedave.planned_sequence import PlannedSequence
 from freedave.settings import resolve_settings
 
 
@@ -129,9 +129,9 @@ def broken_lm(family: str, implementation: str) -> DiffusionLM:
 def logits_of(lm: DiffusionLM, prompts: list[list[int]], cache: str) -> list[dict[tuple[int, int], torch.Tensor]]:
     """The logits of two forwards, the first and one that reads what it stored, by sequence and position."""
     settings = resolve_settings(lm, 8, 8, 2, 4, cache=cache)
-    sequences = [Sequence(b, b, tokens, settings, MASK) for b, tokens in enumerate(prompts)]
+    sequences = [PlannedSequence(b, b, tokens, settings, MASK) for b, tokens in enumerate(prompts)]
     block_causal = lm.attention == "block_causal"
-    policies = [policy_for(settings.cache, 4, MASK, block_causal=block_causal, logits_shift=False) for _ in sequences]
+    policies = [policy_for(settings, MASK, block_causal=block_causal, logits_shift=False) for _ in sequences]
     store = None if cache == "none" else KeyValueCache(len(prompts), 16)
     found = []
     for _ in range(2):

@@ -40,15 +40,16 @@ def bidirectional_attention(
 ) -> tuple[torch.Tensor, None]:
     """Scaled dot product attention that is causal only where it is told to be (transformers' attention interface).
 
-    `draft_attention`, where a forward over drafts brings one along, else `attention_mask` decides (bool, broadcast to
-    `[K, H, L, T]`; None: everything is visible, where the interface's own choice would be causal). `query [K, H, L, D]`,
+    `window_attention` or `draft_attention`, where a forward brings one along, else `attention_mask` decides (bool, broadcast
+    to `[K, H, L, T]`; None: everything is visible, where the interface's own choice would be causal). `query [K, H, L, D]`,
     `key` and `value [K, G, T, D]` with H a multiple of G; returns `[K, L, H, D]`.
     """
+    # Under autocast, the rotation of positions makes float32 of queries and keys; torch's own attention casts them.
     if window_attention is not None:
+        query, key = query.to(value.dtype), key.to(value.dtype)
         return attend_windows(module, query, key, value, scaling, window_attention), None
     if draft_attention is not None:
         layer: Any = module.layer_idx
-        # Under autocast, the rotation of positions makes float32 of queries and keys; torch's own attention would cast them.
         query, key = query.to(value.dtype), key.to(value.dtype)
         return draft_attention(layer, query, key, value, scaling), None
     out = F.scaled_dot_product_attention(
@@ -209,12 +210,11 @@ def attention_with_log_sum_exp(
 ) -> Partial:
     """Attention and the log-sum-exp of its scores: `[N, H, L, D]` in the inputs' type and `[N, H, L]` float32.
 
-    `query [N, H, L, D]`, `key` and `value [N, G, T, D]` with H a multiple of G; `additive_mask [N or 1, 1, L or 1, T]`. This
-    is the place for a fused kernel of another device: on a CPU it is torch's, elsewhere the two are computed from the scores.
+    `query [N, H, L, D]`, `key` and `value [N, G, T, D]` with H a multiple of G; `additive_mask [1, 1, L, T]` of
+    their type. This is the place for a fused kernel of another device: on a CPU it is torch's, elsewhere the two are computed
+    from the scores.
     """
     if query.device.type == "cpu":
-        if additive_mask is not None:
-            additive_mask = additive_mask.to(query.dtype)
         out, sums = _cpu_kernel(query, key, value, 0.0, False, attn_mask=additive_mask, scale=scaling)
         return out, sums
     return attention_from_scores(query, key, value, scaling, additive_mask)
@@ -232,7 +232,7 @@ def attention_from_scores(
     grouped = query.unflatten(1, (groups, heads // groups))
     scores = (grouped @ key.unsqueeze(2).transpose(-1, -2)).float() * (scaling or query.shape[-1] ** -0.5)
     if additive_mask is not None:
-        scores = scores + additive_mask.unsqueeze(2)  # [N, 1, L, T] beside [N, G, H / G, L, T]
+        scores = scores + additive_mask
     sums = scores.logsumexp(-1)
     out = (scores - sums[..., None]).exp().to(value.dtype) @ value.unsqueeze(2)
     return out.flatten(1, 2), sums.flatten(1, 2)

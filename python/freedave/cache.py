@@ -45,7 +45,11 @@ class KeyValueCache:
 
     def store(self, layer: int, key: torch.Tensor, value: torch.Tensor, writes: list[Write], retain: int) -> None:
         """Takes a layer's new keys and values `[1, G, T, D]`: stores what `writes` says, retains tokens from `retain` on."""
-        self._allocate(layer, key, value)
+        if layer == len(self._stored):
+            # Numbers, where nothing was stored yet: a masked NaN would still be one.
+            stored = (tensor.new_zeros(self.slots, self.capacity, *tensor.shape[1::2]) for tensor in (key, value))
+            self._stored.append((next(stored), next(stored)))
+            self._last.append((key[:, :, :0], value[:, :, :0]))
         for write in writes:
             for buffer, new in zip(self._stored[layer], (key, value), strict=True):
                 tokens = new[0, :, write.begin : write.begin + write.count].transpose(0, 1)
@@ -53,23 +57,6 @@ class KeyValueCache:
         if retain:  # a view would keep all of it alive
             key, value = key[:, :, retain:].clone(), value[:, :, retain:].clone()
         self._last[layer] = key, value
-
-    def _allocate(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
-        if layer == len(self._stored):
-            # Numbers, where nothing was stored yet: a masked NaN would still be one.
-            stored = (tensor.new_zeros(self.slots, self.capacity, *tensor.shape[1::2]) for tensor in (key, value))
-            self._stored.append((next(stored), next(stored)))
-            self._last.append((key[:, :, :0], value[:, :, :0]))
-
-    def buffers(self, layer: int) -> Pair:
-        """The buffers of a layer that has run."""
-        return self._stored[layer]
-
-    def rows(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> Pair:
-        """All stored keys and values `[slots, G, capacity, D]`; the first time, buffers for what looks like these."""
-        self._allocate(layer, key, value)
-        keys, values = self._stored[layer]
-        return keys.transpose(1, 2), values.transpose(1, 2)
 
     def read(self, layer: int, slot: int, begin: int, end: int) -> Pair:
         """Keys and values `[1, G, end - begin, D]` of a slot: views of the buffers."""
