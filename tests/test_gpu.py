@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import warnings
 
 import pytest
 import torch
+import transformers
 from conftest import BACKENDS
 from on_gpu import elsewhere, moved, on_device, through
 from states import MASK, generator
 
+import freedave
 import freedave_kernels as fk
 
 GPU = [name for name in ("cuda", "triton") if name in BACKENDS and torch.cuda.is_available()]
@@ -126,3 +129,54 @@ def test_another_device_than_the_current_one():
     expected, result = Step("cuda:0")(), Step("cuda:1")()
     assert all(tensor.device.index == 1 for tensor in result)
     assert_same(result, expected)
+
+
+MODELS = {
+    "Qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, {"head_dim": 16}),
+    "Qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, {}),
+    "Llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM, {}),
+    "Glm4Moe": (
+        transformers.Glm4MoeConfig,
+        transformers.Glm4MoeForCausalLM,
+        {"head_dim": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+        | {"first_k_dense_replace": 1, "n_group": 1, "topk_group": 1},
+    ),
+}
+
+
+def random_lm(name: str, dtype: torch.dtype, device: str, **options) -> freedave.DiffusionLM:
+    config_class, model_class, own = MODELS[name]
+    sizes = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = model_class(config_class(**sizes, **heads, **own))
+    return freedave.DiffusionLM(model.to(device, dtype), 63, **options)
+
+
+@needs_gpu
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", MODELS)
+def test_decodes_of_captured_steps_are_lossless(name, dtype, compile):
+    """Three sequences of different lengths: exact cache, and full attention with each policy."""
+    cases = [({"attention": "block_causal", "block_length": 4}, "auto")]
+    cases += [({"attention": "full", "block_length": 8, "logits_shift": name == "Qwen2"}, "dual")]
+    if not compile:
+        cases += [({"attention": "full", "block_length": 8}, cache) for cache in ("none", "prefix")]
+    input_ids = torch.randint(63, (3, 12), generator=generator(5))
+    mask = torch.arange(12) >= torch.tensor([[0], [4], [7]])
+    for options, cache in cases:
+        lm = random_lm(name, dtype, "cuda", **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # neither uncompiled nor uncaptured
+            out = freedave.generate(
+                lm, input_ids, 16, 4, cache=cache, attention_mask=mask, compile=compile, check_lossless=True
+            )
+        assert max(out.stats.shapes.values()) > 2 and out.num_forwards < out.static.num_forwards
+        if dtype == torch.float32:
+            expected = freedave.generate(
+                random_lm(name, dtype, "cpu", **options), input_ids, 16, 1, cache=cache, attention_mask=mask
+            )
+            assert torch.equal(out.sequences.cpu(), expected.sequences)
+            assert torch.equal(out.step_map.cpu(), expected.step_map)

@@ -324,11 +324,12 @@ class GraphExecutor:
                 logger.info("a new shape, which takes a moment: %s", shape)
         step.runs += 1
         self._ran.update([] if passing else [shape])
-        if passing or not self._capture or step.runs == 1:  # the first run compiles, and loads kernels
-            return self._by_launches(shape, step, compiled=not passing)
-        if step.graph is None:
+        # The first run compiles, and loads kernels; the second is captured.
+        if self._capture and not passing and step.runs > 1 and step.graph is None:
             self._record(shape, step)
-        assert step.graph is not None and step.record is not None
+        if step.graph is None:
+            return self._by_launches(shape, step, compiled=not passing)
+        assert step.record is not None
         step.graph.replay()
         return step.record.clone() if shape.one else step.record  # the next sequence's step writes there, too
 
@@ -350,9 +351,15 @@ class GraphExecutor:
         """Captures a step, without running it."""
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        step.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(step.graph, pool=self._pool):
-            step.record = self._by_launches(shape, step, compiled=True)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool):
+                step.record = self._by_launches(shape, step, compiled=True)
+        except RuntimeError as error:  # a model that reads back what it computes, say
+            self._capture = False
+            warnings.warn(f"{self._lm.name} cannot be captured, so it runs launch by launch: {error}", stacklevel=2)
+        else:
+            step.graph = graph
 
     def _window_buffers(self, shape: Shape) -> list[torch.Tensor]:
         size = (len(self._modules), shape.rows, shape.drafts, shape.forward, *self._layout)
