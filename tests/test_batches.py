@@ -16,6 +16,7 @@ FAMILIES = [
     ("block_causal", "none"),
     *((family, cache) for family in ("full", "full_shifted") for cache in ("none", "prefix", "dual")),
 ]
+EXECUTORS = ["planned", "graph"]
 
 
 def padded(lengths: list[int], side: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,14 +44,21 @@ def test_example():
     "options", [{}, {"tokens_per_step": 2}, {"threshold": 0.1}, {"order": "left_to_right"}], ids=str
 )
 @pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize(("family", "cache"), FAMILIES)
-def test_each_sequence_decodes_as_it_does_alone(monkeypatch, family, cache, side, options):
+def test_each_sequence_decodes_as_it_does_alone(monkeypatch, family, cache, executor, side, options):
     """Tokens, steps, and even the forwards that committed them."""
     monkeypatch.setattr(packed_forward, "JOINED_KEYS", 0 if side == "left" else 128)
     lm = golden_lm(family)
     lengths = [5, 12, 1, 8]
     input_ids, attention_mask = padded(lengths, side)
-    options = {"max_new_tokens": 18, "draft_steps": 5, "block_length": 8, "cache": cache} | options
+    options = {
+        "max_new_tokens": 18,
+        "draft_steps": 5,
+        "block_length": 8,
+        "cache": cache,
+        "executor": executor,
+    } | options
     out = freedave.generate(lm, input_ids, attention_mask=attention_mask, check_lossless=True, **options)
     for b, length in enumerate(lengths):
         alone = freedave.generate(lm, prompt(length, seed=b), **options)
@@ -114,11 +122,18 @@ def test_a_forward_may_be_several_calls_of_the_model(monkeypatch, family, cache)
         assert max(whole_calls) > limit
 
 
-def test_commits_name_their_sequence():
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_commits_name_their_sequence(executor):
     input_ids, attention_mask = padded([4, 7], "right")
     commits = []
     out = freedave.generate(
-        golden_lm(), input_ids, attention_mask=attention_mask, max_new_tokens=12, draft_steps=4, on_step=commits.append
+        golden_lm(),
+        input_ids,
+        attention_mask=attention_mask,
+        max_new_tokens=12,
+        draft_steps=4,
+        on_step=commits.append,
+        executor=executor,
     )
     for b in range(2):
         mine = [commit for commit in commits if commit.sequence == b]
@@ -198,12 +213,13 @@ def decoder(lm, slots: int, capacity: int = 64, draft_steps: int = 4, **options)
     return Decoder(lm, settings, slots=slots, capacity=capacity)
 
 
+@pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize(("family", "cache"), [("block_causal", "auto"), ("full", "dual"), ("full_shifted", "prefix")])
-def test_an_engine_adds_and_drops_sequences_between_steps(family, cache):
+def test_an_engine_adds_and_drops_sequences_between_steps(family, cache, executor):
     """Five prompts through two slots, one of them dropped on the way; the slots are used again."""
     lm = golden_lm(family)
     prompts = [prompt(3 + 2 * b, seed=b) for b in range(5)]
-    engine = decoder(lm, slots=2, cache=cache, block_length=8)
+    engine = decoder(lm, slots=2, cache=cache, block_length=8, executor=executor)
     waiting = [row[0].tolist() for row in prompts]
     running, finished, dropped = [], [], None
     while waiting or engine.sequences:
@@ -225,11 +241,12 @@ def test_an_engine_adds_and_drops_sequences_between_steps(family, cache):
         assert sequence.generated(sequence.step_map) == alone.step_map[0].tolist()
 
 
+@pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize("draft_steps", [1, 6])
-def test_prompts_join_while_others_finish_blocks(draft_steps):
+def test_prompts_join_while_others_finish_blocks(draft_steps, executor):
     """A prompt is computed in the forward whose keys and values another sequence keeps."""
     lm = golden_lm(block_length=4)
-    engine = decoder(lm, slots=8, draft_steps=draft_steps)
+    engine = decoder(lm, slots=8, draft_steps=draft_steps, executor=executor)
     sequences = []
     while len(sequences) < 8 or engine.sequences:
         if len(sequences) < 8:

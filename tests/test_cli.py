@@ -95,8 +95,10 @@ def error_of(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2)
 # ----------------------------------------------------------------------------------------------------------- generate
 
 
-def test_generate_prints_the_text(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["generate", "demo", "--prompt", "48392+7715=", "--draft-steps", "8", "--check-lossless"]) == 0
+@pytest.mark.parametrize("executor", ["auto", "graph"])
+def test_generate_prints_the_text(capsys: pytest.CaptureFixture[str], executor: str) -> None:
+    options = ["--draft-steps", "8", "--check-lossless", "--executor", executor]
+    assert main(["generate", "demo", "--prompt", "48392+7715=", *options]) == 0
     captured = capsys.readouterr()
     lm = freedave.load_model("demo")
     output = freedave.generate(lm, lm.tokenizer("48392+7715=", return_tensors="pt").input_ids, check_lossless=True)

@@ -70,9 +70,16 @@ def test_a_converted_checkpoint_says_how_it_decodes(demo: PreTrainedModel) -> No
     assert int(sequences[0, -1]) == 0 and int((sequences == 0).sum()) == 1  # cut at the end of sequence
 
 
+@pytest.mark.parametrize("executor", ["planned", "graph"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_same_as_generate(family: str) -> None:
-    settings = {"draft_steps": 4, "tokens_per_step": 2, "drafting": "nested", "max_new_tokens": 22}
+def test_same_as_generate(family: str, executor: str) -> None:
+    settings = {
+        "draft_steps": 4,
+        "tokens_per_step": 2,
+        "drafting": "nested",
+        "max_new_tokens": 22,
+        "executor": executor,
+    }
     input_ids = prompt(7)
     expected = freedave.generate(golden_lm(family), input_ids, **settings)  # type: ignore[arg-type]
     output = generate(golden_model(family), input_ids, return_dict_in_generate=True, **settings, **FAMILIES[family])

@@ -39,11 +39,15 @@ CACHES = [
 ]
 
 
+EXECUTORS = pytest.mark.parametrize("executor", ["planned", "graph"])
+
+
+@EXECUTORS
 @pytest.mark.parametrize("draft_steps", [1, 3, 8])
 @pytest.mark.parametrize(("family", "cache"), CACHES)
-def test_several_ends_of_sequence(family, cache, draft_steps):
+def test_several_ends_of_sequence(family, cache, draft_steps, executor):
     """Any of them ends a sequence, wherever in its block it stands; the first one fills the rest."""
-    options = {"max_new_tokens": 30, "block_length": 8, "cache": cache}
+    options = {"max_new_tokens": 30, "block_length": 8, "cache": cache, "executor": executor}
     whole = freedave.generate(golden_lm(family), prompt(7), draft_steps=1, **options)
     answer = whole.sequences[0, 7:].tolist()
     absent = next(token for token in range(63) if token not in answer)
@@ -66,17 +70,19 @@ def test_several_ends_of_sequence(family, cache, draft_steps):
     assert torch.equal(unending.sequences, whole.sequences)
 
 
+@EXECUTORS
 @pytest.mark.parametrize("family", ["block_causal", "full"])
-def test_the_block_of_the_end_is_the_last_one(family):
+def test_the_block_of_the_end_is_the_last_one(family, executor):
     """No forward is spent on what follows it."""
-    lm, options = golden_lm(family), {"draft_steps": 1, "block_length": 8}
+    lm, options = golden_lm(family), {"draft_steps": 1, "block_length": 8, "executor": executor}
     answer = freedave.generate(lm, prompt(8), 32, **options).sequences[0, 8:].tolist()
     middle = next(i for i in range(9, 15) if answer.index(answer[i]) == i)
     out = freedave.generate(lm, prompt(8), 32, eos_token_id=answer[middle], **options)
     assert out.num_forwards == 16 and out.stats.tokens == middle + 1
 
 
-def test_the_first_end_counts():
+@EXECUTORS
+def test_the_first_end_counts(executor):
     """Read from the left, whatever kind it is: an end token within a stop sequence, a stop sequence within another."""
     lm = golden_lm(block_length=16)
     answer = freedave.generate(lm, prompt(5), 32).sequences[0, 5:].tolist()
@@ -88,30 +94,33 @@ def test_the_first_end_counts():
         {"stop_sequences": [around, [token]]},
         {"eos_token_id": [60, token], "stop_sequences": [answer[i + 1 : i + 3]]},
     ):
-        out = freedave.generate(lm, prompt(5), 32, check_lossless=True, **options)
+        out = freedave.generate(lm, prompt(5), 32, check_lossless=True, executor=executor, **options)
         assert out.stats.tokens == i + 1 and out.sequences[0, 5 : 6 + i].tolist() == answer[: i + 1]
 
 
-def test_the_cut_off_part_of_a_block_ends_nothing():
+@EXECUTORS
+def test_the_cut_off_part_of_a_block_ends_nothing(executor):
     """The last block may reach beyond `max_new_tokens`; what ends there is not seen, and what it completes is."""
     lm = golden_lm(block_length=8)
     answer = freedave.generate(lm, prompt(8), 16).sequences[0, 8:].tolist()
     assert answer.index(answer[11]) == 11 and answer.index(answer[13]) == 13
-    cut = freedave.generate(lm, prompt(8), 13, eos_token_id=answer[13], stop_sequences=[answer[12:14]])
+    options = {"executor": executor, "check_lossless": True}
+    cut = freedave.generate(lm, prompt(8), 13, eos_token_id=answer[13], stop_sequences=[answer[12:14]], **options)
     assert cut.sequences[0, 8:].tolist() == answer[:13]
-    inside = freedave.generate(lm, prompt(8), 13, eos_token_id=answer[11], check_lossless=True)
+    inside = freedave.generate(lm, prompt(8), 13, eos_token_id=answer[11], **options)
     assert inside.stats.tokens == 12 and inside.sequences[0, 8:].tolist() == [*answer[:12], answer[11]]
 
 
+@EXECUTORS
 @pytest.mark.parametrize("draft_steps", [1, 8])
-def test_commits_report_nothing_behind_the_end(draft_steps):
+def test_commits_report_nothing_behind_the_end(draft_steps, executor):
     """What was reported before the end token was known is taken back by `length`."""
     lm = golden_lm(block_length=16)
     answer = freedave.generate(lm, prompt(8), 32).sequences[0, 8:].tolist()
     taken_back = 0
     for end in dict.fromkeys(answer):
         commits, shown, known = [], {}, 32
-        freedave.generate(lm, prompt(8), 32, draft_steps, eos_token_id=end, on_step=commits.append)
+        freedave.generate(lm, prompt(8), 32, draft_steps, eos_token_id=end, on_step=commits.append, executor=executor)
         for commit in commits:
             assert all(position < commit.length for position in commit.positions) and commit.length <= known
             known = commit.length
@@ -124,28 +133,31 @@ def test_commits_report_nothing_behind_the_end(draft_steps):
     assert taken_back
 
 
-def test_sequences_of_a_batch_end_on_their_own():
+@EXECUTORS
+def test_sequences_of_a_batch_end_on_their_own(executor):
     lm = golden_lm(block_length=8)
     input_ids = torch.cat([prompt(8, seed) for seed in range(4)])
     free = freedave.generate(lm, input_ids, 32).sequences[:, 8:].tolist()
     end = free[1][11]
-    out = freedave.generate(lm, input_ids, 32, eos_token_id=end, check_lossless=True)
+    out = freedave.generate(lm, input_ids, 32, eos_token_id=end, check_lossless=True, executor=executor)
     lengths = [answer.index(end) + 1 if end in answer else 32 for answer in free]
     assert (out.step_map >= 0).sum(1).tolist() == lengths and len(set(lengths)) > 1
     for row, answer, length in zip(out.sequences[:, 8:].tolist(), free, lengths, strict=True):
         assert row == answer[:length] + [end] * (32 - length)
 
 
-def test_an_end_token_in_the_prompt_ends_nothing():
+@EXECUTORS
+def test_an_end_token_in_the_prompt_ends_nothing(executor):
     """Not even in the block that the prompt begins."""
     lm = golden_lm(block_length=8)
     start = prompt(5)
     answer = freedave.generate(lm, start, 19).sequences
     end = next(token for token in start[0].tolist() if token not in answer[0, 5:].tolist())
-    assert torch.equal(freedave.generate(lm, start, 19, eos_token_id=end).sequences, answer)
+    assert torch.equal(freedave.generate(lm, start, 19, eos_token_id=end, executor=executor).sequences, answer)
 
 
-def test_a_prompt_does_not_stop_its_answer():
+@EXECUTORS
+def test_a_prompt_does_not_stop_its_answer(executor):
     """Only what was generated can hold a stop sequence, even in the block that the prompt begins."""
     lm = golden_lm()
     start = prompt(7)
@@ -153,7 +165,8 @@ def test_a_prompt_does_not_stop_its_answer():
     stop = start[0, 4:6].tolist()
     answer = plain.sequences[0, 7:].tolist()
     assert stop not in [answer[i : i + 2] for i in range(8)]
-    assert torch.equal(freedave.generate(lm, start, 9, stop_sequences=[stop]).sequences, plain.sequences)
+    out = freedave.generate(lm, start, 9, stop_sequences=[stop], executor=executor)
+    assert torch.equal(out.sequences, plain.sequences)
 
 
 @pytest.mark.parametrize(

@@ -220,7 +220,8 @@ def test_a_request_without_a_context(demo: freedave.DiffusionLM, model: FreeDave
 def test_batches_and_order_do_not_matter(demo: freedave.DiffusionLM, model: FreeDaveLM) -> None:
     prompts = ["7042-658=", PROMPT, "sorted([5,2,9,1])=", "48392*7="]
     one_by_one = [answers(model, prompt)[0] for prompt in prompts]
-    assert answers(FreeDaveLM(demo, batch_size=3), *prompts) == one_by_one
+    for executor in ("planned", "graph"):
+        assert answers(FreeDaveLM(demo, batch_size=3, executor=executor), *prompts) == one_by_one
 
 
 @pytest.mark.parametrize(("share", "compared"), [(False, 0), (True, 4), (0.5, 2), (0.01, 1)])

@@ -105,10 +105,14 @@ def test_a_forward_stores_no_more_however_many_prompts_come(monkeypatch):
         assert out.stats.accepted_by_sequence[b] == alone.stats.accepted_lengths
 
 
-def test_no_prompt_waits_for_ever():
+EXECUTORS = pytest.mark.parametrize("executor", ["planned", "graph"])
+
+
+@EXECUTORS
+def test_no_prompt_waits_for_ever(executor):
     """Short prompts that keep coming do not keep a long one from being stored."""
     lm = golden_lm(block_length=8)
-    engine = Decoder(lm, resolve_settings(lm, 1, 4, 4, prefill_chunk=16), slots=6, capacity=128)
+    engine = Decoder(lm, resolve_settings(lm, 1, 4, 4, prefill_chunk=16, executor=executor), slots=6, capacity=128)
     long, steps = engine.add(ids(96)), 0
     while not long.finished:
         while engine.free_slots:
@@ -119,9 +123,10 @@ def test_no_prompt_waits_for_ever():
     assert steps <= 10
 
 
-def test_a_prompt_may_be_dropped_before_it_is_stored():
+@EXECUTORS
+def test_a_prompt_may_be_dropped_before_it_is_stored(executor):
     lm = golden_lm(block_length=8)
-    engine = Decoder(lm, resolve_settings(lm, 1, 12, 4, prefill_chunk=16), slots=2, capacity=128)
+    engine = Decoder(lm, resolve_settings(lm, 1, 12, 4, prefill_chunk=16, executor=executor), slots=2, capacity=128)
     kept, dropped = engine.add(ids(9)), engine.add(ids(100, 1))
     engine.launch()
     engine.drop(dropped)
@@ -143,19 +148,21 @@ def test_a_prompt_may_be_dropped_before_it_is_stored():
 @pytest.mark.parametrize(
     ("family", "cache"), [("block_causal", "none"), ("full", "none"), ("full", "prefix"), ("full", "dual")]
 )
-def test_what_computes_whole_sequences_is_not_divided(family, cache):
+@EXECUTORS
+def test_what_computes_whole_sequences_is_not_divided(family, cache, executor):
     lm = golden_lm(family)
-    options = {"block_length": 8, "cache": cache}
+    options = {"block_length": 8, "cache": cache, "executor": executor}
     whole = freedave.generate(lm, prompt(60), 16, 4, prefill_chunk=None, **options)
     out = freedave.generate(lm, prompt(60), 16, 4, prefill_chunk=8, **options)
     assert torch.equal(out.forward_map, whole.forward_map) and torch.equal(out.sequences, whole.sequences)
 
 
-def test_a_prompt_of_one_chunk_takes_no_forward_of_its_own():
+@EXECUTORS
+def test_a_prompt_of_one_chunk_takes_no_forward_of_its_own(executor):
     """512 tokens by default; static decoding takes one forward a step, the prompt included."""
     lm = golden_lm()
     lm.max_positions = None
-    assert freedave.generate(lm, prompt(515), 9, 1).num_forwards == 9
-    assert freedave.generate(lm, prompt(516), 8, 1).num_forwards == 9
+    assert freedave.generate(lm, prompt(515), 9, 1, executor=executor).num_forwards == 9
+    assert freedave.generate(lm, prompt(516), 8, 1, executor=executor).num_forwards == 9
     with pytest.raises(ValueError, match="prefill_chunk must be at least 1, got 0"):
         freedave.generate(lm, prompt(8), 8, prefill_chunk=0)
