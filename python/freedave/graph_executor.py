@@ -141,13 +141,17 @@ class GraphExecutor:
         def integers(*shape: int, fill: int = 0) -> torch.Tensor:
             return torch.full(shape, fill, dtype=torch.int64, device=lm.device)
 
-        self.tokens = integers(slots, 2 * capacity + self._length, fill=_NOTHING)
+        self.tokens = integers(slots, 2 * (capacity + self._length), fill=_NOTHING)
         self.drafts = integers(slots, settings.draft_steps, self._length, fill=_NOTHING)
         self.num_drafts, self.start, self.begin = integers(slots), integers(slots), integers(slots)
         self.length, self.steps_taken = integers(slots), integers(slots)
         self._row = integers(1)
         self._most_drafts = integers(1, fill=settings.active_drafts or settings.draft_steps)
-        self._columns = torch.arange(max(capacity, self._length) + self._length, device=lm.device)
+        # Never written: positions from 0 on, runs of a forward, ranges without positions, and what no block has yet.
+        self._columns = torch.arange(capacity + 2 * self._length, device=lm.device)
+        self._runs = torch.arange(slots * settings.draft_steps, device=lm.device)
+        self._nothing = torch.zeros(slots, 1, 2, dtype=torch.int32, device=lm.device)
+        self._no_block = integers(slots, 1, self._length, fill=_NOTHING)
 
     def serves(self, settings: Settings, slots: int, capacity: int) -> bool:
         """Whether its steps are those of other settings, for as many sequences of up to `capacity` positions."""
@@ -163,8 +167,8 @@ class GraphExecutor:
         self.forward_seconds = 0.0
         with torch.inference_mode():
             self.drafts.fill_(_NOTHING)
-            self.num_drafts.zero_()
-            self.length.zero_()
+            for state in (self.num_drafts, self.start, self.begin, self.length):
+                state.zero_()
             self._most_drafts.fill_(settings.active_drafts or settings.draft_steps)
 
     @property
@@ -197,7 +201,8 @@ class GraphExecutor:
     def leave(self, sequence: Sequence) -> None:
         with torch.inference_mode():
             self.drafts[sequence.slot] = _NOTHING
-            self.num_drafts[sequence.slot] = self.length[sequence.slot] = 0
+            for state in (self.num_drafts, self.start, self.begin, self.length):
+                state[sequence.slot] = 0
 
     # Steps.
 
@@ -304,7 +309,8 @@ class GraphExecutor:
         begin, one = torch.full_like(self._row, done), torch.ones_like(self._row)
         with layer_buffers(self._modules, self._stored, window):
             tokens = self.tokens[sequence.slot, done : done + count][None, None]
-            self._forward(shape, tokens, begin, begin, one)
+            positions = self._columns[done : done + count][None, None]
+            self._forward(shape, tokens, positions, begin, begin, one)
             self._keep(shape, window, 0 * one, begin, count * one)
         self.positions_computed += count
         sequence.stored = done + count
@@ -373,7 +379,7 @@ class GraphExecutor:
     def _put(self, state: torch.Tensor, values: torch.Tensor, shape: Shape) -> None:
         if shape.one:
             state.index_copy_(0, self._row, values)
-        else:
+        elif values is not state:  # which was changed in place
             state.copy_(values)
 
     def _step(self, shape: Shape, window: list[torch.Tensor]) -> torch.Tensor:
@@ -381,11 +387,12 @@ class GraphExecutor:
         settings, lm = self._settings, self._lm
         start = self._taken(self.start, shape)
         begin = self._taken(self.begin, shape) if shape.whole else start
+        number = torch.ones_like(self._row) if shape.one else self.num_drafts
         drafts = self._drafts(shape, start)
-        number = self._number(shape)
-        inputs, rows = self._inputs(shape, drafts, start, begin)
-        features = self._forward(shape, inputs, start, begin, number, rows)
-        token_ids, confidence = self._predict(features, drafts.reshape(-1))
+        known = drafts.clamp(min=0)  # any token, where there is no position
+        inputs, positions, rows = self._inputs(shape, known, start, begin)
+        features = self._forward(shape, inputs, positions, start, begin, number, rows)
+        token_ids, confidence = self._predict(features, known.view(-1))
         confidence = confidence.view(drafts.shape)
         if self._one_block and lm.logits_shift:
             first = confidence[..., 0]
@@ -414,34 +421,38 @@ class GraphExecutor:
         columns = start[:, None] + self._columns[: shape.window]
         return self._taken(self.tokens, shape).gather(1, columns)[:, None]
 
-    def _number(self, shape: Shape) -> torch.Tensor:
-        """`[R]`: how many drafts of each row count."""
-        if shape.one:
-            return torch.ones_like(self._row)
-        return torch.minimum(self.num_drafts, self._most_drafts)
-
     def _inputs(
-        self, shape: Shape, drafts: torch.Tensor, start: torch.Tensor, begin: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The tokens of the forward `[R, K, F]`, and its rows that predict the window `[R K L]` (None: all, in order)."""
-        shift = int(self._lm.logits_shift)
-        if shape.forward == shape.window and not shape.whole and not shift:
-            return drafts, None
-        columns = begin[:, None] + self._columns[: shape.forward]
-        tokens = self._taken(self.tokens, shape).gather(1, columns)
-        tokens = torch.nn.functional.pad(tokens, (0, shape.window))[:, None].repeat(1, shape.drafts, 1)
-        # A slot that is done may be longer than those that are not: nobody reads what it computes.
-        offset = (start - begin).clamp(max=shape.forward)
-        place = (offset[:, None] + self._columns[: shape.window])[:, None].expand_as(drafts)
-        tokens = tokens.scatter(2, place, drafts)[..., : shape.forward]
-        first = torch.arange(shape.rows * shape.drafts, device=drafts.device).view(shape.rows, shape.drafts, 1)
-        rows = first * shape.forward + (place - shift).clamp(0, shape.forward - 1)
-        return tokens, rows.flatten()
+        self, shape: Shape, known: torch.Tensor, start: torch.Tensor, begin: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """The tokens of the forward and their positions `[R, K, F]`, and its rows that predict the window `[R K L]` (None:
+        all, in order). `known [R, K, L]` are the drafts, which take their places among what is committed.
+        """
+        shift, together = int(self._lm.logits_shift), (shape.rows, shape.drafts, -1)
+        alone = shape.forward == shape.window and not shape.whole
+        columns = self._columns[: shape.forward if alone else shape.forward + shape.window]
+        columns = (begin[:, None, None] + columns).expand(*together)
+        place = self._columns[: shape.window]
+        if alone:
+            tokens = known
+        else:
+            tokens = self._taken(self.tokens, shape)[:, None].expand(*together).gather(2, columns).clamp_(min=0)
+            if shape.whole:
+                place = (start - begin)[:, None, None] + place
+                tokens.scatter_(2, place.expand(*together), known)
+            else:
+                tokens[..., : shape.window] = known
+        positions = columns[..., : shape.forward]
+        if alone and not shift:
+            return tokens, positions, None
+        row = (place - shift if shift else place).clamp(0, shape.forward - 1)
+        first = self._runs[: shape.rows * shape.drafts].view(*together) * shape.forward
+        return tokens[..., : shape.forward], positions, (first + row).flatten()
 
     def _forward(
         self,
         shape: Shape,
         tokens: torch.Tensor,
+        positions: torch.Tensor,
         start: torch.Tensor,
         begin: torch.Tensor,
         number: torch.Tensor,
@@ -449,30 +460,27 @@ class GraphExecutor:
     ) -> torch.Tensor:
         """What logits are made of: features `[n, *]` of the forward's rows."""
         length = self._taken(self.length, shape)
-        seen = self._dual_block_end(start, length) if self._settings.cache == "dual" and not shape.whole else length
+        seen = length
+        if self._settings.cache == "dual" and not shape.whole:  # the block, which may be cut short
+            seen = torch.minimum(start + self._size, length)
         attention = WindowAttention(
             drafts=shape.drafts,
-            ranges=self._ranges(shape, start, begin, length),
+            ranges=self._ranges(shape, begin, seen, length),
             slots=self._row if shape.one else None,
             num_drafts=number,
             window_lengths=(seen - begin).clamp(0, shape.forward),
             block_length=self._size if self._lm.attention == "block_causal" else None,
         )
-        positions = begin[:, None] + self._columns[: shape.forward]
-        positions = positions[:, None].expand(-1, shape.drafts, -1).flatten(0, 1)
-        return self._lm.window_features(tokens.clamp(min=0).flatten(0, 1), positions, rows, attention)
+        return self._lm.window_features(tokens.flatten(0, 1), positions.flatten(0, 1), rows, attention)
 
-    def _dual_block_end(self, start: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
-        return torch.minimum(start + self._size, length)
-
-    def _ranges(self, shape: Shape, start: torch.Tensor, begin: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
-        """The stored positions that a forward sees, `[R, 1 or 2, 2]`."""
-        bounds = [torch.zeros_like(begin), begin]
+    def _ranges(self, shape: Shape, begin: torch.Tensor, seen: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+        """The stored positions that a forward sees, `[R, 1 or 2, 2]`: before its own, and with "dual" behind them."""
         if self._settings.cache == "none" or (self._one_block and shape.whole):
-            bounds = bounds[:1] * 2
-        elif self._settings.cache == "dual":
-            bounds += [self._dual_block_end(start, length), length]
-        return torch.stack(bounds, -1).view(len(begin), -1, 2).int()
+            return self._nothing[: shape.rows]
+        bounds = [self._nothing[: shape.rows, 0, 0], begin]
+        if self._settings.cache == "dual":
+            bounds += [seen, length]
+        return torch.stack(bounds, -1).view(shape.rows, -1, 2).int()
 
     def _advance(
         self,
@@ -488,39 +496,44 @@ class GraphExecutor:
         A slot without drafts stays as it is: nothing is masked there, so that nothing is drafted, and its window does not
         move.
         """
-        settings, size, mask = self._settings, shape.window, self._lm.mask_token_id
+        size, mask = shape.window, self._lm.mask_token_id
         length = self._taken(self.length, shape)
         committed = step.drafts[:, 0]
         active = number > 0
-        whole = ~(committed == mask).any(1) * size if self._one_block else step.prefix_length
-        passed = whole * active
-        if settings.cache == "exact":
+        if self._one_block:
+            going = (committed == mask).any(1)  # never where a slot is inactive
+            passed = (active & ~going) * size
+        else:
+            passed = step.prefix_length * active
+        if self._settings.cache == "exact":
             self._keep(shape, window, step.accepted, begin, passed + (start - begin) if shape.whole else passed)
         elif self._one_block and shape.whole:
             self._keep(shape, window, step.accepted, begin, length)
-        if settings.cache != "exact":
+        if self._settings.cache != "exact":
             self._commit(shape, start, committed, active)
 
-        source = self._columns[: self._length] + passed[:, None]
-        slid = step.drafts.gather(2, source.clamp(max=size - 1)[:, None].expand(-1, settings.draft_steps, -1))
         if self._one_block:  # a new block waits for a forward of its own
-            drafts = torch.where((source < size)[:, None], slid, _NOTHING)
-            going = passed == 0
+            following = self._no_block[: shape.rows]
         else:
-            fresh = torch.where(start[:, None] + source < length[:, None], mask, _NOTHING)
-            drafts = torch.where((source < size)[:, None], slid, fresh[:, None])
-            going = start + passed < length
-        self._put(self.drafts, drafts, shape)
-        self._put(self.num_drafts, step.num_drafts.clamp(min=1) * going * active, shape)
-        self._put(self.start, start + passed, shape)
-        self._put(self.steps_taken, self._taken(self.steps_taken, shape) + step.steps, shape)
+            columns = start[:, None] + self._columns[size : size + self._length]
+            following = self._taken(self.tokens, shape).gather(1, columns)[:, None]
+        drafts = torch.cat([step.drafts, following.expand(-1, self._settings.draft_steps, -1)], -1)
+        source = passed[:, None, None] + self._columns[: self._length]
+        self._put(self.drafts, drafts.gather(2, source.expand(-1, self._settings.draft_steps, -1)), shape)
+        start.add_(passed)
+        if not self._one_block:
+            going = active & (start < length)
+        # Draft 0 goes on where no other can be made.
+        self._put(self.num_drafts, torch.clamp(step.num_drafts, min=going, max=going * self._most_drafts), shape)
+        self._put(self.start, start, shape)
+        self._put(self.steps_taken, self._taken(self.steps_taken, shape).add_(step.steps), shape)
 
     def _commit(self, shape: Shape, start: torch.Tensor, committed: torch.Tensor, active: torch.Tensor) -> None:
         """Writes the window of each active slot."""
         place = start[:, None] + self._columns[: shape.window]
         tokens = self._taken(self.tokens, shape)
         new = torch.where(active[:, None], committed, tokens.gather(1, place))
-        self._put(self.tokens, tokens.scatter(1, place, new), shape)
+        self._put(self.tokens, tokens.scatter_(1, place, new), shape)
 
     def _keep(
         self,
