@@ -415,6 +415,7 @@ class GraphExecutor:
         attention = WindowAttention(
             drafts=shape.drafts,
             ranges=self._ranges(shape, start, begin, length),
+            window_start=begin,
             slots=self._row if shape.one else None,
             num_drafts=number,
             window_lengths=(seen - begin).clamp(0, shape.forward),
