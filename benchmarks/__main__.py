@@ -28,6 +28,8 @@ ON_A_GPU = {
 }
 # Of `gpu`, most important first.
 GPU_PARTS = ("decode", "contract", "attention", "lossless", "embedded", "ops", "more", "other_contracts", "sanitizers")
+GPU_ON_REQUEST = ("tune_attention",)
+_ALL_PARTS = (*GPU_PARTS, *GPU_ON_REQUEST)
 OF_RESULTS = {
     "report": "the HTML page, the plots and the README's table, from the results that are there",
     "all": f"{', '.join(everything.ORDER)} and report, one after the other",
@@ -65,7 +67,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--dry-run", action="store_true", help="gpu, tune: the same, on a CPU; nothing is written")
     parser.add_argument("--minutes", type=float, default=4.0, help="gpu: no case begins that would not end by then")
-    parser.add_argument("--only", type=_parts, help=f"gpu: some of its parts, NAME[,NAME]: {', '.join(GPU_PARTS)}")
+    parser.add_argument("--only", type=_parts, help=f"gpu: some of its parts, NAME[,NAME]: {', '.join(_ALL_PARTS)}")
     parser.add_argument("--readme", type=Path, help="report: the file whose table is replaced (default: README.md)")
     arguments = parser.parse_args()
     if arguments.dry_run and arguments.benchmark not in ON_A_GPU:
@@ -84,8 +86,8 @@ def parse() -> argparse.Namespace:
 def _parts(text: str) -> list[str]:
     names = text.split(",")
     for name in names:
-        if name not in GPU_PARTS:
-            raise argparse.ArgumentTypeError(f"{name!r} is no part; the parts are {', '.join(GPU_PARTS)}")
+        if name not in _ALL_PARTS:
+            raise argparse.ArgumentTypeError(f"{name!r} is no part; the parts are {', '.join(_ALL_PARTS)}")
     return names
 
 

@@ -14,7 +14,7 @@ import torch
 
 import freedave_kernels as fk
 from benchmarks import cases, check, eager, gpu, limits, measure, record, report, scenes, vectorised
-from benchmarks.__main__ import GPU_PARTS, main
+from benchmarks.__main__ import GPU_ON_REQUEST, GPU_PARTS, main
 from benchmarks.counts import counted
 from benchmarks.gpu import checks, models
 from benchmarks.gpu.machine import this_machine
@@ -332,6 +332,18 @@ def test_a_replayed_step_changes_nothing():
     )
     assert measured.tokens == plain.tokens and measured.step_map == plain.step_map
     assert -1 not in measured.generated(measured.step_map)
+
+
+def test_gpu_tiles_of_attention_on_request(tmp_path):
+    """Every choice is timed or said to be left out, at once, and some are told to be the best."""
+    assert list(gpu.ON_REQUEST) == list(GPU_ON_REQUEST)
+    written = record.Record("gpu-tune_attention", "here", tmp_path, at_once=True)
+    assert gpu.run(written, this_machine(dry=True), 1, ["tune_attention"])
+    rows = record.read(written.lines)
+    tried = [row for row in rows if row["kind"] == "tiles"]
+    assert len(tried) == len(gpu.tune_attention.FOR_FEW) + len(gpu.tune_attention.FOR_MANY)
+    assert all(row["seconds"] > 0 for row in tried)
+    assert sum("keys 64, split 512" in row.get("text", "") for row in rows) >= 1
 
 
 def test_gpu_only_some_parts(tmp_path):

@@ -29,7 +29,8 @@ def test_example(backend):
     key, value = torch.randn(2, 1, 2, 4, 2, 16, generator=random)  # 2 groups of heads
     stored_key, stored_value = torch.randn(2, 2, 10, 2, 16, generator=random)
     ranges = torch.tensor([[[0, 3]]], dtype=torch.int32)
-    out = fk.draft_attention(query, key, value, stored_key, stored_value, ranges, slots=torch.tensor([1]))
+    start, slots = torch.tensor([3]), torch.tensor([1])
+    out = fk.draft_attention(query, key, value, stored_key, stored_value, ranges, window_start=start, slots=slots)
     for draft in range(2):
         keys = torch.cat([stored_key[1, :3], key[0, draft]]).transpose(0, 1)
         values = torch.cat([stored_value[1, :3], value[0, draft]]).transpose(0, 1)
@@ -39,7 +40,9 @@ def test_example(backend):
 
 
 def call(dtype, *, ranges, drafts=3, length=6, heads=4, groups=2, size=16, capacity=None, seed=0, **more):
-    """Arguments by name. The projections of a model are `[B K, H, L, D]`, and seen as the op wants them."""
+    """Arguments by name. The projections of a model are `[B K, H, L, D]`, and seen as the op wants them. Windows begin
+    behind all ranges, unless `window_start` says where.
+    """
     random = generator(seed)
     ranges = torch.as_tensor(ranges).int()
     batch = len(ranges)
@@ -53,6 +56,8 @@ def call(dtype, *, ranges, drafts=3, length=6, heads=4, groups=2, size=16, capac
     stored = torch.randn(2, batch + 2 if slots else batch, capacity, groups, size, generator=random).to(dtype)
     made = {"query": projection(heads) * 2, "key": projection(groups), "value": projection(groups)}
     made |= {"stored_key": stored[0], "stored_value": stored[1], "ranges": ranges}
+    starts = more.pop("window_start", ranges[..., 1].amax(1).tolist() if ranges.numel() else None)
+    made["window_start"] = None if starts is None else torch.tensor(starts)
     if slots:
         made["slots"] = torch.tensor(slots)
     for name in ("num_drafts", "window_lengths"):
@@ -113,9 +118,11 @@ CASES = {
     "no ranges": {"ranges": torch.zeros(1, 0, 2), "capacity": 5},
     "one range": {"ranges": [[[0, 7]], [[2, 3]]]},
     "one stored position, then the last": {"ranges": [[[3, 4], [40, 41]]], "capacity": 41},
-    "prefix and suffix": {"ranges": [[[0, 33], [70, 131]], [[5, 5], [6, 90]], [[1, 65], [65, 65]]]},
-    "several splits": {"ranges": [[[500, 530], [1100, 1101]]], "drafts": 1, "length": 3},
-    "a gap of a split": {"ranges": [[[0, 10], [1030, 1090]]], "drafts": 2, "length": 2, "block_length": 1},
+    "prefix and suffix": {"ranges": [[[0, 33], [70, 131]], [[5, 5], [6, 90]], [[1, 65], [65, 65]]],
+                          "window_start": [33, 90, 65]},
+    "several splits": {"ranges": [[[500, 530], [1100, 1101]]], "window_start": [530], "drafts": 1, "length": 3},
+    "a gap of a split": {"ranges": [[[0, 10], [1030, 1090]]], "window_start": [511], "drafts": 2, "length": 2,
+                         "block_length": 1},
     "blocks": {"ranges": [[[0, 20]], [[0, 0]]], "length": 11, "block_length": 4},
     "a window of one block": {"ranges": [[[0, 20]]], "length": 4, "block_length": 4},
     "window of one": {"ranges": [[[0, 20]]], "length": 1, "block_length": 4},
@@ -176,6 +183,8 @@ def row_alone(arguments, row, draft):
         alone[name] = longer
     alone["slots"] = torch.tensor([2])
     alone["ranges"] = arguments["ranges"][row : row + 1]
+    if alone["window_start"] is not None:
+        alone["window_start"] = arguments["window_start"][row : row + 1]
     if "num_drafts" in alone:
         alone["num_drafts"] = torch.tensor([1])
     if "window_lengths" in alone:
@@ -195,6 +204,74 @@ def test_bits_of_a_draft_depend_on_nothing_else(backend, case, dtype):
         for draft in range(0, int(active[row]), max(1, drafts // 3)):
             alone = fk.draft_attention(**row_alone(arguments, row, draft))
             assert torch.equal(alone[0, 0], out[row, draft]), (row, draft)
+
+
+def keys_in_both(arguments, order, *, stored, window, length, drafts):
+    """Arguments of the same keys, `order [T, G, D]` and values: those of `stored` ranges in the buffer, the others, from
+    `window` on, in windows of `length`; NaN where a buffer has nothing to say. Draft 1 is another one.
+    """
+    query, keys, values = order
+    made = {"ranges": torch.tensor([stored], dtype=torch.int32), "window_start": torch.tensor([window])}
+    for name, source in (("key", keys), ("value", values)):
+        buffer = torch.full_like(source, math.nan)
+        for begin, end in stored:
+            buffer[begin:end] = source[begin:end]
+        made[f"stored_{name}"] = buffer[None]
+        own = source[window : window + length]
+        made[name] = torch.stack([own, *(own.flip(0) for _ in range(drafts - 1))])[None]
+    own = query[window : window + length]
+    return arguments | made | {"query": torch.stack([own] * drafts)[None]}
+
+
+BY_POSITION = [name for name in BACKENDS if name in SERVED_BY and name != "cpu"]  # as the op's docstring says
+
+
+@pytest.mark.parametrize("name", BY_POSITION)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("first", [8, 28, 32, 60, 64, 500, 508, 512])
+def test_bits_do_not_depend_on_what_is_stored(name, first, dtype):
+    """One block more or less, beside borders of tiles and of splits; and on the window's length and the number of drafts."""
+    random = generator(first)
+    order = [torch.randn(first + 16, heads, 16, generator=random).to(dtype) for heads in (4, 2, 2)]
+    rules = {"block_length": 4}
+    for _ in on_backend(name):
+        more = keys_in_both(rules, order, stored=[[0, first]], window=first, length=16, drafts=3)
+        fewer = keys_in_both(rules, order, stored=[[0, first + 4]], window=first + 4, length=12, drafts=1)
+        out, expected = fk.draft_attention(**more)[0, 0, 4:], fk.draft_attention(**fewer)[0, 0]
+        assert not out.isnan().any() and torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("name", BY_POSITION)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("first", [20, 62, 508])
+def test_bits_between_two_ranges(name, first, dtype):
+    """A window that sees all of itself, stored positions before and behind it; the same keys in shorter windows."""
+    random = generator(first)
+    order = [torch.randn(600, heads, 16, generator=random).to(dtype) for heads in (4, 2, 2)]
+    for _ in on_backend(name):
+        stored = [[2, first], [first + 8, 590]]
+        long = keys_in_both({}, order, stored=stored, window=first, length=8, drafts=2)
+        stored = [[2, first + 3], [first + 5, 590]]
+        short = keys_in_both({}, order, stored=stored, window=first + 3, length=2, drafts=3)
+        out, expected = fk.draft_attention(**long)[0, 0, 3:5], fk.draft_attention(**short)[0, 0]
+        assert not out.isnan().any() and torch.equal(out, expected)
+
+
+def test_the_window_covers_what_is_stored(backend):
+    arguments = call(torch.float32, ranges=[[[0, 40]], [[1, 6]]], window_start=[7, 4], window_lengths=[6, 5])
+    around = torch.tensor([[[0, 7], [13, 40]], [[1, 4], [0, 0]]], dtype=torch.int32)
+    for name in ("stored_key", "stored_value"):
+        arguments[name][0, 7:13] = arguments[name][1, 4:9] = math.nan
+    expected = fk.draft_attention(**arguments | {"ranges": around})
+    assert torch.equal(fk.draft_attention(**arguments), expected) and not expected.isnan().any()
+
+
+@pytest.mark.parametrize("start", [41, 300, 1000, 2**30 - 8])
+def test_a_window_far_behind_what_is_stored(backend, start):
+    """In splits that the buffer does not reach, shared out or not."""
+    for stored in (40, 600):
+        arguments = call(torch.float32, ranges=[[[0, stored]]], window_start=[max(start, stored)], capacity=stored)
+        assert_as_exact_as_fused(fk.draft_attention(**arguments), arguments)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -261,7 +338,7 @@ def test_strides_do_not_show(backend, dtype):
         spread = torch.full((*(tensor.shape[n] + 1 for n in order), tensor.shape[-1] + 3), math.nan, dtype=dtype)
         spread = spread[..., 1:-2].permute(*(order.index(n) for n in range(tensor.dim() - 1)), -1)
         arguments[name] = spread[tuple(slice(0, n) for n in tensor.shape)].copy_(tensor)
-    for name in ("slots", "num_drafts", "window_lengths"):
+    for name in ("window_start", "slots", "num_drafts", "window_lengths"):
         arguments[name] = arguments[name].repeat_interleave(2)[::2]
     arguments["ranges"] = arguments["ranges"].transpose(0, 2).contiguous().transpose(0, 2)
     out = fk.draft_attention(**arguments)
@@ -272,8 +349,8 @@ def test_strides_do_not_show(backend, dtype):
 @pytest.mark.parametrize("shape", [(0, 2, 3), (2, 0, 3), (2, 2, 0)])
 def test_nothing_to_attend(backend, shape):
     query, key = torch.zeros(*shape, 4, 16), torch.zeros(*shape, 2, 16)
-    stored, ranges = torch.zeros(shape[0], 5, 2, 16), torch.zeros(shape[0], 1, 2, dtype=torch.int32)
-    assert fk.draft_attention(query, key, key, stored, stored, ranges).shape == query.shape
+    stored, ranges = torch.zeros(shape[0], 5, 2, 16), torch.zeros(shape[0], 0, 2, dtype=torch.int32)
+    assert fk.draft_attention(query, key, key, stored, stored, ranges, window_start=None).shape == query.shape
 
 
 def test_a_buffer_without_places(backend):
@@ -292,7 +369,7 @@ def test_who_attends_to_stored_positions_does_not_show(monkeypatch, case, dtype)
     for _ in on_backend("triton"):
         shared = fk.draft_attention(**arguments)
         monkeypatch.setattr(ours, "FILLED", 0)
-        monkeypatch.setattr(ours.attend_stored, "launch", lambda *_: pytest.fail("shared out"))
+        monkeypatch.setattr(ours.merge_parts, "launch", lambda *_: pytest.fail("shared out"))
         assert torch.equal(fk.draft_attention(**arguments), shared)
 
 
@@ -316,7 +393,7 @@ def test_heads_that_are_too_large_for_triton():
 def test_opcheck():
     for case in ("one range", "everything"):
         arguments = call(torch.float32, **CASES[case])
-        names = ("slots", "num_drafts", "window_lengths", "block_length", "scale")
+        names = ("window_start", "slots", "num_drafts", "window_lengths", "block_length", "scale")
         first = list(arguments.values())[:6]
         torch.library.opcheck(torch.ops.freedave.draft_attention.default, (*first, *map(arguments.get, names)))
 
@@ -371,6 +448,8 @@ QUERY, KEY, STORED = ARGUMENTS["query"], ARGUMENTS["key"], ARGUMENTS["stored_key
         ({"ranges": torch.zeros(2, 2, dtype=torch.int32)}, ValueError, r"ranges must have shape \[B, R, 2\]"),
         ({"ranges": torch.zeros(2, 3, 2, dtype=torch.int32)}, ValueError, "ranges must be at most 2 a row, got 3"),
         ({"ranges": torch.zeros(3, 1, 2, dtype=torch.int32)}, ValueError, r"ranges must have shape \(2, 1, 2\)"),
+        ({"window_start": None}, ValueError, "window_start must be given where there are ranges, got None"),
+        ({"window_start": torch.zeros(3, dtype=torch.int64)}, ValueError, r"window_start must have shape \(2,\)"),
         ({"slots": None}, ValueError, "stored_key must have one slot for each of 2 rows where slots is None, got 4"),
         ({"slots": torch.zeros(3, dtype=torch.int64)}, ValueError, r"slots must have shape \(2,\)"),
         ({"num_drafts": torch.zeros(2)}, TypeError, "num_drafts must be int32 or int64, got float32"),

@@ -85,7 +85,7 @@ def files(folder: Path, suffix: str) -> list[Path]:
 def test_every_kernel_compiles(binaries, architecture):
     assert {path.name.split(".")[1] for path in files(binaries / architecture, "json")} == {
         "predict_chunk", "merge_chunks", "write_state", "merge_states", "rank_tile", "select_row", "build_sequence",
-        "verify_sequence", "step_sequence", "attend_stored", "attend", "keep_rows",
+        "verify_sequence", "step_sequence", "attend", "merge_parts", "keep_rows",
     }  # fmt: skip
 
 
@@ -115,9 +115,18 @@ def test_shared_memory_suffices(binaries, architecture):
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100", "sm_120"])
 def test_keys_are_copied_16_bytes_at_a_time(binaries, architecture):
-    """Asynchronously, into shared memory, by the kernel that is bound by it."""
-    ptx = (binaries / architecture / "draft_attention bfloat16 128.attend_stored.ptx").read_text()
-    assert set(re.findall(r"cp\.async\.c.\.shared\.global .*?\], .*?\], (\w+)", ptx)) == {"0x10"}
+    """Asynchronously, into shared memory."""
+    for case in ("128", "128 many rows", "128 one draft"):
+        path = binaries / architecture / f"draft_attention bfloat16 {case}.attend.ptx"
+        if path.exists():  # not every case is compiled for every architecture
+            sizes = set(re.findall(r"cp\.async\.c.\.shared\.global .*?\], .*?\], (\w+)", path.read_text()))
+            assert sizes == {"0x10"}, case
+
+
+def test_hopper_multiplies_by_warp_groups(binaries):
+    for rows in ("", " many rows"):
+        ptx = (binaries / "sm_90" / f"draft_attention bfloat16 128{rows}.attend.ptx").read_text()
+        assert set(re.findall(r"wgmma\.mma_async.*?(m\d+n\d+k\d+)", ptx)) == {"m64n64k16", "m64n128k16"}
 
 
 @as_pinned
@@ -131,11 +140,10 @@ def test_budgets(binaries, architecture, case):
         "predict_tokens": "predict_chunk",
         "draft_step": "step_sequence",
         "rank_positions": "rank_tile",
-        "draft_attention": "attend_stored" if case.endswith("stored") else "attend",
+        "draft_attention": "attend",
         "keep": "keep_rows",
     }
     name = main[case.split()[0]]
-    case = case.removesuffix(" stored")
     cubin = binaries / architecture / f"{case}.{name}.cubin"
     used = disassembly.resources(cubin)[name]
     assert used.registers <= budget.registers
@@ -243,18 +251,18 @@ print(json.dumps([facts, {kernel.function.__name__: len(kernel.compiled) for ker
 """
     facts, compiled = json.loads(run("-c", code))
     assert {name: count for name, count in compiled.items() if count} == {
-        "attend_stored": 1,
-        "attend": 3,  # one draft; several, with what was shared out; several, all by itself
+        "attend": 4,  # few rows, with one draft or several; many, whose parts are shared out or not
+        "merge_parts": 1,
         "keep_rows": 1,
     }
     assert facts == {
-        "1 1 4": [[1, 16, 8], [1, 8, 1]],  # row tiles, parts of 8,192 stored positions, groups
-        "1 8 4": [[2, 16, 8], [2, 8, 1]],
-        "1 8 20": [[10, 8, 8], [10, 8, 1]],
-        "3 8 4": [[2, 16, 24], [2, 24, 1]],
-        "2 8 20": [[10, 16, 1]],
-        "16 8 20": [[10, 128, 1]],
-        "5 4 32": [[8, 40, 1]],
+        "1 1 4": [[1, 18, 8], [8, 8, 1]],  # row tiles, parts of 8,192 stored positions and a window, groups
+        "1 8 4": [[1, 18, 8], [16, 8, 1]],
+        "1 8 20": [[5, 16, 8], [80, 8, 1]],
+        "3 8 4": [[1, 18, 24], [16, 24, 1]],
+        "2 8 20": [[5, 8, 16], [80, 16, 1]],
+        "16 8 20": [[5, 1, 128]],
+        "5 4 32": [[4, 1, 40]],
         "keep": [[5, 1, 2]],  # tiles of 32 rows, sequences, layers
     }
 

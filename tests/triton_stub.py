@@ -20,7 +20,7 @@ from triton.runtime import driver
 
 from freedave_kernels.triton import launch
 from freedave_kernels.triton.build_drafts import build_drafts, build_sequence
-from freedave_kernels.triton.draft_attention import attend, attend_stored, draft_attention
+from freedave_kernels.triton.draft_attention import attend, draft_attention, merge_parts
 from freedave_kernels.triton.draft_step import draft_step, step_sequence
 from freedave_kernels.triton.keep import keep, keep_rows
 from freedave_kernels.triton.merge_predictions import merge_predictions, merge_states
@@ -32,7 +32,7 @@ from freedave_kernels.triton.verify_drafts import verify_drafts, verify_sequence
 
 KERNELS = [
     predict_chunk, merge_chunks, write_state, merge_states, rank_tile, select_row, build_sequence, verify_sequence,
-    step_sequence, attend_stored, attend, keep_rows,
+    step_sequence, attend, merge_parts, keep_rows,
 ]  # fmt: skip
 MASK = 9
 
@@ -68,6 +68,7 @@ def use(architecture: str) -> StubDriver:
     driver.set_active(stub)
     torch.cuda.current_device = stub.get_current_device
     launch.ROCM = architecture.startswith("gfx")
+    launch.architecture.cache_clear()
     for kernel in KERNELS:
         kernel.compiled.clear()
         kernel.function.device_caches.clear()
@@ -107,7 +108,7 @@ def attention(dtype: torch.dtype, size: int, batch: int, count: int, length: int
     stored = torch.empty(batch, 8192, 8, size, dtype=dtype)
     numbers = torch.zeros(batch, dtype=torch.int64)
     ranges = torch.zeros(batch, 2, 2, dtype=torch.int32)
-    return lambda: draft_attention(query, window, window, stored, stored, ranges, *[numbers] * 3, 4)
+    return lambda: draft_attention(query, window, window, stored, stored, ranges, *[numbers] * 4, 4)
 
 
 def kept() -> Callable[[], Any]:

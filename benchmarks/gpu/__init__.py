@@ -10,6 +10,7 @@
 | `ops` | the other ops, from graphs; launches and synchronisations |
 | `more` | further numbers of drafts, batches and shapes of `decode` and `attention` |
 | `other_contracts`, `sanitizers` | whether the other ops are right on this device |
+| `tune_attention` | only with `--only`: which tiles suit `draft_attention` on this device |
 
 No case begins that would not end in time. Each result is written when it is there. `--dry-run` goes through the same code on
 a CPU, with tiny shapes and no graphs: its numbers mean nothing.
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import faulthandler
 
-from benchmarks.gpu import attention, checks, decode, embedded, launches, lossless, timings
+from benchmarks.gpu import attention, checks, decode, embedded, launches, lossless, timings, tune_attention
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.plan import Plan
 from benchmarks.record import Record
@@ -38,6 +39,7 @@ PARTS = {
     "other_contracts": [checks.other_contracts],
     "sanitizers": [checks.sanitizers],
 }
+ON_REQUEST = {"tune_attention": [tune_attention.run]}
 
 
 def run(record: Record, machine: Machine, minutes: float, only: list[str] | None = None) -> bool:
@@ -52,7 +54,7 @@ def run(record: Record, machine: Machine, minutes: float, only: list[str] | None
         record.note(f"copy bandwidth (bytes read and written): {rate / 1e9:.0f} GB/s", gb_per_s=rate / 1e9)
         for name in only or PARTS:
             print(f"\n== {name}", flush=True)
-            for part in PARTS[name]:
+            for part in (PARTS | ON_REQUEST)[name]:
                 part(plan)
     finally:
         faulthandler.cancel_dump_traceback_later()

@@ -73,7 +73,7 @@ def _run(plan: Plan, cases: list[Case]) -> None:
 def measure(record: Record, machine: Machine, case: Case) -> None:
     B, K, L, T, H, G, D = (case.shape[name] for name in "BKLTHGD")
     moved = limits.draft_attention(B, K, L, T, H, G, D, itemsize=2)
-    copies = min(max(2, math.ceil(ROTATED / moved)), MOST_COPIES) if not machine.dry else 2
+    copies = copies_of(machine, case)
     with torch.inference_mode():
         calls = {"draft_attention": machine.replayed(rotating(ours(machine, case, copies)), 1)}
         joined = 2 * case.batch * case.drafts * (case.stored + case.length) * case.published.groups
@@ -92,6 +92,13 @@ def measure(record: Record, machine: Machine, case: Case) -> None:
     )
 
 
+def copies_of(machine: Machine, case: Case) -> int:
+    """How many inputs to go through."""
+    B, K, L, T, H, G, D = (case.shape[name] for name in "BKLTHGD")
+    moved = limits.draft_attention(B, K, L, T, H, G, D, itemsize=2)
+    return 2 if machine.dry else min(max(2, math.ceil(ROTATED / moved)), MOST_COPIES)
+
+
 def rotating(calls: list[Callable[[], object]]) -> Callable[[], object]:
     """All of the calls, one after the other."""
 
@@ -105,13 +112,15 @@ def ours(machine: Machine, case: Case, copies: int) -> list[Callable[[], object]
     """Slots hold as much as is stored, all of it seen."""
     batch, drafts, length, published = case.batch, case.drafts, case.length, case.published
     ranges = torch.tensor([[[0, case.stored]]] * batch, dtype=torch.int32, device=machine.device)
+    start = torch.full((batch,), case.stored, device=machine.device)
+    more = {"window_start": start, "block_length": case.block_length}
     calls: list[Callable[[], object]] = []
     for _ in range(copies):
         query = random(machine, batch, drafts, length, published.heads, published.head_size)
         window = [random(machine, batch, drafts, length, published.groups, published.head_size) for _ in range(2)]
         stored = [random(machine, batch, case.stored, published.groups, published.head_size) for _ in range(2)]
         inputs = (query, *window, *stored, ranges)
-        calls.append(functools.partial(draft_attention, *inputs, block_length=case.block_length))
+        calls.append(functools.partial(draft_attention, *inputs, **more))
     return calls
 
 

@@ -43,6 +43,7 @@ def attention_of(executor: GraphExecutor, shape: Shape) -> WindowAttention:
     return WindowAttention(
         drafts=shape.drafts,
         ranges=torch.stack(bounds, -1).view(-1, 2, 2).int(),
+        window_start=start,
         slots=None,
         num_drafts=executor.num_drafts.clamp(max=shape.drafts),
         window_lengths=(end - start).clamp(0, shape.forward),
@@ -91,6 +92,7 @@ def attention(executor: GraphExecutor, shape: Shape, seen: WindowAttention) -> C
                 stored_key,
                 stored_value,
                 seen.ranges,
+                window_start=seen.window_start,
                 num_drafts=seen.num_drafts,
                 window_lengths=seen.window_lengths,
                 block_length=seen.block_length,

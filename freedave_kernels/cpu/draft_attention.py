@@ -24,6 +24,7 @@ def draft_attention(
     stored_key: torch.Tensor,
     stored_value: torch.Tensor,
     ranges: torch.Tensor,
+    window_start: torch.Tensor | None,
     slots: torch.Tensor | None = None,
     num_drafts: torch.Tensor | None = None,
     window_lengths: torch.Tensor | None = None,
@@ -34,6 +35,7 @@ def draft_attention(
     capacity = stored_key.shape[1]
     active = _numbers(num_drafts, batch, drafts)
     lengths = _numbers(window_lengths, batch, length)
+    starts = [0] * batch if window_start is None else window_start.tolist()
     slot = list(range(batch)) if slots is None else slots.tolist()
     partly = min(active, default=drafts) < drafts or min(lengths, default=length) < length
     out = torch.zeros(query.shape, dtype=query.dtype) if partly else torch.empty(query.shape, dtype=query.dtype)
@@ -43,7 +45,9 @@ def draft_attention(
         taken = slice(active[row]), slice(lengths[row])
         if active[row] == 0 or lengths[row] == 0:
             continue
-        clipped = [(max(begin, 0), min(end, capacity)) for begin, end in seen]
+        first, after = starts[row], starts[row] + lengths[row]
+        around = [part for begin, end in seen for part in ((begin, min(end, first)), (max(begin, after), end))]
+        clipped = [(max(begin, 0), min(end, capacity)) for begin, end in around]
         stored = [
             (_drafts(stored_key, slot[row], begin, end), _drafts(stored_value, slot[row], begin, end))
             for begin, end in clipped

@@ -23,6 +23,7 @@ def draft_attention(
     stored_value: torch.Tensor,
     ranges: torch.Tensor,
     *,
+    window_start: torch.Tensor | None,
     slots: torch.Tensor | None = None,
     num_drafts: torch.Tensor | None = None,
     window_lengths: torch.Tensor | None = None,
@@ -37,6 +38,9 @@ def draft_attention(
         stored_key, stored_value: `[S, C, G, D]`. Of these five the last dimension is contiguous, all other strides are free.
         ranges: `[B, R, 2]` int32, R at most 2: the stored positions that a row sees, from begin to before end. They are
             disjoint and ascend; empty ones are allowed.
+        window_start: `[B]` int32 or int64, not negative, below 2**30 - L: the position of the window's first token, counted
+            as stored ones are. None: 0, where ranges is `[B, 0, 2]`. Stored positions that the window covers are not seen,
+            the window's own keys stand there.
         slots: `[B]` int64 or int32, the slot that each row reads; None: row b reads slot b, and S is B.
         num_drafts: `[B]` int32 or int64, how many drafts of a row are active; None: all. Others cost next to nothing.
         window_lengths: `[B]` int32 or int64, how many of the L positions exist; None: all. Others are not seen.
@@ -47,17 +51,21 @@ def draft_attention(
     Returns:
         `[B, K, L, H, D]` contiguous, in the type of `query`; 0 for inactive drafts and for positions that do not exist.
 
-    Guarantees: sums in float32; a row's result is bitwise the same whatever K, B, S, C, `num_drafts`, the other rows and the
-    index of its draft. What lies in stored positions outside the ranges, in other drafts and beyond the window is not seen, a
-    NaN neither. No host synchronisation on a GPU.
+    Guarantees: sums in float32. A row's bits depend on its query and on the keys and values that it sees, by their absolute
+    position; not on which of them are stored and which are in the window, where the window starts, K, L, B, S, C,
+    `num_drafts`, the other rows or the index of its draft. (The backend "cpu" does not promise this of the window's place
+    and of L: torch's kernel multiplies stored and own keys in calls of their own, whose sizes decide how it rounds, and
+    joining them for every draft would copy what it shares.) What lies in stored positions outside the ranges, in other
+    drafts and beyond the window is not seen, a NaN neither. No host synchronisation on a GPU.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
         BackendUnavailableError: a forced backend cannot serve the call.
     """
-    _check(query, key, value, stored_key, stored_value, ranges, slots, num_drafts, window_lengths, block_length, scale)
+    per_row = (window_start, slots, num_drafts, window_lengths)
+    _check(query, key, value, stored_key, stored_value, ranges, *per_row, block_length, scale)
     return serving(query.device, OP).draft_attention(
-        query, key, value, stored_key, stored_value, ranges, slots, num_drafts, window_lengths, block_length, scale
+        query, key, value, stored_key, stored_value, ranges, *per_row, block_length, scale
     )
 
 
@@ -68,6 +76,7 @@ def _check(
     stored_key: Any,
     stored_value: Any,
     ranges: Any,
+    window_start: Any,
     slots: Any,
     num_drafts: Any,
     window_lengths: Any,
@@ -99,11 +108,14 @@ def _check(
     arguments.expect_shape(OP, "ranges", ranges, (batch, ranges.shape[1], 2), "B of query, R, 2")
     if ranges.shape[1] > MAX_RANGES:
         raise ValueError(f"{OP}: ranges must be at most {MAX_RANGES} a row, got {ranges.shape[1]}")
+    if window_start is None and ranges.shape[1] > 0:
+        raise ValueError(f"{OP}: window_start must be given where there are ranges, got None")
     if slots is None and stored_key.shape[0] != batch:
         raise ValueError(
             f"{OP}: stored_key must have one slot for each of {batch} rows where slots is None, got {stored_key.shape[0]}"
         )
-    per_row = {"slots": slots, "num_drafts": num_drafts, "window_lengths": window_lengths}
+    per_row = {"window_start": window_start, "slots": slots}
+    per_row |= {"num_drafts": num_drafts, "window_lengths": window_lengths}
     for name, tensor in per_row.items():
         if tensor is not None:
             arguments.expect_tensor(OP, name, tensor, arguments.INTEGER_DTYPES)
@@ -117,8 +129,9 @@ def _check(
 
 @define(
     OP,
-    "(Tensor query, Tensor key, Tensor value, Tensor stored_key, Tensor stored_value, Tensor ranges, Tensor? slots=None, "
-    "Tensor? num_drafts=None, Tensor? window_lengths=None, int? block_length=None, float? scale=None) -> Tensor",
+    "(Tensor query, Tensor key, Tensor value, Tensor stored_key, Tensor stored_value, Tensor ranges, "
+    "Tensor? window_start, Tensor? slots=None, Tensor? num_drafts=None, Tensor? window_lengths=None, int? block_length=None, "
+    "float? scale=None) -> Tensor",
 )
 def fake(
     query: torch.Tensor,
@@ -127,6 +140,7 @@ def fake(
     stored_key: torch.Tensor,
     stored_value: torch.Tensor,
     ranges: torch.Tensor,
+    window_start: torch.Tensor | None,
     slots: torch.Tensor | None = None,
     num_drafts: torch.Tensor | None = None,
     window_lengths: torch.Tensor | None = None,

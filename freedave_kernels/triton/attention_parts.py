@@ -13,6 +13,7 @@ from freedave_kernels.triton import launch
 
 INTERPRETED = tl.constexpr(launch.INTERPRETED)
 NEVER = tl.constexpr(float("-inf"))
+FAR = tl.constexpr(2**30)  # no stored position
 
 
 @triton.jit
@@ -33,22 +34,53 @@ def at_most(limits, index, step, most, GIVEN: tl.constexpr):
 
 
 @triton.jit
+def start_of(starts, index, step, GIVEN: tl.constexpr):
+    """Where a row's window begins."""
+    start = index * 0
+    if GIVEN:
+        start = tl.maximum(tl.load(starts + index.to(tl.int64) * step), 0).to(tl.int32)
+    return start
+
+
+@triton.jit
 def seen_range(ranges, end_step, capacity):
-    """One range within the capacity; one that is empty begins at the capacity and ends at 0, as nothing else does."""
+    """One range within the capacity; one that is empty begins far away and ends at 0, as nothing else does."""
     begin = tl.maximum(tl.load(ranges), 0)
     end = tl.minimum(tl.load(ranges + end_step), capacity)
     empty = begin >= end
-    return tl.where(empty, capacity, begin), tl.where(empty, 0, end)
+    return tl.where(empty, FAR, begin), tl.where(empty, 0, end)
 
 
 @triton.jit
 def seen_ranges(ranges, index, row_step, range_step, end_step, capacity, RANGES: tl.constexpr):
     ranges += index.to(tl.int64) * row_step
-    begin, end = seen_range(ranges, end_step, capacity)
-    begin_2, end_2 = capacity, capacity * 0
+    begin, end = capacity * 0 + FAR, capacity * 0
+    begin_2, end_2 = begin, end
+    if RANGES > 0:
+        begin, end = seen_range(ranges, end_step, capacity)
     if RANGES == 2:
         begin_2, end_2 = seen_range(ranges + range_step, end_step, capacity)
     return begin, end, begin_2, end_2
+
+
+@triton.jit
+def parts_of(begin, end, begin_2, end_2, window, exist, stored_splits, SPLIT: tl.constexpr):
+    """The parts that a row may see, from one to before another. Stored positions have a part a split; a window that reaches
+    beyond them has further ones for the splits that it touches there, so that their number is known without its place.
+    """
+    window_split = tl.minimum(window // SPLIT, stored_splits)
+    first = tl.minimum(tl.minimum(begin, begin_2) // SPLIT, window_split)
+    stored_after = (tl.maximum(end, end_2) + SPLIT - 1) // SPLIT
+    last_split = (window + exist - 1) // SPLIT
+    beyond = last_split - tl.maximum(stored_splits, window // SPLIT)
+    window_after = tl.where(beyond < 0, last_split, stored_splits + beyond) + 1
+    return first, tl.maximum(stored_after, window_after)
+
+
+@triton.jit
+def split_of(part, window, stored_splits, SPLIT: tl.constexpr):
+    """Which positions a part has, in splits from position 0 on."""
+    return tl.where(part < stored_splits, part, part - stored_splits + tl.maximum(stored_splits, window // SPLIT))
 
 
 @triton.jit
@@ -112,40 +144,125 @@ def merge(largest, total, context, largest_2, total_2, context_2, factor):
 
 
 @triton.jit
+def write(starts, rows, live, total, context, D: tl.constexpr, D_PADDED: tl.constexpr):
+    """The mean that sums amount to, where `starts [M]` says; 0 in rows that are not live."""
+    result = tl.where(live[:, None], context * (1.0 / tl.where(live, total, 1.0))[:, None], 0.0)
+    places = starts[:, None] + tl.arange(0, D_PADDED)[None, :]
+    tl.store(places, result.to(starts.dtype.element_ty), mask=row_mask(rows, D, D_PADDED))
+
+
+@triton.jit
 def attend_split(
     q,
     split,
+    stored_keys,
+    stored_values,
     keys,
     values,
+    key_draft,
+    value_draft,
     begin,
     end,
     begin_2,
     end_2,
+    window,
+    exist,
+    farthest,
+    draft,
+    seen,
+    first_draft,
+    drafts_in_tile,
     factor,
     D: tl.constexpr,
     D_PADDED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     SPLIT: tl.constexpr,
+    UNIT: tl.constexpr,
     KEY_STEP: tl.constexpr,
     VALUE_STEP: tl.constexpr,
+    STORED_KEY_STEP: tl.constexpr,
+    STORED_VALUE_STEP: tl.constexpr,
+    STORED: tl.constexpr,
+    OWN: tl.constexpr,
+    STAGES: tl.constexpr,
+    ONE_DRAFT: tl.constexpr,
 ):
-    """Attention of a tile of rows to the positions of one split that are in a range."""
+    """Attention of a tile of rows to the keys of one split, tile by tile of keys: those in a range where they are stored and,
+    with `OWN`, those of the windows, which lie at `window` to before `window + exist`; rows see them up to `farthest`.
+
+    A tile of keys with positions of the windows comes once for each draft, and is nothing to the rows of others.
+    """
     largest = tl.full((BLOCK_M,), NEVER, tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     context = tl.zeros((BLOCK_M, D_PADDED), tl.float32)
-    first = tl.maximum(tl.minimum(begin, begin_2), split * SPLIT) // BLOCK_N * BLOCK_N
-    last = tl.minimum(tl.maximum(end, end_2), split * SPLIT + SPLIT)
-    for start in range(first, last, BLOCK_N):
+    low, high = split * SPLIT, split * SPLIT + SPLIT
+    first = tl.maximum(tl.minimum(begin, begin_2), low)
+    last = tl.minimum(tl.maximum(end, end_2), high)
+    if OWN:
+        first = tl.minimum(first, tl.maximum(window, low))
+        last = tl.maximum(last, tl.minimum(window + farthest, high))
+    first_tile = first // BLOCK_N
+    count = (last + BLOCK_N - 1) // BLOCK_N - first_tile
+    if OWN:
+        own_tile = tl.maximum(window, low) // BLOCK_N
+        own_after = (tl.minimum(window + farthest, high) + BLOCK_N - 1) // BLOCK_N
+        own_tiles = tl.maximum(own_after - own_tile, 0)
+        own_number = own_tile - first_tile
+        own_count = own_tiles * drafts_in_tile
+        count += own_count - own_tiles
+    for number in tl.range(count, num_stages=STAGES):
+        tile = first_tile + number
+        if OWN:
+            into = number - own_number
+            of_own = (into >= 0) & (into < own_count)
+            of_draft = first_draft + tl.where(of_own, into % drafts_in_tile, 0)
+            within = tl.where(of_own, into // drafts_in_tile, into + own_tiles - own_count)
+            tile = own_tile + tl.where(into < 0, into, within)
+        start = tile * BLOCK_N
         nth = tl.arange(0, BLOCK_N)
-        seen = in_ranges(start + nth, begin, end, begin_2, end_2)
-        k = load_rows(tile_of(keys, start, KEY_STEP) + nth * KEY_STEP, seen, 0.0, D, D_PADDED)
-        v = load_rows(tile_of(values, start, VALUE_STEP) + nth * VALUE_STEP, seen, 0.0, D, D_PADDED)
+        place = start + nth
+        there = in_ranges(place, begin, end, begin_2, end_2)
+        k_start = tile_of(stored_keys, start, STORED_KEY_STEP) + nth * STORED_KEY_STEP
+        v_start = tile_of(stored_values, start, STORED_VALUE_STEP) + nth * STORED_VALUE_STEP
+        if OWN:
+            inside = (place >= window) & (place < window + exist)
+            own_keys = tile_of(keys + of_draft * key_draft * UNIT, start - window, KEY_STEP)
+            own_values = tile_of(values + of_draft * value_draft * UNIT, start - window, VALUE_STEP)
+            if STORED:
+                there = there & (place < tl.where(inside, 0, FAR))
+                k_start = tl.where(inside, own_keys + nth * KEY_STEP, k_start)
+                v_start = tl.where(inside, own_values + nth * VALUE_STEP, v_start)
+                loaded = there | (inside & (place < window + farthest))
+            else:
+                k_start, v_start = own_keys + nth * KEY_STEP, own_values + nth * VALUE_STEP
+                loaded = inside & (place < window + farthest)
+        else:
+            loaded = there
+        # What the addresses that were chosen among have in common is lost on a compiler.
+        k_start = tl.multiple_of(k_start, UNIT * (stored_keys.dtype.element_ty.primitive_bitwidth // 8))
+        v_start = tl.multiple_of(v_start, UNIT * (stored_keys.dtype.element_ty.primitive_bitwidth // 8))
+        k = load_rows(k_start, loaded, 0.0, D, D_PADDED)
+        v = load_rows(v_start, loaded, 0.0, D, D_PADDED)
         scores = multiply(q, tl.trans(k), tl.zeros((BLOCK_M, BLOCK_N), tl.float32))
-        all_seen = ((start >= begin) & (start + BLOCK_N <= end)) | ((start >= begin_2) & (start + BLOCK_N <= end_2))
-        if not all_seen:  # rarely: comparing takes longer than multiplying
-            scores = tl.where(in_ranges(start + nth, begin, end, begin_2, end_2)[None, :], scores, NEVER)
+        if OWN:
+            mine = (draft == of_draft) | (draft < tl.where(of_own, 0, FAR))
+            reach = tl.where(mine, window + seen, -1)
+            place = tl.where(inside, place, FAR)
+            if STORED:
+                place = tl.where(there, -1, place)
+            scores = tl.where(place[None, :] < reach[:, None], scores, NEVER)
+        else:
+            all_seen = ((start >= begin) & (start + BLOCK_N <= end)) | ((start >= begin_2) & (start + BLOCK_N <= end_2))
+            if not all_seen:  # rarely: comparing takes longer than multiplying
+                scores = tl.where(in_ranges(start + nth, begin, end, begin_2, end_2)[None, :], scores, NEVER)
         largest, shrink, weights = weigh(scores, largest, factor)
         total = total * shrink + tl.sum(weights, axis=1)
-        context = multiply(weights.to(v.dtype), v, context * shrink[:, None])
+        weighted = multiply(weights.to(v.dtype), v, context * shrink[:, None])
+        if (
+            OWN and not ONE_DRAFT
+        ):  # what is NaN in other drafts' values stays there: it weighs 0, which does not stop a NaN
+            context = tl.where(mine[:, None], weighted, context)
+        else:
+            context = weighted
     return largest, total, context

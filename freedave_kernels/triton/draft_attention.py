@@ -1,12 +1,13 @@
 """Attention of all drafts: softmax(scale * q k) v over the stored positions of a slot and the own window of each draft.
 
 The queries of a slot that share their keys (all drafts, positions and heads of a group) are rows. A program owns a tile of
-rows; it goes over its drafts' windows, then over the stored positions, so these are read once for all drafts and heads of a
-tile. Where the rows fill too few programs, other programs attend to parts of the stored positions before, and leave sums to
-be merged. Bound by reading keys and values for few rows, by tensor cores for many.
+rows and goes over the keys in the order of their positions, stored ones and those of the windows; stored ones are read once
+for all drafts and heads of a tile. Where the rows fill too few programs, several share what a tile sees, and leave sums to be
+merged. Bound by reading keys and values for few rows, by tensor cores for many.
 
-A row's result is the same however that is divided: stored positions are attended to in splits at fixed absolute positions,
-each from nothing, and merged in ascending order, whoever did it and whatever else is in the tile.
+A row's result is the same however that is divided: keys are attended to in splits at fixed absolute positions, each from
+nothing and in tiles at fixed positions, and splits are merged in ascending order. A key that a row does not see weighs 0 and
+changes no maximum, so that it leaves the row's sums as they are, to the bit.
 """
 
 from __future__ import annotations
@@ -18,119 +19,28 @@ import triton.language as tl
 
 from freedave_kernels.backends import BackendUnavailableError
 from freedave_kernels.triton.attention_parts import (
+    FAR,
     NEVER,
     at_most,
     attend_split,
     load_rows,
     merge,
-    multiply,
-    row_mask,
+    parts_of,
     rows_of_tile,
     seen_ranges,
-    tile_of,
+    split_of,
+    start_of,
     touches,
-    weigh,
+    write,
 )
-from freedave_kernels.triton.launch import ceil_div, kernel, power_of_two, short_range
+from freedave_kernels.triton.launch import architecture, ceil_div, kernel, power_of_two, short_range
 
 LOG2_E = 1.4426950408889634
 MAX_FEATURES = 256
-SPLIT = (
-    512  # stored positions that are attended to from nothing: few enough to share out, so many that merging is cheap
-)
-# So many programs fill the machine: then nothing is shared out. A constant, as it decides nothing but speed.
+# So many programs fill the machine: then nothing is shared out. Constants, as they decide nothing but speed.
 FILLED = 128
-SHARED_OUT = 512  # programs that stored positions are shared out to, where rows fill too few
-
-
-@kernel(aligned=("query", "stored_key", "stored_value", "contexts", "sums"))
-def attend_stored(
-    query,
-    stored_key,
-    stored_value,
-    ranges,
-    slots,
-    num_drafts,
-    window_lengths,
-    contexts,
-    sums,
-    factor: tl.float32,
-    drafts: tl.int32,
-    length: tl.int32,
-    groups: tl.int32,
-    capacity: tl.int32,
-    splits: tl.int32,
-    query_row: tl.int64,
-    query_draft: tl.int64,
-    query_position: tl.int64,
-    query_head: tl.int64,
-    key_slot: tl.int64,
-    key_group: tl.int64,
-    value_slot: tl.int64,
-    value_group: tl.int64,
-    ranges_row: tl.int64,
-    ranges_range: tl.int64,
-    ranges_end: tl.int64,
-    slots_step: tl.int64,
-    num_drafts_step: tl.int64,
-    window_lengths_step: tl.int64,
-    D: tl.constexpr,
-    D_PADDED: tl.constexpr,
-    HEADS: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    SPLIT: tl.constexpr,
-    UNIT: tl.constexpr,
-    STORED_KEY_STEP: tl.constexpr,
-    STORED_VALUE_STEP: tl.constexpr,
-    RANGES: tl.constexpr,
-    HAS_SLOTS: tl.constexpr,
-    HAS_NUM_DRAFTS: tl.constexpr,
-    HAS_WINDOW_LENGTHS: tl.constexpr,
-):
-    """Sums of a tile of rows over every `num_programs(1)`-th split of the stored positions."""
-    index, group = tl.program_id(2) // groups, tl.program_id(2) % groups
-    draft, position, head = rows_of_tile(tl.program_id(0), length, HEADS, BLOCK_M)
-    count = at_most(num_drafts, index, num_drafts_step, drafts, HAS_NUM_DRAFTS)
-    exist = at_most(window_lengths, index, window_lengths_step, length, HAS_WINDOW_LENGTHS)
-    live = (draft < count) & (position < exist)
-    begin, end, begin_2, end_2 = seen_ranges(ranges, index, ranges_row, ranges_range, ranges_end, capacity, RANGES)
-    first = tl.minimum(begin, begin_2) // SPLIT + tl.program_id(1)
-    after = (tl.maximum(end, end_2) + SPLIT - 1) // SPLIT
-    if (first < after) & (tl.max(live.to(tl.int32), axis=0) > 0):
-        slot = tl.load(slots + index.to(tl.int64) * slots_step).to(tl.int64) if HAS_SLOTS else index.to(tl.int64)
-        keys = stored_key + (slot * key_slot + group * key_group) * UNIT
-        values = stored_value + (slot * value_slot + group * value_group) * UNIT
-        start = index * query_row + group * HEADS * query_head
-        starts = query + (start + draft * query_draft + position * query_position + head * query_head) * UNIT
-        q = load_rows(starts, live, 0.0, D, D_PADDED)
-        for split in range(first, after, tl.num_programs(1)):
-            if touches(split, begin, end, SPLIT) | touches(split, begin_2, end_2, SPLIT):
-                largest, total, context = attend_split(
-                    q,
-                    split,
-                    keys,
-                    values,
-                    begin,
-                    end,
-                    begin_2,
-                    end_2,
-                    factor,
-                    D,
-                    D_PADDED,
-                    BLOCK_M,
-                    BLOCK_N,
-                    SPLIT,
-                    STORED_KEY_STEP,
-                    STORED_VALUE_STEP,
-                )
-                # Whole tiles, of rows that are not live too: a mask would take longer.
-                part = (tl.program_id(2).to(tl.int64) * splits + split) * tl.num_programs(0) + tl.program_id(0)
-                nth = tl.arange(0, BLOCK_M)
-                tl.store(sums + part * 2 * BLOCK_M + nth, largest)
-                tl.store(sums + part * 2 * BLOCK_M + BLOCK_M + nth, total)
-                places = contexts + part * BLOCK_M * D_PADDED + (nth * D_PADDED)[:, None]
-                tl.store(places + tl.arange(0, D_PADDED)[None, :], context)
+SHARED_OUT = 512  # programs that parts are shared out to, where rows fill too few
+MERGED_ROWS = 8  # of a program
 
 
 @kernel(aligned=("query", "key", "value", "stored_key", "stored_value", "contexts", "sums", "out"))
@@ -140,20 +50,30 @@ def attend(
     value,
     stored_key,
     stored_value,
-    ranges,
-    slots,
-    num_drafts,
-    window_lengths,
     contexts,
     sums,
     out,
+    ranges,
+    window_start,
+    slots,
+    num_drafts,
+    window_lengths,
     factor: tl.float32,
     drafts: tl.int32,
     length: tl.int32,
     groups: tl.int32,
     capacity: tl.int32,
-    splits: tl.int32,
+    stored_splits: tl.int32,
+    parts: tl.int32,
+    rows: tl.int32,
     block_length: tl.int32,
+    ranges_row: tl.int64,
+    ranges_range: tl.int64,
+    ranges_end: tl.int64,
+    window_start_step: tl.int64,
+    slots_step: tl.int64,
+    num_drafts_step: tl.int64,
+    window_lengths_step: tl.int64,
     query_row: tl.int64,
     query_draft: tl.int64,
     query_position: tl.int64,
@@ -168,32 +88,30 @@ def attend(
     stored_key_group: tl.int64,
     stored_value_slot: tl.int64,
     stored_value_group: tl.int64,
-    ranges_row: tl.int64,
-    ranges_range: tl.int64,
-    ranges_end: tl.int64,
-    slots_step: tl.int64,
-    num_drafts_step: tl.int64,
-    window_lengths_step: tl.int64,
     D: tl.constexpr,
     D_PADDED: tl.constexpr,
     HEADS: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
     SPLIT: tl.constexpr,
-    UNIT: tl.constexpr,
-    STORED_KEY_STEP: tl.constexpr,
-    STORED_VALUE_STEP: tl.constexpr,
     RANGES: tl.constexpr,
+    HAS_WINDOW_START: tl.constexpr,
     HAS_SLOTS: tl.constexpr,
     HAS_NUM_DRAFTS: tl.constexpr,
     HAS_WINDOW_LENGTHS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    UNIT: tl.constexpr,
     KEY_STEP: tl.constexpr,
     VALUE_STEP: tl.constexpr,
+    STORED_KEY_STEP: tl.constexpr,
+    STORED_VALUE_STEP: tl.constexpr,
+    STAGES: tl.constexpr,
     SHARED: tl.constexpr,
     ONE_DRAFT: tl.constexpr,
 ):
-    """Rows over their drafts' windows, then the stored positions: `SHARED`, sums that others left; else by itself."""
-    index, group = tl.program_id(1) // groups, tl.program_id(1) % groups
+    """A tile of rows over every `num_programs(1)`-th part of what it sees: `SHARED`, sums of each, for `merge_parts`; else,
+    alone, all of it.
+    """
+    index, group = tl.program_id(2) // groups, tl.program_id(2) % groups
     draft, position, head = rows_of_tile(tl.program_id(0), length, HEADS, BLOCK_M)
     count = at_most(num_drafts, index, num_drafts_step, drafts, HAS_NUM_DRAFTS)
     exist = at_most(window_lengths, index, window_lengths_step, length, HAS_WINDOW_LENGTHS)
@@ -203,111 +121,164 @@ def attend(
     context = tl.zeros((BLOCK_M, D_PADDED), tl.float32)
 
     if tl.max(live.to(tl.int32), axis=0) > 0:
-        start = index * query_row + group * HEADS * query_head
-        starts = query + (start + draft * query_draft + position * query_position + head * query_head) * UNIT
-        q = load_rows(starts, live, 0.0, D, D_PADDED)
-
-        # One loop over the tiles of keys of all drafts in the tile of rows, so that the next draft's are on their way.
-        seen = tl.minimum((position // block_length + 1) * block_length, exist)  # of the own window, from position 0 on
-        first_draft = tl.min(draft, axis=0)
-        drafts_in_tile = tl.minimum(tl.max(draft, axis=0) + 1, count) - first_draft
-        farthest = tl.max(tl.where(live, seen, 0), axis=0)
-        tiles = (farthest + BLOCK_N - 1) // BLOCK_N
-        keys = key + (index * key_row + group * key_group) * UNIT
-        values = value + (index * value_row + group * value_group) * UNIT
-        for number in range(drafts_in_tile * tiles):
-            of_draft = first_draft + number // tiles
-            first = number % tiles * BLOCK_N
-            place = first + tl.arange(0, BLOCK_N)
-            exists = place < farthest
-            k_start = tile_of(keys + of_draft * key_draft * UNIT, first, KEY_STEP)
-            v_start = tile_of(values + of_draft * value_draft * UNIT, first, VALUE_STEP)
-            k = load_rows(k_start + tl.arange(0, BLOCK_N) * KEY_STEP, exists, 0.0, D, D_PADDED)
-            v = load_rows(v_start + tl.arange(0, BLOCK_N) * VALUE_STEP, exists, 0.0, D, D_PADDED)
-            mine = draft == of_draft
-            visible = place[None, :] < tl.where(mine, seen, 0)[:, None]
-            scores = tl.where(visible, multiply(q, tl.trans(k), tl.zeros((BLOCK_M, BLOCK_N), tl.float32)), NEVER)
-            largest, shrink, weights = weigh(scores, largest, factor)
-            total = total * shrink + tl.sum(weights, axis=1)
-            weighted = multiply(weights.to(v.dtype), v, context * shrink[:, None])
-            if ONE_DRAFT:
-                context = weighted
-            else:  # what is NaN in other drafts' values stays there: it weighs 0, which does not stop a NaN
-                context = tl.where(mine[:, None], weighted, context)
-
-        if RANGES > 0:
-            begin, end, begin_2, end_2 = seen_ranges(
-                ranges, index, ranges_row, ranges_range, ranges_end, capacity, RANGES
-            )
-            first_split = tl.minimum(begin, begin_2) // SPLIT
-            after_split = (tl.maximum(end, end_2) + SPLIT - 1) // SPLIT
-            if SHARED:
-                for split in tl.range(first_split, after_split, num_stages=2):
-                    touched = touches(split, begin, end, SPLIT) | touches(split, begin_2, end_2, SPLIT)
-                    part = (tl.program_id(1).to(tl.int64) * splits + split) * tl.num_programs(0) + tl.program_id(0)
+        window = start_of(window_start, index, window_start_step, HAS_WINDOW_START)
+        begin, end, begin_2, end_2 = seen_ranges(ranges, index, ranges_row, ranges_range, ranges_end, capacity, RANGES)
+        first, after = parts_of(begin, end, begin_2, end_2, window, exist, stored_splits, SPLIT)
+        first += tl.program_id(1)
+        if first < after:
+            slot = tl.load(slots + index.to(tl.int64) * slots_step).to(tl.int64) if HAS_SLOTS else index.to(tl.int64)
+            stored_keys = stored_key + (slot * stored_key_slot + group * stored_key_group) * UNIT
+            stored_values = stored_value + (slot * stored_value_slot + group * stored_value_group) * UNIT
+            keys = key + (index * key_row + group * key_group) * UNIT
+            values = value + (index * value_row + group * value_group) * UNIT
+            start = index * query_row + group * HEADS * query_head
+            starts = query + (start + draft * query_draft + position * query_position + head * query_head) * UNIT
+            q = load_rows(starts, live, 0.0, D, D_PADDED)
+            seen = tl.minimum((position // block_length + 1) * block_length, exist)  # of the window, from its start on
+            farthest = tl.max(tl.where(live, seen, 0), axis=0)
+            first_draft = tl.min(draft, axis=0)
+            drafts_in_tile = tl.minimum(tl.max(draft, axis=0) + 1, count) - first_draft
+            done = 0
+            for part in range(first, after, tl.num_programs(1)):
+                split = split_of(part, window, stored_splits, SPLIT)
+                own = touches(split, window, window + exist, SPLIT)
+                if own | touches(split, begin, end, SPLIT) | touches(split, begin_2, end_2, SPLIT):
+                    # Whole tiles, of rows that are not live too: a mask would take longer.
+                    nth_part = tl.program_id(2).to(tl.int64) * parts + (part if SHARED else 0)
+                    row = nth_part * rows + tl.program_id(0) * BLOCK_M
                     nth = tl.arange(0, BLOCK_M)
-                    written = nth < tl.where(touched, BLOCK_M, 0)
-                    largest_2 = tl.load(sums + part * 2 * BLOCK_M + nth, mask=written, other=NEVER)
-                    total_2 = tl.load(sums + part * 2 * BLOCK_M + BLOCK_M + nth, mask=written, other=0.0)
-                    places = contexts + part * BLOCK_M * D_PADDED + (nth * D_PADDED)[:, None]
-                    context_2 = tl.load(places + tl.arange(0, D_PADDED)[None, :], mask=written[:, None], other=0.0)
-                    largest, total, context = merge(largest, total, context, largest_2, total_2, context_2, factor)
-            else:
-                slot = (
-                    tl.load(slots + index.to(tl.int64) * slots_step).to(tl.int64) if HAS_SLOTS else index.to(tl.int64)
-                )
-                keys = stored_key + (slot * stored_key_slot + group * stored_key_group) * UNIT
-                values = stored_value + (slot * stored_value_slot + group * stored_value_group) * UNIT
-                for split in range(first_split, after_split):
-                    if touches(split, begin, end, SPLIT) | touches(split, begin_2, end_2, SPLIT):
+                    places = contexts + row * D_PADDED + (nth * D_PADDED)[:, None] + tl.arange(0, D_PADDED)[None, :]
+                    if not SHARED and done > 0:  # laid aside, as there are no registers for two
+                        tl.store(places, context)
+                    if own:
                         largest_2, total_2, context_2 = attend_split(
-                            q,
-                            split,
-                            keys,
-                            values,
-                            begin,
-                            end,
-                            begin_2,
-                            end_2,
-                            factor,
-                            D,
-                            D_PADDED,
-                            BLOCK_M,
-                            BLOCK_N,
-                            SPLIT,
-                            STORED_KEY_STEP,
-                            STORED_VALUE_STEP,
-                        )
-                        largest, total, context = merge(largest, total, context, largest_2, total_2, context_2, factor)
+                            q, split, stored_keys, stored_values, keys, values, key_draft, value_draft,
+                            begin, end, begin_2, end_2, window, exist, farthest, draft, seen, first_draft, drafts_in_tile,
+                            factor, D, D_PADDED, BLOCK_M, BLOCK_N, SPLIT, UNIT,
+                            KEY_STEP, VALUE_STEP, STORED_KEY_STEP, STORED_VALUE_STEP,
+                            RANGES > 0, True, 2, ONE_DRAFT,
+                        )  # fmt: skip
+                    else:
+                        largest_2, total_2, context_2 = attend_split(
+                            q, split, stored_keys, stored_values, keys, values, key_draft, value_draft,
+                            begin, end, begin_2, end_2, window, exist, farthest, draft, seen, first_draft, drafts_in_tile,
+                            factor, D, D_PADDED, BLOCK_M, BLOCK_N, SPLIT, UNIT,
+                            KEY_STEP, VALUE_STEP, STORED_KEY_STEP, STORED_VALUE_STEP,
+                            True, False, STAGES, ONE_DRAFT,
+                        )  # fmt: skip
+                    if SHARED:
+                        tl.store(sums + row * 2 + nth * 2, largest_2)
+                        tl.store(sums + row * 2 + nth * 2 + 1, total_2)
+                        tl.store(places, context_2)
+                    elif done > 0:
+                        tl.debug_barrier()
+                        before = tl.load(places)
+                        largest, total, context = merge(largest, total, before, largest_2, total_2, context_2, factor)
+                    else:
+                        largest, total, context = largest_2, total_2, context_2
+                    done += 1
 
-    # Worked out anew, by a 0 that the compiler cannot see: what was known of the rows would take registers all the way.
-    draft, position, head = rows_of_tile(tl.program_id(0) + tl.minimum(splits, 0), length, HEADS, BLOCK_M)
+    if not SHARED:
+        # Worked out anew, by a 0 that the compiler cannot see: what was known of the rows would take registers all the way.
+        again = tl.minimum(parts, 0)
+        draft, position, head = rows_of_tile(tl.program_id(0) + again, length, HEADS, BLOCK_M)
+        count = at_most(num_drafts, index + again, num_drafts_step, drafts, HAS_NUM_DRAFTS)
+        exist = at_most(window_lengths, index + again, window_lengths_step, length, HAS_WINDOW_LENGTHS)
+        live = (draft < count) & (position < exist)
+        token = (index.to(tl.int64) * drafts + draft) * length + position
+        place = token * (groups * HEADS) + group * HEADS + head
+        write(out + place * D, draft < drafts, live, total, context, D, D_PADDED)
+
+
+@kernel(aligned=("contexts", "sums", "out"))
+def merge_parts(
+    contexts,
+    sums,
+    out,
+    ranges,
+    window_start,
+    num_drafts,
+    window_lengths,
+    factor: tl.float32,
+    drafts: tl.int32,
+    length: tl.int32,
+    groups: tl.int32,
+    capacity: tl.int32,
+    stored_splits: tl.int32,
+    parts: tl.int32,
+    rows: tl.int32,
+    ranges_row: tl.int64,
+    ranges_range: tl.int64,
+    ranges_end: tl.int64,
+    window_start_step: tl.int64,
+    num_drafts_step: tl.int64,
+    window_lengths_step: tl.int64,
+    D: tl.constexpr,
+    D_PADDED: tl.constexpr,
+    HEADS: tl.constexpr,
+    SPLIT: tl.constexpr,
+    RANGES: tl.constexpr,
+    HAS_WINDOW_START: tl.constexpr,
+    HAS_NUM_DRAFTS: tl.constexpr,
+    HAS_WINDOW_LENGTHS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """Rows' sums over the parts of what they see, in ascending order, as `attend` does it alone."""
+    index, group = tl.program_id(1) // groups, tl.program_id(1) % groups
+    draft, position, head = rows_of_tile(tl.program_id(0), length, HEADS, BLOCK_M)
+    count = at_most(num_drafts, index, num_drafts_step, drafts, HAS_NUM_DRAFTS)
+    exist = at_most(window_lengths, index, window_lengths_step, length, HAS_WINDOW_LENGTHS)
     live = (draft < count) & (position < exist)
-    result = tl.where(live[:, None], context * (1.0 / tl.where(live, total, 1.0))[:, None], 0.0)
+    window = start_of(window_start, index, window_start_step, HAS_WINDOW_START)
+    begin, end, begin_2, end_2 = seen_ranges(ranges, index, ranges_row, ranges_range, ranges_end, capacity, RANGES)
+    first, after = parts_of(begin, end, begin_2, end_2, window, exist, stored_splits, SPLIT)
+    largest = tl.full((BLOCK_M,), NEVER, tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    context = tl.zeros((BLOCK_M, D_PADDED), tl.float32)
+    for part in tl.range(first, after, num_stages=4):
+        split = split_of(part, window, stored_splits, SPLIT)
+        touched = touches(split, window, window + exist, SPLIT)
+        touched = touched | touches(split, begin, end, SPLIT) | touches(split, begin_2, end_2, SPLIT)
+        written = live & (draft < tl.where(touched, FAR, 0))
+        row = (tl.program_id(1).to(tl.int64) * parts + part) * rows + tl.program_id(0) * BLOCK_M
+        nth = tl.arange(0, BLOCK_M)
+        largest_2 = tl.load(sums + row * 2 + nth * 2, mask=written, other=NEVER)
+        total_2 = tl.load(sums + row * 2 + nth * 2 + 1, mask=written, other=0.0)
+        places = contexts + row * D_PADDED + (nth * D_PADDED)[:, None]
+        context_2 = tl.load(places + tl.arange(0, D_PADDED)[None, :], mask=written[:, None], other=0.0)
+        largest, total, context = merge(largest, total, context, largest_2, total_2, context_2, factor)
     token = (index.to(tl.int64) * drafts + draft) * length + position
     place = token * (groups * HEADS) + group * HEADS + head
-    places = (out + place * D)[:, None] + tl.arange(0, D_PADDED)[None, :]
-    tl.store(places, result.to(out.dtype.element_ty), mask=row_mask(draft < drafts, D, D_PADDED))
+    write(out + place * D, draft < drafts, live, total, context, D, D_PADDED)
 
 
 class Tiles(NamedTuple):
-    """How kernels divide their work. It decides a row's bits, so it depends on the type and size of features alone."""
+    """How kernels divide their work. `split` and `keys` decide a row's bits, so they depend on the type and size of features
+    and on the device alone. `rows` goes with `num_warps`, so that a warp has 16 rows and adds up its own, whichever it is.
+    """
 
     rows: int
     keys: int
+    split: int
+    """Positions that are attended to from nothing: few enough to share out, so many that merging is cheap."""
     num_warps: int
-    max_registers: tuple[int, int]
-    """A thread's, of `attend_stored` and of `attend`: with these nothing is spilled; left alone, a compiler aims lower."""
-    num_stages: tuple[int, int]
-    """Of the same: tiles of keys and values in shared memory. Few rows are bound by how many bytes are on their way."""
+    max_registers: int
+    """A thread's: with these nothing is spilled; left alone, a compiler aims lower."""
+    num_stages: int
+    """Tiles of keys and values in shared memory. Few rows are bound by how many bytes are on their way."""
 
 
-def tiles(dtype: torch.dtype, padded: int) -> Tiles:
+def tiles(dtype: torch.dtype, padded: int, rows: int, device_architecture: int) -> Tiles:
+    """`rows`: how many share their keys; `device_architecture`: as `launch.architecture` has it."""
     if dtype == torch.float32:  # multiplied without tensor cores, whose operands would be rounded
-        return Tiles(16, 32 if padded <= 128 else 16, 8, (128, 128), (2, 2))
+        return Tiles(16, 32 if padded <= 128 else 16, 512, 8, 128, 2)
+    if (
+        device_architecture == 90 and padded == 128
+    ):  # keys are read anew for each tile of rows: from L2, which bounds many
+        return Tiles(128, 64, 512, 8, 255, 3) if rows > 64 else Tiles(64, 64, 512, 4, 255, 4)
     if padded <= 64:
-        return Tiles(64, 64, 4, (224, 224), (4, 3))
-    return Tiles(64, 32, 4, (224, 255), (4, 3)) if padded == 128 else Tiles(64, 32, 8, (224, 255), (2, 2))
+        return Tiles(64, 64, 512, 4, 224, 3)
+    return Tiles(64, 32, 512, 4, 255, 3) if padded == 128 else Tiles(64, 32, 512, 8, 255, 2)
 
 
 def draft_attention(
@@ -317,6 +288,7 @@ def draft_attention(
     stored_key: torch.Tensor,
     stored_value: torch.Tensor,
     ranges: torch.Tensor,
+    window_start: torch.Tensor | None,
     slots: torch.Tensor | None = None,
     num_drafts: torch.Tensor | None = None,
     window_lengths: torch.Tensor | None = None,
@@ -334,51 +306,52 @@ def draft_attention(
         return out
     padded = max(16, power_of_two(features))
     groups, capacity = key.shape[3], stored_key.shape[1]
-    chosen = tiles(query.dtype, padded)
-    row_tiles = ceil_div(drafts * length * (heads // groups), chosen.rows)
+    rows = drafts * length * (heads // groups)
+    chosen = tiles(query.dtype, padded, rows, architecture(query.get_device()))
+    row_tiles = ceil_div(rows, chosen.rows)
+    rows = row_tiles * chosen.rows
     programs = row_tiles * batch * groups
-    splits = ceil_div(capacity, SPLIT)
     seen = ranges.shape[1] if capacity else 0
-    shared = seen > 0 and splits > 1 and programs < FILLED
-    contexts, sums = out, out
-    if shared:
-        rows = splits * programs * chosen.rows
-        contexts = torch.empty(rows * padded, dtype=torch.float32, device=query.device)
-        sums = torch.empty(rows * 2, dtype=torch.float32, device=query.device)
+    stored_splits = ceil_div(capacity, chosen.split) if seen else 0
+    parts = stored_splits + ceil_div(length, chosen.split) + 1  # of which sums are laid aside
+    shared = stored_splits > 1 and programs < FILLED
+    if not shared:
+        parts = 1
+    partial = parts * batch * groups * rows
+    contexts = torch.empty(partial * padded, dtype=torch.float32, device=query.device)
+    sums = torch.empty(partial * 2, dtype=torch.float32, device=query.device) if shared else contexts
 
-    features_of = (query, key, value, stored_key, stored_value)
-    unit = common_unit(features_of)
     # Python's float is float64, whose product is rounded once.
     factor = (features**-0.5 if scale is None else scale) * LOG2_E
-    sizes = (factor, drafts, length, groups, capacity, splits)
-    limits = (
-        ranges if slots is None else slots,
-        *(ranges if given is None else given for given in (num_drafts, window_lengths)),
-    )
-    given = tuple(argument is not None for argument in (slots, num_drafts, window_lengths))
+    features_of = (query, key, value, stored_key, stored_value)
+    unit = common_unit(features_of)
+    limits = (window_start, slots, num_drafts, window_lengths)
+    given = tuple(limit is not None for limit in limits)
+    limits = tuple(ranges if limit is None else limit for limit in limits)
     steps = (*ranges.stride(), *(limit.stride(0) for limit in limits))
-    step_of = [tensor.stride(-3) for tensor in features_of[1:]]
-    constants = (features, padded, heads // groups, *chosen[:2], SPLIT, unit, *step_of[2:], seen, *given)
+    sizes = (factor, drafts, length, groups, capacity, stored_splits, parts, rows)
+    constants = (features, padded, heads // groups, chosen.split, seen, *given)
     # Addresses that are not aligned occur only where `unit` says so; but some may be, and binaries differ.
     aligned = tuple(tensor.data_ptr() % 16 == 0 for tensor in features_of)
-    others = (query.dtype, *(limit.dtype for limit in limits), *aligned, *map(short_range, features_of))
+    others = (query.dtype, *(limit.dtype for limit in limits))
     # Of keys and values: all but that of positions, which is a constant.
     around = [(*strides(tensor, unit)[:-2], strides(tensor, unit)[-1]) for tensor in features_of[1:]]
-    if shared:
-        parts = min(splits, power_of_two(ceil_div(SHARED_OUT, programs)))
-        attend_stored.launch(
-            (row_tiles, parts, batch * groups),
-            (query, stored_key, stored_value, ranges, *limits, contexts, sums, *sizes,
-             *strides(query, unit), *around[2], *around[3], *steps),
-            constants, others, chosen.num_warps, chosen.max_registers[0], chosen.num_stages[0],
-        )  # fmt: skip
+    shares = min(parts, power_of_two(ceil_div(SHARED_OUT, programs))) if shared else 1
     attend.launch(
-        (row_tiles, batch * groups, 1),
-        (*features_of, ranges, *limits, contexts, sums, out, *sizes, block_length or length,
-         *strides(query, unit), *(stride for tensor in around for stride in tensor), *steps),
-        (*constants, *step_of[:2], shared, drafts == 1),
-        others, chosen.num_warps, chosen.max_registers[1], chosen.num_stages[1],
+        (row_tiles, shares, batch * groups),
+        (*features_of, contexts, sums, out, ranges, *limits, *sizes, block_length or length, *steps,
+         *strides(query, unit), *(stride for tensor in around for stride in tensor)),
+        (*constants, *chosen[:2], unit, *(tensor.stride(-3) for tensor in features_of[1:]), chosen.num_stages,
+         shared, drafts == 1),
+        (*others, *aligned, *map(short_range, features_of)),
+        chosen.num_warps, chosen.max_registers, chosen.num_stages,
     )  # fmt: skip
+    if shared:  # slots decide nothing any more
+        merge_parts.launch(
+            (ceil_div(rows, MERGED_ROWS), batch * groups, 1),
+            (contexts, sums, out, ranges, limits[0], *limits[2:], *sizes, *steps[:4], *steps[5:]),
+            (*constants[:6], *constants[7:], MERGED_ROWS), others, 4, 128,
+        )  # fmt: skip
     return out
 
 

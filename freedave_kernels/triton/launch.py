@@ -7,12 +7,14 @@ constants); sizes and strides are never looked at, so that a batch that grows do
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import triton
+from triton.runtime import driver
 
 # What decides is how `triton.jit` wrapped the kernels, when they were imported.
 INTERPRETED: bool = triton.knobs.runtime.interpret
@@ -36,6 +38,16 @@ def kernel(aligned: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Kern
 def short_range(tensor: torch.Tensor) -> bool:
     """Whether Triton for ROCm compiles 32-bit offsets into a tensor that a kernel is specialised on."""
     return ROCM and tensor.untyped_storage().nbytes() < 2**31
+
+
+@functools.cache
+def architecture(device: int) -> int:
+    """Of a device, as 90 for sm_90; 0 for what is not NVIDIA's, and where kernels are interpreted."""
+    if INTERPRETED:
+        return 0
+    with torch.cuda.device(device):  # of the current one; nothing changes where `device` is negative
+        target = driver.active.get_current_target()
+    return int(target.arch) if target.backend == "cuda" else 0
 
 
 class Kernel:

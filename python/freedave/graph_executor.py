@@ -1,6 +1,6 @@
 """Decoding with all state on the device: a step is one sequence of launches of fixed shapes, which a CUDA graph holds.
 
-The planned executor (`decoder.py`) plans each forward on the host, so that it computes as little as possible. Where
+The planned executor (`planned_executor.py`) plans each forward on the host, so that it computes as little as possible. Where
 launches cost more than arithmetic (a GPU at small batch) this is the other way: a step forwards K drafts of a window for
 every slot, and everything from its input to the next drafts stays in the same tensors. The host chooses which step to
 replay next, from the record that it reads of the last one, and does nothing else.
@@ -71,7 +71,7 @@ class Shape:
     whole: bool = False
 
     def __str__(self) -> str:
-        kind = "a block's first forward" if self.whole else "step"
+        kind = "a block's first forward" if self.one else "step"
         return f"{kind}: {self.rows} x {self.drafts} drafts x {self.forward} tokens, window {self.window}"
 
 
@@ -466,6 +466,7 @@ class GraphExecutor:
         attention = WindowAttention(
             drafts=shape.drafts,
             ranges=self._ranges(shape, begin, seen, length),
+            window_start=begin,
             slots=self._row if shape.one else None,
             num_drafts=number,
             window_lengths=(seen - begin).clamp(0, shape.forward),

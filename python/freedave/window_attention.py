@@ -21,12 +21,14 @@ _ATTRIBUTE = "freedave_buffers"
 class WindowAttention(NamedTuple):
     """What the rows of a forward attend to: R sequences, K drafts each, F positions a draft.
 
-    `ranges [R, 2, 2]` int32 of stored positions, `slots [R]` int64 (None: row r is slot r), `num_drafts [R]`,
-    `window_lengths [R]`: how many of the F positions exist; `block_length`: None where a window sees all of itself.
+    `ranges [R, 2, 2]` int32 of stored positions, `window_start [R]`: where the F positions begin, `slots [R]` int64 (None:
+    row r is slot r), `num_drafts [R]`, `window_lengths [R]`: how many of the F positions exist; `block_length`: None where a
+    window sees all of itself.
     """
 
     drafts: int
     ranges: torch.Tensor
+    window_start: torch.Tensor
     slots: torch.Tensor | None
     num_drafts: torch.Tensor
     window_lengths: torch.Tensor
@@ -64,6 +66,7 @@ def attend_windows(
         buffers.stored_key,
         buffers.stored_value,
         attention.ranges,
+        window_start=attention.window_start,
         slots=attention.slots,
         num_drafts=attention.num_drafts,
         window_lengths=attention.window_lengths,
