@@ -127,6 +127,23 @@ def test_a_bad_request_is_refused_and_changes_nothing(start, new, error, message
     expect_as_alone(lm, healthy, ids(6))
 
 
+@pytest.mark.parametrize(
+    ("sizes", "error", "message"),
+    [
+        ({"slots": 0}, ValueError, "Decoder: slots must be at least 1, got 0"),
+        ({"slots": -1}, ValueError, "Decoder: slots must be at least 1, got -1"),
+        ({"slots": 1.5}, TypeError, "Decoder: slots must be an int, got float"),
+        ({"capacity": 0}, ValueError, "Decoder: capacity must be at least 1, got 0"),
+        ({"capacity": 2**70}, ValueError, "Decoder: capacity must be at most 9223372036854775807, got"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_sizes_of_a_decoder(executor, sizes, error, message):
+    with pytest.raises(error, match=message):
+        engine_for(golden_lm(), executor=executor, **sizes)
+
+
 def test_integers_of_other_libraries():
     """Wherever an int is expected; what only looks like one is refused."""
     lm, n = golden_lm(), np.int64

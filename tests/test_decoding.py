@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+import transformers
 from conftest import GOLDEN
 from tiny_models import MASK, golden_lm, golden_model, prompt
 
@@ -374,6 +375,11 @@ def test_a_difference_is_reported():
         ({"max_new_tokens": 2.0}, TypeError, "max_new_tokens must be an int, got float"),
         ({"max_new_tokens": 600}, ValueError, "need 604 positions, but the model has 512"),
         ({"draft_steps": 0}, ValueError, "draft_steps must be at least 1, got 0"),
+        (
+            {"draft_steps": 2**63},
+            ValueError,
+            "draft_steps must be at most 9223372036854775807, got 9223372036854775808",
+        ),
         ({"block_length": 0}, ValueError, "block_length must be at least 1, got 0"),
         ({"lookahead_steps": 0}, ValueError, "lookahead_steps must be at least 1, got 0"),
         ({"tokens_per_step": 0}, ValueError, "tokens_per_step must be at least 1, got 0"),
@@ -410,3 +416,57 @@ def test_model_argument_errors(options, message):
         freedave.DiffusionLM(golden_model("block_causal"), **arguments)
     with pytest.raises(TypeError, match="model must be a torch.nn.Module, got str"):
         freedave.DiffusionLM("model", MASK)
+    with pytest.raises(TypeError, match="block_length must be an int, got str"):
+        freedave.DiffusionLM(golden_model("block_causal"), MASK, block_length="4")
+
+
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+}
+
+
+def model_of(name: str, **options) -> transformers.PreTrainedModel:
+    model_class = getattr(transformers, name)
+    return model_class(model_class.config_class(**SIZES, **options))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (
+            "Qwen3ForCausalLM",
+            {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+            r"Qwen3ForCausalLM asks for sliding_attention \(sliding_window 8\), and only full attention is computed",
+        ),
+        ("MistralForCausalLM", {"sliding_window": 8}, r"sliding_attention \(sliding_window 8\)"),
+        ("Gemma2ForCausalLM", {"sliding_window": 64}, "caps its attention scores"),
+    ],
+)
+def test_a_model_with_other_attention_is_refused(name, options, message):
+    model = model_of(name, **options)
+    implementation = model.config._attn_implementation
+    with pytest.raises(ValueError, match=message):
+        freedave.DiffusionLM(model, MASK, block_length=4)
+    assert model.training and model.config._attn_implementation == implementation
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("Qwen3ForCausalLM", {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 0}),
+        ("Qwen3ForCausalLM", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}),
+        ("Qwen3ForCausalLM", {"use_sliding_window": False, "sliding_window": 8}),
+        ("MistralForCausalLM", {"sliding_window": None}),
+        ("Gemma2ForCausalLM", {"sliding_window": 64, "attn_logit_softcapping": None}),
+    ],
+)
+def test_a_window_that_hides_nothing(name, options):
+    lm = freedave.DiffusionLM(model_of(name, **options), MASK, block_length=4)
+    freedave.generate(lm, prompt(8), 8, draft_steps=4, check_lossless=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 import transformers
@@ -153,8 +155,40 @@ def forward_of_its_class(model, monkeypatch) -> None:
     monkeypatch.setattr(type(model), "forward", lambda *args, **arguments: favour(original(*args, **arguments)))
 
 
+def decorated_forward_of_its_class(model, monkeypatch) -> None:
+    """A decorated function has the name and module of what it decorates."""
+    original = type(model).forward
+    changed = functools.wraps(original)(lambda *args, **arguments: favour(original(*args, **arguments)))
+    monkeypatch.setattr(type(model), "forward", changed)
+
+
+def class_of_the_same_name(model, monkeypatch) -> None:
+    def forward(self, *args, **arguments):
+        return favour(type(model).__mro__[1].forward(self, *args, **arguments))
+
+    model.__class__ = type(type(model).__name__, (type(model),), {"forward": forward})
+
+
+def hook_on_all_modules(model, monkeypatch) -> None:
+    def hook(module, args, output):
+        return favour(output) if module is model else None
+
+    hooks = torch.nn.modules.module._global_forward_hooks
+    handle = torch.nn.modules.module.register_module_forward_hook(hook)
+    monkeypatch.setitem(hooks, handle.id, hooks.pop(handle.id))  # and takes it away at the test's end
+
+
 @pytest.mark.parametrize(
-    "change", [hook_on_the_model, pre_hook_on_the_model, forward_of_the_model, forward_of_its_class]
+    "change",
+    [
+        hook_on_the_model,
+        pre_hook_on_the_model,
+        forward_of_the_model,
+        forward_of_its_class,
+        decorated_forward_of_its_class,
+        class_of_the_same_name,
+        hook_on_all_modules,
+    ],
 )
 def test_what_is_around_the_model_is_honoured(change, monkeypatch):
     """In every way to decode; the head alone is used where there is nothing around it."""

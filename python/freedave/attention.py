@@ -7,6 +7,7 @@ windows; and no mask of [tokens, prefix + tokens] is made.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -65,6 +66,32 @@ def bidirectional_attention(
 
 
 AttentionInterface.register(NAME, bidirectional_attention)
+
+
+def check_attention(model: torch.nn.Module) -> None:
+    """Raises ValueError if a transformers model's configuration asks for attention that is not computed here: in a window
+    shorter than its positions, of another kind than softmax over all keys, or with capped scores. Other modules do their own.
+    """
+    if not isinstance(model, PreTrainedModel):
+        return
+    config: Any = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    if window is not None and window >= getattr(config, "max_position_embeddings", math.inf):
+        window = None  # it holds every position
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        kinds = ["full_attention"] if window is None else ["sliding_attention"]
+    seen_whole = {"full_attention"} if window is not None else {"full_attention", "sliding_attention"}
+    asked = sorted(set(kinds) - seen_whole)
+    if asked:
+        size = f" (sliding_window {window})" if "sliding_attention" in asked else ""
+        raise ValueError(
+            f"{type(model).__name__} asks for {', '.join(asked)}{size}, and only full attention is computed"
+        )
+    if getattr(config, "attn_logit_softcapping", None):
+        raise ValueError(
+            f"{type(model).__name__} caps its attention scores (attn_logit_softcapping), which is not computed"
+        )
 
 
 def use_bidirectional_attention(model: torch.nn.Module) -> bool:

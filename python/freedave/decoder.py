@@ -65,9 +65,14 @@ class Decoder:
         lm, settings: as `generate` resolves them (`resolve_settings`).
         slots: how many sequences fit at a time.
         capacity: positions a sequence may have, prompt and generated blocks.
+
+    Raises:
+        TypeError, ValueError: `slots` or `capacity` is no integer of at least 1.
     """
 
     def __init__(self, lm: DiffusionLM, settings: Settings, *, slots: int, capacity: int) -> None:
+        slots = as_int("Decoder", "slots", slots, minimum=1)
+        capacity = as_int("Decoder", "capacity", capacity, minimum=1)
         self.forwards = 0
         self._lm = lm
         self._settings = settings

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from freedave.integers import LARGEST
 from freedave.models.errors import WRAPPING, CheckpointError, first_line
 from freedave.models.files import is_file
 
 _REQUIRED: Any = object()
-LARGEST = 2**63 - 1  # what tensors can be told
 
 
 class ConfigReader:

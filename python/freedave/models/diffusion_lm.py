@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from freedave.attention import DraftAttention, attend, use_bidirectional_attention
+from freedave.attention import DraftAttention, attend, check_attention, use_bidirectional_attention
 from freedave.experts import use_experts_in_fours
 from freedave.explicit_mask import ExplicitKeyValues, additive_mask, explicit_logits, honoured_mask_dtype
+from freedave.integers import as_int
 from freedave.packed_forward import ROWS_TOGETHER, PackedForward
 from freedave.reproducible_products import try_products
 from freedave.window_attention import WindowAttention
@@ -44,6 +45,12 @@ def _as_token_id(value: Any) -> int:
         return operator.index(value)
     except TypeError:
         raise TypeError(f"a token id must be an integer, got {value!r} ({type(value).__name__})") from None
+
+
+def _is_hooked(module: torch.nn.Module) -> bool:
+    """Whether calling it calls more than its `forward`: its own hooks, or those of all modules."""
+    everywhere = torch.nn.modules.module._global_forward_pre_hooks or torch.nn.modules.module._global_forward_hooks
+    return bool(everywhere or module._forward_pre_hooks or module._forward_hooks)
 
 
 class DiffusionLM:
@@ -85,8 +92,8 @@ class DiffusionLM:
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         if attention not in ATTENTIONS:
             raise ValueError(f"attention must be one of {', '.join(ATTENTIONS)}, got {attention!r}")
-        if block_length is not None and block_length < 1:
-            raise ValueError(f"block_length must be at least 1, got {block_length}")
+        if block_length is not None:
+            block_length = as_int("DiffusionLM", "block_length", block_length, minimum=1)
         if attention == "block_causal" and block_length is None:
             raise ValueError("block_length is needed for block-causal attention (SDAR and TraDo were trained with 4)")
         if attention == "block_causal" and logits_shift:
@@ -94,6 +101,7 @@ class DiffusionLM:
                 "logits_shift needs full attention: a window's first row would belong to the cached prefix"
             )
 
+        check_attention(model)
         self.model = model.eval()
         self.mask_token_id = mask_token_id = _as_token_id(mask_token_id)
         self.attention = attention
@@ -235,8 +243,10 @@ class DiffusionLM:
         name = type(model).__name__
         if self._needs_mask or name not in _PLAIN_HEADS or "forward" in vars(model):
             return False
-        own_forward = type(model).forward.__module__ == type(model).__module__
-        return own_forward and not model._forward_pre_hooks and not model._forward_hooks
+        # Where a function was written shows in its globals: a class may have another one's name, and a decorated
+        # function has the module of what it decorates.
+        own_forward = getattr(type(model).forward, "__globals__", {}).get("__name__", "").startswith("transformers.")
+        return own_forward and not _is_hooked(model)
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
         """The logits `[R, V]` of features, of any of the rows."""
@@ -255,7 +265,7 @@ class DiffusionLM:
         plain = (
             type(head) is torch.nn.Linear and type(head.weight) is torch.nn.Parameter and "forward" not in vars(head)
         )
-        return head if plain and not head._forward_pre_hooks and not head._forward_hooks else None
+        return head if plain and not _is_hooked(head) else None
 
     def _try_products(self) -> None:
         threads = torch.get_num_threads()  # a product is divided among them
