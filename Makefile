@@ -4,7 +4,7 @@
 # make simt    builds what executes the CUDA kernels on the CPU (part of make test); test-simt-asan and test-simt-tsan run
 #              the contract tests on it with sanitizers, coverage-cuda writes which lines of the kernels tests execute
 # make lint    ruff, clang-format, mypy
-# make bench   every benchmark that needs no GPU; results, plots and the README's table (a quarter of an hour)
+# make bench   every benchmark that needs no GPU; results, plots and the tables of docs/benchmarks.md (a quarter of an hour)
 # make wheel   a wheel in dist/; check-cuda-torch tries it in a CPU and in a CUDA torch, without a GPU
 # make check-torch  the wheel and a source build in the oldest torch, with the oldest libraries that pyproject.toml allows
 PYTHON ?= python3

@@ -31,7 +31,7 @@ GPU_PARTS = ("decode", "contract", "attention", "lossless", "embedded", "ops", "
 GPU_ON_REQUEST = ("tune_attention",)
 _ALL_PARTS = (*GPU_PARTS, *GPU_ON_REQUEST)
 OF_RESULTS = {
-    "report": "the HTML page, the plots and the README's table, from the results that are there",
+    "report": "the HTML page, the plots and the tables of docs/benchmarks.md, from the results that are there",
     "all": f"{', '.join(everything.ORDER)} and report, one after the other",
 }
 
@@ -68,7 +68,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="gpu, tune: the same, on a CPU; nothing is written")
     parser.add_argument("--minutes", type=float, default=4.0, help="gpu: no case begins that would not end by then")
     parser.add_argument("--only", type=_parts, help=f"gpu: some of its parts, NAME[,NAME]: {', '.join(_ALL_PARTS)}")
-    parser.add_argument("--readme", type=Path, help="report: the file whose table is replaced (default: README.md)")
+    parser.add_argument("--docs", type=Path, help="report: the file whose tables are replaced (docs/benchmarks.md)")
     arguments = parser.parse_args()
     if arguments.dry_run and arguments.benchmark not in ON_A_GPU:
         parser.error(f"--dry-run goes with {' and '.join(ON_A_GPU)}; the other benchmarks have --quick")
@@ -94,7 +94,7 @@ def _parts(text: str) -> list[str]:
 def _report(arguments: argparse.Namespace) -> int:
     from benchmarks import report
 
-    report.run(arguments.results or RESULTS, arguments.readme)
+    report.run(arguments.results or RESULTS, arguments.docs)
     return 0
 
 

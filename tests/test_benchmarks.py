@@ -20,7 +20,7 @@ from benchmarks.gpu import checks, models
 from benchmarks.gpu.machine import this_machine
 from benchmarks.gpu.plan import Plan
 from benchmarks.processor import Processor
-from benchmarks.report import readme_table
+from benchmarks.report import table
 from benchmarks.scenes import MASK
 from benchmarks.targets import Found
 from freedave_kernels._library import OPS
@@ -39,10 +39,10 @@ def benchmarks(*arguments: str) -> subprocess.CompletedProcess[str]:
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder that a smoke run of everything wrote, report included, and what it printed."""
     folder = tmp_path_factory.mktemp("results")
-    before = (ROOT / "README.md").read_text()
+    before = (ROOT / "docs/benchmarks.md").read_text()
     result = benchmarks("all", "--quick", "--results", str(folder), "--machine", "here")
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    assert (ROOT / "README.md").read_text() == before
+    assert (ROOT / "docs/benchmarks.md").read_text() == before
     return folder, result.stdout
 
 
@@ -94,19 +94,19 @@ def test_report(smoke):
     assert "http" not in re.sub("base64,[^']*", "", page).replace("http-equiv", "")
 
 
-def test_report_rewrites_the_table_between_its_markers(smoke):
+def test_report_rewrites_the_tables_between_their_markers(smoke):
     machines = report.load(smoke[0])
-    text = readme_table.replaced(f"before\n{readme_table.BEGIN}\nold\n{readme_table.END}\nafter\n", machines)
+    text = table.replaced(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n", machines)
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
     assert "| one call on tiny tensors" in text and "| the stated targets |" in text
-    assert readme_table.replaced(text, machines) == text
-    with pytest.raises(ValueError, match="the README needs the line"):
-        readme_table.replaced("a text without markers", machines)
+    assert table.replaced(text, machines) == text
+    with pytest.raises(ValueError, match="the page needs the line"):
+        table.replaced("a text without markers", machines)
 
 
-def test_the_readme_has_the_markers():
-    text = (ROOT / "README.md").read_text()
-    assert text.count(readme_table.BEGIN) == text.count(readme_table.END) == 1
+def test_the_page_has_the_markers():
+    text = (ROOT / "docs/benchmarks.md").read_text()
+    assert text.count(table.BEGIN) == text.count(table.END) == 1
 
 
 def test_report_without_results(tmp_path):

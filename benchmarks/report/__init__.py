@@ -1,6 +1,7 @@
 """`python -m benchmarks report`: what people read, made from the result files and nothing else.
 
-Plots into each machine's folder, one self-contained page (`report.html`), and the README's table between its two markers.
+Plots into each machine's folder, one self-contained page (`report.html`), and the tables of `docs/benchmarks.md`
+between their two markers.
 """
 
 from __future__ import annotations
@@ -15,24 +16,24 @@ from benchmarks.record import RESULTS, ROOT, Row, read
 Results = dict[str, list[Row]]  # the rows of each benchmark, the environment first
 
 
-def run(folder: Path = RESULTS, readme: Path | None = None) -> None:
-    """The README is rewritten where the results are the committed ones, or where one is named."""
+def run(folder: Path = RESULTS, docs: Path | None = None) -> None:
+    """The tables are rewritten where the results are the committed ones, or where a file is named."""
     try:
         from benchmarks.report import plots
     except ImportError as error:
         raise CannotMeasureError(f"plots need matplotlib ({error}); pip install -r requirements/decode.txt") from error
-    from benchmarks.report import page, readme_table
+    from benchmarks.report import page, table
 
     machines = load(folder)
     pictures = {name: plots.draw(results, folder / name) for name, results in machines.items()}
     target = folder / "report.html"
     target.write_text(page.html(machines, pictures), encoding="utf-8")
     written = [path for paths in pictures.values() for path in paths] + [target]
-    if readme is None and folder.resolve() == RESULTS:
-        readme = ROOT / "README.md"
-    if readme is not None:
-        readme.write_text(readme_table.replaced(readme.read_text(encoding="utf-8"), machines), encoding="utf-8")
-        written.append(readme)
+    if docs is None and folder.resolve() == RESULTS:
+        docs = ROOT / "docs/benchmarks.md"
+    if docs is not None:
+        docs.write_text(table.replaced(docs.read_text(encoding="utf-8"), machines), encoding="utf-8")
+        written.append(docs)
     for path in written:
         print(os.path.relpath(path))
 

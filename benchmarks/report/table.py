@@ -1,4 +1,4 @@
-"""The README's table of measurements, from the result files: one column of figures a machine, between two markers."""
+"""The tables of measurements in docs/benchmarks.md, from the result files: one a machine, between two markers."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Line = tuple[str, str, str]  # what, what was found, the benchmark that measured
 
 
 def replaced(text: str, machines: dict[str, Results]) -> str:
-    """`text` with the table between its markers rewritten."""
+    """`text` with the tables between its markers rewritten."""
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"the README needs the line {BEGIN!r} once, and after it {END!r} once")
+        raise ValueError(f"the page needs the line {BEGIN!r} once, and after it {END!r} once")
     head, _, rest = text.partition(BEGIN)
     _, _, tail = rest.partition(END)
     return f"{head}{BEGIN}\n\n{tables(machines)}\n{END}{tail}"
