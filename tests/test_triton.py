@@ -254,7 +254,7 @@ print(json.dumps([facts, {kernel.function.__name__: len(kernel.compiled) for ker
 """
     facts, compiled = json.loads(run("-c", code))
     assert {name: count for name, count in compiled.items() if count} == {
-        "attend": 4,  # few rows, with one draft or several; many, whose parts are shared out or not
+        "attend": 3,  # few rows of one draft; many, whose parts are shared out or not
         "merge_parts": 1,
         "keep_rows": 1,
     }

@@ -281,8 +281,10 @@ def tiles(dtype: torch.dtype, padded: int, rows: int, device_architecture: int) 
     ):  # keys are read anew for each tile of rows: from L2, which bounds many
         return Tiles(128, 64, 512, 8, 255, 3) if rows > 64 else Tiles(64, 64, 512, 4, 255, 4)
     if padded <= 64:
-        return Tiles(64, 64, 512, 4, 224, 3)
-    return Tiles(64, 32, 512, 4, 255, 3) if padded == 128 else Tiles(64, 32, 512, 8, 255, 2)
+        return Tiles(64, 64, 512, 4, 255, 3)
+    if padded == 128:
+        return Tiles(64, 32, 512, 4, 255, 3)
+    return Tiles(64, 32 if device_architecture else 16, 512, 8, 255, 2)
 
 
 def draft_attention(
