@@ -338,7 +338,7 @@ def test_gpu_tiles_of_attention_on_request(tmp_path):
     """Every choice is timed or said to be left out, at once, and some are told to be the best."""
     assert list(gpu.ON_REQUEST) == list(GPU_ON_REQUEST)
     written = record.Record("gpu-tune_attention", "here", tmp_path, at_once=True)
-    assert gpu.run(written, this_machine(dry=True), 1, ["tune_attention"])
+    assert gpu.run(written, this_machine(dry=True), 4, ["tune_attention"])
     rows = record.read(written.lines)
     tried = [row for row in rows if row["kind"] == "tiles"]
     assert len(tried) == len(gpu.tune_attention.FOR_FEW) + len(gpu.tune_attention.FOR_MANY)

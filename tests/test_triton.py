@@ -26,7 +26,7 @@ import test_rank_positions
 import test_select_transfer
 import test_verify_drafts
 import torch
-from budgets import BUDGETS
+from budgets import ALLOWED_STACK, BUDGETS
 from conftest import INTERPRETED, on_backend
 from hypothesis import given, settings
 from states import FEW, few_combinations
@@ -99,8 +99,11 @@ def test_no_kernel_spills(binaries, architecture):
             assert spills and set(spills) == {"0"}, path.name
     else:
         for path in files(binaries / architecture, "cubin"):
+            allowed = max(
+                (len(name), size) for name, size in {"": 0, **ALLOWED_STACK}.items() if path.name.startswith(name)
+            )
             for used in disassembly.resources(path).values():
-                assert used.stack == used.local == 0, path.name
+                assert used.stack <= allowed[1] and used.local == 0, path.name
 
 
 # Bytes a block may have, the driver's own left out.
@@ -251,7 +254,7 @@ print(json.dumps([facts, {kernel.function.__name__: len(kernel.compiled) for ker
 """
     facts, compiled = json.loads(run("-c", code))
     assert {name: count for name, count in compiled.items() if count} == {
-        "attend": 4,  # few rows, with one draft or several; many, whose parts are shared out or not
+        "attend": 3,  # few rows of one draft; many, whose parts are shared out or not
         "merge_parts": 1,
         "keep_rows": 1,
     }

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import torch
 
-from benchmarks.gpu.attention import Case, copies_of, ours, rotating
+from benchmarks.gpu.attention import TINY, Case, copies_of, ours, rotating
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.models import LLADA_8B, SDAR_8B
 from benchmarks.gpu.plan import Plan
@@ -46,7 +46,7 @@ THREADS = 12  # that compile
 
 
 def run(plan: Plan) -> None:
-    few, many = [FEW[-1:], MANY[1:2]] if plan.machine.dry else [FEW, MANY]
+    few, many = (TINY[:1], TINY[1:]) if plan.machine.dry else (FEW, MANY)
     plan.case("tiles of draft_attention", 60, functools.partial(measure, plan.record, plan.machine, few, many))
 
 

@@ -147,8 +147,10 @@ def attend(
                     nth_part = tl.program_id(2).to(tl.int64) * parts + (part if SHARED else 0)
                     row = nth_part * rows + tl.program_id(0) * BLOCK_M
                     nth = tl.arange(0, BLOCK_M)
+                    if not SHARED:  # by a 0 that the compiler cannot see, or addresses would take registers all the way
+                        nth += tl.minimum(part, 0)
                     places = contexts + row * D_PADDED + (nth * D_PADDED)[:, None] + tl.arange(0, D_PADDED)[None, :]
-                    if not SHARED and done > 0:  # laid aside, as there are no registers for two
+                    if not SHARED and not ONE_DRAFT and done > 0:  # laid aside: there are no registers for another
                         tl.store(places, context)
                     if own:
                         largest_2, total_2, context_2 = attend_split(
@@ -170,6 +172,8 @@ def attend(
                         tl.store(sums + row * 2 + nth * 2, largest_2)
                         tl.store(sums + row * 2 + nth * 2 + 1, total_2)
                         tl.store(places, context_2)
+                    elif ONE_DRAFT:
+                        largest, total, context = merge(largest, total, context, largest_2, total_2, context_2, factor)
                     elif done > 0:
                         tl.debug_barrier()
                         before = tl.load(places)
@@ -277,8 +281,10 @@ def tiles(dtype: torch.dtype, padded: int, rows: int, device_architecture: int) 
     ):  # keys are read anew for each tile of rows: from L2, which bounds many
         return Tiles(128, 64, 512, 8, 255, 3) if rows > 64 else Tiles(64, 64, 512, 4, 255, 4)
     if padded <= 64:
-        return Tiles(64, 64, 512, 4, 224, 3)
-    return Tiles(64, 32, 512, 4, 255, 3) if padded == 128 else Tiles(64, 32, 512, 8, 255, 2)
+        return Tiles(64, 64, 512, 4, 255, 3)
+    if padded == 128:
+        return Tiles(64, 32, 512, 4, 255, 3)
+    return Tiles(64, 32 if device_architecture else 16, 512, 8, 255, 2)
 
 
 def draft_attention(
