@@ -113,14 +113,14 @@ def ours(machine: Machine, case: Case, copies: int) -> list[Callable[[], object]
     batch, drafts, length, published = case.batch, case.drafts, case.length, case.published
     ranges = torch.tensor([[[0, case.stored]]] * batch, dtype=torch.int32, device=machine.device)
     start = torch.full((batch,), case.stored, device=machine.device)
-    more = {"window_start": start, "block_length": case.block_length}
+    attend = functools.partial(draft_attention, window_start=start, block_length=case.block_length)
     calls: list[Callable[[], object]] = []
     for _ in range(copies):
         query = random(machine, batch, drafts, length, published.heads, published.head_size)
         window = [random(machine, batch, drafts, length, published.groups, published.head_size) for _ in range(2)]
         stored = [random(machine, batch, case.stored, published.groups, published.head_size) for _ in range(2)]
         inputs = (query, *window, *stored, ranges)
-        calls.append(functools.partial(draft_attention, *inputs, **more))
+        calls.append(functools.partial(attend, *inputs))
     return calls
 
 

@@ -331,9 +331,9 @@ def draft_attention(
     factor = (features**-0.5 if scale is None else scale) * LOG2_E
     features_of = (query, key, value, stored_key, stored_value)
     unit = common_unit(features_of)
-    limits = (window_start, slots, num_drafts, window_lengths)
-    given = tuple(limit is not None for limit in limits)
-    limits = tuple(ranges if limit is None else limit for limit in limits)
+    per_row = (window_start, slots, num_drafts, window_lengths)
+    given = tuple(limit is not None for limit in per_row)
+    limits = tuple(ranges if limit is None else limit for limit in per_row)
     steps = (*ranges.stride(), *(limit.stride(0) for limit in limits))
     sizes = (factor, drafts, length, groups, capacity, stored_splits, parts, rows)
     constants = (features, padded, heads // groups, chosen.split, seen, *given)
