@@ -27,8 +27,7 @@ class Budget:
 # begin with, the longest that fits.
 ALLOWED_STACK = {
     "draft_attention": 16,
-    "draft_attention bfloat16 256": 192,
-    "draft_attention float16 256": 192,
+    **{f"draft_attention {dtype} {size}": 192 for dtype in ("bfloat16", "float16") for size in (80, 256)},
 }
 
 # (backend, architecture, case)
