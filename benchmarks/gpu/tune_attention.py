@@ -98,8 +98,8 @@ _chosen = _Chosen()
 _as_they_are = kernels.tiles
 
 
-def _tiles(dtype: torch.dtype, padded: int, rows: int, device_architecture: int) -> Tiles:
-    return _chosen.tiles or _as_they_are(dtype, padded, rows, device_architecture)
+def _tiles(dtype: torch.dtype, padded: int, device_architecture: int) -> Tiles:
+    return _chosen.tiles or _as_they_are(dtype, padded, device_architecture)
 
 
 @contextmanager

@@ -337,7 +337,8 @@ class GraphExecutor:
             return self._by_launches(shape, step, compiled=not passing)
         assert step.record is not None
         step.graph.replay()
-        return step.record.clone() if shape.one else step.record  # the next sequence's step writes there, too
+        # Graphs share their memory: the next one's intermediate results may lie where this one's record does.
+        return step.record.clone()
 
     def _by_launches(self, shape: Shape, step: _Step, *, compiled: bool) -> torch.Tensor:
         """Runs a step launch by launch."""
