@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 import pytest
 import torch
-from tiny_models import golden_lm, prompt
+from test_graph_executor import EXACT, REFRESHED, batch_of
+from tiny_models import MASK, OPTIONS, golden_lm, golden_model, prompt
 
 import freedave
+from freedave import DiffusionLM
 from freedave.integrations.likelihood import noise
 
 POLICIES = pytest.mark.parametrize(
@@ -57,6 +60,17 @@ def test_another_default_dtype_changes_nothing(family, cache, executor, request)
     request.getfixturevalue("bfloat16_by_default")
     out = freedave.generate(lm, BATCH, 16, cache=cache, check_lossless=True, executor=executor)
     assert torch.equal(out.sequences, expected.sequences) and torch.equal(out.step_map, expected.step_map)
+
+
+@pytest.mark.parametrize("lengths", [[9], [3, 12, 8, 5]], ids=["one", "four"])
+@pytest.mark.parametrize("block_length", [4, 16])
+@pytest.mark.parametrize(("family", "cache"), EXACT + REFRESHED)
+def test_static_decoding_in_the_same_shapes(family, cache, block_length, lengths):
+    """What lossless means in 16 bits: the graph executor's steps with one draft that counts, of eight that are computed."""
+    lm = DiffusionLM(copy.deepcopy(golden_model(family)).to(torch.bfloat16), MASK, **OPTIONS[family])
+    options = {"max_new_tokens": 32, "block_length": block_length, "cache": cache, "executor": "graph"}
+    out = freedave.generate(lm, draft_steps=8, check_lossless=True, **batch_of(lengths), **options)
+    assert out.num_forwards < out.static.num_forwards
 
 
 @pytest.mark.parametrize(("length", "samples"), [(3, 100), (20, 8)], ids=["every subset", "random subsets"])

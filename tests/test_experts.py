@@ -22,3 +22,28 @@ def test_example(tokens):
     ours = experts_in_fours(experts, hidden_states, index, weights)
     assert ours.shape == (tokens, 64)
     torch.testing.assert_close(ours, grouped_mm_experts_forward(experts, hidden_states, index, weights))
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 64])
+@torch.inference_mode()
+def test_compiled(tokens, monkeypatch):
+    """No graph break, rows by the four for every expert, as many of them however tokens are routed; the same answer."""
+    experts = experts_lm(64).model.model.layers[1].mlp.experts
+    compiled = torch.compile(experts_in_fours, fullgraph=True, dynamic=False, backend="aot_eager")
+    indices = []
+
+    def record(module, rows, index, weights):
+        indices.append(index[:, 0])
+        return grouped_mm_experts_forward(module, rows, index, weights)
+
+    for seed in range(4):
+        hidden_states, weights = (torch.randn(tokens, n, generator=generator(seed)) for n in (64, 2))
+        index = torch.rand(tokens, 8, generator=generator(seed)).argsort(1)[:, :2]
+        ours = experts_in_fours(experts, hidden_states, index, weights)
+        assert torch.equal(compiled(experts, hidden_states, index, weights), ours)
+        with monkeypatch.context() as patch:
+            patch.setattr("freedave.experts.grouped_mm_experts_forward", record)
+            patch.setattr(torch.compiler, "is_compiling", lambda: True)
+            assert torch.equal(experts_in_fours(experts, hidden_states, index, weights), ours)
+    counts = torch.stack([index.bincount(minlength=8) for index in indices])
+    assert (counts % 4 == 0).all() and len(set(counts.sum(1).tolist())) == 1

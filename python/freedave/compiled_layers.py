@@ -15,6 +15,9 @@ import torch
 from freedave.fused_projections import FusedProjections
 from freedave.models.diffusion_lm import DiffusionLM
 
+# Of torch.compile.
+BACKEND = "inductor"
+
 # Shapes that the layers of one class may be compiled for in a process.
 _SHAPES = 256
 
@@ -50,7 +53,7 @@ class CompiledLayers:
             try:
                 for layer in self._layers:
                     before.append((layer, layer._compiled_call_impl))
-                    layer.compile(fullgraph=True, dynamic=False)
+                    layer.compile(fullgraph=True, dynamic=False, backend=BACKEND)
                 yield
             finally:
                 for layer, call in before:

@@ -29,8 +29,16 @@ def experts_in_fours(
         return grouped_mm_experts_forward(module, hidden_states, top_k_index, top_k_weights)
     tokens, chosen = top_k_index.shape
     experts = torch.arange(module.num_experts)
-    missing = -top_k_index.flatten().bincount(minlength=module.num_experts) % ROWS_TOGETHER
-    filling = experts.repeat_interleave(missing)
+    if (
+        torch.compiler.is_compiling()
+    ):  # as many rows, whatever the router says: the last expert gets what no other needs
+        missing = -(top_k_index[..., None] == experts).sum((0, 1)) % ROWS_TOGETHER
+        most = (ROWS_TOGETHER - 1) * module.num_experts
+        rest = torch.arange(most + -(tokens * chosen + most) % ROWS_TOGETHER)
+        filling = torch.searchsorted(missing.cumsum(0), rest, right=True).clamp(max=module.num_experts - 1)
+    else:
+        missing = -top_k_index.flatten().bincount(minlength=module.num_experts) % ROWS_TOGETHER
+        filling = experts.repeat_interleave(missing)
     # Each choice of a token is a row of its own, and the rows that fill up weigh nothing.
     rows = torch.cat(
         [hidden_states.repeat_interleave(chosen, 0), hidden_states.new_zeros(len(filling), hidden_states.shape[1])]

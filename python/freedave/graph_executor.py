@@ -431,7 +431,7 @@ class GraphExecutor:
         shift, together = int(self._lm.logits_shift), (shape.rows, shape.drafts, -1)
         alone = shape.forward == shape.window and not shape.whole
         columns = self._columns[: shape.forward if alone else shape.forward + shape.window]
-        columns = (begin[:, None, None] + columns).expand(*together)
+        columns = begin[:, None, None] + columns.expand(*together)
         place = self._columns[: shape.window]
         if alone:
             tokens = known
