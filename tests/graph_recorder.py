@@ -1,7 +1,8 @@
 """CUDA graphs for processors: what is captured is the operations and the tensors that they were given, as on a GPU.
 
 Capturing leaves all memory as it was, and replaying runs the same operations on the same memory, whatever Python would have
-done by then. What would fail in a capture on a GPU fails here: a result that is read back.
+done by then. What would fail in a capture on a GPU fails here: a result that is read back. Graphs of one pool share memory, so
+that a replay may overwrite what another one has left: here it always does.
 """
 
 from __future__ import annotations
@@ -73,10 +74,20 @@ class RecordedGraph(TorchDispatchMode):
 
     def replay(self) -> None:
         self.replays += 1
+        for other in RecordedGraph.made:
+            if other is not self:
+                other.overwrite()
         for function, args, kwargs, new in self.calls:
             for kept, result in zip(new, tensors(function(*args, **kwargs)), strict=True):
                 if kept is not None:
                     kept.copy_(result)
+
+    def overwrite(self) -> None:
+        """Garbage in the place of every result."""
+        for *_, new in self.calls:
+            for kept in new:
+                if kept is not None:
+                    kept.fill_(113)
 
 
 @contextmanager
