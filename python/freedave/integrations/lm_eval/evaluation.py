@@ -97,7 +97,7 @@ def _tasks_of(name: str, subtasks: dict[str, list[str]]) -> Iterator[str]:
 
 @contextmanager
 def readable_tasks() -> Iterator[None]:
-    """A task's file can hold anything: what the harness stumbles over in it is bad input, a ValueError that names the tasks."""
+    """A task's file can hold anything: what the harness stumbles over in it is bad input, and names the tasks."""
     manager_class = lm_eval.evaluator.TaskManager
     load = manager_class.load
 
