@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from published_layouts import write_published
 
+import freedave
 from freedave.cli import main, reporting
 
 DECODER_PACKAGES = ("transformers", "tokenizers", "safetensors", "huggingface_hub", "tqdm", "matplotlib")
@@ -89,6 +90,17 @@ def test_help_and_wrong_arguments_need_no_torch(arguments: list[str], code: int)
     assert (done.stdout if code == 0 else done.stderr).startswith(
         "usage: freedave" if code == 0 else "freedave: error: "
     )
+
+
+def test_the_library_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in [name for name in sys.modules if name.startswith("freedave.")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(
+        ModuleNotFoundError, match=r"`freedave\.generate` needs pip install 'freedave-kernels\[decode\]'"
+    ):
+        _ = freedave.generate
+    assert freedave.MKL_MODE
 
 
 # ------------------------------------------------------------------------------------------------------- standard output
