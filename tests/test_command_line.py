@@ -8,13 +8,15 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from published_layouts import write_published
 
-from freedave.cli import reporting
+from freedave.cli import main, reporting
 
 DECODER_PACKAGES = ("transformers", "tokenizers", "safetensors", "huggingface_hub", "tqdm", "matplotlib")
 
@@ -89,6 +91,14 @@ def test_help_and_wrong_arguments_need_no_torch(arguments: list[str], code: int)
     )
 
 
+def test_the_library_says_what_is_missing() -> None:
+    script = "import sys; sys.modules['transformers'] = None; import freedave; freedave.MKL_MODE; freedave.generate"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    message = done.stderr.splitlines()[-1]
+    assert message.startswith("ModuleNotFoundError: ")
+    assert message.endswith("`freedave.generate` needs pip install 'freedave-kernels[decode]'")
+
+
 # ------------------------------------------------------------------------------------------------------- standard output
 
 
@@ -160,3 +170,19 @@ runpy._run_module_as_main("freedave.integrations.lm_eval")
     assert done.returncode != 0
     assert "evaluations need pip install 'freedave-kernels[lm-eval]'" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_warnings_are_one_line(tmp_path: Path) -> None:
+    """Without the place in our code; once as well with --json, whose output they are no part of."""
+    folder, _, _ = write_published(tmp_path / "SDAR-b16", "sdar", block_size=..., odd_key=3)
+    done = command(["generate", str(folder), "--prompt-ids", "1,2,3", "--max-new-tokens", "4", "--json"])
+    assert done.returncode == 0 and json.loads(done.stdout)
+    block_length, keys = done.stderr.splitlines()
+    assert re.fullmatch(r"freedave: warning: .*SDAR-b16: .*16 is used, since the name SDAR-b16 says so", block_length)
+    assert re.fullmatch(r"freedave: warning: .*config\.json has keys .* were ignored: odd_key", keys)
+
+
+def test_warnings_are_the_callers_again_after_a_command() -> None:
+    shown = warnings.showwarning
+    assert main(["info", "--bogus"]) == 2
+    assert warnings.showwarning is shown

@@ -371,18 +371,41 @@ def test_a_model_without_a_tokenizer() -> None:
 @pytest.mark.parametrize(
     ("generation", "message"),
     [
-        ({"do_sample": True}, "a_task asks for sampling .*, and decoding is greedy here"),
-        ({"temperature": 0.7}, "a_task asks for sampling"),
+        ({"do_sample": True}, "this asks for sampling, and decoding is greedy here"),
+        ({"temperature": 0.7}, "this asks for sampling"),
         (
             {"top_k": 5},
-            "a_task: generation_kwargs top_k cannot be honoured; known are until, max_gen_toks and draft_steps",
+            "top_k cannot be honoured; known are until, max_gen_toks and draft_steps",
         ),
         ({"draft_steps": 0}, "draft_steps must be at least 1, got 0"),
+        ({"draft_steps": "four"}, "draft_steps must be an int, got str"),
+        ({"draft_steps": [4]}, "draft_steps must be an int, got list"),
+        ({"threshold": "high"}, "threshold must be a float, got str"),
+        ({"order": 3}, "order must be a str, got int"),
+        ({"max_gen_toks": "many"}, "many"),
+        ({"max_gen_toks": [96]}, "list"),
+        ({"max_gen_toks": 0}, "max_new_tokens must be at least 1, got 0"),
+        ({"until": 3}, "until must be a string or a list of strings, got 3"),
+        ({"until": ["a", 3]}, r"until must be a string or a list of strings, got \['a', 3\]"),
+        ({"until": {"a": 3}}, "until must be a string or a list of strings, got {'a': 3}"),
+        ({"temperature": "hot"}, "could not convert string to float: 'hot'"),
+        ({"do_sample": "yes"}, "do_sample must be true or false, got 'yes'"),
     ],
 )
 def test_bad_generation_arguments(generation: dict[str, Any], message: str, model: FreeDaveLM) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^task a_task: generation_kwargs {{.*}}: .*{message}"):
         answers(model, PROMPT, **generation)
+
+
+@pytest.mark.parametrize("generation", ["text", [1], 3], ids=repr)
+def test_a_task_file_of_wrong_types(generation: Any, tmp_path: Path, demo: freedave.DiffusionLM) -> None:
+    (tmp_path / "broken.yaml").write_text(
+        "task: broken\ndataset_path: json\noutput_type: generate_until\n"
+        f"test_split: test\ndoc_to_text: q\ndoc_to_target: a\ngeneration_kwargs: {json.dumps(generation)}\n"
+    )
+    with pytest.raises(ValueError, match=r"tasks broken: the harness cannot read the task \(TypeError: .*\)"):
+        evaluate(demo, ["broken"], include_path=tmp_path)
+    assert lm_eval.evaluator.TaskManager.load.__module__.startswith("lm_eval.")
 
 
 def test_texts_that_cannot_be_written(model: FreeDaveLM) -> None:

@@ -248,7 +248,7 @@ def test_without_matplotlib_html_still_works(tmp_path: Path, monkeypatch: pytest
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     draw(tmp_path / "a.html", trace(("a",)))
-    with pytest.raises(ImportError, match=r"pip install 'freedave-kernels\[demo\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'freedave-kernels\[decode\]'"):
         draw(tmp_path / "a.png", trace(("a",)))
 
 

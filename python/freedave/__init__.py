@@ -52,7 +52,12 @@ __all__ = sorted(_HOMES)
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'freedave' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    try:
+        home = import_module(_HOMES[name])
+    except ModuleNotFoundError as error:
+        message = f"{error}: `freedave.{name}` needs pip install 'freedave-kernels[decode]'"
+        raise ModuleNotFoundError(message, name=error.name, path=error.path) from error
+    return getattr(home, name)
 
 
 def __dir__() -> list[str]:

@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -60,14 +61,30 @@ def show_remarks() -> None:
         logger.setLevel(logging.INFO)
 
 
+@contextmanager
+def reported_warnings() -> Iterator[None]:
+    """Warnings are one line on standard error, as errors are: where in the code they come from says nothing to a user."""
+
+    def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any, **__: Any) -> None:
+        _complain(f"warning: {_one_line(message)}", code=0)
+
+    shown = warnings.showwarning
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = shown
+
+
 def run_reported(run: Callable[[], int]) -> int:
-    """Run a command and return its exit code; errors a user can cause are one line on standard error."""
+    """Run a command and return its exit code; warnings, and errors a user can cause, are one line on standard error."""
     if sys.stderr is None:  # closed by the caller; print would take standard output for it
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for as long as the process lives)
     if sys.stdout is None:
         return _complain("error: standard output is closed", code=2)
     try:
-        code = run()
+        with reported_warnings():
+            code = run()
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
@@ -78,7 +95,7 @@ def run_reported(run: Callable[[], int]) -> int:
         code = _exit_code(error)
         if code == 0:
             raise  # a defect of ours
-        return _complain(f"error: {' '.join(str(error).split())}", code)
+        return _complain(f"error: {_one_line(error)}", code)
     finally:
         _let_go_of_unwritable_output()
 
@@ -94,6 +111,10 @@ def _exit_code(error: Exception) -> int:
     if isinstance(error, (LosslessnessError, NonFiniteLogitsError)):
         return 1
     return 2 if isinstance(error, BackendUnavailableError) else 0
+
+
+def _one_line(message: object) -> str:
+    return " ".join(str(message).split())
 
 
 def _complain(message: str, code: int) -> int:

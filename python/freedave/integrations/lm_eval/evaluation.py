@@ -41,7 +41,7 @@ def evaluate(
     """
     task_manager = _task_manager(tasks, include_path)  # first: a model may take minutes to load
     model = FreeDaveLM(pretrained, **(model_args or {}))
-    with quiet_git():
+    with quiet_git(), readable_tasks():
         results = lm_eval.simple_evaluate(model=model, tasks=list(tasks), task_manager=task_manager, **options)
     assert results is not None  # only in processes beside the first, of which there are none
     results["config"]["model"] = "freedave"
@@ -93,6 +93,29 @@ def _tasks_of(name: str, subtasks: dict[str, list[str]]) -> Iterator[str]:
         yield name
     for member in members or ():
         yield from _tasks_of(member, subtasks)
+
+
+@contextmanager
+def readable_tasks() -> Iterator[None]:
+    """A task's file can hold anything: what the harness stumbles over in it is bad input, and names the tasks."""
+    manager_class = lm_eval.evaluator.TaskManager
+    load = manager_class.load
+
+    def checked(manager: TaskManager, tasks: Any) -> Any:
+        try:
+            return load(manager, tasks)
+        except (TypeError, AttributeError, KeyError) as error:
+            names = tasks if isinstance(tasks, str) else ", ".join(task for task in tasks if isinstance(task, str))
+            raise ValueError(
+                f"tasks {names or 'given'}: the harness cannot read the task ({type(error).__name__}: {error}); a field of "
+                "its file has a wrong type or is missing"
+            ) from error
+
+    manager_class.load = checked
+    try:
+        yield
+    finally:
+        manager_class.load = load
 
 
 @contextmanager

@@ -221,22 +221,39 @@ class FreeDaveLM(TemplateLM):
         return texts
 
     def _prepare(self, request: Instance) -> tuple[list[int], dict[str, Any], list[str]]:
-        """(prompt, settings of its decode, strings that end it)."""
+        """(prompt, settings of its decode, strings that end it).
+
+        Raises:
+            ValueError: what its task asks for cannot be done, or is of a wrong type; names the task.
+        """
         context, generation = request.args
+        try:
+            new, settings, until = self._settings_of(generation)
+            resolve_settings(self.lm, 1, new, **{name: settings[name] for name in DECODING_OPTIONS})
+        except (TypeError, AttributeError, ValueError) as error:  # a task's file can hold anything
+            raise ValueError(f"task {request.task_name}: generation_kwargs {generation!r}: {error}") from error
+        prompt = self.tok_encode(context) or [self.prefix_token_id]
+        return self._cut(prompt, new), settings, until
+
+    def _settings_of(self, generation: dict[str, Any]) -> tuple[int, dict[str, Any], list[str]]:
+        """(how many new tokens, settings of the decode, strings that end it)."""
+        sampling, until = generation.get("do_sample", False), generation.get("until")
+        if not isinstance(sampling, bool):
+            raise TypeError(f"do_sample must be true or false, got {sampling!r}")
+        if until and not all(isinstance(text, str) for text in (until if isinstance(until, list) else [until])):
+            raise TypeError(f"until must be a string or a list of strings, got {until!r}")
         settings = dict(normalize_gen_kwargs(generation, self._max_gen_toks))
         if settings.pop("do_sample", False) | bool(settings.pop("temperature", 0)):
-            raise ValueError(f"task {request.task_name} asks for sampling ({generation}), and decoding is greedy here")
+            raise ValueError("this asks for sampling, and decoding is greedy here")
         until = handle_stop_sequences(settings.pop("until", None), eos=self.tokenizer.eos_token)
         new = settings.pop("max_gen_toks")
         unknown = sorted(set(settings) - set(DECODING_OPTIONS))
         if unknown:
             raise ValueError(
-                f"task {request.task_name}: generation_kwargs {', '.join(unknown)} cannot be honoured; known are until, "
-                f"max_gen_toks and {', '.join(DECODING_OPTIONS)}"
+                f"{', '.join(unknown)} cannot be honoured; known are until, max_gen_toks and {', '.join(DECODING_OPTIONS)}"
             )
         settings = {**self._settings, **settings, "max_new_tokens": new, "stop_sequences": self._stop_sequences(until)}
-        prompt = self.tok_encode(context) or [self.prefix_token_id]
-        return self._cut(prompt, new), settings, until
+        return new, settings, until
 
     def _stop_sequences(self, until: list[str]) -> list[list[int]]:
         """What ends a decode early: `until` as tokens, where those are that text again.
