@@ -1,8 +1,8 @@
 """CUDA graphs for processors: what is captured is the operations and the tensors that they were given, as on a GPU.
 
 Capturing leaves all memory as it was, and replaying runs the same operations on the same memory, whatever Python would have
-done by then. What would fail in a capture on a GPU fails here: a result that is read back. Graphs of one pool share memory, so
-that a replay may overwrite what another one has left: here it always does.
+done by then. What would fail in a capture on a GPU fails here: a result that is read back. Graphs of one pool share memory,
+so that a replay may overwrite what another one has left: here it always does.
 """
 
 from __future__ import annotations
