@@ -10,9 +10,9 @@ from tiny_models import golden_lm, prompt
 
 import freedave
 from freedave.decoder import Decoder
-from freedave.graph_executor import window_blocks
 from freedave.sequence import Sequence
 from freedave.settings import Settings, resolve_settings
+from freedave.shapes import window_blocks
 
 LENGTHS = [3, 12, 8, 5]
 EXACT = [("block_causal", "auto"), ("block_causal", "none"), ("full", "none"), ("full_shifted", "none")]

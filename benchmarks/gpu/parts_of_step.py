@@ -11,7 +11,8 @@ import torch
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.stepper import Stepper
 from benchmarks.record import Record
-from freedave.graph_executor import GraphExecutor, Shape
+from freedave.graph_executor import GraphExecutor
+from freedave.shapes import Shape
 from freedave.window_attention import WindowAttention, layer_buffers
 from freedave_kernels import draft_attention
 

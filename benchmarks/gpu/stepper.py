@@ -12,9 +12,10 @@ import torch
 
 from freedave import DiffusionLM
 from freedave.decoder import Decoder
-from freedave.graph_executor import GraphExecutor, Shape
+from freedave.graph_executor import GraphExecutor
 from freedave.sequence import Sequence
 from freedave.settings import Settings
+from freedave.shapes import Shape
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ sequence; these are steps of one slot, with one draft.
 from __future__ import annotations
 
 import logging
-import math
 import time
 import warnings
 from collections import Counter
@@ -37,6 +36,7 @@ from freedave.models.diffusion_lm import DiffusionLM
 from freedave.prediction import Predictor
 from freedave.sequence import Sequence
 from freedave.settings import Settings
+from freedave.shapes import Shape, Shapes
 from freedave.window_attention import WindowAttention, attention_modules, layer_buffers
 from freedave_kernels import DraftStep, draft_step, keep
 from freedave_kernels.ops.draft_step import COUNTERS, RecordLayout
@@ -51,28 +51,6 @@ _NOTHING = -1
 
 # The confidence of a position that has to rank first: with shifted logits a block's first one is committed by its refresh.
 _FIRST = torch.finfo(torch.float32).max
-
-# A forward of so many tokens takes a GPU little longer than one of a few (H100, 8B: 7.5 against 6.3 ms), so a smaller window
-# would be another shape for nothing.
-_FLAT_TOKENS = 256
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What is fixed in a step: `rows` sequences (`one`: a single one, whichever the host says), `drafts` K each, `forward` F
-    tokens a draft, `window` L of them. `whole`: the tokens begin where the host says, not where the window starts.
-    """
-
-    rows: int
-    drafts: int
-    forward: int
-    window: int
-    one: bool = False
-    whole: bool = False
-
-    def __str__(self) -> str:
-        kind = "a block's first forward" if self.one else "step"
-        return f"{kind}: {self.rows} x {self.drafts} drafts x {self.forward} tokens, window {self.window}"
 
 
 @dataclass
@@ -121,10 +99,11 @@ class GraphExecutor:
         if on_gpu if settings.compile is None else settings.compile:
             self._layers = compiled_layers(lm)
         self._capture = on_gpu if capture is None else capture
-        self._one_block = settings.cache in ("prefix", "dual")
+        self._shapes = Shapes(settings, slots, capacity)
+        self._one_block = self._shapes.one_block
         self._stores = settings.cache != "none"
         self._size = settings.block_length
-        self._length = _window(settings)
+        self._length = self._shapes.longest_window
         self._weights = _addresses(lm.model)  # which captured steps read
         self._predict = Predictor(lm)
         self._steps: dict[Shape, _Step] = {}
@@ -156,12 +135,14 @@ class GraphExecutor:
     def serves(self, settings: Settings, slots: int, capacity: int) -> bool:
         """Whether its steps are those of other settings, for as many sequences of up to `capacity` positions."""
         fixed = all(getattr(settings, name) == getattr(self._settings, name) for name in _FIXED)
-        fixed = fixed and self._weights == _addresses(self._lm.model)
-        return fixed and slots == self._slots and capacity <= self._capacity and _window(settings) == self._length
+        window = Shapes(settings, slots, capacity).longest_window
+        fits = slots == self._slots and capacity <= self._capacity and window == self._length
+        return fixed and fits and self._weights == _addresses(self._lm.model)
 
     def reset(self, settings: Settings) -> None:
         """Empties all slots, for a decode with settings that it `serves`."""
         self._settings = settings
+        self._shapes = Shapes(settings, self._slots, self._capacity)
         self._ran.clear()
         self.positions_computed = 0
         self.forward_seconds = 0.0
@@ -212,12 +193,12 @@ class GraphExecutor:
         self._launched, self._stored_only = [], []
         together = [sequence for sequence in own if not sequence.waits]
         if together:
-            shape = self._shape_for(together)
+            shape = self._shapes.together(together)
             rows = [sequence.slot for sequence in together]
             self._launched.append(Launched(together, rows, self._run(shape), shape.window))
         for sequence in self._with_own_forward(own):
             if self._ends_in_chunk(sequence):
-                shape = self._whole_shape(sequence)
+                shape = self._shapes.own(sequence)
                 self._launched.append(Launched([sequence], [0], self._run(shape, sequence.slot), shape.window))
                 sequence.waits = False
             else:
@@ -270,35 +251,6 @@ class GraphExecutor:
 
     def settle(self) -> None:
         """The step has kept what it keeps."""
-
-    def _shape_for(self, sequences: list[DeviceSequence]) -> Shape:
-        settings = self._settings
-        drafts = settings.draft_steps
-        if self._one_block:
-            window = self._size
-        elif self._slots * drafts * self._length <= _FLAT_TOKENS:
-            window = self._length
-        else:
-            window = max(min(sequence.reach_ahead(), self._length) for sequence in sequences)
-        forward = window
-        if settings.cache == "none":
-            forward = self._bucket(max(len(sequence.tokens) for sequence in sequences))
-        elif settings.cache == "prefix":
-            forward = self._bucket(max(len(sequence.tokens) - sequence.start for sequence in sequences))
-        return Shape(self._slots, drafts, forward, window, whole=settings.cache == "none")
-
-    def _whole_shape(self, sequence: DeviceSequence) -> Shape:
-        """A sequence's own forward: its prompt, or all of it, and the window's first predictions."""
-        window = self._size if self._one_block else min(sequence.reach_ahead(), self._length)
-        if self._settings.cache == "exact":
-            forward = sequence.start - sequence.stored + window
-        else:
-            forward = self._bucket(len(sequence.tokens))
-        return Shape(1, 1, forward, window, one=True, whole=True)
-
-    def _bucket(self, length: int) -> int:
-        """A power of two, so that there are few shapes; no more than a slot has."""
-        return min(max(16, 1 << (length - 1).bit_length()), self._capacity)
 
     def _store_chunk(self, sequence: DeviceSequence) -> None:
         """Stores a long prompt's next chunk; other sequences need not wait for all of it."""
@@ -553,22 +505,3 @@ class GraphExecutor:
 
 def _addresses(model: torch.nn.Module) -> list[int]:
     return [parameter.data_ptr() for parameter in model.parameters()]
-
-
-def _window(settings: Settings) -> int:
-    """Positions of the longest window."""
-    return settings.block_length * (1 if settings.cache in ("prefix", "dual") else window_blocks(settings))
-
-
-def window_blocks(settings: Settings) -> int:
-    """Blocks that the drafts, and the drafts made from any of them, can reach when one position of the first is left; no more
-    than an answer has.
-    """
-    steps = settings.draft_steps + settings.lookahead_steps
-    if settings.threshold is None:
-        reached = 1 + math.ceil((steps * settings.tokens_per_step - 1) / settings.block_length)
-    else:  # the first step may fill a block, each further one a position
-        reached = 2 + math.ceil(steps / settings.block_length)
-    # Where blocks are aligned at position 0, the first may be the prompt's but for its last position.
-    before = settings.block_length - 1 if settings.aligned_at_zero else 0
-    return min(reached, math.ceil((before + settings.max_new_tokens) / settings.block_length))

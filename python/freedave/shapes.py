@@ -1,0 +1,90 @@
+"""Which shape a step of the graph executor has: few in all, and as small as what the drafts can reach now allows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from freedave.device_sequence import DeviceSequence
+from freedave.settings import Settings
+
+# A forward of so many tokens takes a GPU little longer than one of a few (H100, 8B: 7.5 against 6.3 ms), so a smaller window
+# would be another shape for nothing.
+_FLAT_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is fixed in a step: `rows` sequences (`one`: a single one, whichever the host says), `drafts` K each, `forward` F
+    tokens a draft, `window` L of them. `whole`: the tokens begin where the host says, not where the window starts.
+    """
+
+    rows: int
+    drafts: int
+    forward: int
+    window: int
+    one: bool = False
+    whole: bool = False
+
+    def __str__(self) -> str:
+        kind = "a block's first forward" if self.one else "step"
+        return f"{kind}: {self.rows} x {self.drafts} drafts x {self.forward} tokens, window {self.window}"
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The shapes of decodes with these settings, of `slots` sequences of up to `capacity` positions."""
+
+    settings: Settings
+    slots: int
+    capacity: int
+
+    @property
+    def one_block(self) -> bool:
+        """Whether the window is one block."""
+        return self.settings.cache in ("prefix", "dual")
+
+    @property
+    def longest_window(self) -> int:
+        """In positions."""
+        return self.settings.block_length * (1 if self.one_block else window_blocks(self.settings))
+
+    def together(self, sequences: list[DeviceSequence]) -> Shape:
+        """One forward for all slots, of which these sequences have drafts."""
+        settings, longest = self.settings, self.longest_window
+        window = longest
+        if not self.one_block and self.slots * settings.draft_steps * longest > _FLAT_TOKENS:
+            window = max(min(sequence.reach_ahead(), longest) for sequence in sequences)
+        forward = window
+        if settings.cache == "none":
+            forward = self._bucket(max(len(sequence.tokens) for sequence in sequences))
+        elif settings.cache == "prefix":
+            forward = self._bucket(max(len(sequence.tokens) - sequence.start for sequence in sequences))
+        return Shape(self.slots, settings.draft_steps, forward, window, whole=settings.cache == "none")
+
+    def own(self, sequence: DeviceSequence) -> Shape:
+        """A sequence's own forward: its prompt, or all of it, and the window's first predictions."""
+        window = self.longest_window if self.one_block else min(sequence.reach_ahead(), self.longest_window)
+        if self.settings.cache == "exact":
+            forward = sequence.start - sequence.stored + window
+        else:
+            forward = self._bucket(len(sequence.tokens))
+        return Shape(1, 1, forward, window, one=True, whole=True)
+
+    def _bucket(self, length: int) -> int:
+        """A power of two, so that there are few shapes; no more than a slot has."""
+        return min(max(16, 1 << (length - 1).bit_length()), self.capacity)
+
+
+def window_blocks(settings: Settings) -> int:
+    """Blocks that the drafts, and the drafts made from any of them, can reach when one position of the first is left; no more
+    than an answer has.
+    """
+    steps = settings.draft_steps + settings.lookahead_steps
+    if settings.threshold is None:
+        reached = 1 + math.ceil((steps * settings.tokens_per_step - 1) / settings.block_length)
+    else:  # the first step may fill a block, each further one a position
+        reached = 2 + math.ceil(steps / settings.block_length)
+    # Where blocks are aligned at position 0, the first may be the prompt's but for its last position.
+    before = settings.block_length - 1 if settings.aligned_at_zero else 0
+    return min(reached, math.ceil((before + settings.max_new_tokens) / settings.block_length))
