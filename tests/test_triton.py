@@ -129,7 +129,7 @@ def test_keys_are_copied_16_bytes_at_a_time(binaries, architecture):
 def test_hopper_multiplies_by_warp_groups(binaries):
     for rows in ("", " many rows"):
         ptx = (binaries / "sm_90" / f"draft_attention bfloat16 128{rows}.attend.ptx").read_text()
-        assert set(re.findall(r"wgmma\.mma_async.*?(m\d+n\d+k\d+)", ptx)) == {"m64n64k16", "m64n128k16"}
+        assert set(re.findall(r"wgmma\.mma_async.*?(m\d+n\d+k\d+)", ptx)) == {"m64n32k16", "m64n128k16"}
 
 
 @as_pinned
@@ -260,12 +260,12 @@ print(json.dumps([facts, {kernel.function.__name__: len(kernel.compiled) for ker
     }
     assert facts == {
         "1 1 4": [[1, 18, 8], [8, 8, 1]],  # row tiles, parts of 8,192 stored positions and a window, groups
-        "1 8 4": [[1, 18, 8], [16, 8, 1]],
-        "1 8 20": [[5, 16, 8], [80, 8, 1]],
-        "3 8 4": [[1, 18, 24], [16, 24, 1]],
-        "2 8 20": [[5, 8, 16], [80, 16, 1]],
-        "16 8 20": [[5, 1, 128]],
-        "5 4 32": [[4, 1, 40]],
+        "1 8 4": [[2, 18, 8], [16, 8, 1]],
+        "1 8 20": [[10, 8, 8], [80, 8, 1]],
+        "3 8 4": [[2, 16, 24], [16, 24, 1]],
+        "2 8 20": [[10, 1, 16]],
+        "16 8 20": [[10, 1, 128]],
+        "5 4 32": [[8, 1, 40]],
         "keep": [[5, 1, 2]],  # tiles of 32 rows, sequences, layers
     }
 
