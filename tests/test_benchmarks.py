@@ -343,7 +343,7 @@ def test_gpu_tiles_of_attention_on_request(tmp_path):
     tried = [row for row in rows if row["kind"] == "tiles"]
     assert len(tried) == len(gpu.tune_attention.FOR_FEW) + len(gpu.tune_attention.FOR_MANY)
     assert all(row["seconds"] > 0 for row in tried)
-    assert sum("keys 64, split 512" in row.get("text", "") for row in rows) >= 1
+    assert any(re.search(r"keys \d+, split \d+: \d", row.get("text", "")) for row in rows)
 
 
 def test_gpu_only_some_parts(tmp_path):
