@@ -17,8 +17,8 @@ from benchmarks.cases import Call, dtype_name
 from benchmarks.processor import Processor
 from benchmarks.record import Record, shape_text
 from benchmarks.scenes import MASK
+from freedave.forward.prediction import Predictor
 from freedave.peak_memory import PeakMemory
-from freedave.prediction import Predictor
 
 ROUNDS, BUDGET = 20, 4.0
 SLICES, WHOLE, EAGER = "slices", "all logits", "all logits, eager"

@@ -7,8 +7,8 @@ import torch
 from tiny_models import golden_lm, prompt
 
 import freedave
-from freedave import attention
-from freedave.attention import attention_from_scores
+from freedave.forward import attention
+from freedave.forward.attention import attention_from_scores
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import torch
 from tiny_models import MASK, golden_lm, golden_model, prompt
 
 import freedave
-from freedave import packed_forward, prediction
-from freedave.decoder import Decoder
-from freedave.settings import resolve_settings
+from freedave.decode.decoder import Decoder
+from freedave.decode.settings import resolve_settings
+from freedave.forward import packed_forward, prediction
 
 FAMILIES = [
     ("block_causal", "auto"),
@@ -103,7 +103,7 @@ def test_a_forward_may_be_several_calls_of_the_model(monkeypatch, family, cache)
     monkeypatch.setattr(lm, "packed_features", counted)
 
     def decode(draft_steps: int, call_tokens: int):
-        monkeypatch.setattr("freedave.planned_executor.CALL_TOKENS", call_tokens)
+        monkeypatch.setattr("freedave.decode.planned_executor.CALL_TOKENS", call_tokens)
         calls.clear()
         options = {"block_length": 8, "cache": cache, "attention_mask": attention_mask}
         return freedave.generate(lm, input_ids, 24, draft_steps, **options), list(calls)
@@ -172,7 +172,7 @@ def test_a_finished_sequence_costs_nothing():
 
 
 def test_one_call_of_each_op_a_step(monkeypatch):
-    import freedave.planned_executor as stepping
+    import freedave.decode.planned_executor as stepping
 
     calls = []
     for module, name in ((prediction, "predict_tokens"), (stepping, "draft_step")):

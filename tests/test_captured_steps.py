@@ -11,7 +11,7 @@ from test_graph_executor import FAMILIES, LENGTHS, expect_static, ids, settings_
 from test_graph_steps import executor_of
 from tiny_models import golden_lm
 
-from freedave.decoder import Decoder
+from freedave.decode.decoder import Decoder
 
 
 def captured(lm, slots: int, draft_steps: int = 4, **options) -> Decoder:

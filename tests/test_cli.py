@@ -22,11 +22,11 @@ from freedave.cli import arguments as cli_arguments
 from freedave.cli import demo as demo_command
 from freedave.cli import main
 from freedave.cli.command_line import build_parser
+from freedave.decode.settings import CACHES, DECODING_OPTIONS, EXECUTORS
 from freedave.demo import comparison
 from freedave.demo.comparison import MAX_NEW_TOKENS
 from freedave.demo.tasks import TASKS
 from freedave.integrations import loading
-from freedave.settings import CACHES, DECODING_OPTIONS, EXECUTORS
 from freedave_kernels.arguments import ORDERS
 from freedave_kernels.ops.draft_step import DRAFTINGS
 
@@ -201,7 +201,7 @@ def test_a_decode_that_differs_is_reported_with_exit_code_1(
         output.step_map = output.step_map.flip(1)
         raise freedave.LosslessnessError("the first difference is at position 0", output, output.static)
 
-    monkeypatch.setattr(freedave, "generate", differs)
+    monkeypatch.setattr("freedave.cli.generate.generate", differs)
     options = ["--prompt-ids", "1,2", "--max-new-tokens", "10", "--picture", str(tmp_path / "a.html")]
     assert main(["generate", str(random_model), *options, "--check-lossless"]) == 1
     captured = capsys.readouterr()
@@ -371,7 +371,7 @@ def test_a_backend_that_cannot_run_here(
 
     import freedave_kernels
 
-    monkeypatch.setattr(freedave, "generate", unavailable)
+    monkeypatch.setattr("freedave.cli.generate.generate", unavailable)
     assert "no device" in error_of(capsys, "generate", str(random_model), "--prompt-ids", "1")
 
 
@@ -385,7 +385,7 @@ def heeds_ctrl_c() -> Iterator[None]:
 
 @pytest.mark.usefixtures("heeds_ctrl_c")
 def test_ctrl_c(random_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(freedave, "generate", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr("freedave.cli.generate.generate", lambda *_, **__: signal.raise_signal(signal.SIGINT))
     assert main(["generate", str(random_model), "--prompt-ids", "1"]) == 130
     assert capsys.readouterr().err == "freedave: interrupted\n"
 
@@ -420,7 +420,7 @@ def test_broken_weights_are_exit_code_1(
     lm = freedave.load_model(random_model)
     with torch.no_grad():
         lm.model.get_input_embeddings().weight.fill_(float("nan"))  # type: ignore[operator,union-attr]
-    monkeypatch.setattr(freedave, "load_model", lambda *_, **__: lm)
+    monkeypatch.setattr("freedave.integrations.loading.load_model", lambda *_, **__: lm)
     error = error_of(
         capsys, "generate", str(random_model), "--prompt-ids", "1", "--max-new-tokens", "4", "--no-stream", code=1
     )

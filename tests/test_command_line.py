@@ -92,11 +92,11 @@ def test_help_and_wrong_arguments_need_no_torch(arguments: list[str], code: int)
 
 
 def test_the_library_says_what_is_missing() -> None:
-    script = "import sys; sys.modules['transformers'] = None; import freedave; freedave.MKL_MODE; freedave.generate"
+    script = "import sys; sys.modules['transformers'] = None; import freedave; freedave.generate; freedave.load_model"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     message = done.stderr.splitlines()[-1]
     assert message.startswith("ModuleNotFoundError: ")
-    assert message.endswith("`freedave.generate` needs pip install 'freedave-kernels[decode]'")
+    assert message.endswith("`freedave.load_model` needs pip install 'freedave-kernels[decode]'")
 
 
 # ------------------------------------------------------------------------------------------------------- standard output

@@ -14,8 +14,9 @@ from tiny_models import MASK, OPTIONS, golden_lm
 from torch._dynamo.utils import counters
 
 import freedave
-from freedave import compiled_layers, idle_executors
-from freedave.compiled_layers import layers_of
+from freedave.decode import idle_executors
+from freedave.forward import compiled_layers
+from freedave.forward.compiled_layers import layers_of
 
 DENSE: dict[str, Any] = {
     "vocab_size": 64,

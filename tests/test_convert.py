@@ -13,8 +13,8 @@ from test_published_checkpoints import LENGTH, assert_agree, logits, reference, 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import freedave
-from freedave.attention import block_causal_mask
 from freedave.cli import main
+from freedave.forward.attention import block_causal_mask
 from freedave.models.conversion import convert_checkpoint
 
 FAMILIES = list(PUBLISHED)

@@ -119,7 +119,7 @@ def test_use_cache_chooses_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append(settings["cache"])
         return decode(*arguments, **settings)
 
-    monkeypatch.setattr(freedave, "generate", record)
+    monkeypatch.setattr("freedave.integrations.prompts.generate", record)
     on_golden(prompt())
     on_golden(prompt(), use_cache=False)
     on_golden(prompt(), use_cache=False, cache="auto")
@@ -274,7 +274,7 @@ def test_a_difference_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
         other = dataclasses.replace(output, step_map=output.step_map + 1)
         raise freedave.LosslessnessError("a difference", output, other)
 
-    monkeypatch.setattr(freedave, "generate", differs)
+    monkeypatch.setattr("freedave.integrations.prompts.generate", differs)
     with pytest.raises(freedave.LosslessnessError, match="a difference"):
         on_golden(prompt(), check_lossless=True)
 

@@ -8,10 +8,10 @@ import torch
 from tiny_models import MASK, golden_lm, prompt
 
 import freedave
-from freedave import packed_forward
-from freedave.decoder import Decoder
-from freedave.sequence import Sequence
-from freedave.settings import resolve_settings
+from freedave.decode.decoder import Decoder
+from freedave.decode.sequence import Sequence
+from freedave.decode.settings import resolve_settings
+from freedave.forward import packed_forward
 
 FAMILIES = [("block_causal", "auto"), ("block_causal", "none"), ("full", "none"), ("full", "prefix"), ("full", "dual")]
 EXECUTORS = ["planned", "graph"]

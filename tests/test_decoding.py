@@ -12,8 +12,8 @@ from tiny_models import MASK, golden_lm, golden_model, prompt
 
 import freedave
 import freedave_kernels as fk
-from freedave import packed_forward
-from freedave.output import compare_with_static as _compare
+from freedave.decode.output import compare_with_static as _compare
+from freedave.forward import packed_forward
 
 
 def test_example():
@@ -245,7 +245,7 @@ class Plain(torch.nn.Module):
 @pytest.mark.parametrize("call_tokens", [1024, 0])
 @pytest.mark.parametrize(("family", "cache"), FAMILIES)
 def test_any_module_called_like_a_causal_lm(monkeypatch, family, cache, call_tokens):
-    monkeypatch.setattr("freedave.planned_executor.CALL_TOKENS", call_tokens)
+    monkeypatch.setattr("freedave.decode.planned_executor.CALL_TOKENS", call_tokens)
     native = golden_lm(family)
     plain = freedave.DiffusionLM(
         Plain(native.model),

@@ -122,7 +122,7 @@ def test_the_ops_loop_is_that_of_the_docstring():
 
 def test_the_decoder_loop_runs(capsys):
     """As it stands, with the embedded model's sizes."""
-    code = indented(ROOT / "docs/engines.md", "from freedave.decoder import Decoder")
+    code = indented(ROOT / "docs/engines.md", "from freedave.decode.decoder import Decoder")
     sizes = {"prompt_length=1024": "prompt_length=16", "max_new_tokens=256": "max_new_tokens=96", "=2048": "=160"}
     for stated, small in sizes.items():
         assert code.count(stated) == 1

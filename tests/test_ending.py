@@ -8,6 +8,7 @@ import transformers
 from tiny_models import golden_lm, prompt
 
 import freedave
+from freedave.peak_memory import PeakMemory
 
 
 def test_example():
@@ -198,11 +199,12 @@ def test_eight_drafts_need_little_more_memory_than_one(family, cache, new, optio
     """A prompt of 1,024 tokens: the keys and values stand once, and few more tokens are computed at a time."""
     lm = golden_lm(family)
     lm.max_positions = None  # rotary positions: the configuration's 512 is no limit of the arithmetic
-    options = {"block_length": 8, "cache": cache, "measure_memory": True} | options
+    options = {"block_length": 8, "cache": cache} | options
     peaks = {}
     for draft_steps in (1, 8):
-        out = freedave.generate(lm, prompt(1024), new, draft_steps, **options)
-        peaks[draft_steps] = out.stats.peak_bytes
+        with PeakMemory(lm.device) as memory:
+            out = freedave.generate(lm, prompt(1024), new, draft_steps, **options)
+        peaks[draft_steps] = memory.peak
     one_layer = 2 * (1024 + new) * 2 * 16 * 4
     assert out.stats.cache_bytes == (0 if cache == "none" else 2 * one_layer) < peaks[1]
     assert peaks[8] <= 1.3 * peaks[1]
@@ -224,8 +226,10 @@ def test_the_logits_of_eight_drafts_need_no_memory(family, cache):
     torch.manual_seed(0)
     model = transformers.Qwen3ForCausalLM(config)
     lm = freedave.DiffusionLM(model, 32767, attention=family, block_length=32)
-    static, drafted = (
-        freedave.generate(lm, prompt(1024), 64, k, block_length=32, cache=cache, measure_memory=True) for k in (1, 8)
-    )
-    assert torch.equal(static.sequences, drafted.sequences)
-    assert drafted.stats.peak_bytes <= 1.3 * static.stats.peak_bytes
+    sequences, peaks = {}, {}
+    for draft_steps in (1, 8):
+        with PeakMemory(lm.device) as memory:
+            out = freedave.generate(lm, prompt(1024), 64, draft_steps, block_length=32, cache=cache)
+        sequences[draft_steps], peaks[draft_steps] = out.sequences, memory.peak
+    assert torch.equal(sequences[1], sequences[8])
+    assert peaks[8] <= 1.3 * peaks[1]

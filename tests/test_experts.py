@@ -8,7 +8,7 @@ from states import generator
 from tiny_models import experts_lm
 from transformers.integrations.moe import grouped_mm_experts_forward
 
-from freedave.experts import experts_in_fours
+from freedave.models.experts import experts_in_fours
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 64])
@@ -42,7 +42,7 @@ def test_compiled(tokens, monkeypatch):
         ours = experts_in_fours(experts, hidden_states, index, weights)
         assert torch.equal(compiled(experts, hidden_states, index, weights), ours)
         with monkeypatch.context() as patch:
-            patch.setattr("freedave.experts.grouped_mm_experts_forward", record)
+            patch.setattr("freedave.models.experts.grouped_mm_experts_forward", record)
             patch.setattr(torch.compiler, "is_compiling", lambda: True)
             assert torch.equal(experts_in_fours(experts, hidden_states, index, weights), ours)
     counts = torch.stack([index.bincount(minlength=8) for index in indices])

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import golden_model
 
-from freedave.fused_projections import FusedProjections
+from freedave.forward.fused_projections import FusedProjections
 
 IDS = torch.tensor([[1, 2, 3, 4, 5]])
 

@@ -9,10 +9,10 @@ import torch
 from tiny_models import golden_lm, prompt
 
 import freedave
-from freedave.decoder import Decoder
-from freedave.sequence import Sequence
-from freedave.settings import Settings, resolve_settings
-from freedave.shapes import window_blocks
+from freedave.decode.decoder import Decoder
+from freedave.decode.sequence import Sequence
+from freedave.decode.settings import Settings, resolve_settings
+from freedave.decode.shapes import window_blocks
 
 LENGTHS = [3, 12, 8, 5]
 EXACT = [("block_causal", "auto"), ("block_causal", "none"), ("full", "none"), ("full_shifted", "none")]

@@ -14,8 +14,8 @@ from tiny_models import MASK, OPTIONS, golden_lm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from freedave import DiffusionLM
-from freedave.decoder import Decoder
-from freedave.graph_executor import GraphExecutor
+from freedave.decode.decoder import Decoder
+from freedave.decode.graph_executor import GraphExecutor
 
 MOST_CALLS = 40
 

@@ -11,10 +11,10 @@ import torch
 from tiny_models import MASK, golden_lm, golden_model, prompt
 
 import freedave
-import freedave.output
-from freedave import idle_executors
-from freedave.decoder import Decoder
-from freedave.settings import resolve_settings
+import freedave.decode.output
+from freedave.decode import idle_executors
+from freedave.decode.decoder import Decoder
+from freedave.decode.settings import resolve_settings
 
 
 def own_lm() -> freedave.DiffusionLM:
@@ -137,4 +137,4 @@ def test_a_new_shape_is_remarked_once(caplog):
 
 def test_differences_from_static_decoding_in_its_own_shapes():
     out = decode(own_lm(), measure_own_static=True)
-    assert out.stats.own_static == freedave.output.Differences(tokens=0, steps=0, positions=16)
+    assert out.stats.own_static == freedave.decode.output.Differences(tokens=0, steps=0, positions=16)

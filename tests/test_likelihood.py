@@ -10,7 +10,7 @@ import torch
 from tiny_models import MASK, golden_lm, golden_model
 
 import freedave
-from freedave.attention import block_causal_mask
+from freedave.forward.attention import block_causal_mask
 from freedave.integrations.likelihood import log_likelihood_bound, noise
 
 CONTEXT, CONTINUATION = [3, 14, 15, 9, 26], [5, 35, 8, 9]

@@ -241,7 +241,7 @@ def test_the_share_that_was_identical(
         static = dataclasses.replace(output.static, step_map=output.static.step_map + 1)
         raise freedave.LosslessnessError("a difference", output, static)
 
-    monkeypatch.setattr(freedave, "generate", differs)
+    monkeypatch.setattr("freedave.integrations.prompts.generate", differs)
     checking = FreeDaveLM(demo, check_lossless=share)
     assert answers(checking, *[PROMPT] * 4) == [ANSWER] * 4
     tally = checking.tallies["a_task"]

@@ -6,14 +6,14 @@ import pytest
 import torch
 from tiny_models import MASK, experts_lm, golden_lm, wide_lm
 
-from freedave import attention, packed_forward
-from freedave.attention import attend, attention_from_scores, attention_with_log_sum_exp, merge_into
-from freedave.cache import KeyValueCache
-from freedave.cache_policy import policy_for
-from freedave.explicit_mask import dense_mask
-from freedave.packed_forward import ForwardBuilder
-from freedave.planned_sequence import PlannedSequence
-from freedave.settings import resolve_settings
+from freedave.decode.cache_policy import policy_for
+from freedave.decode.planned_sequence import PlannedSequence
+from freedave.decode.settings import resolve_settings
+from freedave.forward import attention, packed_forward
+from freedave.forward.attention import attend, attention_from_scores, attention_with_log_sum_exp, merge_into
+from freedave.forward.cache import KeyValueCache
+from freedave.forward.explicit_mask import dense_mask
+from freedave.forward.packed_forward import ForwardBuilder
 
 CPU = torch.device("cpu")
 

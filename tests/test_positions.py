@@ -8,10 +8,10 @@ from test_decoding import Plain
 from tiny_models import MASK, golden_lm, prompt
 
 import freedave
-from freedave import packed_forward
-from freedave.decoder import Decoder
+from freedave.decode.decoder import Decoder
+from freedave.decode.settings import resolve_settings
+from freedave.forward import packed_forward
 from freedave.integrations.likelihood import log_likelihood_bound
-from freedave.settings import resolve_settings
 
 
 def limited(positions: int, block_length: int = 32, family: str = "block_causal"):

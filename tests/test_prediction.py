@@ -11,8 +11,8 @@ from states import generator
 from tiny_models import prompt
 
 import freedave
-from freedave import prediction
-from freedave.prediction import Predictor
+from freedave.forward import prediction
+from freedave.forward.prediction import Predictor
 from freedave_kernels import predict_tokens
 
 VOCAB, WIDTH, MASK = 10_000, 32, 9_999

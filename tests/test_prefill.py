@@ -8,9 +8,9 @@ from test_decoding import Plain
 from tiny_models import MASK, golden_lm, prompt
 
 import freedave
-from freedave import packed_forward
-from freedave.decoder import Decoder
-from freedave.settings import resolve_settings
+from freedave.decode.decoder import Decoder
+from freedave.decode.settings import resolve_settings
+from freedave.forward import packed_forward
 
 
 def ids(length: int, seed: int = 0) -> list[int]:

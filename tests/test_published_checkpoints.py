@@ -14,7 +14,7 @@ from huggingface_hub import constants
 from published_layouts import EOS, MASK, PUBLISHED, write_checkpoint, write_published
 
 import freedave
-from freedave.attention import block_causal_mask
+from freedave.forward.attention import block_causal_mask
 from freedave.models.conversion import convert_checkpoint
 from freedave.models.description import describe
 

@@ -17,11 +17,11 @@ from test_wrapped_modules import Wrapper
 from tiny_models import golden_lm, golden_model, prompt
 
 import freedave
-from freedave import reproducible_products
 from freedave.cli import main
+from freedave.decode.output import compare_with_static
+from freedave.forward import reproducible_products
+from freedave.forward.reproducible_products import difference, try_products
 from freedave.models.diffusion_lm import DiffusionLM
-from freedave.output import compare_with_static
-from freedave.reproducible_products import difference, try_products
 
 with_mkl = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch multiplies with another library")
 
@@ -98,7 +98,7 @@ def test_a_mode_in_which_it_does_not_hold():
     """Products in the mode COMPATIBLE, and what is said of them."""
     code = """
 import json, sys, warnings, torch
-from freedave.reproducible_products import FEW, MANY, difference, try_products
+from freedave.forward.reproducible_products import FEW, MANY, difference, try_products
 torch.manual_seed(0)
 layer = torch.nn.Linear(1024, 1024, bias=False)
 rows = torch.randn(MANY, 1024)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tiny_models import MASK
 
-from freedave.segments import plan_segments
+from freedave.forward.segments import plan_segments
 
 M = MASK
 

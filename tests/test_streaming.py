@@ -11,7 +11,7 @@ import torch
 
 import freedave
 from freedave import Commit
-from freedave.streaming import ProgressBar, StreamingText, can_redraw
+from freedave.cli.streaming import ProgressBar, StreamingText, can_redraw
 
 BOLD, DIM = "\x1b[1m", "\x1b[2m"
 

@@ -11,12 +11,12 @@ from tiny_models import MASK, OPTIONS, golden_lm, golden_model, prompt
 from transformers import PreTrainedModel
 
 import freedave
-from freedave.cache import KeyValueCache
-from freedave.cache_policy import policy_for
+from freedave.decode.cache_policy import policy_for
+from freedave.decode.planned_sequence import PlannedSequence
+from freedave.decode.settings import resolve_settings
+from freedave.forward.cache import KeyValueCache
+from freedave.forward.packed_forward import ForwardBuilder
 from freedave.models.diffusion_lm import DiffusionLM
-from freedave.packed_forward import ForwardBuilder
-from freedave.planned_sequence import PlannedSequence
-from freedave.settings import resolve_settings
 
 
 class Wrapper(torch.nn.Module):

@@ -13,7 +13,7 @@ from benchmarks.gpu.models import LLADA_8B, SDAR_8B, Published, prompt, random_m
 from benchmarks.gpu.plan import Plan
 from benchmarks.gpu.stepper import Step, Stepper
 from benchmarks.record import Record
-from freedave.settings import resolve_settings
+from freedave.decode.settings import resolve_settings
 
 NEW_TOKENS = 96  # a random model accepts few drafts: some 50 steps with 8 of them
 REPLAYS = 15  # of one step, for its time on the device

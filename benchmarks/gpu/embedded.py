@@ -14,8 +14,8 @@ from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.plan import Plan
 from benchmarks.gpu.stepper import Stepper
 from benchmarks.record import Record
+from freedave.decode.settings import Settings, resolve_settings
 from freedave.demo.tasks import TASKS, problems
-from freedave.settings import Settings, resolve_settings
 
 DRAFTS = (16, 1, 8)
 NEW_TOKENS, SEED = 96, 0

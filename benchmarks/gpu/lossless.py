@@ -18,7 +18,7 @@ from benchmarks.gpu.models import SDAR_8B, prompt, random_model, shape_of
 from benchmarks.gpu.plan import Plan
 from benchmarks.gpu.stepper import Stepper
 from benchmarks.record import Record
-from freedave.sequence import Sequence
+from freedave.decode.sequence import Sequence
 
 K = 8
 ANSWERS = 12  # of the embedded model

@@ -11,9 +11,9 @@ import torch
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.stepper import Stepper
 from benchmarks.record import Record
-from freedave.graph_executor import GraphExecutor
-from freedave.shapes import Shape
-from freedave.window_attention import WindowAttention, layer_buffers
+from freedave.decode.graph_executor import GraphExecutor
+from freedave.decode.shapes import Shape
+from freedave.forward.window_attention import WindowAttention, layer_buffers
 from freedave_kernels import draft_attention
 
 REPLAYS = 15

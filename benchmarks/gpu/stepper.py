@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from freedave import DiffusionLM
-from freedave.decoder import Decoder
-from freedave.graph_executor import GraphExecutor
-from freedave.sequence import Sequence
-from freedave.settings import Settings
-from freedave.shapes import Shape
+from freedave.decode.decoder import Decoder
+from freedave.decode.graph_executor import GraphExecutor
+from freedave.decode.sequence import Sequence
+from freedave.decode.settings import Settings
+from freedave.decode.shapes import Shape
 
 
 @dataclass(frozen=True)

@@ -16,34 +16,36 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from freedave.mkl_mode import MKL_MODE
+
 if TYPE_CHECKING:
-    from freedave.decoding import Commit as Commit
-    from freedave.decoding import DecodeOutput as DecodeOutput
-    from freedave.decoding import DecodeStats as DecodeStats
-    from freedave.decoding import LosslessnessError as LosslessnessError
-    from freedave.decoding import NonFiniteLogitsError as NonFiniteLogitsError
-    from freedave.decoding import generate as generate
+    from freedave.decode.decoder import Decoder as Decoder
+    from freedave.decode.generate import generate as generate
+    from freedave.decode.output import Commit as Commit
+    from freedave.decode.output import DecodeOutput as DecodeOutput
+    from freedave.decode.output import DecodeStats as DecodeStats
+    from freedave.decode.output import LosslessnessError as LosslessnessError
+    from freedave.decode.output import NonFiniteLogitsError as NonFiniteLogitsError
     from freedave.integrations.transformers import custom_generate as custom_generate
-    from freedave.models.checkpoint import CheckpointError as CheckpointError
     from freedave.models.checkpoint import load_model as load_model
     from freedave.models.diffusion_lm import DiffusionLM as DiffusionLM
+    from freedave.models.errors import CheckpointError as CheckpointError
 
-# In this mode the bits of a product's row do not depend on the number of rows, on which lossless decoding in float32 rests.
-# MKL reads it with the first product of the process; where it has no such mode for a processor, it takes the nearest.
-MKL_MODE = "AVX512,STRICT"
+# Before the first product of the process, after which it is not read any more.
 os.environ.setdefault("MKL_CBWR", MKL_MODE)
 
 # Imported on first use: transformers takes seconds, and `freedave --help` needs none of it.
 _HOMES = {
-    "CheckpointError": "freedave.models.checkpoint",
-    "Commit": "freedave.decoding",
-    "DecodeOutput": "freedave.decoding",
-    "DecodeStats": "freedave.decoding",
+    "CheckpointError": "freedave.models.errors",
+    "Commit": "freedave.decode.output",
+    "DecodeOutput": "freedave.decode.output",
+    "DecodeStats": "freedave.decode.output",
+    "Decoder": "freedave.decode.decoder",
     "DiffusionLM": "freedave.models.diffusion_lm",
-    "LosslessnessError": "freedave.decoding",
-    "NonFiniteLogitsError": "freedave.decoding",
+    "LosslessnessError": "freedave.decode.output",
+    "NonFiniteLogitsError": "freedave.decode.output",
     "custom_generate": "freedave.integrations.transformers",
-    "generate": "freedave.decoding",
+    "generate": "freedave.decode.generate",
     "load_model": "freedave.models.checkpoint",
 }
 __all__ = sorted(_HOMES)

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-import freedave
 from freedave.cli.generate import costs
 from freedave.cli.machine import machine
 from freedave.cli.reporting import write, write_json
+from freedave.decode.output import DecodeOutput
 from freedave.demo.comparison import (
     MAX_NEW_TOKENS,
     STATIC,
@@ -26,6 +26,8 @@ from freedave.demo.comparison import (
     response_text,
 )
 from freedave.demo.tasks import TASKS
+from freedave.models.checkpoint import load_model
+from freedave.models.diffusion_lm import DiffusionLM
 from freedave.picture import Trace, decode_picture, first_block_of, token_texts
 
 SMALL_MODEL = """\
@@ -73,7 +75,7 @@ class DecodesBar:
             dynamic_ncols=True,
         )
 
-    def __call__(self, mode: Mode, output: freedave.DecodeOutput) -> None:
+    def __call__(self, mode: Mode, output: DecodeOutput) -> None:
         self._tokens[mode.is_static] += output.stats.tokens
         self._forwards[mode.is_static] += output.num_forwards
         static, fast = (self._tokens[kind] / max(self._forwards[kind], 1) for kind in (True, False))
@@ -87,12 +89,12 @@ class DecodesBar:
         self._bar.close()
 
 
-def embedded_model(attention: str, settings: Settings) -> freedave.DiffusionLM:
+def embedded_model(attention: str, settings: Settings) -> DiffusionLM:
     """The embedded model under one of the two attentions it was trained for."""
-    lm = freedave.load_model("demo")
+    lm = load_model("demo")
     if attention == lm.attention:
         return lm
-    return freedave.DiffusionLM(
+    return DiffusionLM(
         lm.model,
         lm.mask_token_id,
         attention=attention,
@@ -103,7 +105,7 @@ def embedded_model(attention: str, settings: Settings) -> freedave.DiffusionLM:
     )
 
 
-def draw(picture: str, lm: freedave.DiffusionLM, result: Comparison) -> None:
+def draw(picture: str, lm: DiffusionLM, result: Comparison) -> None:
     """The worked example as a picture: static decoding and the fastest mode."""
     settings, problem = result.settings, result.example.problem
     prompt = prompt_ids(lm, problem)[0].tolist()
@@ -117,13 +119,13 @@ def draw(picture: str, lm: freedave.DiffusionLM, result: Comparison) -> None:
     )
 
 
-def trace(lm: freedave.DiffusionLM, example: WorkedExample, mode: Mode) -> Trace:
+def trace(lm: DiffusionLM, example: WorkedExample, mode: Mode) -> Trace:
     """One mode's decode of the worked example, as a picture shows it."""
     name = "static decoding" if mode.is_static else f"FreeDave, {mode.draft_steps} {mode.drafting} drafts"
     return Trace.of(name, lm, example.outputs[mode])
 
 
-def report(lm: freedave.DiffusionLM, result: Comparison, pictures: list[str]) -> str:
+def report(lm: DiffusionLM, result: Comparison, pictures: list[str]) -> str:
     """Everything the demo says."""
     settings = result.settings
     parameters = sum(parameter.numel() for parameter in lm.model.parameters())
@@ -172,7 +174,7 @@ def identical_cell(mode: Mode, tally: Tally) -> str:
     return "yes" if tally.all_identical else f"NO ({tally.problems - tally.identical})"
 
 
-def worked_example(lm: freedave.DiffusionLM, result: Comparison) -> list[str]:
+def worked_example(lm: DiffusionLM, result: Comparison) -> list[str]:
     """One problem in full, and where its time goes."""
     example = result.example
     problem, static = example.problem, example.outputs[STATIC]
@@ -193,7 +195,7 @@ def worked_example(lm: freedave.DiffusionLM, result: Comparison) -> list[str]:
     return lines
 
 
-def as_json(lm: freedave.DiffusionLM, result: Comparison, pictures: list[str]) -> dict[str, Any]:
+def as_json(lm: DiffusionLM, result: Comparison, pictures: list[str]) -> dict[str, Any]:
     """The same, for programs."""
     settings, example = result.settings, result.example
     return {

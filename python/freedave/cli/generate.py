@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
-import freedave
 from freedave.cli.reporting import show_remarks, write, write_json
+from freedave.cli.streaming import ProgressBar, StreamingText, Watcher, can_redraw
+from freedave.decode.generate import generate
+from freedave.decode.output import DecodeOutput, LosslessnessError
+from freedave.decode.settings import DECODING_OPTIONS
 from freedave.integrations.loading import default_device, load_named
+from freedave.models.diffusion_lm import DiffusionLM
 from freedave.picture import Trace, decode_picture, first_block_of, token_texts
-from freedave.settings import DECODING_OPTIONS
-from freedave.streaming import ProgressBar, StreamingText, Watcher, can_redraw
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,11 @@ class Decoded:
     """What there is to report: the decode, and how it compares with static decoding where that was asked for."""
 
     arguments: argparse.Namespace
-    lm: freedave.DiffusionLM
+    lm: DiffusionLM
     prompt_ids: list[int]
-    output: freedave.DecodeOutput
-    static: freedave.DecodeOutput | None
-    difference: freedave.LosslessnessError | None
+    output: DecodeOutput
+    static: DecodeOutput | None
+    difference: LosslessnessError | None
 
     @property
     def token_ids(self) -> list[int]:
@@ -70,20 +72,20 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in DECODING_OPTIONS}
 
 
-def dtype_of(lm: freedave.DiffusionLM) -> str:
+def dtype_of(lm: DiffusionLM) -> str:
     """The name of the weights' dtype."""
     return str(next(lm.model.parameters()).dtype).removeprefix("torch.")
 
 
-def explained(difference: freedave.LosslessnessError, dtype: str) -> freedave.LosslessnessError:
+def explained(difference: LosslessnessError, dtype: str) -> LosslessnessError:
     """What to do about a difference, where rounding may be the reason."""
     if dtype == "float32":
         return difference
     remedy = f"in {dtype} a near tie can round to either side; --dtype float32 rules that out"
-    return freedave.LosslessnessError(f"{difference} ({remedy})", difference.output, difference.static)
+    return LosslessnessError(f"{difference} ({remedy})", difference.output, difference.static)
 
 
-def encode_prompt(lm: freedave.DiffusionLM, arguments: argparse.Namespace) -> list[int]:
+def encode_prompt(lm: DiffusionLM, arguments: argparse.Namespace) -> list[int]:
     """The prompt as token ids; raises ValueError for one that the tokenizer cannot write."""
     if arguments.prompt_ids is not None:
         return list(arguments.prompt_ids)
@@ -105,14 +107,14 @@ def knows(tokenizer: Any, character: str) -> bool:
     return tokenizer.unk_token_id not in token_ids and (bool(token_ids) or character.isspace())
 
 
-def decode_text(lm: freedave.DiffusionLM, token_ids: list[int]) -> str:
+def decode_text(lm: DiffusionLM, token_ids: list[int]) -> str:
     """Token ids as text, or as numbers where there is no tokenizer."""
     if lm.tokenizer is None:
         return "".join(f"{token_id} " for token_id in token_ids)
     return str(lm.tokenizer.decode(token_ids))
 
 
-def decode(lm: freedave.DiffusionLM, prompt_ids: list[int], arguments: argparse.Namespace) -> Decoded:
+def decode(lm: DiffusionLM, prompt_ids: list[int], arguments: argparse.Namespace) -> Decoded:
     """Decode with the settings of the command line, shown while it runs; statically too where they are compared."""
     input_ids = torch.tensor([prompt_ids], dtype=torch.int64)
     settings = {"max_new_tokens": arguments.max_new_tokens, **settings_of(arguments)}
@@ -120,16 +122,16 @@ def decode(lm: freedave.DiffusionLM, prompt_ids: list[int], arguments: argparse.
     if compared:
         # What is slow once, a process's first forward or a shape's first step, would fall on the first of the two decodes.
         shapes = arguments.executor == "graph" or lm.device.type == "cuda"
-        freedave.generate(lm, input_ids, **(settings if shapes else settings | {"max_new_tokens": 1}))
+        generate(lm, input_ids, **(settings if shapes else settings | {"max_new_tokens": 1}))
     with watch(lm, arguments) as watcher:
         try:
-            output = freedave.generate(lm, input_ids, **settings, on_step=watcher, check_lossless=compared)
-        except freedave.LosslessnessError as error:
+            output = generate(lm, input_ids, **settings, on_step=watcher, check_lossless=compared)
+        except LosslessnessError as error:
             return Decoded(arguments, lm, prompt_ids, error.output, error.static, error)
     return Decoded(arguments, lm, prompt_ids, output, output.static, None)
 
 
-def watch(lm: freedave.DiffusionLM, arguments: argparse.Namespace) -> Watcher:
+def watch(lm: DiffusionLM, arguments: argparse.Namespace) -> Watcher:
     """Text in place where standard output is a terminal that can redraw, else a progress bar."""
     if arguments.stream and not arguments.json and can_redraw(sys.stdout):
         return StreamingText(
@@ -194,7 +196,7 @@ def as_json(decoded: Decoded) -> dict[str, Any]:
     }
 
 
-def costs(output: freedave.DecodeOutput) -> dict[str, Any]:
+def costs(output: DecodeOutput) -> dict[str, Any]:
     """Forwards, tokens and seconds of one decode."""
     stats = output.stats
     return {

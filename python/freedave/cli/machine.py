@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from freedave import reproducible_products
+from freedave.forward import reproducible_products
 
 
 def processor() -> str:

@@ -105,7 +105,7 @@ def _exit_code(error: Exception) -> int:
     if isinstance(error, (ValueError, ImportError, OSError)):
         return 2
     # Both import torch, and neither error can have been raised where it had not been imported.
-    from freedave.output import LosslessnessError, NonFiniteLogitsError
+    from freedave.decode.output import LosslessnessError, NonFiniteLogitsError
     from freedave_kernels import BackendUnavailableError
 
     if isinstance(error, (LosslessnessError, NonFiniteLogitsError)):

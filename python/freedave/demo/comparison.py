@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from freedave import DecodeOutput, DiffusionLM, generate
-
-from .tasks import TASKS, Problem, problems
+from freedave.decode.generate import generate
+from freedave.decode.output import DecodeOutput
+from freedave.demo.tasks import TASKS, Problem, problems
+from freedave.models.diffusion_lm import DiffusionLM
 
 # The longest response, an eight-item sorting, has 78 tokens.
 MAX_NEW_TOKENS = 96

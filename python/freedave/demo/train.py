@@ -36,8 +36,8 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from .tasks import TASKS, Problem, stream
-from .tokenizer import EOS, MASK, build_tokenizer
+from freedave.demo.tasks import TASKS, Problem, stream
+from freedave.demo.tokenizer import EOS, MASK, build_tokenizer
 
 # The multiplication table has the most entries to learn.
 MIXTURE = {"addition": 0.26, "subtraction": 0.26, "multiplication": 0.32, "sorting": 0.16}

@@ -20,8 +20,8 @@ from itertools import combinations
 
 import torch
 
-from freedave import DiffusionLM
-from freedave.attention import block_causal_mask
+from freedave.forward.attention import block_causal_mask
+from freedave.models.diffusion_lm import DiffusionLM
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-import freedave
+from freedave.models.checkpoint import load_model
+from freedave.models.diffusion_lm import DiffusionLM
 
 DTYPES: dict[str, torch.dtype | str] = {
     "auto": "auto",
@@ -14,7 +15,7 @@ DTYPES: dict[str, torch.dtype | str] = {
 }
 
 
-def load_named(path: str, dtype: str, device: str, revision: str | None = None) -> freedave.DiffusionLM:
+def load_named(path: str, dtype: str, device: str, revision: str | None = None) -> DiffusionLM:
     """`freedave.load_model` with the dtype's name: "auto" (the checkpoint's own), "float32", "bfloat16" or "float16".
 
     Raises:
@@ -22,7 +23,7 @@ def load_named(path: str, dtype: str, device: str, revision: str | None = None) 
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    return freedave.load_model(path, dtype=DTYPES[dtype], device=device, revision=revision)  # type: ignore[arg-type]
+    return load_model(path, dtype=DTYPES[dtype], device=device, revision=revision)  # type: ignore[arg-type]
 
 
 def default_device() -> str:

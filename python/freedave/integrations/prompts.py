@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
-import freedave
+from freedave.decode.generate import generate
+from freedave.decode.output import Commit, LosslessnessError
+from freedave.models.diffusion_lm import DiffusionLM
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Answer:
     num_forwards: int
     tokens: int
     seconds: float
-    difference: freedave.LosslessnessError | None = None
+    difference: LosslessnessError | None = None
 
     def length(self, ends: Collection[int]) -> int:
         """How many tokens there are up to the first end of sequence, which is counted.
@@ -47,10 +49,10 @@ class Answer:
 
 
 def answer_prompts(
-    lm: freedave.DiffusionLM,
+    lm: DiffusionLM,
     prompts: Sequence[Sequence[int]],
     *,
-    on_step: Callable[[freedave.Commit], None] | None = None,
+    on_step: Callable[[Commit], None] | None = None,
     **settings: Any,
 ) -> list[Answer]:
     """Decodes the prompts as one batch; `settings` are `freedave.generate`'s.
@@ -65,8 +67,8 @@ def answer_prompts(
     attention_mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     difference = None
     try:
-        output = freedave.generate(lm, input_ids, attention_mask=attention_mask, on_step=on_step, **settings)
-    except freedave.LosslessnessError as error:
+        output = generate(lm, input_ids, attention_mask=attention_mask, on_step=on_step, **settings)
+    except LosslessnessError as error:
         output, difference = error.output, error
     forwards = output.stats.forwards_by_sequence
     tokens = (output.step_map >= 0).sum(dim=1).tolist()
@@ -84,7 +86,7 @@ def answer_prompts(
     ]
 
 
-def _differs(difference: freedave.LosslessnessError, row: int) -> bool:
+def _differs(difference: LosslessnessError, row: int) -> bool:
     output, static = difference.output, difference.static
     same_tokens = torch.equal(output.sequences[row], static.sequences[row])
     return not (same_tokens and torch.equal(output.step_map[row], static.step_map[row]))

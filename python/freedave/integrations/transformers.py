@@ -20,8 +20,9 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-import freedave
+from freedave.decode.output import Commit
 from freedave.integrations.prompts import Answer, answer_prompts
+from freedave.models.diffusion_lm import DiffusionLM
 
 # What `generate` itself puts there; anything else came from the caller.
 PREPARED = ("attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "cache_position")
@@ -74,7 +75,7 @@ def custom_generate(
     executor: str = "auto",
     compile: bool | None = None,
     check_lossless: bool = False,
-    on_step: Callable[[freedave.Commit], None] | None = None,
+    on_step: Callable[[Commit], None] | None = None,
     **model_kwargs: Any,
 ) -> torch.LongTensor | FreeDaveGenerateOutput:
     """The decoding loop of `model.generate(input_ids, custom_generate=custom_generate, ...)`.
@@ -198,7 +199,7 @@ def _as_diffusion_lm(
     block_length: int | None,
     logits_shift: bool | None,
     ends: Sequence[int],
-) -> Iterator[freedave.DiffusionLM]:
+) -> Iterator[DiffusionLM]:
     """The model as the decoder sees it; its attention implementation and mode are put back afterwards.
 
     They are the model's, not a thread's, so calls that share a model take turns.
@@ -218,7 +219,7 @@ def _as_diffusion_lm(
         implementation, training = config._attn_implementation, model.training
         experts = config._experts_implementation
         try:
-            yield freedave.DiffusionLM(
+            yield DiffusionLM(
                 model,
                 mask_token_id,  # type: ignore[arg-type]
                 attention=attention,  # type: ignore[arg-type]
@@ -251,7 +252,7 @@ class _Stream:
         self._waiting: dict[int, int] = {}
         self._next: int | None = 0
 
-    def __call__(self, commit: freedave.Commit) -> None:
+    def __call__(self, commit: Commit) -> None:
         self._waiting.update(zip(commit.positions, commit.token_ids, strict=True))
         ready = []
         while self._next in self._waiting:
@@ -262,13 +263,13 @@ class _Stream:
 
 
 def _both(
-    first: Callable[[freedave.Commit], None] | None, second: Callable[[freedave.Commit], None] | None
-) -> Callable[[freedave.Commit], None] | None:
+    first: Callable[[Commit], None] | None, second: Callable[[Commit], None] | None
+) -> Callable[[Commit], None] | None:
     """One callback of two."""
     if first is None or second is None:
         return first or second
 
-    def both(commit: freedave.Commit) -> None:
+    def both(commit: Commit) -> None:
         first(commit)
         second(commit)
 

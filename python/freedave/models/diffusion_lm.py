@@ -3,48 +3,26 @@
 from __future__ import annotations
 
 import functools
-import operator
-from collections.abc import Iterable, Sequence
-from typing import Any, SupportsIndex
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from freedave.attention import DraftAttention, attend, check_attention, use_bidirectional_attention
-from freedave.experts import use_experts_in_fours
-from freedave.explicit_mask import ExplicitKeyValues, additive_mask, explicit_logits, honoured_mask_dtype
-from freedave.integers import as_int
-from freedave.packed_forward import ROWS_TOGETHER, PackedForward
-from freedave.reproducible_products import try_products
-from freedave.window_attention import WindowAttention
+from freedave.forward.attention import attend
+from freedave.forward.explicit_mask import ExplicitKeyValues, additive_mask, explicit_logits, honoured_mask_dtype
+from freedave.forward.packed_forward import ROWS_TOGETHER, PackedForward
+from freedave.forward.reproducible_products import try_products
+from freedave.forward.window_attention import WindowAttention
+from freedave.integers import as_int, as_token_id, as_token_ids
+from freedave.models.attention_interface import DraftAttention, check_attention, use_bidirectional_attention
+from freedave.models.experts import use_experts_in_fours
 
 ATTENTIONS = ("block_causal", "full")
 
 # Classes whose logits are exactly lm_head(backbone output), so that the head can run on a few rows only.
 _PLAIN_HEADS = frozenset({"Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM", "Glm4MoeForCausalLM"})
-
-
-def as_token_ids(token_ids: SupportsIndex | Iterable[SupportsIndex] | None) -> tuple[int, ...]:
-    """One id, several or none, as a tuple; any integral numbers, those of numpy and torch too.
-
-    Raises:
-        TypeError: what is not one.
-    """
-    if token_ids is None:
-        return ()
-    if isinstance(token_ids, Iterable) and not isinstance(token_ids, str) and getattr(token_ids, "ndim", None) != 0:
-        return tuple(map(_as_token_id, token_ids))
-    return (_as_token_id(token_ids),)
-
-
-def _as_token_id(value: Any) -> int:
-    try:
-        if isinstance(value, bool) or "bool" in str(getattr(value, "dtype", "")):
-            raise TypeError
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"a token id must be an integer, got {value!r} ({type(value).__name__})") from None
 
 
 def _is_hooked(module: torch.nn.Module) -> bool:
@@ -103,7 +81,7 @@ class DiffusionLM:
 
         check_attention(model)
         self.model = model.eval()
-        self.mask_token_id = mask_token_id = _as_token_id(mask_token_id)
+        self.mask_token_id = mask_token_id = as_token_id(mask_token_id)
         self.attention = attention
         self.block_length = block_length
         self.logits_shift = logits_shift

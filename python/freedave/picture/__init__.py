@@ -12,9 +12,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from .content import Picture, Trace, first_block_of, headline, token_texts
-from .page import html_page
-from .png import import_matplotlib, write_png
+from freedave.picture.content import Picture, Trace, first_block_of, headline, token_texts
+from freedave.picture.page import html_page
+from freedave.picture.png import import_matplotlib, write_png
 
 __all__ = ["SUFFIXES", "Trace", "check_picture_path", "decode_picture", "first_block_of", "headline", "token_texts"]
 

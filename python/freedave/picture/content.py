@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from freedave import DecodeOutput, DiffusionLM
+    from freedave.decode.output import DecodeOutput
+    from freedave.models.diffusion_lm import DiffusionLM
 
 END_OF_SEQUENCE = "∎"
 VISIBLE = str.maketrans({" ": "␣", "\n": "↵", "\r": "␍", "\t": "⇥"})

@@ -5,8 +5,8 @@ from __future__ import annotations
 import html
 import string
 
-from .colour import MASKED, PROMPT_INK, SCALE, hex_of, ink_on, shade
-from .content import DISCREET, LEGEND, Picture, Trace, cost, headline, label, plural, spoken
+from freedave.picture.colour import MASKED, PROMPT_INK, SCALE, hex_of, ink_on, shade
+from freedave.picture.content import DISCREET, LEGEND, Picture, Trace, cost, headline, label, plural, spoken
 
 _PAGE = string.Template("""\
 <!doctype html>

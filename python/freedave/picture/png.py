@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .colour import MASKED, PROMPT_INK, ink_on, rgb_of, shade
-from .content import DISCREET, LEGEND, Picture, Trace, cost, headline, label, plural
+from freedave.picture.colour import MASKED, PROMPT_INK, ink_on, rgb_of, shade
+from freedave.picture.content import DISCREET, LEGEND, Picture, Trace, cost, headline, label, plural
 
 
 def import_matplotlib() -> Any:

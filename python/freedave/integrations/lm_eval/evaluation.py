@@ -12,16 +12,16 @@ import lm_eval
 import lm_eval.evaluator
 from lm_eval.tasks import TaskManager
 
-import freedave
 from freedave.integrations.lm_eval.model import FreeDaveLM
 from freedave.integrations.lm_eval.tally import METRICS, DecodingTally
+from freedave.models.diffusion_lm import DiffusionLM
 
 TASKS = Path(__file__).parent / "tasks"
 """The embedded model's tasks, for the harness's `--include_path`; `evaluate` knows them."""
 
 
 def evaluate(
-    pretrained: str | freedave.DiffusionLM,
+    pretrained: str | DiffusionLM,
     tasks: Sequence[Any] = ("freedave_demo",),
     *,
     include_path: str | Path | None = None,

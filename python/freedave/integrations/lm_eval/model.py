@@ -15,12 +15,12 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
 from tqdm import tqdm
 
-import freedave
+from freedave.decode.settings import DECODING_OPTIONS, resolve_settings
 from freedave.integrations.likelihood import log_likelihood_bound
 from freedave.integrations.lm_eval.tally import DecodingTally
 from freedave.integrations.loading import default_device, load_named
 from freedave.integrations.prompts import Answer, answer_prompts
-from freedave.settings import DECODING_OPTIONS, resolve_settings
+from freedave.models.diffusion_lm import DiffusionLM
 
 DEFAULT_MAX_LENGTH = 2048  # the harness's own, for models that do not say
 
@@ -60,7 +60,7 @@ class FreeDaveLM(TemplateLM):
 
     def __init__(
         self,
-        pretrained: str | freedave.DiffusionLM,
+        pretrained: str | DiffusionLM,
         dtype: str = "auto",
         device: str | None = None,
         revision: str | None = None,
@@ -95,7 +95,7 @@ class FreeDaveLM(TemplateLM):
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
         if isinstance(check_lossless, str) or not 0 <= check_lossless <= 1:
             raise ValueError(f"check_lossless must be True, False or a share between 0 and 1, got {check_lossless!r}")
-        if isinstance(pretrained, freedave.DiffusionLM):
+        if isinstance(pretrained, DiffusionLM):
             self.lm = pretrained
         else:
             self.lm = load_named(pretrained, dtype, _usable_device(device), revision)

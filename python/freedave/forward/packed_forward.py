@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from freedave.cache import KeyValueCache, Write
+from freedave.forward.cache import KeyValueCache, Write
 
 # A CPU's matrix product takes four rows at a time, and computes what is left over otherwise, in other bits. With whole fours
 # a row's result does not depend on how many others there are (MKL's strict mode, float32; `reproducible_products.py`).

@@ -6,13 +6,16 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
-from freedave.integers import as_int
-from freedave.models.diffusion_lm import DiffusionLM, as_token_ids
+from freedave.integers import as_int, as_token_ids
 from freedave_kernels.arguments import ORDERS, expect_choice, expect_threshold
 from freedave_kernels.ops.draft_step import DRAFTINGS
+
+if TYPE_CHECKING:
+    from freedave.models.diffusion_lm import DiffusionLM
 
 CACHES = ("auto", "none", "prefix", "dual")
 EXECUTORS = ("auto", "planned", "graph")

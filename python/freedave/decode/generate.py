@@ -8,25 +8,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 
-from freedave.decoder import Decoder
-from freedave.models.diffusion_lm import DiffusionLM
-from freedave.output import (
+from freedave.decode.decoder import Decoder
+from freedave.decode.output import (
     Commit,
     DecodeOutput,
     DecodeStats,
-    LosslessnessError,
     NonFiniteLogitsError,
     compare_with_static,
     count_differences,
 )
-from freedave.peak_memory import PeakMemory
-from freedave.settings import Settings, check_prompts, resolve_settings
+from freedave.decode.settings import Settings, check_prompts, resolve_settings
 
-__all__ = ["Commit", "DecodeOutput", "DecodeStats", "LosslessnessError", "NonFiniteLogitsError", "generate"]
+if TYPE_CHECKING:
+    from freedave.models.diffusion_lm import DiffusionLM
 
 
 def generate(
@@ -47,7 +45,6 @@ def generate(
     measure_own_static: bool = False,
     attention_mask: torch.Tensor | None = None,
     stop_sequences: Sequence[Sequence[int]] = (),
-    measure_memory: bool = False,
     prefill_chunk: int | None = 512,
     executor: str = "auto",
     compile: bool | None = None,
@@ -82,7 +79,6 @@ def generate(
             right; the model never sees padding. None: there is none.
         stop_sequences: lists of token ids; a sequence ends with the finished block by which its answer contains one. The
             answer ends with the first one's last token: a caller who wants it gone cuts it off.
-        measure_memory: fill `stats.peak_bytes` (slows a CPU down).
         prefill_chunk: how many tokens of prompts a forward stores at most, in whole blocks. Longer prompts of block-causal
             models are computed in chunks of that many, while sequences whose prompt is stored go on beside them. That is
             exact: it changes no token. None: a prompt is computed at once. Full attention and `cache="none"` compute whole
@@ -108,10 +104,7 @@ def generate(
         lm, max(map(len, prompts)), max_new_tokens, draft_steps, block_length, tokens_per_step, order, threshold, drafting,
         cache, eos_token_id, lookahead_steps, stop_sequences, prefill_chunk, executor, compile,
     )  # fmt: skip
-    with PeakMemory(lm.device) if measure_memory else nullcontext() as memory:
-        out = _decode(lm, input_ids, prompts, settings, on_step)
-    if memory is not None:
-        out.stats.peak_bytes = memory.peak
+    out = _decode(lm, input_ids, prompts, settings, on_step)
     if measure_own_static:
         own = _decode(lm, input_ids, prompts, settings.static(own_shapes=True), None)
         out.stats.own_static = count_differences(out, own)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING
 
-from freedave.graph_executor import GraphExecutor
-from freedave.models.diffusion_lm import DiffusionLM
-from freedave.settings import Settings
+from freedave.decode.graph_executor import GraphExecutor
+from freedave.decode.settings import Settings
+
+if TYPE_CHECKING:
+    from freedave.models.diffusion_lm import DiffusionLM
 
 # Positions of a slot come in multiples of this, so that decodes of nearly the same length find each other's executor.
 POSITIONS_TOGETHER = 256

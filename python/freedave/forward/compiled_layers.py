@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from freedave.fused_projections import FusedProjections
-from freedave.models.diffusion_lm import DiffusionLM
+from freedave.forward.fused_projections import FusedProjections
+
+if TYPE_CHECKING:
+    from freedave.models.diffusion_lm import DiffusionLM
 
 # Of torch.compile.
 BACKEND = "inductor"

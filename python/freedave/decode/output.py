@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from freedave.reproducible_products import difference
+from freedave.forward.reproducible_products import difference
 
 
 class NonFiniteLogitsError(RuntimeError):
@@ -66,16 +66,15 @@ class Differences:
 
 @dataclass
 class DecodeStats:
-    """Where forwards, time and memory went.
+    """Where forwards and time went.
 
     `accepted_lengths`: static steps committed by each forward, of all its sequences together; `accepted_by_sequence` those
     of each sequence, one entry for each forward that it took part in. `positions_computed`: token positions that went
     through the model in all forwards, the compute that was spent. Seconds are wall time, without that of `on_step`; the
     forward is the model's, with the vocabulary projection and the cache. `cache_bytes`: the key-value buffers, which hold
-    every sequence once. `shapes`: how often each fixed shape of the graph executor ran. `peak_bytes`: with
-    `measure_memory`, the most that was allocated at a time during the decode, beyond what was before (the weights).
-    `own_static`: with `measure_own_static`, what differs from static decoding in its own shapes: 0 in float32; in 16 bits
-    near ties round to either side.
+    every sequence once. `shapes`: how often each fixed shape of the graph executor ran. `own_static`: with
+    `measure_own_static`, what differs from static decoding in its own shapes: 0 in float32; in 16 bits near ties round to
+    either side.
     """
 
     accepted_lengths: list[int] = field(default_factory=list)
@@ -86,7 +85,6 @@ class DecodeStats:
     accepted_by_sequence: list[list[int]] = field(default_factory=list)
     cache_bytes: int = 0
     shapes: dict[str, int] = field(default_factory=dict)
-    peak_bytes: int | None = None
     own_static: Differences | None = None
 
     @property

@@ -26,11 +26,11 @@ from typing import Protocol
 
 import torch
 
-from freedave.cache import KeyValueCache
-from freedave.packed_forward import ForwardBuilder
-from freedave.planned_sequence import PlannedSequence
-from freedave.segments import Segments, plan_segments
-from freedave.settings import Settings
+from freedave.decode.planned_sequence import PlannedSequence
+from freedave.decode.settings import Settings
+from freedave.forward.cache import KeyValueCache
+from freedave.forward.packed_forward import ForwardBuilder
+from freedave.forward.segments import Segments, plan_segments
 
 _FIRST = torch.finfo(torch.float32).max
 

@@ -13,9 +13,9 @@ from collections.abc import Callable
 
 import torch
 
-from freedave.attention import block_causal_mask
-from freedave.cache import Pair
-from freedave.packed_forward import PackedForward
+from freedave.forward.attention import block_causal_mask
+from freedave.forward.cache import Pair
+from freedave.forward.packed_forward import PackedForward
 
 # From `input_ids` and `position_ids [N, L]`, a mask of visible keys (bool), and past keys and values: logits `[N, L, V]`.
 Call = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, "ExplicitKeyValues | None"], torch.Tensor]

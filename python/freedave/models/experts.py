@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.integrations.moe import ExpertsInterface, grouped_mm_experts_forward
 
-from freedave.packed_forward import ROWS_TOGETHER
+from freedave.forward.packed_forward import ROWS_TOGETHER
 
 NAME = "freedave"
 

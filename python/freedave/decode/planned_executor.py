@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
-from freedave.cache_policy import CachePolicy, new_cache, policy_for
-from freedave.executor import Found
-from freedave.models.diffusion_lm import DiffusionLM
-from freedave.packed_forward import ForwardBuilder
-from freedave.planned_sequence import PlannedSequence
-from freedave.prediction import Predictor
-from freedave.sequence import ACCEPTED, PREFIX_LENGTH, Sequence
-from freedave.settings import Settings
+from freedave.decode.cache_policy import CachePolicy, new_cache, policy_for
+from freedave.decode.executor import Found
+from freedave.decode.planned_sequence import PlannedSequence
+from freedave.decode.sequence import ACCEPTED, PREFIX_LENGTH, Sequence
+from freedave.decode.settings import Settings
+from freedave.forward.packed_forward import ForwardBuilder
+from freedave.forward.prediction import Predictor
 from freedave_kernels import DraftStep, draft_step
+
+if TYPE_CHECKING:
+    from freedave.models.diffusion_lm import DiffusionLM
 
 # Stands at positions that a sequence's window does not have: no model sees it, and it is nobody's token.
 _PADDING = -1

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 
-from freedave.output import NonFiniteLogitsError
-from freedave.settings import Settings
+from freedave.decode.output import NonFiniteLogitsError
+from freedave.decode.settings import Settings
 from freedave_kernels.ops.draft_step import COUNTERS
 
 ACCEPTED, STEPS, PREFIX_LENGTH, NON_FINITE, NUM_DRAFTS = (

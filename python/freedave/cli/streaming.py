@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 from tqdm import tqdm
 
 if TYPE_CHECKING:
-    from freedave import Commit
+    from freedave.decode.output import Commit
 
 _DIM, _BOLD, _RESET = "\x1b[2m", "\x1b[1m", "\x1b[0m"
 _HIDE_CURSOR, _SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"

@@ -15,7 +15,7 @@ import warnings
 import torch
 import torch.nn.functional as F
 
-from freedave import MKL_MODE
+from freedave.mkl_mode import MKL_MODE
 from freedave_kernels import TOKENS_PER_STATE
 
 # Tried: so many rows, against as many as MANY. Rows come in fours (`ROWS_TOGETHER`).

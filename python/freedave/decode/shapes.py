@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from freedave.device_sequence import DeviceSequence
-from freedave.settings import Settings
+from freedave.decode.device_sequence import DeviceSequence
+from freedave.decode.settings import Settings
 
 # A forward of so many tokens takes a GPU little longer than one of a few (H100, 8B: 7.5 against 6.3 ms), so a smaller window
 # would be another shape for nothing.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from freedave.sequence import NUM_DRAFTS, Sequence
-from freedave.settings import Settings
+from freedave.decode.sequence import NUM_DRAFTS, Sequence
+from freedave.decode.settings import Settings
 
 
 class PlannedSequence(Sequence):

@@ -25,21 +25,23 @@ import time
 import warnings
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from freedave.compiled_layers import compiled_layers, is_compile_error
-from freedave.device_sequence import DeviceSequence
-from freedave.executor import Found
-from freedave.models.diffusion_lm import DiffusionLM
-from freedave.prediction import Predictor
-from freedave.sequence import Sequence
-from freedave.settings import Settings
-from freedave.shapes import Shape, Shapes
-from freedave.window_attention import WindowAttention, attention_modules, layer_buffers
+from freedave.decode.device_sequence import DeviceSequence
+from freedave.decode.executor import Found
+from freedave.decode.sequence import Sequence
+from freedave.decode.settings import Settings
+from freedave.decode.shapes import Shape, Shapes
+from freedave.forward.compiled_layers import compiled_layers, is_compile_error
+from freedave.forward.prediction import Predictor
+from freedave.forward.window_attention import WindowAttention, attention_modules, layer_buffers
 from freedave_kernels import DraftStep, draft_step, keep
 from freedave_kernels.ops.draft_step import COUNTERS, RecordLayout
+
+if TYPE_CHECKING:
+    from freedave.models.diffusion_lm import DiffusionLM
 
 logger = logging.getLogger(__name__)
 

@@ -18,18 +18,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence as Several
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
-from freedave import idle_executors
-from freedave.executor import Executor, Found
-from freedave.graph_executor import GraphExecutor
+from freedave.decode import idle_executors
+from freedave.decode.executor import Executor, Found
+from freedave.decode.graph_executor import GraphExecutor
+from freedave.decode.output import Commit
+from freedave.decode.planned_executor import PlannedExecutor
+from freedave.decode.sequence import NON_FINITE, STEPS, Sequence
+from freedave.decode.settings import Settings, check_length, check_prompt
 from freedave.integers import as_int
-from freedave.models.diffusion_lm import DiffusionLM
-from freedave.output import Commit
-from freedave.planned_executor import PlannedExecutor
-from freedave.sequence import NON_FINITE, STEPS, Sequence
-from freedave.settings import Settings, check_length, check_prompt
+
+if TYPE_CHECKING:
+    from freedave.models.diffusion_lm import DiffusionLM
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from freedave.sequence import Sequence
-from freedave.settings import Settings
+from freedave.decode.sequence import Sequence
+from freedave.decode.settings import Settings
 from freedave_kernels.ops.draft_step import RecordLayout
 
 

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import functools
 import time
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
-from freedave.models.diffusion_lm import DiffusionLM
 from freedave_kernels import TOKENS_PER_STATE, merge_predictions, partial_predictions, predict_tokens
+
+if TYPE_CHECKING:
+    from freedave.models.diffusion_lm import DiffusionLM
 
 # Rows that are projected together: with so many, a matrix product is bound by arithmetic, not by reading the weights.
 ROWS = 512
