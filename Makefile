@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 CUDA_VENV := .venv-cuda
 OLDEST_VENV := .venv-oldest
 PINS := requirements/build.txt requirements/decode.txt requirements/dev.txt requirements/triton.txt
-NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
+NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc cmake -type f)
 CXX_FILES = $(shell find csrc tests/simt \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \))
 OP_TESTS = tests/test_predict_tokens.py tests/test_partial_predictions.py tests/test_rank_positions.py tests/test_select_transfer.py \
            tests/test_build_drafts.py tests/test_verify_drafts.py tests/test_draft_step.py tests/test_long_windows.py
@@ -66,7 +66,7 @@ test-asan: setup
 	$(CMAKE_HERE) -B build/asan -DFREEDAVE_SANITIZE=address,undefined -DFREEDAVE_WERROR=ON
 	$(BIN)/cmake --build build/asan --target freedave_ops
 	$(ASAN_RUN) FREEDAVE_LIBRARY=$(abspath build/asan/libfreedave_ops.so) \
-	  $(BIN)/python -m pytest -q $(OP_TESTS) tests/test_python_calls.py -k 'not triton and not cuda_emulated and not memory'
+	  $(BIN)/python -m pytest -q $(OP_TESTS) tests/test_dispatcher.py -k 'not triton and not cuda_emulated and not given_back'
 
 simt: setup
 	$(CMAKE_HERE) -B build/simt -DFREEDAVE_SIMT=ON > build/simt.log || { cat build/simt.log; exit 1; }

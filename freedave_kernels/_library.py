@@ -7,7 +7,6 @@ The library registers ``torch.ops.freedave.*`` and has no Python symbols, so it 
 from __future__ import annotations
 
 import functools
-import importlib
 import os
 from collections.abc import Callable
 from importlib import metadata
@@ -32,38 +31,9 @@ OPS = (
 )
 
 
-def overload(op: str) -> Callable[..., Any]:
-    """What ``torch.ops.freedave.<op>`` calls, which takes as much time as a small tensor takes to make."""
-    return getattr(torch.ops.freedave, op).default._op
-
-
-def observers() -> tuple[Callable[[], Any], ...]:
-    """A call goes through torch's dispatcher while one of these returns something true: a mode, a profiler or a tracer is
-    there to see it.
-    """
-    return (
-        torch._C._len_torch_dispatch_stack,
-        torch._C._is_torch_function_mode_enabled,
-        torch._C._autograd._profiler_enabled,
-        torch._C._get_tracing_state,
-    )
-
-
-def _connect() -> Exception | None:
-    """Prepares calls of `_C`'s ops. Returns what this torch lacks for them: then all calls go through its dispatcher."""
-    _C = importlib.import_module("freedave_kernels._C")
-    try:
-        _C.connect(str(PATH), torch.Tensor, {op: overload(op) for op in OPS}, observers())
-    except (AttributeError, NotImplementedError) as error:
-        return error
-    return None
-
-
 LOAD_ERROR: Exception | None = None
-DIRECT_ERROR: Exception | None = None
 try:
     torch.ops.load_library(str(PATH))
-    DIRECT_ERROR = _connect()
 except (ImportError, OSError, RuntimeError) as error:
     LOAD_ERROR = error
 
@@ -85,11 +55,11 @@ except metadata.PackageNotFoundError:  # a source tree on sys.path that was neve
 def native_op(name: str) -> Callable[..., Any]:
     """What serves op `name` natively, all arguments by position; without the library, it raises what kept it from loading.
 
-    CPU tensors go straight to the kernels (csrc/python_calls.cpp), everything else through torch's dispatcher, as calls of
-    ``torch.ops.freedave.<name>`` do. torch.compile cannot see into either: `runs_native` keeps the two apart.
+    It is what ``torch.ops.freedave.<name>`` calls, which takes as much time as a small tensor takes to make. torch.compile
+    cannot see into it: `runs_native` keeps the two apart.
     """
     if LOAD_ERROR is None:
-        return overload(name) if DIRECT_ERROR else getattr(importlib.import_module("freedave_kernels._C"), name)
+        return getattr(torch.ops.freedave, name).default._op
 
     def missing(*_: Any) -> Any:
         from freedave_kernels import backends
@@ -97,15 +67,6 @@ def native_op(name: str) -> Callable[..., Any]:
         return backends.implementation("cpu")
 
     return missing
-
-
-def native_check(name: str) -> Callable[..., bool]:
-    """A function that says whether a call's arguments, all by position, are right: in a tenth of the time that the checks in
-    Python take, which explain what is wrong. False also where it cannot tell.
-    """
-    if LOAD_ERROR is None and DIRECT_ERROR is None:
-        return getattr(importlib.import_module("freedave_kernels._C"), f"accepts_{name}")
-    return lambda *_: False
 
 
 def register_fake(name: str) -> Callable[[F], F]:

@@ -25,7 +25,6 @@ def main() -> None:
         assert cuda_torch and cuda_kernels, f"torch {torch.__version__} and {_C.build} must both be CUDA builds"
     assert Path(fk.__file__).is_relative_to(folder), f"imported {fk.__file__}, not the package in {folder}"
     assert _library.LOAD_ERROR is None, _library.LOAD_ERROR
-    assert _library.DIRECT_ERROR is None, _library.DIRECT_ERROR
 
     for op in backends.OPS:
         for key in ("CPU", "CUDA") if cuda_kernels else ("CPU",):

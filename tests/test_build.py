@@ -68,12 +68,15 @@ def test_torch_too_old(tmp_path):
 def test_the_ops_compile_without_what_torch_2_13_added():
     """`make check-torch` compiles them against torch 2.10, which has one macro less. Here its name is taken away."""
     source = """
+        #include <torch/csrc/stable/device.h>
         #include <torch/csrc/stable/library.h>
+        #include <torch/csrc/stable/ops.h>
         #include <torch/csrc/stable/tensor.h>
         #undef STABLE_TORCH_ERROR_CODE_CHECK
-        #include "ops.cpp"
+        #include "torch/ops.cpp"
     """
-    options = ["-std=c++20", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DFREEDAVE_X86=1", "-DFREEDAVE_HAS_CUDA=0"]
+    defined = ["TORCH_TARGET_VERSION=0x020a000000000000", "FREEDAVE_HAS_CUDA=0", "FREEDAVE_EMULATED=0"]
+    options = ["-std=c++20", *(f"-D{name}" for name in defined)]
     folders = [f"-I{ROOT / 'csrc'}", "-isystem", str(Path(torch.__file__).with_name("include"))]
     command = [os.environ.get("CXX", "c++"), "-fsyntax-only", *options, *folders, "-x", "c++", "-"]
     result = subprocess.run(command, input=source, capture_output=True, text=True, check=False)

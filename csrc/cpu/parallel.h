@@ -5,7 +5,7 @@
 namespace freedave::cpu {
 
 // Runs body(begin, end, context) over disjoint ranges that cover [begin, end), none shorter than `grain` if it can be
-// helped, on the caller's threads. ops.cpp binds it to torch's thread pool, so torch.set_num_threads is obeyed.
+// helped, on the caller's threads. csrc/torch binds it to torch's thread pool, so torch.set_num_threads is obeyed.
 using ParallelFor = void (*)(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*),
                              void* context);
 

@@ -3,6 +3,7 @@
 
 #include "freedave/build_drafts.h"
 #include "freedave/draft_step.h"
+#include "freedave/limits.h"
 #include "freedave/predict_tokens.h"
 #include "freedave/rank_positions.h"
 #include "freedave/select_transfer.h"
@@ -27,9 +28,5 @@ cudaError_t scan_logits(const LogitsToScan& p, int64_t chunk_size, double* state
 
 // Bytes of device memory that predict_tokens works in.
 int64_t predict_tokens_workspace(const PredictTokensParams& p);
-
-// A window is one block of threads, and the agreement of drafts is one word of bits. Callers check.
-inline constexpr int64_t kMaxLength = 1024;
-inline constexpr int64_t kMaxDrafts = 32;
 
 }  // namespace freedave::cuda

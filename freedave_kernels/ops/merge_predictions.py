@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.compiler import is_compiling
 
 from freedave_kernels import arguments
-from freedave_kernels._library import native_check, native_op, register_fake
+from freedave_kernels._library import native_op, register_fake
 from freedave_kernels.backends import runs_native, serving
 from freedave_kernels.ops.partial_predictions import STATE_FIELDS
 from freedave_kernels.ops.predict_tokens import MEASURES
@@ -16,7 +15,6 @@ from freedave_kernels.ops.predict_tokens import MEASURES
 OP = "merge_predictions"
 
 _native = native_op(OP)
-_accepted = native_check(OP)
 
 
 def merge_predictions(
@@ -47,8 +45,7 @@ def merge_predictions(
     except (RuntimeError, AttributeError, TypeError):
         _check(states, input_ids, measure)
         raise
-    if is_compiling() or not _accepted(states, input_ids, measure):
-        _check(states, input_ids, measure)
+    _check(states, input_ids, measure)
     return serving(states.device).merge_predictions(states, input_ids, measure)
 
 

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.compiler import is_compiling
 
 from freedave_kernels import arguments
-from freedave_kernels._library import native_check, native_op, register_fake
+from freedave_kernels._library import native_op, register_fake
 from freedave_kernels.backends import runs_native, serving
 from freedave_kernels.ops.predict_tokens import check_arguments, token_tensor
 
@@ -21,7 +20,6 @@ STATE_FIELDS = 6  # max, second, token, ties, rest, weighted
 TOKEN_IDS = 2**53  # below that, float64 holds them exactly
 
 _native = native_op(OP)
-_accepted = native_check(OP)
 
 
 def partial_predictions(
@@ -81,8 +79,7 @@ def partial_predictions(
     except (RuntimeError, AttributeError, TypeError):
         _check(logits, input_ids, mask_token_id, first_token_id, mask_index, measure, suppress_tokens, logits_shift)
         raise
-    if is_compiling() or not _accepted(logits, input_ids, mask_token_id, *rest):
-        _check(logits, input_ids, mask_token_id, *rest)
+    _check(logits, input_ids, mask_token_id, *rest)
     return serving(logits.device).partial_predictions(logits, input_ids, mask_token_id, *rest)
 
 

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.compiler import is_compiling
 
 from freedave_kernels import arguments
-from freedave_kernels._library import native_check, native_op, register_fake
+from freedave_kernels._library import native_op, register_fake
 from freedave_kernels.backends import runs_native, serving
 
 OP = "predict_tokens"
@@ -18,7 +17,6 @@ MEASURES = ("prob", "margin", "neg_entropy")
 LOGIT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 _native = native_op(OP)
-_accepted = native_check(OP)
 
 
 def predict_tokens(
@@ -69,10 +67,7 @@ def predict_tokens(
     except (RuntimeError, AttributeError, TypeError):
         check_arguments(OP, logits, input_ids, mask_token_id, mask_index, measure, suppress_tokens, logits_shift)
         raise
-    if is_compiling() or not _accepted(
-        logits, input_ids, mask_token_id, mask_index, measure, suppress_tokens, logits_shift
-    ):
-        check_arguments(OP, logits, input_ids, mask_token_id, mask_index, measure, suppress_tokens, logits_shift)
+    check_arguments(OP, logits, input_ids, mask_token_id, mask_index, measure, suppress_tokens, logits_shift)
     return serving(logits.device).predict_tokens(
         logits, input_ids, mask_token_id, mask_index, measure, suppress_tokens, logits_shift
     )

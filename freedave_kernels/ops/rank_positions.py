@@ -5,16 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.compiler import is_compiling
 
 from freedave_kernels import arguments
-from freedave_kernels._library import native_check, native_op, register_fake
+from freedave_kernels._library import native_op, register_fake
 from freedave_kernels.backends import runs_native, serving
 
 OP = "rank_positions"
 
 _native = native_op(OP)
-_accepted = native_check(OP)
 
 
 def rank_positions(
@@ -48,8 +46,7 @@ def rank_positions(
     except (RuntimeError, AttributeError):
         check_arguments(confidence, mask_index, order, block_length)
         raise
-    if is_compiling() or not _accepted(confidence, mask_index, order, block_length):
-        check_arguments(confidence, mask_index, order, block_length)
+    check_arguments(confidence, mask_index, order, block_length)
     return serving(confidence.device).rank_positions(confidence, mask_index, order, block_length)
 
 

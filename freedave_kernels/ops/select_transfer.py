@@ -5,17 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.compiler import is_compiling
 
 from freedave_kernels import arguments
-from freedave_kernels._library import native_check, native_op, register_fake
+from freedave_kernels._library import native_op, register_fake
 from freedave_kernels.backends import runs_native, serving
 
 OP = "select_transfer"
 FALLBACKS = ("top", "top_if_fewer", "top_always")
 
 _native = native_op(OP)
-_accepted = native_check(OP)
 
 
 def select_transfer(
@@ -61,8 +59,7 @@ def select_transfer(
     except (RuntimeError, AttributeError):
         check_arguments(*call)
         raise
-    if is_compiling() or not _accepted(*call):
-        check_arguments(*call)
+    check_arguments(*call)
     return serving(confidence.device).select_transfer(*call)
 
 

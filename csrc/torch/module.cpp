@@ -1,4 +1,4 @@
-// freedave_kernels._C: what was built, what of it this machine can run, and the ops as plain functions.
+// freedave_kernels._C: what was built and what of it this machine can run.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -8,7 +8,6 @@
 
 #include "cpu/isa.h"
 #include "git_state.h"
-#include "python_calls.h"
 
 namespace {
 
@@ -48,7 +47,7 @@ pybind11::dict build() {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "What was built: see build, usable_cpu_isas() and cpu_isa(). The ops, for freedave_kernels.ops alone.";
+  m.doc() = "What was built: see build, usable_cpu_isas() and cpu_isa().";
   m.attr("build") = build();
   m.def(
       "usable_cpu_isas", [] { return isas_where(freedave::cpu::is_usable); },
@@ -56,5 +55,4 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "cpu_isa", [] { return freedave::cpu::name(freedave::cpu::chosen_isa()); },
       "The instruction set that the CPU kernels use: the best usable one, or what FREEDAVE_CPU_ISA names.");
-  freedave::add_python_calls(m.ptr());
 }

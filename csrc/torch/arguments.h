@@ -1,0 +1,189 @@
+#pragma once
+
+// Arguments of the ops, as torch's dispatcher hands them over: read, checked, and turned into what kernels take. The
+// Python wrappers explain a wrong argument at length; the checks here make a raw call memory-safe.
+#include <torch/csrc/stable/device.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <initializer_list>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "freedave/rows.h"
+
+namespace freedave {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// A string argument, short enough to be one of the words that the ops know.
+struct Word {
+  char text[24];
+  operator std::string_view() const { return text; }
+};
+
+}  // namespace freedave
+
+// torch's own conversion to std::string leaks the string (torch 2.13), once a call.
+template <>
+struct torch::stable::detail::ToImpl<freedave::Word> {
+  static freedave::Word call(StableIValue value, uint64_t, bool) {
+    const auto handle = torch::stable::detail::to<StringHandle>(value);
+    const char* data = nullptr;
+    freedave::Word word{};
+    if (torch_string_c_str(handle, &data) == 0) std::string_view(data).copy(word.text, sizeof(word.text) - 1);
+    torch_delete_string(handle);
+    return word;
+  }
+};
+
+namespace freedave {
+
+// As Python calls it.
+inline const char* name(ScalarType type) {
+  switch (type) {
+    case ScalarType::Bool:
+      return "bool";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    default:
+      return torch::headeronly::toString(type);
+  }
+}
+
+// A tensor argument, named for error messages. Sizes, strides and values are the tensor's own.
+struct Argument {
+  const char* op;
+  const char* name;
+  ScalarType type;
+  torch::stable::Device device;
+  int64_t dims;
+  const int64_t* sizes;
+  const int64_t* strides;
+  const void* data;
+
+  Argument(const char* op, const char* name, const Tensor& tensor)
+      : op(op),
+        name(name),
+        type(tensor.scalar_type()),
+        device(tensor.device()),
+        dims(tensor.dim()),
+        sizes(tensor.sizes().data()),
+        strides(tensor.strides().data()),
+        data(tensor.const_data_ptr()) {}
+
+  std::string shape() const {
+    std::string text = "[";
+    for (int64_t d = 0; d < dims; ++d) text += (d ? ", " : "") + std::to_string(sizes[d]);
+    return text + "]";
+  }
+
+  const Argument& expect(std::initializer_list<ScalarType> types) const {
+    std::string expected;
+    for (const ScalarType wanted : types) {
+      if (type == wanted) return *this;
+      expected += (expected.empty() ? "" : " or ") + std::string(freedave::name(wanted));
+    }
+    STD_TORCH_CHECK(false, op, ": ", name, " must be ", expected, ", got ", freedave::name(type));
+    return *this;
+  }
+
+  const Argument& expect_dims(int64_t wanted) const {
+    STD_TORCH_CHECK(dims == wanted, op, ": ", name, " must have ", wanted, " dimensions, got shape ", shape());
+    return *this;
+  }
+
+  // The first `count` sizes of `other`, and no more.
+  const Argument& expect_shape_of(const Argument& other, int64_t count) const {
+    bool same = dims == count;
+    for (int64_t d = 0; same && d < count; ++d) same = sizes[d] == other.sizes[d];
+    STD_TORCH_CHECK(same, op, ": ", name, " must have the first ", count, " sizes of ", other.name, " ", other.shape(),
+                    ", got shape ", shape());
+    STD_TORCH_CHECK(device == other.device, op, ": ", name, " must be on the device of ", other.name);
+    return *this;
+  }
+
+  const Argument& expect_shape_of(const Argument& other) const { return expect_shape_of(other, other.dims); }
+
+  // How rows over the first `leading` dimensions lie in memory; `step` is the stride within a row.
+  Rows rows(int64_t leading, int64_t step) const {
+    Rows rows{.count = 1, .step = step, .row_stride = 0, .dims = 0, .size = {}, .stride = {}};
+    if (leading > 0) rows.row_stride = strides[leading - 1];
+    for (int64_t d = 0; d < leading; ++d) rows.count *= sizes[d];
+    for (int64_t d = 0; d < leading && rows.count > 0; ++d) {
+      if (sizes[d] == 1) continue;
+      const int32_t last = rows.dims - 1;
+      if (rows.dims > 0 && rows.stride[last] == sizes[d] * strides[d]) {
+        rows.size[last] *= sizes[d];
+        rows.stride[last] = strides[d];
+        continue;
+      }
+      STD_TORCH_CHECK(rows.dims < Rows::kMaxDims, op, ": ", name, " has more than ", Rows::kMaxDims,
+                      " leading dimensions that cannot be merged, shape ", shape());
+      rows.size[rows.dims] = sizes[d];
+      rows.stride[rows.dims++] = strides[d];
+    }
+    if (rows.dims == 0) {
+      rows.dims = 1;
+      rows.size[0] = 1;
+    }
+    return rows;
+  }
+
+  // As [*, L].
+  template <typename T>
+  Matrix<const T> matrix() const {
+    return {static_cast<const T*>(data), rows(dims - 1, strides[dims - 1])};
+  }
+
+  // L of [*, L]. Positions are sorted as 32-bit numbers.
+  int64_t length() const {
+    STD_TORCH_CHECK(dims >= 1, op, ": ", name, " must have at least 1 dimension");
+    STD_TORCH_CHECK(sizes[dims - 1] <= INT32_MAX, op, ": ", name, " must have fewer than 2^31 positions, got shape ",
+                    shape());
+    return sizes[dims - 1];
+  }
+};
+
+// One number for each row over the first `count` dimensions of `other`, where the caller gave them.
+inline Counts counts(const char* op, const char* name, const std::optional<Tensor>& tensor,
+                     std::initializer_list<ScalarType> types, const Argument& other, int64_t count) {
+  if (!tensor) return {};
+  const Argument argument(op, name, *tensor);
+  argument.expect(types).expect_shape_of(other, count);
+  return {argument.data, argument.type == ScalarType::Int, argument.rows(count, 0)};
+}
+
+inline int64_t expect_at_least(const char* op, const char* name, int64_t value, int64_t minimum) {
+  STD_TORCH_CHECK(value >= minimum, op, ": ", name, " must be at least ", minimum, ", got ", value);
+  return value;
+}
+
+// The words of an enum, in its order.
+template <typename Enum>
+Enum choose(const char* op, const char* name, std::string_view word, std::initializer_list<const char*> choices) {
+  int32_t index = 0;
+  for (const char* choice : choices) {
+    if (word == choice) return static_cast<Enum>(index);
+    ++index;
+  }
+  std::string expected;
+  for (const char* choice : choices) expected += (expected.empty() ? "" : ", ") + std::string(choice);
+  STD_TORCH_CHECK(false, op, ": ", name, " must be one of ", expected, ", got '", word, "'");
+  return Enum{};
+}
+
+}  // namespace freedave

@@ -1,0 +1,143 @@
+#pragma once
+
+// How the kernels of each device are started, once the arguments are known to be right.
+#include <cstdint>
+
+#include "freedave/limits.h"
+#include "torch/arguments.h"
+#include "torch/outputs.h"
+
+#if !FREEDAVE_EMULATED
+#include "cpu/launch.h"
+#endif
+#if FREEDAVE_HAS_CUDA
+#include <torch/csrc/stable/accelerator.h>
+
+#include "cuda/launch.h"
+#endif
+#if FREEDAVE_EMULATED
+#include "simt/control.h"
+#elif FREEDAVE_HAS_CUDA
+#include <dlfcn.h>
+#endif
+
+namespace freedave {
+
+// Tests run the CUDA kernels on CPU tensors, as a library beside the one that is shipped.
+inline bool runs_cuda_kernels(const Argument& like) { return FREEDAVE_EMULATED || like.device.is_cuda(); }
+
+#if !FREEDAVE_EMULATED
+
+inline void run_on_torch_threads(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*),
+                                 void* context) {
+  TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, body, context));
+}
+
+inline void run_on_cpu(const PredictTokensParams& p) { cpu::predict_tokens(p, run_on_torch_threads); }
+inline void run_on_cpu(const PartialPredictionsParams& p) { cpu::partial_predictions(p, run_on_torch_threads); }
+inline void run_on_cpu(const MergePredictionsParams& p) { cpu::merge_predictions(p, run_on_torch_threads); }
+inline void run_on_cpu(const RankPositionsParams& p) { cpu::rank_positions(p, run_on_torch_threads); }
+inline void run_on_cpu(const SelectTransferParams& p) { cpu::select_transfer(p, run_on_torch_threads); }
+inline void run_on_cpu(const BuildDraftsParams& p) { cpu::build_drafts(p, run_on_torch_threads); }
+inline void run_on_cpu(const VerifyDraftsParams& p) { cpu::verify_drafts(p, run_on_torch_threads); }
+inline void run_on_cpu(const DraftStepParams& p) { cpu::draft_step(p, run_on_torch_threads); }
+
+#endif
+#if FREEDAVE_HAS_CUDA
+#if !FREEDAVE_EMULATED
+
+// torch's aoti_torch_get_current_cuda_stream, null in a torch without CUDA. Looked up in the library that has it: one
+// that is built against a CPU torch does not name libtorch_cuda.so among its needs, and torch loads that out of the
+// global scope, so an undefined symbol, weak or not, would never be bound to it.
+using CurrentStream = AOTITorchError (*)(int32_t device_index, void** stream);
+
+inline CurrentStream current_stream() {
+  static const auto found = [] {
+    void* torch_cuda = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    return reinterpret_cast<CurrentStream>(torch_cuda ? dlsym(torch_cuda, "aoti_torch_get_current_cuda_stream")
+                                                      : nullptr);
+  }();
+  return found;
+}
+
+// The device of a tensor as the current one, and its current stream.
+class OnDevice {
+ public:
+  explicit OnDevice(const Argument& like) : guard_(like.device.index()) {
+    STD_TORCH_CHECK(current_stream() != nullptr, like.op, ": this torch has no aoti_torch_get_current_cuda_stream; ",
+                    "install a CUDA build of torch 2.10 or later");
+    TORCH_ERROR_CODE_CHECK(current_stream()(like.device.index(), &stream_));
+  }
+  cudaStream_t stream() const { return static_cast<cudaStream_t>(stream_); }
+
+ private:
+  torch::stable::accelerator::DeviceGuard guard_;
+  void* stream_ = nullptr;
+};
+
+#else
+
+struct OnDevice {
+  explicit OnDevice(const Argument&) {}
+  ~OnDevice() { simt_synchronize(); }  // tells ThreadSanitizer that whatever follows comes after the kernels
+  cudaStream_t stream() const { return nullptr; }
+};
+
+#endif
+
+inline cudaError_t run_on_cuda(const Argument& like, const PredictTokensParams& p, cudaStream_t stream) {
+  // Handed back to torch's allocator as soon as the kernels are queued; it gives memory to later work of the same
+  // stream only.
+  const Tensor workspace = new_tensor(like, ScalarType::Byte, {cuda::predict_tokens_workspace(p)});
+  return cuda::predict_tokens(p, workspace.mutable_data_ptr(), stream);
+}
+inline cudaError_t run_on_cuda(const Argument&, const PartialPredictionsParams& p, cudaStream_t stream) {
+  return cuda::partial_predictions(p, stream);
+}
+inline cudaError_t run_on_cuda(const Argument&, const MergePredictionsParams& p, cudaStream_t stream) {
+  return cuda::merge_predictions(p, stream);
+}
+inline cudaError_t run_on_cuda(const Argument&, const RankPositionsParams& p, cudaStream_t stream) {
+  return cuda::rank_positions(p, stream);
+}
+inline cudaError_t run_on_cuda(const Argument&, const SelectTransferParams& p, cudaStream_t stream) {
+  return cuda::select_transfer(p, stream);
+}
+inline cudaError_t run_on_cuda(const Argument&, const BuildDraftsParams& p, cudaStream_t stream) {
+  return cuda::build_drafts(p, stream);
+}
+inline cudaError_t run_on_cuda(const Argument&, const VerifyDraftsParams& p, cudaStream_t stream) {
+  return cuda::verify_drafts(p, stream);
+}
+inline cudaError_t run_on_cuda(const Argument&, const DraftStepParams& p, cudaStream_t stream) {
+  return cuda::draft_step(p, stream);
+}
+
+#endif
+
+// Windows and drafts that the CUDA kernels cannot serve are refused before anything is made.
+inline void expect_served(const Argument& like, int64_t length, int64_t drafts = 0) {
+  if (!runs_cuda_kernels(like)) return;
+  STD_TORCH_CHECK(length <= kMaxLength, like.op, ": the CUDA kernels serve windows of at most ", kMaxLength,
+                  " positions, got ", length, "; use the backend 'reference' for this call");
+  STD_TORCH_CHECK(drafts <= kMaxDrafts, like.op, ": the CUDA kernels serve at most ", kMaxDrafts, " drafts, got ",
+                  drafts, "; use the backend 'reference' for this call");
+}
+
+// Starts the op's kernels where `like` lies.
+template <typename Params>
+void launch(const Argument& like, const Params& p) {
+#if FREEDAVE_HAS_CUDA
+  if (runs_cuda_kernels(like)) {
+    const OnDevice device(like);
+    const cudaError_t error = run_on_cuda(like, p, device.stream());
+    STD_TORCH_CHECK(error == cudaSuccess, like.op, ": ", cudaGetErrorString(error));
+    return;
+  }
+#endif
+#if !FREEDAVE_EMULATED
+  run_on_cpu(p);
+#endif
+}
+
+}  // namespace freedave

@@ -1,0 +1,319 @@
+// What a call of each op does: its arguments checked, its outputs made, its kernels started.
+#include <algorithm>
+#include <cmath>
+#include <tuple>
+#include <vector>
+
+#include "torch/arguments.h"
+#include "torch/devices.h"
+#include "torch/outputs.h"
+#include "torch/schemas.h"
+
+namespace freedave {
+namespace {
+
+Order order_of(const char* op, const Word& order) {
+  return choose<Order>(op, "order", order, {"confidence", "left_to_right"});
+}
+Measure measure_of(const char* op, const Word& measure) {
+  return choose<Measure>(op, "measure", measure, {"prob", "margin", "neg_entropy"});
+}
+Match match_of(const char* op, const Word& match) { return choose<Match>(op, "match", match, {"exact", "subset"}); }
+
+int64_t block_length_of(const char* op, std::optional<int64_t> block_length, int64_t length) {
+  return block_length ? expect_at_least(op, "block_length", *block_length, 1) : length;
+}
+
+float threshold_of(const char* op, std::optional<double> threshold) {
+  STD_TORCH_CHECK(!threshold || !std::isnan(*threshold), op, ": threshold must be a number, got nan");
+  return static_cast<float>(threshold.value_or(0.0));
+}
+
+StepRule step_rule(const char* op, int64_t length, int64_t mask_token_id, int64_t tokens_per_step,
+                   std::optional<double> threshold, const Word& order, std::optional<int64_t> block_length) {
+  return {.mask_token_id = mask_token_id,
+          .tokens_per_step = expect_at_least(op, "tokens_per_step", tokens_per_step, 1),
+          .block_length = block_length_of(op, block_length, length),
+          .has_threshold = threshold.has_value(),
+          .threshold = threshold_of(op, threshold),
+          .order = order_of(op, order)};
+}
+
+LogitType logit_type(const Argument& logits) {
+  logits.expect({ScalarType::Float, ScalarType::BFloat16, ScalarType::Half});
+  if (logits.type == ScalarType::Float) return LogitType::kFloat32;
+  return logits.type == ScalarType::BFloat16 ? LogitType::kBFloat16 : LogitType::kFloat16;
+}
+
+// The arguments that say which logits are to be looked at.
+LogitsToScan to_scan(const Argument& logits, const Argument& input_ids, int64_t mask_token_id, int64_t first_token_id,
+                     const std::optional<Tensor>& mask_index_, const Word& measure,
+                     const std::optional<Tensor>& suppress_tokens_, bool logits_shift) {
+  const char* const op = logits.op;
+  const LogitType type = logit_type(logits);
+  STD_TORCH_CHECK(logits.dims >= 2, op, ": logits must have at least 2 dimensions, got shape ", logits.shape());
+  const int64_t vocab = logits.sizes[logits.dims - 1], stride = logits.strides[logits.dims - 1];
+  STD_TORCH_CHECK(vocab >= 1, op, ": logits must have a vocabulary of at least 1, got shape ", logits.shape());
+  STD_TORCH_CHECK(vocab == 1 || stride == 1, op, ": the vocabulary dimension of logits must be contiguous, got stride ",
+                  stride);
+  input_ids.expect({ScalarType::Long}).expect_shape_of(logits, logits.dims - 1);
+
+  LogitsToScan p{.logits = logits.data,
+                 .logit_rows = logits.rows(logits.dims - 1, 1),
+                 .logit_type = type,
+                 .length = input_ids.sizes[input_ids.dims - 1],
+                 .vocab = vocab,
+                 .first_token_id = expect_at_least(op, "first_token_id", first_token_id, 0),
+                 .logits_shift = logits_shift,
+                 .input_ids = input_ids.matrix<int64_t>(),
+                 .mask_index = {},
+                 .mask_token_id = mask_token_id,
+                 .suppress_tokens = nullptr,
+                 .num_suppress_tokens = 0,
+                 .suppress_tokens_step = 0,
+                 .measure = measure_of(op, measure)};
+  if (mask_index_) {
+    const Argument mask_index(op, "mask_index", *mask_index_);
+    p.mask_index = mask_index.expect({ScalarType::Bool}).expect_shape_of(input_ids).matrix<bool>();
+    // A tensor without elements may have no memory; nothing is read then, whatever the pointer says.
+    static constexpr bool kNothing = false;
+    if (p.mask_index.data == nullptr) p.mask_index.data = &kNothing;
+  }
+  if (suppress_tokens_) {
+    const Argument suppress_tokens(op, "suppress_tokens", *suppress_tokens_);
+    suppress_tokens.expect({ScalarType::Long}).expect_dims(1);
+    STD_TORCH_CHECK(suppress_tokens.device == logits.device, op, ": suppress_tokens must be on the device of logits");
+    p.suppress_tokens = static_cast<const int64_t*>(suppress_tokens.data);
+    p.num_suppress_tokens = suppress_tokens.sizes[0];
+    p.suppress_tokens_step = suppress_tokens.strides[0];
+  }
+  return p;
+}
+
+std::tuple<Tensor, Tensor> predict_tokens(const Tensor& logits_, const Tensor& input_ids_, int64_t mask_token_id,
+                                          const std::optional<Tensor>& mask_index, const Word& measure,
+                                          const std::optional<Tensor>& suppress_tokens, bool logits_shift) {
+  const Argument logits("predict_tokens", "logits", logits_), input_ids("predict_tokens", "input_ids", input_ids_);
+  const LogitsToScan scan =
+      to_scan(logits, input_ids, mask_token_id, 0, mask_index, measure, suppress_tokens, logits_shift);
+  Tensor token_ids = new_tensor_like(input_ids, ScalarType::Long);
+  Tensor confidence = new_tensor_like(input_ids, ScalarType::Float);
+  launch(logits, PredictTokensParams{scan, data<int64_t>(token_ids), data<float>(confidence)});
+  return {token_ids, confidence};
+}
+
+Tensor partial_predictions(const Tensor& logits_, const Tensor& input_ids_, int64_t mask_token_id,
+                           int64_t first_token_id, const std::optional<Tensor>& mask_index, const Word& measure,
+                           const std::optional<Tensor>& suppress_tokens, bool logits_shift) {
+  constexpr const char* kOp = "partial_predictions";
+  const Argument logits(kOp, "logits", logits_), input_ids(kOp, "input_ids", input_ids_);
+  const LogitsToScan scan =
+      to_scan(logits, input_ids, mask_token_id, first_token_id, mask_index, measure, suppress_tokens, logits_shift);
+  STD_TORCH_CHECK(first_token_id <= kTokenIds - scan.vocab, kOp, ": token ids must lie below 2^53, got ", scan.vocab,
+                  " from first_token_id ", first_token_id);
+  std::vector<int64_t> sizes(input_ids.sizes, input_ids.sizes + input_ids.dims);
+  sizes.insert(sizes.end(), {chunks_of(scan.vocab, kTokensPerState), kStateFields});
+  Tensor states = new_tensor(input_ids, ScalarType::Double, sizes);
+  launch(logits, PartialPredictionsParams{scan, data<double>(states)});
+  return states;
+}
+
+std::tuple<Tensor, Tensor> merge_predictions(const Tensor& states_, const Tensor& input_ids_, const Word& measure) {
+  constexpr const char* kOp = "merge_predictions";
+  const Argument states(kOp, "states", states_), input_ids(kOp, "input_ids", input_ids_);
+  states.expect({ScalarType::Double});
+  const int64_t leading = states.dims - 2;
+  STD_TORCH_CHECK(leading >= 1 && states.sizes[leading] >= 1 && states.sizes[leading + 1] == kStateFields, kOp,
+                  ": states must have shape [*, L, C, ", kStateFields, "], got ", states.shape());
+  STD_TORCH_CHECK(states.strides[leading + 1] == 1, kOp,
+                  ": the last dimension of states must be contiguous, got stride ", states.strides[leading + 1]);
+  input_ids.expect({ScalarType::Long}).expect_shape_of(states, leading);
+
+  Tensor token_ids = new_tensor_like(input_ids, ScalarType::Long);
+  Tensor confidence = new_tensor_like(input_ids, ScalarType::Float);
+  launch(states, MergePredictionsParams{.states = static_cast<const double*>(states.data),
+                                        .state_rows = states.rows(leading, states.strides[leading]),
+                                        .chunks = states.sizes[leading],
+                                        .length = input_ids.sizes[input_ids.dims - 1],
+                                        .input_ids = input_ids.matrix<int64_t>(),
+                                        .measure = measure_of(kOp, measure),
+                                        .token_ids = data<int64_t>(token_ids),
+                                        .confidence = data<float>(confidence)});
+  return {token_ids, confidence};
+}
+
+Tensor rank_positions(const Tensor& confidence_, const Tensor& mask_index_, const Word& order,
+                      std::optional<int64_t> block_length) {
+  constexpr const char* kOp = "rank_positions";
+  const Argument confidence(kOp, "confidence", confidence_), mask_index(kOp, "mask_index", mask_index_);
+  const int64_t length = confidence.expect({ScalarType::Float}).length();
+  mask_index.expect({ScalarType::Bool}).expect_shape_of(confidence);
+  expect_served(confidence, length);
+
+  Tensor rank = new_tensor_like(confidence, ScalarType::Int);
+  launch(confidence, RankPositionsParams{.confidence = confidence.matrix<float>(),
+                                         .mask_index = mask_index.matrix<bool>(),
+                                         .length = length,
+                                         .block_length = block_length_of(kOp, block_length, length),
+                                         .order = order_of(kOp, order),
+                                         .rank = data<int32_t>(rank)});
+  return rank;
+}
+
+Tensor select_transfer(const Tensor& confidence_, const Tensor& mask_index_, int64_t num_transfer,
+                       const std::optional<Tensor>& num_transfer_per_row, std::optional<double> threshold, bool strict,
+                       const Word& fallback, const Word& order, std::optional<int64_t> block_length) {
+  constexpr const char* kOp = "select_transfer";
+  const Argument confidence(kOp, "confidence", confidence_), mask_index(kOp, "mask_index", mask_index_);
+  const int64_t length = confidence.expect({ScalarType::Float}).length();
+  mask_index.expect({ScalarType::Bool}).expect_shape_of(confidence);
+  const Counts per_row = counts(kOp, "num_transfer_per_row", num_transfer_per_row, {ScalarType::Int, ScalarType::Long},
+                                confidence, confidence.dims - 1);
+  expect_served(confidence, length);
+
+  Tensor transfer_index = new_tensor_like(confidence, ScalarType::Bool);
+  launch(confidence, SelectTransferParams{
+                         .confidence = confidence.matrix<float>(),
+                         .mask_index = mask_index.matrix<bool>(),
+                         .length = length,
+                         .block_length = block_length_of(kOp, block_length, length),
+                         .order = order_of(kOp, order),
+                         .num_transfer = expect_at_least(kOp, "num_transfer", num_transfer, 0),
+                         .num_transfer_per_row = per_row,
+                         .has_threshold = threshold.has_value(),
+                         .threshold = threshold_of(kOp, threshold),
+                         .strict = strict,
+                         .fallback = choose<Fallback>(kOp, "fallback", fallback, {"top", "top_if_fewer", "top_always"}),
+                         .transfer_index = data<bool>(transfer_index)});
+  return transfer_index;
+}
+
+std::tuple<Tensor, Tensor> build_drafts(const Tensor& input_ids_, const Tensor& token_ids_, const Tensor& confidence_,
+                                        int64_t mask_token_id, int64_t draft_steps, int64_t tokens_per_step,
+                                        std::optional<double> threshold, const Word& order,
+                                        std::optional<int64_t> block_length) {
+  constexpr const char* kOp = "build_drafts";
+  const Argument input_ids(kOp, "input_ids", input_ids_), token_ids(kOp, "token_ids", token_ids_);
+  const Argument confidence(kOp, "confidence", confidence_);
+  input_ids.expect({ScalarType::Long}).expect_dims(2);
+  token_ids.expect({ScalarType::Long}).expect_shape_of(input_ids);
+  confidence.expect({ScalarType::Float}).expect_shape_of(input_ids);
+  expect_at_least(kOp, "draft_steps", draft_steps, 1);
+  const int64_t batch = input_ids.sizes[0], length = expect_at_least(kOp, "L", input_ids.length(), 1);
+  const StepRule rule = step_rule(kOp, length, mask_token_id, tokens_per_step, threshold, order, block_length);
+  expect_served(input_ids, length, draft_steps);
+
+  Tensor drafts = new_tensor(input_ids, ScalarType::Long, {batch, draft_steps, length});
+  Tensor num_drafts = new_tensor(input_ids, ScalarType::Int, {batch});
+  launch(input_ids, BuildDraftsParams{.input_ids = input_ids.matrix<int64_t>(),
+                                      .token_ids = token_ids.matrix<int64_t>(),
+                                      .confidence = confidence.matrix<float>(),
+                                      .length = length,
+                                      .draft_steps = draft_steps,
+                                      .rule = rule,
+                                      .drafts = data<int64_t>(drafts),
+                                      .num_drafts = data<int32_t>(num_drafts)});
+  return {drafts, num_drafts};
+}
+
+Tensor verify_drafts(const Tensor& drafts_, const Tensor& targets_, const std::optional<Tensor>& num_drafts,
+                     const Word& match, std::optional<int64_t> mask_token_id) {
+  constexpr const char* kOp = "verify_drafts";
+  const Argument drafts(kOp, "drafts", drafts_), targets(kOp, "targets", targets_);
+  drafts.expect({ScalarType::Long}).expect_dims(3);
+  targets.expect({ScalarType::Long}).expect_shape_of(drafts);
+  const int64_t batch = drafts.sizes[0], draft_steps = expect_at_least(kOp, "K", drafts.sizes[1], 1);
+  const int64_t length = expect_at_least(kOp, "L", drafts.length(), 1);
+  const Counts active = counts(kOp, "num_drafts", num_drafts, {ScalarType::Int, ScalarType::Long}, drafts, 1);
+  const Match rule = match_of(kOp, match);
+  STD_TORCH_CHECK(rule == Match::kExact || mask_token_id, kOp, ": match='subset' needs mask_token_id, got none");
+  expect_served(drafts, length, draft_steps);
+
+  Tensor accepted = new_tensor(drafts, ScalarType::Long, {batch});
+  launch(drafts, VerifyDraftsParams{.drafts = drafts.matrix<int64_t>(),
+                                    .targets = targets.matrix<int64_t>(),
+                                    .batch = batch,
+                                    .draft_steps = draft_steps,
+                                    .length = length,
+                                    .num_drafts = active,
+                                    .match = rule,
+                                    .mask_token_id = mask_token_id.value_or(0),
+                                    .accepted = data<int64_t>(accepted)});
+  return accepted;
+}
+
+Tensor draft_step(const Tensor& drafts_, const Tensor& token_ids_, const Tensor& confidence_, const Tensor& num_drafts,
+                  int64_t mask_token_id, int64_t draft_steps, int64_t tokens_per_step, std::optional<double> threshold,
+                  const Word& order, std::optional<int64_t> block_length, const Word& drafting, const Word& match,
+                  std::optional<int64_t> eos_token_id, const std::optional<Tensor>& step,
+                  const std::optional<Tensor>& answer_start) {
+  constexpr const char* kOp = "draft_step";
+  const Argument drafts(kOp, "drafts", drafts_), token_ids(kOp, "token_ids", token_ids_);
+  const Argument confidence(kOp, "confidence", confidence_);
+  drafts.expect({ScalarType::Long}).expect_dims(3);
+  token_ids.expect({ScalarType::Long}).expect_shape_of(drafts);
+  confidence.expect({ScalarType::Float}).expect_shape_of(drafts);
+  const int64_t batch = drafts.sizes[0], input_drafts = expect_at_least(kOp, "J", drafts.sizes[1], 1);
+  const int64_t length = expect_at_least(kOp, "L", drafts.length(), 1);
+  expect_at_least(kOp, "draft_steps", draft_steps, 1);
+  const StepRule rule = step_rule(kOp, length, mask_token_id, tokens_per_step, threshold, order, block_length);
+  DraftStepParams p{.drafts = drafts.matrix<int64_t>(),
+                    .token_ids = token_ids.matrix<int64_t>(),
+                    .confidence = confidence.matrix<float>(),
+                    .num_drafts = counts(kOp, "num_drafts", num_drafts, {ScalarType::Int, ScalarType::Long}, drafts, 1),
+                    .step = counts(kOp, "step", step, {ScalarType::Long}, drafts, 1),
+                    .answer_start = counts(kOp, "answer_start", answer_start, {ScalarType::Long}, drafts, 1),
+                    .batch = batch,
+                    .input_drafts = input_drafts,
+                    .draft_steps = draft_steps,
+                    .length = length,
+                    .rule = rule,
+                    .drafting = choose<Drafting>(kOp, "drafting", drafting, {"recycled", "nested"}),
+                    .match = match_of(kOp, match),
+                    .has_eos_token_id = eos_token_id.has_value(),
+                    .eos_token_id = eos_token_id.value_or(0),
+                    .records = nullptr};
+  expect_served(drafts, length, std::max(input_drafts, draft_steps));
+
+  Tensor records = new_tensor(drafts, ScalarType::Long, {batch, record_width(length, draft_steps)});
+  p.records = data<int64_t>(records);
+  launch(drafts, p);
+  return records;
+}
+
+void implement(torch::stable::detail::StableLibrary& m) {
+  m.impl("predict_tokens", TORCH_BOX(&predict_tokens));
+  m.impl("partial_predictions", TORCH_BOX(&partial_predictions));
+  m.impl("merge_predictions", TORCH_BOX(&merge_predictions));
+  m.impl("rank_positions", TORCH_BOX(&rank_positions));
+  m.impl("select_transfer", TORCH_BOX(&select_transfer));
+  m.impl("build_drafts", TORCH_BOX(&build_drafts));
+  m.impl("verify_drafts", TORCH_BOX(&verify_drafts));
+  m.impl("draft_step", TORCH_BOX(&draft_step));
+}
+
+}  // namespace
+
+#if FREEDAVE_EMULATED
+STABLE_TORCH_LIBRARY(freedave_emulated, m) {
+  for (const char* schema : kSchemas) m.def(schema);
+}
+STABLE_TORCH_LIBRARY_IMPL(freedave_emulated, CPU, m) { implement(m); }
+#else
+STABLE_TORCH_LIBRARY(freedave, m) {
+  for (const char* schema : kSchemas) m.def(schema);
+}
+STABLE_TORCH_LIBRARY_IMPL(freedave, CPU, m) { implement(m); }
+#if FREEDAVE_HAS_CUDA
+STABLE_TORCH_LIBRARY_IMPL(freedave, CUDA, m) { implement(m); }
+#endif
+#endif
+
+}  // namespace freedave
+
+#if FREEDAVE_HAS_CUDA && !FREEDAVE_EMULATED
+// Whether the kernels can find the streams of the torch that loaded this library. For checks without a GPU.
+extern "C" __attribute__((visibility("default"))) bool freedave_finds_cuda_streams() {
+  return freedave::current_stream() != nullptr;
+}
+#endif
