@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -26,6 +31,29 @@ def test_build_information():
     assert _C.build["cuda"] == bool(_C.build["cuda_architectures"])
     assert _C.cpu_isa() in _C.usable_cpu_isas()
     assert set(_C.usable_cpu_isas()) <= set(_C.build["cpu_isas"])
+
+
+def test_the_contract_of_the_native_library():
+    """What C++ and Python both have to know, as C++ has it: every op, and the words that its arguments may be."""
+    contract = _C.contract
+    logits, ids = torch.randn(1, 3, 5), torch.zeros(1, 3, dtype=torch.int64)
+    step = fk.draft_step(ids[:, None], ids[:, None], logits[:, None, :, 0], torch.ones(1, dtype=torch.int32), 0, 2)
+    for op in contract["ops"]:
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"freedave::{op}", "CPU"), op
+    for measure in contract["measures"]:
+        torch.ops.freedave.predict_tokens(logits, ids, 0, measure=measure)
+    for order in contract["orders"]:
+        torch.ops.freedave.rank_positions(logits[..., 0], ids == 0, order)
+    for fallback in contract["fallbacks"]:
+        torch.ops.freedave.select_transfer(logits[..., 0], ids == 0, fallback=fallback)
+    for match in contract["matches"]:
+        torch.ops.freedave.verify_drafts(ids[:, None], ids[:, None], match=match, mask_token_id=0)
+    for column, counter in enumerate(contract["counters"]):
+        assert torch.equal(getattr(step, counter), step.record[:, column]), counter
+    states = torch.ops.freedave.partial_predictions(torch.randn(1, 3, contract["tokens_per_state"] + 1), ids, 0)
+    assert states.shape == (1, 3, 2, contract["state_fields"])
+    known = {"measures", "orders", "matches", "draftings", "fallbacks", "counters"}
+    assert all(len(contract[words]) == len(set(contract[words])) > 1 for words in known)
 
 
 def refused(*command: str, **environment: str) -> str:
@@ -137,6 +165,53 @@ def failure(build: Path, *options: str, **environment: str) -> str:
     assert result.returncode != 0
     (line,) = [line.strip() for line in result.stderr.splitlines() if "freedave-kernels:" in line]
     return line
+
+
+ENUMS = {
+    "Order": "total_order.h",
+    "Measure": "online_softmax.h",
+    "Match": "verify_drafts.h",
+    "Fallback": "select_transfer.h",
+    "Drafting": "draft_step.h",
+    "Counter": "draft_step.h",
+}
+
+
+@pytest.fixture(scope="module")
+def compile_commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """How each file is compiled, the CUDA kernels as the emulator compiles them."""
+    build = tmp_path_factory.mktemp("build")
+    result = configure(build, "-DFREEDAVE_SIMT=ON", FREEDAVE_CUDA="off")
+    assert result.returncode == 0, result.stderr
+    commands = json.loads((build / "compile_commands.json").read_text())
+    return {command["file"]: shlex.split(command["command"]) for command in commands}
+
+
+def test_every_source_of_a_room_is_built(compile_commands):
+    sources = {str(path) for folder in ("cpu", "cuda", "torch") for path in (ROOT / "csrc" / folder).glob("*.c*")}
+    sources -= {str(path) for path in (ROOT / "csrc").rglob("*.cuh")}
+    assert {file for file in compile_commands if file.startswith(str(ROOT / "csrc"))} == sources
+
+
+@pytest.mark.parametrize("enum", ENUMS)
+def test_a_new_value_of_an_enum_does_not_compile_where_a_switch_lacks_it(compile_commands, tmp_path, enum):
+    """So it can have no other value's name, and take no other value's way."""
+    ours = {file: command for file, command in compile_commands.items() if file.startswith(str(ROOT / "csrc"))}
+    assert all("-Werror=switch" in command for command in ours.values())
+    shutil.copytree(ROOT / "csrc" / "freedave", tmp_path / "freedave")
+    header = tmp_path / "freedave" / ENUMS[enum]
+
+    def compiled() -> subprocess.CompletedProcess[str]:
+        command = [*ours[str(ROOT / "csrc/torch/ops.cpp")][:1], "-std=c++20", "-Werror=switch", "-fsyntax-only"]
+        return subprocess.run(
+            [*command, f"-I{tmp_path}", "-x", "c++", str(header)], capture_output=True, text=True, check=False
+        )
+
+    assert compiled().returncode == 0
+    text, count = re.subn(rf"(enum class {enum} : int32_t {{[^}}]*?),?\s*}};", r"\1, kNew };", header.read_text())
+    assert count == 1
+    header.write_text(text)
+    assert re.search(r"error: enumeration value .kNew. not handled in switch", compiled().stderr)
 
 
 def test_cuda_option(tmp_path):

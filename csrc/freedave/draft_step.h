@@ -10,6 +10,16 @@ namespace freedave {
 
 enum class Drafting : int32_t { kRecycled, kNested };
 
+constexpr const char* name(Drafting drafting) {
+  switch (drafting) {
+    case Drafting::kRecycled:
+      return "recycled";
+    case Drafting::kNested:
+      return "nested";
+  }
+  return nullptr;
+}
+
 // The first columns of a record.
 enum class Counter : int32_t {
   kAccepted,
@@ -25,6 +35,36 @@ enum class Counter : int32_t {
   kEnded,
   kCount,
 };
+
+constexpr const char* name(Counter counter) {
+  switch (counter) {
+    case Counter::kAccepted:
+      return "accepted";
+    case Counter::kSteps:
+      return "steps";
+    case Counter::kTokensCommitted:
+      return "tokens_committed";
+    case Counter::kMaskedInBlock:
+      return "masked_in_block";
+    case Counter::kMaskedInWindow:
+      return "masked_in_window";
+    case Counter::kPrefixLength:
+      return "prefix_length";
+    case Counter::kForwardDrafts:
+      return "forward_drafts";
+    case Counter::kFinished:
+      return "finished";
+    case Counter::kNonFinite:
+      return "non_finite";
+    case Counter::kNumDrafts:
+      return "num_drafts";
+    case Counter::kEnded:
+      return "ended";
+    case Counter::kCount:
+      break;
+  }
+  return nullptr;
+}
 
 struct DraftStepParams {
   Matrix<const int64_t> drafts;     // rows are (b, k), input_drafts of them a sequence

@@ -9,6 +9,18 @@ namespace freedave {
 
 enum class Measure : int32_t { kProb, kMargin, kNegEntropy };
 
+constexpr const char* name(Measure measure) {
+  switch (measure) {
+    case Measure::kProb:
+      return "prob";
+    case Measure::kMargin:
+      return "margin";
+    case Measure::kNegEntropy:
+      return "neg_entropy";
+  }
+  return nullptr;
+}
+
 // What is known of a softmax after part of a row: enough for the arg max and every measure of confidence, in one pass.
 // For the entropy, terms equal to the maximum are counted apart from those below it: a peaked row's entropy lives in
 // digits that 1 + rest would round away. The other measures leave `ties` 0 and keep every term in `rest`.
@@ -55,12 +67,16 @@ HD bool is_broken(const OnlineSoftmax& s) {
 // How sure the model is of the arg max: p1, p1 - p2, or sum p log p. No difference of nearly equal numbers is taken.
 HD float confidence_of(const OnlineSoftmax& s, Measure measure) {
   const double sum = s.ties + s.rest;
-  if (measure == Measure::kProb) return static_cast<float>(1.0 / sum);
-  if (measure == Measure::kMargin) {
-    return static_cast<float>(-expm1(static_cast<double>(s.second) - static_cast<double>(s.max)) / sum);
+  switch (measure) {
+    case Measure::kProb:
+      return static_cast<float>(1.0 / sum);
+    case Measure::kMargin:
+      return static_cast<float>(-expm1(static_cast<double>(s.second) - static_cast<double>(s.max)) / sum);
+    case Measure::kNegEntropy:
+      // sum p log p = sum e (t - log Z) / Z with t = x - max and e = exp(t): two terms of one sign.
+      return static_cast<float>(s.weighted / sum - (log(s.ties) + log1p(s.rest / s.ties)));
   }
-  // sum p log p = sum e (t - log Z) / Z with t = x - max and e = exp(t): two terms of one sign.
-  return static_cast<float>(s.weighted / sum - (log(s.ties) + log1p(s.rest / s.ties)));
+  __builtin_unreachable();
 }
 
 }  // namespace freedave

@@ -9,6 +9,18 @@ namespace freedave {
 // What happens when a threshold passes nothing, or too little.
 enum class Fallback : int32_t { kTop, kTopIfFewer, kTopAlways };
 
+constexpr const char* name(Fallback fallback) {
+  switch (fallback) {
+    case Fallback::kTop:
+      return "top";
+    case Fallback::kTopIfFewer:
+      return "top_if_fewer";
+    case Fallback::kTopAlways:
+      return "top_always";
+  }
+  return nullptr;
+}
+
 struct SelectTransferParams {
   Matrix<const float> confidence;
   Matrix<const bool> mask_index;

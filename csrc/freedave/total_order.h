@@ -10,6 +10,16 @@ namespace freedave {
 
 enum class Order : int32_t { kConfidence, kLeftToRight };
 
+constexpr const char* name(Order order) {
+  switch (order) {
+    case Order::kConfidence:
+      return "confidence";
+    case Order::kLeftToRight:
+      return "left_to_right";
+  }
+  return nullptr;
+}
+
 // Vocabulary: larger logit first, then the lower token id.
 HD bool token_comes_first(float logit_a, int64_t token_a, float logit_b, int64_t token_b) {
   return logit_a > logit_b || (logit_a == logit_b && token_a < token_b);
@@ -29,8 +39,14 @@ HD uint32_t descending(float confidence) {
 // Positions of one block: higher confidence first, then the lower position (or the position alone). Smaller keys rank
 // first. Blocks are walked from the lowest up, so the block is not part of the key. Positions stay below 2^32.
 HD uint64_t position_key(Order order, float confidence, int64_t position) {
-  const uint64_t high = order == Order::kConfidence ? descending(confidence) : 0;
-  return high << 32 | static_cast<uint64_t>(position);
+  const uint64_t low = static_cast<uint64_t>(position);
+  switch (order) {
+    case Order::kConfidence:
+      return static_cast<uint64_t>(descending(confidence)) << 32 | low;
+    case Order::kLeftToRight:
+      return low;
+  }
+  __builtin_unreachable();
 }
 
 HD int64_t position_of(uint64_t key) { return static_cast<int64_t>(key & 0xffffffffu); }

@@ -7,6 +7,16 @@ namespace freedave {
 
 enum class Match : int32_t { kExact, kSubset };
 
+constexpr const char* name(Match match) {
+  switch (match) {
+    case Match::kExact:
+      return "exact";
+    case Match::kSubset:
+      return "subset";
+  }
+  return nullptr;
+}
+
 struct VerifyDraftsParams {
   Matrix<const int64_t> drafts;   // rows are (b, k)
   Matrix<const int64_t> targets;  // rows are (b, k)

@@ -12,6 +12,7 @@
 #include <string>
 #include <string_view>
 
+#include "freedave/names.h"
 #include "freedave/rows.h"
 
 namespace freedave {
@@ -172,17 +173,16 @@ inline int64_t expect_at_least(const char* op, const char* name, int64_t value, 
   return value;
 }
 
-// The words of an enum, in its order.
+// The value of an enum that `word` names.
 template <typename Enum>
-Enum choose(const char* op, const char* name, std::string_view word, std::initializer_list<const char*> choices) {
-  int32_t index = 0;
-  for (const char* choice : choices) {
-    if (word == choice) return static_cast<Enum>(index);
-    ++index;
-  }
+Enum choose(const char* op, const char* argument, std::string_view word) {
   std::string expected;
-  for (const char* choice : choices) expected += (expected.empty() ? "" : ", ") + std::string(choice);
-  STD_TORCH_CHECK(false, op, ": ", name, " must be one of ", expected, ", got '", word, "'");
+  for (int32_t index = 0; index < count_of<Enum>(); ++index) {
+    const auto value = static_cast<Enum>(index);
+    if (word == name(value)) return value;
+    expected += (index ? ", " : "") + std::string(name(value));
+  }
+  STD_TORCH_CHECK(false, op, ": ", argument, " must be one of ", expected, ", got '", word, "'");
   return Enum{};
 }
 

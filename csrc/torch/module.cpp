@@ -1,4 +1,4 @@
-// freedave_kernels._C: what was built and what of it this machine can run.
+// freedave_kernels._C: what was built, what of it this machine can run, and what its ops know.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -7,7 +7,13 @@
 #include <vector>
 
 #include "cpu/isa.h"
+#include "freedave/draft_step.h"
+#include "freedave/limits.h"
+#include "freedave/names.h"
+#include "freedave/predict_tokens.h"
+#include "freedave/select_transfer.h"
 #include "git_state.h"
+#include "torch/schemas.h"
 
 namespace {
 
@@ -44,11 +50,44 @@ pybind11::dict build() {
   return build;
 }
 
+template <typename Enum>
+std::vector<std::string> names() {
+  std::vector<std::string> names;
+  for (int32_t value = 0; value < freedave::count_of<Enum>(); ++value) {
+    names.emplace_back(name(static_cast<Enum>(value)));
+  }
+  return names;
+}
+
+std::vector<std::string> ops() {
+  std::vector<std::string> names;
+  for (const std::string schema : freedave::kSchemas) names.push_back(schema.substr(0, schema.find('(')));
+  return names;
+}
+
+// What the native library and Python both have to know. Python compares it with its own when it is imported.
+pybind11::dict contract() {
+  pybind11::dict contract;
+  contract["ops"] = ops();
+  contract["measures"] = names<freedave::Measure>();
+  contract["orders"] = names<freedave::Order>();
+  contract["matches"] = names<freedave::Match>();
+  contract["draftings"] = names<freedave::Drafting>();
+  contract["fallbacks"] = names<freedave::Fallback>();
+  contract["counters"] = names<freedave::Counter>();
+  contract["max_length"] = freedave::kMaxLength;
+  contract["max_drafts"] = freedave::kMaxDrafts;
+  contract["state_fields"] = freedave::kStateFields;
+  contract["tokens_per_state"] = freedave::kTokensPerState;
+  return contract;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "What was built: see build, usable_cpu_isas() and cpu_isa().";
+  m.doc() = "What was built: see build, contract, usable_cpu_isas() and cpu_isa().";
   m.attr("build") = build();
+  m.attr("contract") = contract();
   m.def(
       "usable_cpu_isas", [] { return isas_where(freedave::cpu::is_usable); },
       "The compiled instruction sets that this machine can run, slowest first.");

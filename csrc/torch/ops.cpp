@@ -12,14 +12,6 @@
 namespace freedave {
 namespace {
 
-Order order_of(const char* op, const Word& order) {
-  return choose<Order>(op, "order", order, {"confidence", "left_to_right"});
-}
-Measure measure_of(const char* op, const Word& measure) {
-  return choose<Measure>(op, "measure", measure, {"prob", "margin", "neg_entropy"});
-}
-Match match_of(const char* op, const Word& match) { return choose<Match>(op, "match", match, {"exact", "subset"}); }
-
 int64_t block_length_of(const char* op, std::optional<int64_t> block_length, int64_t length) {
   return block_length ? expect_at_least(op, "block_length", *block_length, 1) : length;
 }
@@ -36,7 +28,7 @@ StepRule step_rule(const char* op, int64_t length, int64_t mask_token_id, int64_
           .block_length = block_length_of(op, block_length, length),
           .has_threshold = threshold.has_value(),
           .threshold = threshold_of(op, threshold),
-          .order = order_of(op, order)};
+          .order = choose<Order>(op, "order", order)};
 }
 
 LogitType logit_type(const Argument& logits) {
@@ -71,7 +63,7 @@ LogitsToScan to_scan(const Argument& logits, const Argument& input_ids, int64_t 
                  .suppress_tokens = nullptr,
                  .num_suppress_tokens = 0,
                  .suppress_tokens_step = 0,
-                 .measure = measure_of(op, measure)};
+                 .measure = choose<Measure>(op, "measure", measure)};
   if (mask_index_) {
     const Argument mask_index(op, "mask_index", *mask_index_);
     p.mask_index = mask_index.expect({ScalarType::Bool}).expect_shape_of(input_ids).matrix<bool>();
@@ -136,7 +128,7 @@ std::tuple<Tensor, Tensor> merge_predictions(const Tensor& states_, const Tensor
                                         .chunks = states.sizes[leading],
                                         .length = input_ids.sizes[input_ids.dims - 1],
                                         .input_ids = input_ids.matrix<int64_t>(),
-                                        .measure = measure_of(kOp, measure),
+                                        .measure = choose<Measure>(kOp, "measure", measure),
                                         .token_ids = data<int64_t>(token_ids),
                                         .confidence = data<float>(confidence)});
   return {token_ids, confidence};
@@ -155,7 +147,7 @@ Tensor rank_positions(const Tensor& confidence_, const Tensor& mask_index_, cons
                                          .mask_index = mask_index.matrix<bool>(),
                                          .length = length,
                                          .block_length = block_length_of(kOp, block_length, length),
-                                         .order = order_of(kOp, order),
+                                         .order = choose<Order>(kOp, "order", order),
                                          .rank = data<int32_t>(rank)});
   return rank;
 }
@@ -172,19 +164,18 @@ Tensor select_transfer(const Tensor& confidence_, const Tensor& mask_index_, int
   expect_served(confidence, length);
 
   Tensor transfer_index = new_tensor_like(confidence, ScalarType::Bool);
-  launch(confidence, SelectTransferParams{
-                         .confidence = confidence.matrix<float>(),
-                         .mask_index = mask_index.matrix<bool>(),
-                         .length = length,
-                         .block_length = block_length_of(kOp, block_length, length),
-                         .order = order_of(kOp, order),
-                         .num_transfer = expect_at_least(kOp, "num_transfer", num_transfer, 0),
-                         .num_transfer_per_row = per_row,
-                         .has_threshold = threshold.has_value(),
-                         .threshold = threshold_of(kOp, threshold),
-                         .strict = strict,
-                         .fallback = choose<Fallback>(kOp, "fallback", fallback, {"top", "top_if_fewer", "top_always"}),
-                         .transfer_index = data<bool>(transfer_index)});
+  launch(confidence, SelectTransferParams{.confidence = confidence.matrix<float>(),
+                                          .mask_index = mask_index.matrix<bool>(),
+                                          .length = length,
+                                          .block_length = block_length_of(kOp, block_length, length),
+                                          .order = choose<Order>(kOp, "order", order),
+                                          .num_transfer = expect_at_least(kOp, "num_transfer", num_transfer, 0),
+                                          .num_transfer_per_row = per_row,
+                                          .has_threshold = threshold.has_value(),
+                                          .threshold = threshold_of(kOp, threshold),
+                                          .strict = strict,
+                                          .fallback = choose<Fallback>(kOp, "fallback", fallback),
+                                          .transfer_index = data<bool>(transfer_index)});
   return transfer_index;
 }
 
@@ -225,7 +216,7 @@ Tensor verify_drafts(const Tensor& drafts_, const Tensor& targets_, const std::o
   const int64_t batch = drafts.sizes[0], draft_steps = expect_at_least(kOp, "K", drafts.sizes[1], 1);
   const int64_t length = expect_at_least(kOp, "L", drafts.length(), 1);
   const Counts active = counts(kOp, "num_drafts", num_drafts, {ScalarType::Int, ScalarType::Long}, drafts, 1);
-  const Match rule = match_of(kOp, match);
+  const Match rule = choose<Match>(kOp, "match", match);
   STD_TORCH_CHECK(rule == Match::kExact || mask_token_id, kOp, ": match='subset' needs mask_token_id, got none");
   expect_served(drafts, length, draft_steps);
 
@@ -268,8 +259,8 @@ Tensor draft_step(const Tensor& drafts_, const Tensor& token_ids_, const Tensor&
                     .draft_steps = draft_steps,
                     .length = length,
                     .rule = rule,
-                    .drafting = choose<Drafting>(kOp, "drafting", drafting, {"recycled", "nested"}),
-                    .match = match_of(kOp, match),
+                    .drafting = choose<Drafting>(kOp, "drafting", drafting),
+                    .match = choose<Match>(kOp, "match", match),
                     .has_eos_token_id = eos_token_id.has_value(),
                     .eos_token_id = eos_token_id.value_or(0),
                     .records = nullptr};
