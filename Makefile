@@ -104,6 +104,11 @@ wheel: setup
 	rm -f dist/*.whl
 	FREEDAVE_CUDA_ARCHS=$${FREEDAVE_CUDA_ARCHS:-all} $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 
+# The contract tests of the ops under another torch, where a build of this package lies in a folder: those of the backends that run
+# anywhere, and what torch.compile and opcheck say. (`python -m pytest` would import the package that stands here.)
+OPS_UNDER = PYTHONPATH=$(abspath $(2)) OMP_NUM_THREADS=1 FREEDAVE_EMULATED_LIBRARY= $(1)/bin/pytest -q \
+            $(OP_TESTS) tests/test_dispatcher.py -k 'cpu or reference or dispatcher or opcheck or compile'
+
 # The library is built against a CPU torch; it must load in a CUDA torch, with its CUDA kernels, and build there as well.
 # A separate environment with 5.5 GB of CUDA torch, in .venv-cuda. Needs nvcc, but no GPU.
 CHECK := build/check
@@ -115,15 +120,15 @@ check-cuda-torch: wheel $(CUDA_VENV)/.installed
 	FREEDAVE_CUDA=on FREEDAVE_BUILD_FOLDER=$(abspath $(CHECK)/cmake) \
 	  $(CUDA_VENV)/bin/python -m pip install --quiet --no-build-isolation --no-deps --target $(CHECK)/source .
 	$(CUDA_VENV)/bin/python tests/check_torch.py $(CHECK)/source cuda
+	$(call OPS_UNDER,$(CUDA_VENV),$(CHECK)/source)
 
 $(CUDA_VENV)/.installed: requirements/cuda-torch.txt
 	$(PYTHON) -m venv $(CUDA_VENV)
 	$(CUDA_VENV)/bin/python -m pip install --quiet -r $<
 	@touch $@
 
-# Op tests in both, the decoder's in the source build. Where nvcc is, one architecture shows that the host code compiles.
+# Tests of the ops in both, the decoder's in the source build. Where nvcc is, one architecture shows that the host code compiles.
 OLDEST := build/oldest
-OLDEST_TESTS = PYTHONPATH=$(abspath $(OLDEST))/$(1) OMP_NUM_THREADS=1 $(OLDEST_VENV)/bin/pytest -q -k 'cpu or reference'
 DECODER_TESTS = tests/test_decoding.py tests/test_checkpoint.py tests/test_packed_forward.py tests/test_published_checkpoints.py \
                 tests/test_tokenizers.py tests/test_convert.py tests/test_custom_generate.py tests/test_streaming.py tests/test_cli.py \
                 tests/test_command_line.py
@@ -131,11 +136,11 @@ check-torch: wheel $(OLDEST_VENV)/.installed
 	rm -rf $(OLDEST) && mkdir -p $(OLDEST)
 	$(OLDEST_VENV)/bin/python -m pip install --quiet --no-deps --target $(OLDEST)/wheel dist/*.whl
 	$(OLDEST_VENV)/bin/python tests/check_torch.py $(OLDEST)/wheel
-	$(call OLDEST_TESTS,wheel) $(OP_TESTS)
+	$(call OPS_UNDER,$(OLDEST_VENV),$(OLDEST)/wheel)
 	FREEDAVE_CUDA_ARCHS=90 FREEDAVE_BUILD_FOLDER=$(abspath $(OLDEST)/cmake) \
 	  $(OLDEST_VENV)/bin/python -m pip install --quiet --no-build-isolation --no-deps --target $(OLDEST)/source .
 	$(OLDEST_VENV)/bin/python tests/check_torch.py $(OLDEST)/source
-	$(call OLDEST_TESTS,source) $(OP_TESTS)
+	$(call OPS_UNDER,$(OLDEST_VENV),$(OLDEST)/source)
 	PYTHONPATH=$(abspath $(OLDEST))/source OMP_NUM_THREADS=1 $(OLDEST_VENV)/bin/pytest -q $(DECODER_TESTS) -k 'not triton and not cuda_emulated'
 
 $(OLDEST_VENV)/.installed: requirements/oldest.txt

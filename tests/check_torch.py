@@ -1,4 +1,4 @@
-"""What `make check-torch` and `check-cuda-torch` run under each torch: an installed freedave_kernels must load and compute.
+"""What `make check-torch` and `check-cuda-torch` run first under each torch: the installed package loads and computes.
 
 Needs no GPU. Usage: check_torch.py FOLDER [cuda], where FOLDER holds the installed package and `cuda` says that this torch
 and the package must have been built with CUDA.
@@ -19,6 +19,27 @@ import freedave_kernels as fk  # noqa: E402
 from freedave_kernels import _C, _library, backends  # noqa: E402
 
 
+def results_of_every_op() -> dict[str, object]:
+    random = torch.Generator().manual_seed(0)
+    mask = 7
+    logits, drafts = torch.randn(2, 1, 8, 5000, generator=random), torch.full((2, 1, 8), mask)
+    token_ids, confidence = fk.predict_tokens(logits, drafts, mask)
+    states = fk.partial_predictions(logits, drafts, mask)
+    ids, tokens, sure = drafts[:, 0], token_ids[:, 0], confidence[:, 0]
+    next_drafts, num_drafts = fk.build_drafts(ids, tokens, sure, mask, 4)
+    step = fk.draft_step(drafts, token_ids, confidence, torch.ones(2, dtype=torch.int32), mask, 4)
+    return {
+        "predict_tokens": (token_ids, confidence),
+        "partial_predictions": states,
+        "merge_predictions": fk.merge_predictions(states, drafts),
+        "rank_positions": fk.rank_positions(sure, ids == mask),
+        "select_transfer": fk.select_transfer(sure, ids == mask, threshold=0.001),
+        "build_drafts": (next_drafts, num_drafts),
+        "verify_drafts": fk.verify_drafts(next_drafts, next_drafts.roll(-1, 1), num_drafts=num_drafts),
+        "draft_step": (step.counters, step.token_ids, step.drafts, step.step_map, step.confidence),
+    }
+
+
 def main() -> None:
     cuda_torch, cuda_kernels = torch.version.cuda is not None, bool(_C.build["cuda"])
     if "cuda" in sys.argv[2:]:
@@ -34,15 +55,16 @@ def main() -> None:
         library.freedave_finds_cuda_streams.restype = ctypes.c_bool
         assert library.freedave_finds_cuda_streams() == cuda_torch
 
-    logits, drafts = torch.randn(2, 1, 8, 1000), torch.full((2, 1, 8), 7)
     results = {}
     for backend in ("cpu", "reference"):
         with fk.use_backend(backend):
-            token_ids, confidence = fk.predict_tokens(logits, drafts, 7)
-            step = fk.draft_step(drafts, token_ids, confidence, torch.ones(2, dtype=torch.int32), 7, 4)
-            results[backend] = (token_ids, step.counters, step.drafts, step.step_map, step.confidence)
-    for ours, theirs in zip(results["cpu"], results["reference"], strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+            results[backend] = results_of_every_op()
+    for op, ours in results["cpu"].items():
+        torch.testing.assert_close(
+            ours, results["reference"][op], rtol=1e-5, atol=0, msg=lambda text, op=op: f"{op}: {text}"
+        )
+    missing = set(_C.contract["ops"]) - results["cpu"].keys()
+    assert not missing, f"not tried: {missing}"
 
     architectures = ", ".join(_C.build["cuda_architectures"]) or "none"
     print(
