@@ -2,6 +2,7 @@
 
 // How the kernels of each device are started, once the arguments are known to be right.
 #include <cstdint>
+#include <tuple>
 
 #include "freedave/limits.h"
 #include "torch/arguments.h"
@@ -33,14 +34,16 @@ inline void run_on_torch_threads(int64_t begin, int64_t end, int64_t grain, void
   TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, body, context));
 }
 
-inline void run_on_cpu(const PredictTokensParams& p) { cpu::predict_tokens(p, run_on_torch_threads); }
-inline void run_on_cpu(const PartialPredictionsParams& p) { cpu::partial_predictions(p, run_on_torch_threads); }
-inline void run_on_cpu(const MergePredictionsParams& p) { cpu::merge_predictions(p, run_on_torch_threads); }
-inline void run_on_cpu(const RankPositionsParams& p) { cpu::rank_positions(p, run_on_torch_threads); }
-inline void run_on_cpu(const SelectTransferParams& p) { cpu::select_transfer(p, run_on_torch_threads); }
-inline void run_on_cpu(const BuildDraftsParams& p) { cpu::build_drafts(p, run_on_torch_threads); }
-inline void run_on_cpu(const VerifyDraftsParams& p) { cpu::verify_drafts(p, run_on_torch_threads); }
-inline void run_on_cpu(const DraftStepParams& p) { cpu::draft_step(p, run_on_torch_threads); }
+// What runs each op on a CPU. The type of the parameters tells which one it is.
+inline constexpr std::tuple kOnCpu(&cpu::predict_tokens, &cpu::partial_predictions, &cpu::merge_predictions,
+                                   &cpu::rank_positions, &cpu::select_transfer, &cpu::build_drafts, &cpu::verify_drafts,
+                                   &cpu::draft_step);
+
+template <typename Params>
+void run_on_cpu(const Params& p) {
+  using Kernel = void (*)(const Params&, cpu::ParallelFor);
+  std::get<Kernel>(kOnCpu)(p, run_on_torch_threads);
+}
 
 #endif
 #if FREEDAVE_HAS_CUDA
@@ -85,32 +88,22 @@ struct OnDevice {
 
 #endif
 
+// The same on a CUDA device; predict_tokens takes memory to work in besides.
+inline constexpr std::tuple kOnCuda(&cuda::partial_predictions, &cuda::merge_predictions, &cuda::rank_positions,
+                                    &cuda::select_transfer, &cuda::build_drafts, &cuda::verify_drafts,
+                                    &cuda::draft_step);
+
+template <typename Params>
+cudaError_t run_on_cuda(const Argument&, const Params& p, cudaStream_t stream) {
+  using Kernel = cudaError_t (*)(const Params&, cudaStream_t);
+  return std::get<Kernel>(kOnCuda)(p, stream);
+}
+
 inline cudaError_t run_on_cuda(const Argument& like, const PredictTokensParams& p, cudaStream_t stream) {
   // Handed back to torch's allocator as soon as the kernels are queued; it gives memory to later work of the same
   // stream only.
   const Tensor workspace = new_tensor(like, ScalarType::Byte, {cuda::predict_tokens_workspace(p)});
   return cuda::predict_tokens(p, workspace.mutable_data_ptr(), stream);
-}
-inline cudaError_t run_on_cuda(const Argument&, const PartialPredictionsParams& p, cudaStream_t stream) {
-  return cuda::partial_predictions(p, stream);
-}
-inline cudaError_t run_on_cuda(const Argument&, const MergePredictionsParams& p, cudaStream_t stream) {
-  return cuda::merge_predictions(p, stream);
-}
-inline cudaError_t run_on_cuda(const Argument&, const RankPositionsParams& p, cudaStream_t stream) {
-  return cuda::rank_positions(p, stream);
-}
-inline cudaError_t run_on_cuda(const Argument&, const SelectTransferParams& p, cudaStream_t stream) {
-  return cuda::select_transfer(p, stream);
-}
-inline cudaError_t run_on_cuda(const Argument&, const BuildDraftsParams& p, cudaStream_t stream) {
-  return cuda::build_drafts(p, stream);
-}
-inline cudaError_t run_on_cuda(const Argument&, const VerifyDraftsParams& p, cudaStream_t stream) {
-  return cuda::verify_drafts(p, stream);
-}
-inline cudaError_t run_on_cuda(const Argument&, const DraftStepParams& p, cudaStream_t stream) {
-  return cuda::draft_step(p, stream);
 }
 
 #endif
