@@ -16,7 +16,7 @@ from benchmarks.compiled import compiled
 from benchmarks.measure import Calls, Timing, readers
 from benchmarks.record import Record
 from benchmarks.scenes import MASK
-from freedave_kernels.ops.partial_predictions import STATE_FIELDS, TOKENS_PER_STATE
+from freedave_kernels.contract import STATE_FIELDS, TOKENS_PER_STATE
 
 Call = Callable[[], object]
 MEMORY = 2**25  # bytes; a cache may hold less, and then the bandwidth of memory is no limit

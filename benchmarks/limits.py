@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from freedave_kernels.ops.draft_step import RecordLayout
-from freedave_kernels.ops.partial_predictions import STATE_FIELDS, TOKENS_PER_STATE
+from freedave_kernels.contract import STATE_FIELDS, TOKENS_PER_STATE, RecordLayout
 
 # Memory bandwidth in the makers' data sheets, bytes a second (SXM modules).
 DATA_SHEET = {"H100": 3.35e12, "H200": 4.8e12, "B200": 8.0e12}

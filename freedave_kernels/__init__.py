@@ -19,13 +19,14 @@ The same ops are registered with the dispatcher as ``torch.ops.freedave.*``.
 """
 
 from freedave_kernels import _library
-from freedave_kernels.backends import BackendUnavailableError, available_backends, use_backend
+from freedave_kernels.backends import available_backends, use_backend
+from freedave_kernels.contract import TOKENS_PER_STATE, BackendUnavailableError
 from freedave_kernels.ops.build_drafts import build_drafts
 from freedave_kernels.ops.draft_attention import draft_attention
 from freedave_kernels.ops.draft_step import DraftStep, draft_step
 from freedave_kernels.ops.keep import keep
 from freedave_kernels.ops.merge_predictions import merge_predictions
-from freedave_kernels.ops.partial_predictions import TOKENS_PER_STATE, partial_predictions
+from freedave_kernels.ops.partial_predictions import partial_predictions
 from freedave_kernels.ops.predict_tokens import predict_tokens
 from freedave_kernels.ops.rank_positions import rank_positions
 from freedave_kernels.ops.select_transfer import select_transfer

@@ -1,7 +1,7 @@
 """Argument errors in the user's terms: which argument of which op, what was expected, what came.
 
 Everything here reads metadata only (dtype, shape, device), never a tensor's values, so a check cannot synchronise.
-The native library checks the same conditions tersely; these run when it refuses a call, and before every other backend.
+The native library checks the same conditions tersely, for calls of ``torch.ops.freedave.*``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
-ORDERS = ("confidence", "left_to_right")
+from freedave_kernels.contract import ORDERS
+
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 INTEGER_DTYPES = (torch.int32, torch.int64)
 
 

@@ -16,7 +16,8 @@ sys.path.insert(0, str(folder))
 import torch  # noqa: E402
 
 import freedave_kernels as fk  # noqa: E402
-from freedave_kernels import _C, _library, backends  # noqa: E402
+from freedave_kernels import _C, _library  # noqa: E402
+from freedave_kernels.contract import OPS  # noqa: E402
 
 
 def results_of_every_op() -> dict[str, object]:
@@ -47,7 +48,7 @@ def main() -> None:
     assert Path(fk.__file__).is_relative_to(folder), f"imported {fk.__file__}, not the package in {folder}"
     assert _library.LOAD_ERROR is None, _library.LOAD_ERROR
 
-    for op in backends.OPS:
+    for op in OPS:
         for key in ("CPU", "CUDA") if cuda_kernels else ("CPU",):
             assert torch._C._dispatch_has_kernel_for_dispatch_key(f"freedave::{op}", key), f"{op}: nothing for {key}"
     if cuda_kernels:
@@ -68,7 +69,7 @@ def main() -> None:
 
     architectures = ", ".join(_C.build["cuda_architectures"]) or "none"
     print(
-        f"torch {torch.__version__}: {_library.PATH.name} loads, kernels of {len(backends.OPS)} ops registered "
+        f"torch {torch.__version__}: {_library.PATH.name} loads, kernels of {len(OPS)} ops registered "
         f"(CUDA architectures: {architectures}), CPU ops right"
     )
 

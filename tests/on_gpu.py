@@ -10,8 +10,7 @@ import pytest
 import torch
 
 import freedave_kernels as fk
-from freedave_kernels.backends import OPS
-from freedave_kernels.python_ops import WRITTEN
+from freedave_kernels.contract import OPS
 
 
 def moved(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
@@ -35,7 +34,7 @@ def through(op: Callable[..., Any], device: torch.device | str) -> Callable[...,
             return copies[-1][1]
 
         result = op(*map(there, arguments), **{name: there(value) for name, value in named.items()})
-        if op.__name__ in WRITTEN:
+        if OPS[op.__name__].written:
             for original, copy in copies:
                 original.copy_(copy)
         return torch.utils._pytree.tree_map_only(torch.Tensor, torch.Tensor.cpu, result)

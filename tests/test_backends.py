@@ -7,16 +7,19 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
 import torch
 
 import freedave_kernels as fk
-from freedave_kernels import backends
+from freedave_kernels import backends, registry
+from freedave_kernels.contract import OPS
+from freedave_kernels.triton import registration
 
 T = TypeVar("T")
-NAMES = ", ".join([*backends.BACKENDS, "auto"])  # those of this session: with the emulated kernels where they are built
+NAMES = ", ".join([*registry.BACKENDS, "auto"])  # those of this session: with the emulated kernels where they are built
 CONFIDENCE, MASKED = torch.tensor([0.5, 0.9]), torch.tensor([True, True])
 
 
@@ -32,11 +35,15 @@ def in_thread(function: Callable[[], T]) -> T:
 
 
 def spy(monkeypatch: pytest.MonkeyPatch, name: str) -> list[str]:
-    """Records the calls of rank_positions that backend `name` serves."""
+    """Records the calls that backend `name` serves."""
     calls: list[str] = []
-    implementation = backends.implementation(name)
-    original = implementation.rank_positions
-    monkeypatch.setattr(implementation, "rank_positions", lambda *a: calls.append(name) or original(*a), raising=False)
+    original = registry.kernel
+
+    def kernel(op: str, backend: str, device_type: str) -> Callable[..., object]:
+        found = original(op, backend, device_type)
+        return (lambda *call: calls.append(name) or found(*call)) if backend == name else found
+
+    monkeypatch.setattr(registry, "kernel", kernel)
     return calls
 
 
@@ -59,7 +66,7 @@ def test_example(monkeypatch):
 def test_the_native_library_is_there():
     """The suite means nothing without it: every contract test would run on the reference alone."""
     available = fk.available_backends()
-    assert set(available) == set(backends.BACKENDS)
+    assert set(available) == set(registry.BACKENDS)
     assert available["reference"] is None
     assert available["cpu"] is None
 
@@ -111,8 +118,7 @@ def test_a_statement_that_is_refused_changes_nothing(monkeypatch):
     fk.use_backend("cpu")
     with pytest.raises(ValueError, match="use_backend: expected one of .*, got 'nonsense'"):
         fk.use_backend("nonsense")
-    monkeypatch.setattr(backends, "unavailable", lambda name: f"no {name}; get one")
-    monkeypatch.setattr(backends, "_implementations", {})
+    monkeypatch.setattr(registry, "unavailable", lambda name: f"no {name}; get one")
     with pytest.raises(fk.BackendUnavailableError, match="'reference' is not available: no reference; get one"):
         fk.use_backend("reference")
     assert backends.forced() == "cpu"
@@ -152,6 +158,20 @@ def test_a_statement_and_torch_compile():
     fk.use_backend("reference")
     compiled = torch.compile(lambda *row: fk.rank_positions(*row) + 1, fullgraph=True, backend="aot_eager")
     assert compiled(CONFIDENCE, MASKED).tolist() == [2, 1]
+
+
+def test_a_compiled_function_keeps_its_backend():
+    """And is not compiled again because other backends and ops have been used since."""
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda *row: fk.rank_positions(*row) + 1, fullgraph=True, backend="aot_eager")
+    with fk.use_backend("cpu"):
+        compiled(CONFIDENCE, MASKED)
+    with fk.use_backend("reference"), torch._dynamo.config.patch(error_on_recompile=True):
+        fk.rank_positions(CONFIDENCE, MASKED)
+        fk.select_transfer(CONFIDENCE, MASKED)
+        with torch.profiler.profile() as profile:
+            compiled(CONFIDENCE, MASKED)
+    assert "freedave::rank_positions" in {event.name for event in profile.events() or ()}
 
 
 def test_a_forced_backend_never_falls_back():
@@ -199,8 +219,46 @@ def test_a_library_that_does_not_load_is_reported():
     assert lines[1:] == ["raised True", "[0, 1]"]
 
 
-@pytest.mark.parametrize("op", backends.OPS)
+@pytest.mark.parametrize("op", OPS)
 def test_ops_are_registered_with_the_dispatcher(op):
     assert hasattr(torch.ops.freedave, op)
     schema = str(getattr(torch.ops.freedave, op).default._schema)
     assert schema.startswith(f"freedave::{op}(")
+
+
+def test_the_list_of_ops_is_what_there_is():
+    """What is public, and what has a file in each room."""
+    package = Path(fk.__file__).parent
+    assert set(OPS) == {path.stem for path in (package / "ops").glob("*.py")} - {"__init__"}
+    assert set(OPS) < set(fk.__all__)
+    for op, rooms in OPS.items():
+        for room in ("reference", "cpu", "triton"):
+            assert (package / room / f"{op}.py").exists() == (room in rooms.python), (op, room)
+        assert not set(rooms.native) & set(rooms.python), op
+
+
+def test_backends_of_an_op_stand_in_their_order():
+    assert registry.backends_with("keep") == ("reference", "cpu", "triton")
+    assert registry.backends_with("draft_step") == registry.BACKENDS
+
+
+@pytest.mark.parametrize("op", ["draft_attention", "keep"])
+def test_a_backend_may_lack_an_op(monkeypatch, op):
+    """The error says who has it."""
+    monkeypatch.setattr(registry, "unavailable", lambda name: None)
+    registry.kernel.cache_clear()
+    with pytest.raises(
+        fk.BackendUnavailableError, match=f"backend 'cuda' has no {op}; 'reference', 'cpu', 'triton' have it"
+    ):
+        registry.kernel(op, "cuda", "cuda")
+
+
+def test_threads_may_ask_for_the_same_kernel_at_once():
+    """An op of Triton's can be defined once."""
+
+    def rank_twice(confidence: torch.Tensor) -> torch.Tensor:
+        return confidence + 1
+
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(lambda _: registration.register("rank_twice", rank_twice, rank_twice, ()), range(64)))
+    assert len(found) == 1

@@ -27,8 +27,7 @@ from freedave.demo import comparison
 from freedave.demo.comparison import MAX_NEW_TOKENS
 from freedave.demo.tasks import TASKS
 from freedave.integrations import loading
-from freedave_kernels.arguments import ORDERS
-from freedave_kernels.ops.draft_step import DRAFTINGS
+from freedave_kernels.contract import DRAFTINGS, ORDERS
 
 VOCABULARY, MASK = 40, 39
 POSITIONS = 64

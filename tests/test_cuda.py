@@ -13,8 +13,8 @@ import torch
 from states import MASK, generator
 
 import freedave_kernels as fk
-from freedave_kernels import _library, backends
-from freedave_kernels.limits import MAX_DRAFTS, MAX_LENGTH
+from freedave_kernels import _library, registry
+from freedave_kernels.contract import MAX_DRAFTS, MAX_LENGTH
 
 CSRC = Path(__file__).parents[1] / "csrc"
 
@@ -142,7 +142,7 @@ def test_the_kernels_are_there():
 def test_the_native_library_registers_them_where_it_was_built_with_nvcc():
     from freedave_kernels._C import build
 
-    assert build["cuda"] == backends.CUDA_KERNELS
+    assert build["cuda"] == registry.CUDA_KERNELS
     if build["cuda"]:
         library = ctypes.CDLL(str(_library.PATH))
         library.freedave_finds_cuda_streams.restype = ctypes.c_bool

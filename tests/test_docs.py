@@ -22,7 +22,7 @@ from transformers import (
 
 import freedave
 import freedave_kernels as fk
-from freedave_kernels.backends import OPS
+from freedave_kernels.contract import OPS
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

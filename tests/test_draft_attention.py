@@ -12,12 +12,12 @@ from conftest import BACKENDS, INTERPRETED, on_backend
 from states import generator
 
 import freedave_kernels as fk
-from freedave_kernels.python_ops import SERVED_BY
+from freedave_kernels.registry import backends_with
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
-@pytest.fixture(params=[name for name in BACKENDS if name in SERVED_BY])
+@pytest.fixture(params=[name for name in BACKENDS if name in backends_with("draft_attention")])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     yield from on_backend(request.param)
 
@@ -223,7 +223,9 @@ def keys_in_both(arguments, order, *, stored, window, length, drafts):
     return arguments | made | {"query": torch.stack([own] * drafts)[None]}
 
 
-BY_POSITION = [name for name in BACKENDS if name in SERVED_BY and name != "cpu"]  # as the op's docstring says
+BY_POSITION = [
+    name for name in BACKENDS if name in backends_with("draft_attention") and name != "cpu"
+]  # as the op's docstring says
 
 
 @pytest.mark.parametrize("name", BY_POSITION)
@@ -373,7 +375,7 @@ def test_who_attends_to_stored_positions_does_not_show(monkeypatch, case, dtype)
         assert torch.equal(fk.draft_attention(**arguments), shared)
 
 
-@pytest.mark.parametrize("name", [name for name in BACKENDS if name not in SERVED_BY])
+@pytest.mark.parametrize("name", [name for name in BACKENDS if name not in backends_with("draft_attention")])
 def test_backends_without_it_say_so(name):
     arguments = call(torch.float32, ranges=[EMPTY])
     message = f"backend '{name}' has no draft_attention; 'reference', 'cpu', 'triton' have it"

@@ -15,7 +15,7 @@ from on_gpu import elsewhere
 from states import INF, MASK, Constants, block_lengths, choose, generator, verifications
 
 import freedave_kernels as fk
-from freedave_kernels.ops.draft_step import COUNTERS
+from freedave_kernels.contract import COUNTERS
 from freedave_kernels.reference import draft_step as reference
 from freedave_kernels.reference.build_drafts import build_drafts as reference_build
 

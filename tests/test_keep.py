@@ -10,10 +10,10 @@ from conftest import BACKENDS, on_backend
 from states import generator
 
 import freedave_kernels as fk
-from freedave_kernels.python_ops import SERVED_BY
+from freedave_kernels.registry import backends_with
 
 
-@pytest.fixture(params=[name for name in BACKENDS if name in SERVED_BY])
+@pytest.fixture(params=[name for name in BACKENDS if name in backends_with("keep")])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     yield from on_backend(request.param)
 
@@ -104,7 +104,7 @@ def test_nothing_to_keep(backend, shape):
     assert not stored.any()
 
 
-@pytest.mark.parametrize("name", [name for name in BACKENDS if name not in SERVED_BY])
+@pytest.mark.parametrize("name", [name for name in BACKENDS if name not in backends_with("keep")])
 def test_backends_without_it_say_so(name):
     with fk.use_backend(name), pytest.raises(fk.BackendUnavailableError, match=f"backend '{name}' has no keep; "):
         fk.keep(**ARGUMENTS)

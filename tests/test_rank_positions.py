@@ -10,7 +10,7 @@ from on_gpu import elsewhere
 from states import INF, Constants, block_lengths, rows
 
 import freedave_kernels as fk
-from freedave_kernels.limits import MAX_LENGTH
+from freedave_kernels.contract import MAX_LENGTH
 from freedave_kernels.reference import rank_positions as reference
 
 

@@ -32,7 +32,8 @@ from hypothesis import given, settings
 from states import FEW, few_combinations
 
 import freedave_kernels as fk
-from freedave_kernels import backends
+from freedave_kernels import registry
+from freedave_kernels.contract import OPS
 from freedave_kernels.reference.predict_tokens import predict_tokens as reference
 from freedave_kernels.triton import launch
 
@@ -42,7 +43,7 @@ ARCHITECTURES = ["sm_80", "sm_90", "sm_100", "sm_120", "gfx942"]
 COMPILED = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
 
 pytestmark = pytest.mark.skipif(
-    "triton" not in backends.BACKENDS or fk.triton.unavailable() is not None, reason=fk.triton.unavailable() or ""
+    "triton" not in registry.BACKENDS or fk.triton.unavailable() is not None, reason=fk.triton.unavailable() or ""
 )
 
 
@@ -339,11 +340,10 @@ def test_leading_dimensions_that_no_stride_walks(triton):
         torch.testing.assert_close(confidence, expected[1], rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("op", backends.OPS)
+@pytest.mark.parametrize("op", OPS)
 def test_ops_share_the_schema_of_the_native_ones(op):
     """Argument for argument, up to defaults and the integers' symbolic type."""
-    with fk.use_backend("triton"):
-        ours = getattr(torch.ops.freedave_triton, op).default._schema
+    ours = registry.kernel(op, "triton", DEVICE)._schema
     native = getattr(torch.ops.freedave, op).default._schema
     assert [(a.name, str(a.type)) for a in ours.arguments] == [(a.name, str(a.type)) for a in native.arguments]
     assert [str(r.type) for r in ours.returns] == [str(r.type) for r in native.returns]
@@ -366,33 +366,36 @@ def test_compiles_without_graph_breaks():
 @pytest.mark.skipif(not INTERPRETED, reason="CPU tensors are for the interpreter")
 def test_opcheck():
     ids = torch.tensor([[[9, 9, 1]]])
-    with fk.use_backend("triton"):
-        ops = torch.ops.freedave_triton
-        torch.library.opcheck(ops.predict_tokens, (torch.randn(1, 1, 3, 20), ids, 9, None, "prob", None, False))
-        step = (1, None, "confidence", None, "recycled", "exact", None, None, None)
-        torch.library.opcheck(ops.draft_step, (ids, ids, torch.rand(1, 1, 3), torch.tensor([1]), 9, 2, *step))
+    predict, draft = (registry.kernel(op, "triton", "cpu") for op in ("predict_tokens", "draft_step"))
+    torch.library.opcheck(predict, (torch.randn(1, 1, 3, 20), ids, 9, None, "prob", None, False))
+    step = (1, None, "confidence", None, "recycled", "exact", None, None, None)
+    torch.library.opcheck(draft, (ids, ids, torch.rand(1, 1, 3), torch.tensor([1]), 9, 2, *step))
 
 
-def test_cuda_tensors_go_to_triton_where_there_are_no_cuda_kernels(monkeypatch):
-    usable = {"reference": None, "cpu": None, "triton": None, "cuda": "not built; build it"}
-    monkeypatch.setattr(backends, "unavailable", usable.__getitem__)
-    monkeypatch.setattr(backends, "_best", {})
-    assert backends.for_device(torch.device("cuda")).name == "triton"
+@pytest.fixture
+def usable(monkeypatch) -> Iterator[dict[str, str | None]]:
+    """Every backend by name: None where it can run, else why not."""
+    reasons: dict[str, str | None] = dict.fromkeys(registry.BACKENDS)
+    monkeypatch.setattr(registry, "unavailable", reasons.__getitem__)
+    registry.best.cache_clear()
+    yield reasons
+    registry.best.cache_clear()
+
+
+def test_cuda_tensors_go_to_triton_where_there_are_no_cuda_kernels(usable):
+    usable["cuda"] = "not built; build it"
+    assert registry.best("draft_step", "cuda") == "triton"
     usable["triton"] = "not installed; install it"
-    backends._best.clear()
-    assert backends.for_device(torch.device("cuda")).name == "reference"
+    registry.best.cache_clear()
+    assert registry.best("draft_step", "cuda") == "reference"
 
 
-def test_ops_without_cuda_kernels_go_to_triton(monkeypatch):
-    usable = dict.fromkeys(("reference", "cpu", "triton", "cuda"))
-    monkeypatch.setattr(backends, "unavailable", usable.__getitem__)
-    monkeypatch.setattr(backends, "_best", {})
-    monkeypatch.setattr(backends, "_implementations", dict(backends._implementations))
-    assert backends.for_device(torch.device("cuda"), "draft_step").name == "cuda"
-    assert backends.for_device(torch.device("cuda"), "keep").name == "triton"
+def test_ops_without_cuda_kernels_go_to_triton(usable):
+    assert registry.best("draft_step", "cuda") == "cuda"
+    assert registry.best("keep", "cuda") == "triton"
     usable["triton"] = "not installed; install it"
-    backends._best.clear()
-    assert backends.for_device(torch.device("cuda"), "draft_attention").name == "reference"
+    registry.best.cache_clear()
+    assert registry.best("draft_attention", "cuda") == "reference"
 
 
 def python(code: str, **environment: str) -> list[str]:

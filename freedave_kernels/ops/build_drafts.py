@@ -7,12 +7,9 @@ from typing import Any
 import torch
 
 from freedave_kernels import arguments
-from freedave_kernels._library import native_op, register_fake
-from freedave_kernels.backends import runs_native, serving
+from freedave_kernels.dispatch import dispatched
 
 OP = "build_drafts"
-
-_native = native_op(OP)
 
 
 def build_drafts(
@@ -56,17 +53,10 @@ def build_drafts(
     call = (
         input_ids, token_ids, confidence, mask_token_id, draft_steps, tokens_per_step, threshold, order, block_length,
     )  # fmt: skip
-    try:
-        if runs_native(input_ids):
-            return _native(*call)
-    except (RuntimeError, AttributeError):
-        check_arguments(*call)
-        raise
-    check_arguments(*call)
-    return serving(input_ids.device).build_drafts(*call)
+    return _call(*call)
 
 
-def check_arguments(
+def check(
     input_ids: Any,
     token_ids: Any,
     confidence: Any,
@@ -93,7 +83,6 @@ def check_arguments(
     arguments.expect_same_device(OP, input_ids, "input_ids", token_ids=token_ids, confidence=confidence)
 
 
-@register_fake(OP)
 def fake(
     input_ids: torch.Tensor,
     token_ids: torch.Tensor,
@@ -107,3 +96,10 @@ def fake(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     batch, length = input_ids.shape
     return input_ids.new_empty((batch, draft_steps, length)), input_ids.new_empty((batch,), dtype=torch.int32)
+
+
+def window(input_ids: torch.Tensor, *rest: Any) -> tuple[int, int]:
+    return input_ids.shape[1], rest[3]
+
+
+_call = dispatched(OP, check, fake, window)

@@ -7,12 +7,10 @@ from typing import Any
 import torch
 
 from freedave_kernels import arguments
-from freedave_kernels.backends import serving
-from freedave_kernels.python_ops import define
+from freedave_kernels.contract import MAX_RANGES
+from freedave_kernels.dispatch import dispatched
 
 OP = "draft_attention"
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-MAX_RANGES = 2
 
 
 def draft_attention(
@@ -63,13 +61,10 @@ def draft_attention(
         BackendUnavailableError: a forced backend cannot serve the call.
     """
     per_row = (window_start, slots, num_drafts, window_lengths)
-    _check(query, key, value, stored_key, stored_value, ranges, *per_row, block_length, scale)
-    return serving(query.device, OP).draft_attention(
-        query, key, value, stored_key, stored_value, ranges, *per_row, block_length, scale
-    )
+    return _call(query, key, value, stored_key, stored_value, ranges, *per_row, block_length, scale)
 
 
-def _check(
+def check(
     query: Any,
     key: Any,
     value: Any,
@@ -83,7 +78,7 @@ def _check(
     block_length: Any,
     scale: Any,
 ) -> None:
-    arguments.expect_tensor(OP, "query", query, DTYPES)
+    arguments.expect_tensor(OP, "query", query, arguments.FLOAT_DTYPES)
     arguments.expect_dims(OP, "query", query, "B, K, L, H, D")
     features = {"key": key, "value": value, "stored_key": stored_key, "stored_value": stored_value}
     for name, tensor in features.items():
@@ -127,12 +122,6 @@ def _check(
         arguments.expect_positive(OP, "scale", scale)
 
 
-@define(
-    OP,
-    "(Tensor query, Tensor key, Tensor value, Tensor stored_key, Tensor stored_value, Tensor ranges, "
-    "Tensor? window_start, Tensor? slots=None, Tensor? num_drafts=None, Tensor? window_lengths=None, int? block_length=None, "
-    "float? scale=None) -> Tensor",
-)
 def fake(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -148,3 +137,6 @@ def fake(
     scale: float | None = None,
 ) -> torch.Tensor:
     return query.new_empty(query.shape)
+
+
+_call = dispatched(OP, check, fake)

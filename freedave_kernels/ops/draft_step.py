@@ -2,55 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any, NamedTuple
 
 import torch
 
 from freedave_kernels import arguments
-from freedave_kernels._library import native_op, register_fake
-from freedave_kernels.backends import runs_native, serving
-from freedave_kernels.ops.verify_drafts import MATCHES
+from freedave_kernels.contract import COUNTERS, DRAFTINGS, MATCHES, RecordLayout
+from freedave_kernels.dispatch import dispatched
 
 OP = "draft_step"
-DRAFTINGS = ("recycled", "nested")
-COUNTERS = (
-    "accepted",
-    "steps",
-    "tokens_committed",
-    "masked_in_block",
-    "masked_in_window",
-    "prefix_length",
-    "forward_drafts",
-    "finished",
-    "non_finite",
-    "num_drafts",
-    "ended",
-)
-
-
-_native = native_op(OP)
-_new_tuple = tuple.__new__  # as DraftStep._make, without its count of the fields
-
-
-class RecordLayout(NamedTuple):
-    """Where things stand in the record of a sequence with a window of L positions and K next drafts."""
-
-    counters: slice
-    token_ids: slice
-    step_map: slice
-    drafts: slice
-    confidence: slice
-
-    @property
-    def width(self) -> int:
-        """Integers in the record."""
-        return self.confidence.stop
-
-    @classmethod
-    def of(cls, length: int, draft_steps: int) -> RecordLayout:
-        ends = list(itertools.accumulate([len(COUNTERS), length, length, draft_steps * length, (length + 1) // 2]))
-        return cls(*map(slice, [0, *ends[:-1]], ends))
 
 
 class DraftStep(NamedTuple):
@@ -216,17 +176,10 @@ def draft_step(
         drafts, token_ids, confidence, num_drafts, mask_token_id, draft_steps, tokens_per_step, threshold,
         order, block_length, drafting, match, eos_token_id, step, answer_start,
     )  # fmt: skip
-    try:
-        if runs_native(drafts):
-            return _new_tuple(DraftStep, (_native(*call), draft_steps))
-    except (RuntimeError, AttributeError):
-        check_arguments(*call)
-        raise
-    check_arguments(*call)
-    return DraftStep(serving(drafts.device).draft_step(*call), draft_steps)
+    return DraftStep(_call(*call), draft_steps)
 
 
-def check_arguments(
+def check(
     drafts: Any,
     token_ids: Any,
     confidence: Any,
@@ -272,7 +225,6 @@ def check_arguments(
     arguments.expect_same_device(OP, drafts, "drafts", **others, step=step, answer_start=answer_start)
 
 
-@register_fake(OP)
 def fake(
     drafts: torch.Tensor,
     token_ids: torch.Tensor,
@@ -292,3 +244,10 @@ def fake(
 ) -> torch.Tensor:
     batch, _, length = drafts.shape
     return drafts.new_empty((batch, RecordLayout.of(length, draft_steps).width))
+
+
+def window(drafts: torch.Tensor, *rest: Any) -> tuple[int, int]:
+    return drafts.shape[2], max(drafts.shape[1], rest[4])
+
+
+_call = dispatched(OP, check, fake, window)

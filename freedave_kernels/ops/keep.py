@@ -7,9 +7,7 @@ from typing import Any
 import torch
 
 from freedave_kernels import arguments
-from freedave_kernels.backends import serving
-from freedave_kernels.ops.draft_attention import DTYPES
-from freedave_kernels.python_ops import define
+from freedave_kernels.dispatch import dispatched
 
 OP = "keep"
 
@@ -40,13 +38,10 @@ def keep(
         TypeError, ValueError: naming the argument, what was expected and what came, before anything is written.
         BackendUnavailableError: a forced backend cannot serve the call.
     """
-    _check(window_key, window_value, accepted, start, count, stored_key, stored_value, slots)
-    serving(window_key.device, OP).keep(
-        window_key, window_value, accepted, start, count, stored_key, stored_value, slots
-    )
+    _call(window_key, window_value, accepted, start, count, stored_key, stored_value, slots)
 
 
-def _check(
+def check(
     window_key: Any,
     window_value: Any,
     accepted: Any,
@@ -56,7 +51,7 @@ def _check(
     stored_value: Any,
     slots: Any,
 ) -> None:
-    arguments.expect_tensor(OP, "window_key", window_key, DTYPES)
+    arguments.expect_tensor(OP, "window_key", window_key, arguments.FLOAT_DTYPES)
     arguments.expect_dims(OP, "window_key", window_key, "N, B, K, L, G, D")
     others = {"window_value": window_value, "stored_key": stored_key, "stored_value": stored_value}
     for name, tensor in others.items():
@@ -84,11 +79,6 @@ def _check(
     arguments.expect_same_device(OP, window_key, "window_key", **others, **per_row, slots=slots)
 
 
-@define(
-    OP,
-    "(Tensor window_key, Tensor window_value, Tensor accepted, Tensor start, Tensor count, Tensor(a!) stored_key, "
-    "Tensor(b!) stored_value, Tensor? slots=None) -> ()",
-)
 def fake(
     window_key: torch.Tensor,
     window_value: torch.Tensor,
@@ -100,3 +90,6 @@ def fake(
     slots: torch.Tensor | None = None,
 ) -> None:
     return None
+
+
+_call = dispatched(OP, check, fake)

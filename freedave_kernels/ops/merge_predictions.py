@@ -7,14 +7,10 @@ from typing import Any
 import torch
 
 from freedave_kernels import arguments
-from freedave_kernels._library import native_op, register_fake
-from freedave_kernels.backends import runs_native, serving
-from freedave_kernels.ops.partial_predictions import STATE_FIELDS
-from freedave_kernels.ops.predict_tokens import MEASURES
+from freedave_kernels.contract import MEASURES, STATE_FIELDS
+from freedave_kernels.dispatch import dispatched
 
 OP = "merge_predictions"
-
-_native = native_op(OP)
 
 
 def merge_predictions(
@@ -39,17 +35,10 @@ def merge_predictions(
         TypeError, ValueError: naming the argument, what was expected and what came.
         BackendUnavailableError: a forced backend cannot serve the call.
     """
-    try:
-        if runs_native(states):
-            return _native(states, input_ids, measure)
-    except (RuntimeError, AttributeError, TypeError):
-        _check(states, input_ids, measure)
-        raise
-    _check(states, input_ids, measure)
-    return serving(states.device).merge_predictions(states, input_ids, measure)
+    return _call(states, input_ids, measure)
 
 
-def _check(states: Any, input_ids: Any, measure: Any) -> None:
+def check(states: Any, input_ids: Any, measure: Any) -> None:
     arguments.expect_tensor(OP, "states", states, [torch.float64], min_dims=3)
     if states.shape[-1] != STATE_FIELDS or states.shape[-2] == 0:
         raise ValueError(f"{OP}: states must have shape [*, L, C, {STATE_FIELDS}], got {tuple(states.shape)}")
@@ -61,7 +50,9 @@ def _check(states: Any, input_ids: Any, measure: Any) -> None:
     arguments.expect_same_device(OP, states, "states", input_ids=input_ids)
 
 
-@register_fake(OP)
 def fake(states: torch.Tensor, input_ids: torch.Tensor, measure: str = "prob") -> tuple[torch.Tensor, torch.Tensor]:
     shape = input_ids.shape
     return input_ids.new_empty(shape), states.new_empty(shape, dtype=torch.float32)
+
+
+_call = dispatched(OP, check, fake)

@@ -8,18 +8,13 @@ from typing import Any
 import torch
 
 from freedave_kernels import arguments
-from freedave_kernels._library import native_op, register_fake
-from freedave_kernels.backends import runs_native, serving
-from freedave_kernels.ops.predict_tokens import check_arguments, token_tensor
+from freedave_kernels.contract import STATE_FIELDS, TOKENS_PER_STATE
+from freedave_kernels.dispatch import dispatched
+from freedave_kernels.ops.predict_tokens import as_tensor, check_logits
 
 OP = "partial_predictions"
 
-TOKENS_PER_STATE = 4096  # neighbouring logits that a state tells of
-STATE_FIELDS = 6  # max, second, token, ties, rest, weighted
-
 TOKEN_IDS = 2**53  # below that, float64 holds them exactly
-
-_native = native_op(OP)
 
 
 def partial_predictions(
@@ -70,27 +65,17 @@ def partial_predictions(
 
     Source: the online softmax (arXiv:1805.02867), its state as a result, as split attention does it (arXiv:2309.17453).
     """
-    try:
-        if suppress_tokens is not None and not isinstance(suppress_tokens, torch.Tensor):
-            suppress_tokens = token_tensor(OP, tuple(suppress_tokens), TOKEN_IDS, logits.device)
-        rest = (first_token_id, mask_index, measure, suppress_tokens, logits_shift)
-        if runs_native(logits):
-            return _native(logits, input_ids, mask_token_id, *rest)
-    except (RuntimeError, AttributeError, TypeError):
-        _check(logits, input_ids, mask_token_id, first_token_id, mask_index, measure, suppress_tokens, logits_shift)
-        raise
-    _check(logits, input_ids, mask_token_id, *rest)
-    return serving(logits.device).partial_predictions(logits, input_ids, mask_token_id, *rest)
+    suppressed = as_tensor(OP, suppress_tokens, logits, TOKEN_IDS)
+    return _call(logits, input_ids, mask_token_id, first_token_id, mask_index, measure, suppressed, logits_shift)
 
 
-def _check(logits: Any, input_ids: Any, mask_token_id: Any, first_token_id: Any, *rest: Any) -> None:
-    check_arguments(OP, logits, input_ids, mask_token_id, *rest)
+def check(logits: Any, input_ids: Any, mask_token_id: Any, first_token_id: Any, *rest: Any) -> None:
+    check_logits(OP, logits, input_ids, mask_token_id, *rest)
     arguments.expect_int(OP, "first_token_id", first_token_id, minimum=0)
     if first_token_id + logits.shape[-1] > TOKEN_IDS:
         raise ValueError(f"{OP}: token ids must lie below 2^53, got first_token_id {first_token_id}")
 
 
-@register_fake(OP)
 def fake(
     logits: torch.Tensor,
     input_ids: torch.Tensor,
@@ -103,3 +88,6 @@ def fake(
 ) -> torch.Tensor:
     states = -(-logits.shape[-1] // TOKENS_PER_STATE)
     return logits.new_empty((*input_ids.shape, states, STATE_FIELDS), dtype=torch.float64)
+
+
+_call = dispatched(OP, check, fake)

@@ -9,14 +9,10 @@ from typing import Any
 import torch
 
 from freedave_kernels import arguments
-from freedave_kernels._library import native_op, register_fake
-from freedave_kernels.backends import runs_native, serving
+from freedave_kernels.contract import MEASURES
+from freedave_kernels.dispatch import dispatched
 
 OP = "predict_tokens"
-MEASURES = ("prob", "margin", "neg_entropy")
-LOGIT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-
-_native = native_op(OP)
 
 
 def predict_tokens(
@@ -59,22 +55,23 @@ def predict_tokens(
 
     Source: confidence-ranked unmasking of LLaDA (arXiv:2502.09992) and Dream (arXiv:2508.15487).
     """
-    try:
-        if suppress_tokens is not None and not isinstance(suppress_tokens, torch.Tensor):
-            suppress_tokens = token_tensor(OP, tuple(suppress_tokens), logits.shape[-1], logits.device)
-        if runs_native(logits):
-            return _native(logits, input_ids, mask_token_id, mask_index, measure, suppress_tokens, logits_shift)
-    except (RuntimeError, AttributeError, TypeError):
-        check_arguments(OP, logits, input_ids, mask_token_id, mask_index, measure, suppress_tokens, logits_shift)
-        raise
-    check_arguments(OP, logits, input_ids, mask_token_id, mask_index, measure, suppress_tokens, logits_shift)
-    return serving(logits.device).predict_tokens(
-        logits, input_ids, mask_token_id, mask_index, measure, suppress_tokens, logits_shift
-    )
+    suppressed = as_tensor(OP, suppress_tokens, logits)
+    return _call(logits, input_ids, mask_token_id, mask_index, measure, suppressed, logits_shift)
+
+
+def as_tensor(op: str, suppress_tokens: Any, logits: Any, vocab: int | None = None) -> torch.Tensor | None:
+    """`suppress_tokens` on the device of the logits, its ids below `vocab` (None: the number of logits)."""
+    if suppress_tokens is None or isinstance(suppress_tokens, torch.Tensor):
+        return suppress_tokens
+    if not isinstance(suppress_tokens, Sequence) or isinstance(suppress_tokens, str):
+        kind = type(suppress_tokens).__name__
+        raise TypeError(f"{op}: suppress_tokens must be a sequence of ints or an int64 tensor, got {kind}")
+    arguments.expect_tensor(op, "logits", logits, arguments.FLOAT_DTYPES, min_dims=2)
+    return _token_tensor(op, tuple(suppress_tokens), vocab or logits.shape[-1], logits.device)
 
 
 @functools.lru_cache(maxsize=64)
-def token_tensor(op: str, token_ids: tuple[int, ...], vocab: int, device: torch.device) -> torch.Tensor:
+def _token_tensor(op: str, token_ids: tuple[int, ...], vocab: int, device: torch.device) -> torch.Tensor:
     """A list of ids as a tensor, copied to the device once: a decoder passes the same list every step."""
     for token_id in token_ids:
         arguments.expect_int(op, "suppress_tokens", token_id)
@@ -83,7 +80,11 @@ def token_tensor(op: str, token_ids: tuple[int, ...], vocab: int, device: torch.
     return torch.tensor(token_ids, dtype=torch.int64, device=device)
 
 
-def check_arguments(
+def check(logits: Any, input_ids: Any, *rest: Any) -> None:
+    check_logits(OP, logits, input_ids, *rest)
+
+
+def check_logits(
     op: str,
     logits: Any,
     input_ids: Any,
@@ -93,7 +94,7 @@ def check_arguments(
     suppress_tokens: Any,
     logits_shift: Any,
 ) -> None:
-    arguments.expect_tensor(op, "logits", logits, LOGIT_DTYPES, min_dims=2)
+    arguments.expect_tensor(op, "logits", logits, arguments.FLOAT_DTYPES, min_dims=2)
     if logits.shape[-1] == 0:
         raise ValueError(f"{op}: logits must have a vocabulary of at least 1, got shape {tuple(logits.shape)}")
     if logits.shape[-1] > 1 and logits.stride(-1) != 1:
@@ -106,20 +107,13 @@ def check_arguments(
         arguments.expect_shape(op, "mask_index", mask_index, input_ids.shape, "like input_ids")
     arguments.expect_choice(op, "measure", measure, MEASURES)
     if suppress_tokens is not None:
-        if not isinstance(suppress_tokens, (torch.Tensor, Sequence)) or isinstance(suppress_tokens, str):
-            kind = type(suppress_tokens).__name__
-            raise TypeError(f"{op}: suppress_tokens must be a sequence of ints or an int64 tensor, got {kind}")
-        if isinstance(suppress_tokens, torch.Tensor):
-            arguments.expect_tensor(op, "suppress_tokens", suppress_tokens, [torch.int64])
-            arguments.expect_dims(op, "suppress_tokens", suppress_tokens, "S")
+        arguments.expect_tensor(op, "suppress_tokens", suppress_tokens, [torch.int64])
+        arguments.expect_dims(op, "suppress_tokens", suppress_tokens, "S")
     arguments.expect_bool(op, "logits_shift", logits_shift)
-    suppressed = suppress_tokens if isinstance(suppress_tokens, torch.Tensor) else None
-    arguments.expect_same_device(
-        op, logits, "logits", input_ids=input_ids, mask_index=mask_index, suppress_tokens=suppressed
-    )
+    others = {"input_ids": input_ids, "mask_index": mask_index, "suppress_tokens": suppress_tokens}
+    arguments.expect_same_device(op, logits, "logits", **others)
 
 
-@register_fake(OP)
 def fake(
     logits: torch.Tensor,
     input_ids: torch.Tensor,
@@ -131,3 +125,6 @@ def fake(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     shape = input_ids.shape
     return input_ids.new_empty(shape), logits.new_empty(shape, dtype=torch.float32)
+
+
+_call = dispatched(OP, check, fake)

@@ -7,12 +7,9 @@ from typing import Any
 import torch
 
 from freedave_kernels import arguments
-from freedave_kernels._library import native_op, register_fake
-from freedave_kernels.backends import runs_native, serving
+from freedave_kernels.dispatch import dispatched
 
 OP = "rank_positions"
-
-_native = native_op(OP)
 
 
 def rank_positions(
@@ -40,17 +37,10 @@ def rank_positions(
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
-    try:
-        if runs_native(confidence):
-            return _native(confidence, mask_index, order, block_length)
-    except (RuntimeError, AttributeError):
-        check_arguments(confidence, mask_index, order, block_length)
-        raise
-    check_arguments(confidence, mask_index, order, block_length)
-    return serving(confidence.device).rank_positions(confidence, mask_index, order, block_length)
+    return _call(confidence, mask_index, order, block_length)
 
 
-def check_arguments(confidence: Any, mask_index: Any, order: Any, block_length: Any) -> None:
+def check(confidence: Any, mask_index: Any, order: Any, block_length: Any) -> None:
     arguments.expect_tensor(OP, "confidence", confidence, [torch.float32], min_dims=1)
     arguments.expect_tensor(OP, "mask_index", mask_index, [torch.bool])
     arguments.expect_shape(OP, "mask_index", mask_index, confidence.shape, "like confidence")
@@ -58,8 +48,10 @@ def check_arguments(confidence: Any, mask_index: Any, order: Any, block_length: 
     arguments.expect_same_device(OP, confidence, "confidence", mask_index=mask_index)
 
 
-@register_fake(OP)
 def fake(
     confidence: torch.Tensor, mask_index: torch.Tensor, order: str = "confidence", block_length: int | None = None
 ) -> torch.Tensor:
     return confidence.new_empty(confidence.shape, dtype=torch.int32)
+
+
+_call = dispatched(OP, check, fake, window=lambda confidence, *_: (confidence.shape[-1], 0))

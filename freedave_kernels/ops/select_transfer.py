@@ -7,13 +7,10 @@ from typing import Any
 import torch
 
 from freedave_kernels import arguments
-from freedave_kernels._library import native_op, register_fake
-from freedave_kernels.backends import runs_native, serving
+from freedave_kernels.contract import FALLBACKS
+from freedave_kernels.dispatch import dispatched
 
 OP = "select_transfer"
-FALLBACKS = ("top", "top_if_fewer", "top_always")
-
-_native = native_op(OP)
 
 
 def select_transfer(
@@ -53,17 +50,10 @@ def select_transfer(
     """
     count, counts = (1, num_transfer) if isinstance(num_transfer, torch.Tensor) else (num_transfer, None)
     call = (confidence, mask_index, count, counts, threshold, strict, fallback, order, block_length)
-    try:
-        if runs_native(confidence):
-            return _native(*call)
-    except (RuntimeError, AttributeError):
-        check_arguments(*call)
-        raise
-    check_arguments(*call)
-    return serving(confidence.device).select_transfer(*call)
+    return _call(*call)
 
 
-def check_arguments(
+def check(
     confidence: Any,
     mask_index: Any,
     count: Any,
@@ -88,7 +78,6 @@ def check_arguments(
     arguments.expect_same_device(OP, confidence, "confidence", mask_index=mask_index, num_transfer=counts)
 
 
-@register_fake(OP)
 def fake(
     confidence: torch.Tensor,
     mask_index: torch.Tensor,
@@ -101,3 +90,6 @@ def fake(
     block_length: int | None = None,
 ) -> torch.Tensor:
     return mask_index.new_empty(mask_index.shape)
+
+
+_call = dispatched(OP, check, fake, window=lambda confidence, *_: (confidence.shape[-1], 0))

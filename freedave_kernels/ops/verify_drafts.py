@@ -7,13 +7,10 @@ from typing import Any
 import torch
 
 from freedave_kernels import arguments
-from freedave_kernels._library import native_op, register_fake
-from freedave_kernels.backends import runs_native, serving
+from freedave_kernels.contract import MATCHES
+from freedave_kernels.dispatch import dispatched
 
 OP = "verify_drafts"
-MATCHES = ("exact", "subset")
-
-_native = native_op(OP)
 
 
 def verify_drafts(
@@ -42,17 +39,10 @@ def verify_drafts(
 
     Source: verification of FreeDave (free draft-and-verification).
     """
-    try:
-        if runs_native(drafts):
-            return _native(drafts, targets, num_drafts, match, mask_token_id)
-    except (RuntimeError, AttributeError):
-        check_arguments(drafts, targets, num_drafts, match, mask_token_id)
-        raise
-    check_arguments(drafts, targets, num_drafts, match, mask_token_id)
-    return serving(drafts.device).verify_drafts(drafts, targets, num_drafts, match, mask_token_id)
+    return _call(drafts, targets, num_drafts, match, mask_token_id)
 
 
-def check_arguments(drafts: Any, targets: Any, num_drafts: Any, match: Any, mask_token_id: Any) -> None:
+def check(drafts: Any, targets: Any, num_drafts: Any, match: Any, mask_token_id: Any) -> None:
     arguments.expect_tensor(OP, "drafts", drafts, [torch.int64])
     arguments.expect_dims(OP, "drafts", drafts, "B, K, L")
     if 0 in drafts.shape[1:]:
@@ -70,7 +60,6 @@ def check_arguments(drafts: Any, targets: Any, num_drafts: Any, match: Any, mask
     arguments.expect_same_device(OP, drafts, "drafts", targets=targets, num_drafts=num_drafts)
 
 
-@register_fake(OP)
 def fake(
     drafts: torch.Tensor,
     targets: torch.Tensor,
@@ -79,3 +68,6 @@ def fake(
     mask_token_id: int | None = None,
 ) -> torch.Tensor:
     return drafts.new_empty(drafts.shape[:1])
+
+
+_call = dispatched(OP, check, fake, window=lambda drafts, *_: (drafts.shape[2], drafts.shape[1]))

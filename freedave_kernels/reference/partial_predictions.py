@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from freedave_kernels.ops.partial_predictions import TOKENS_PER_STATE
+from freedave_kernels.contract import TOKENS_PER_STATE
 from freedave_kernels.reference.predict_tokens import NEVER, logits_to_choose_from
 
 

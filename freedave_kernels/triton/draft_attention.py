@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 import triton.language as tl
 
-from freedave_kernels.backends import BackendUnavailableError
+from freedave_kernels.contract import BackendUnavailableError
 from freedave_kernels.triton.attention_parts import (
     FAR,
     NEVER,

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from freedave_kernels.ops.draft_step import COUNTERS, RecordLayout
+from freedave_kernels.contract import COUNTERS, RecordLayout
 from freedave_kernels.triton.launch import kernel, power_of_two
 from freedave_kernels.triton.select_transfer import as_float32
 from freedave_kernels.triton.static_step import (

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 import triton.language as tl
 
-from freedave_kernels.ops.partial_predictions import STATE_FIELDS, TOKENS_PER_STATE
+from freedave_kernels.contract import STATE_FIELDS, TOKENS_PER_STATE
 from freedave_kernels.triton.launch import ceil_div, kernel
 from freedave_kernels.triton.predict_tokens import (
     GROUP_OF_MAX,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from freedave_kernels.backends import BackendUnavailableError
+from freedave_kernels.contract import BackendUnavailableError
 
 MAX_LENGTH = 2048  # positions: a program's registers hold a row, or several short ones
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from freedave.decode.sequence import Sequence
 from freedave.decode.settings import Settings
-from freedave_kernels.ops.draft_step import RecordLayout
+from freedave_kernels.contract import RecordLayout
 
 
 @dataclass(frozen=True)

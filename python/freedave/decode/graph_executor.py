@@ -38,7 +38,7 @@ from freedave.forward.compiled_layers import compiled_layers, is_compile_error
 from freedave.forward.prediction import Predictor
 from freedave.forward.window_attention import WindowAttention, attention_modules, layer_buffers
 from freedave_kernels import DraftStep, draft_step, keep
-from freedave_kernels.ops.draft_step import COUNTERS, RecordLayout
+from freedave_kernels.contract import COUNTERS, RecordLayout
 
 if TYPE_CHECKING:
     from freedave.models.diffusion_lm import DiffusionLM

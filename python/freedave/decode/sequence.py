@@ -9,7 +9,7 @@ import math
 
 from freedave.decode.output import NonFiniteLogitsError
 from freedave.decode.settings import Settings
-from freedave_kernels.ops.draft_step import COUNTERS
+from freedave_kernels.contract import COUNTERS
 
 ACCEPTED, STEPS, PREFIX_LENGTH, NON_FINITE, NUM_DRAFTS = (
     COUNTERS.index(name) for name in ("accepted", "steps", "prefix_length", "non_finite", "num_drafts")

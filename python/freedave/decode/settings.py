@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from freedave.integers import as_int, as_token_ids
-from freedave_kernels.arguments import ORDERS, expect_choice, expect_threshold
-from freedave_kernels.ops.draft_step import DRAFTINGS
+from freedave_kernels.arguments import expect_choice, expect_threshold
+from freedave_kernels.contract import DRAFTINGS, ORDERS
 
 if TYPE_CHECKING:
     from freedave.models.diffusion_lm import DiffusionLM

@@ -1,0 +1,106 @@
+"""What several rooms of this package state alike: its ops, the words they take, the shapes of what they return, limits.
+
+The native library states some of it in C++; `_library` compares the two when it is loaded.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, NamedTuple
+
+
+class BackendUnavailableError(RuntimeError):
+    """The backend that was asked for cannot serve a call here; the message says why and what to do."""
+
+
+class Op(NamedTuple):
+    """Where an op's kernels are. A backend may lack an op."""
+
+    native: tuple[str, ...] = ("cpu", "cuda")
+    """Backends whose kernel is in the native library."""
+    python: tuple[str, ...] = ("reference", "triton")
+    """Backends whose kernel is the function `freedave_kernels.<backend>.<op>.<op>`."""
+    written: tuple[str, ...] = ()
+    """The arguments that it writes to; it leaves all others alone."""
+
+
+OPS = {
+    "predict_tokens": Op(),
+    "partial_predictions": Op(),
+    "merge_predictions": Op(),
+    "rank_positions": Op(),
+    "select_transfer": Op(),
+    "build_drafts": Op(),
+    "verify_drafts": Op(),
+    "draft_step": Op(),
+    "draft_attention": Op(native=(), python=("reference", "cpu", "triton")),
+    "keep": Op(native=(), python=("reference", "cpu", "triton"), written=("stored_key", "stored_value")),
+}
+
+NATIVE_OPS = tuple(op for op, rooms in OPS.items() if rooms.native)
+
+MEASURES = ("prob", "margin", "neg_entropy")
+ORDERS = ("confidence", "left_to_right")
+MATCHES = ("exact", "subset")
+DRAFTINGS = ("recycled", "nested")
+FALLBACKS = ("top", "top_if_fewer", "top_always")
+
+# Of the CUDA kernels: a window is one block of threads, and what drafts agree with each other is one word of bits.
+MAX_LENGTH = 1024
+MAX_DRAFTS = 32
+
+TOKENS_PER_STATE = 4096  # neighbouring logits that a state of `partial_predictions` tells of
+STATE_FIELDS = 6  # max, second, token, ties, rest, weighted
+
+MAX_RANGES = 2  # of stored positions that a row of `draft_attention` sees
+
+# The leading columns of `DraftStep.record`.
+COUNTERS = (
+    "accepted",
+    "steps",
+    "tokens_committed",
+    "masked_in_block",
+    "masked_in_window",
+    "prefix_length",
+    "forward_drafts",
+    "finished",
+    "non_finite",
+    "num_drafts",
+    "ended",
+)
+
+
+class RecordLayout(NamedTuple):
+    """Where things stand in the record of a sequence with a window of L positions and K next drafts."""
+
+    counters: slice
+    token_ids: slice
+    step_map: slice
+    drafts: slice
+    confidence: slice
+
+    @property
+    def width(self) -> int:
+        """Integers in the record."""
+        return self.confidence.stop
+
+    @classmethod
+    def of(cls, length: int, draft_steps: int) -> RecordLayout:
+        ends = list(itertools.accumulate([len(COUNTERS), length, length, draft_steps * length, (length + 1) // 2]))
+        return cls(*map(slice, [0, *ends[:-1]], ends))
+
+
+# What C++ states as well, by the names that it has in `_C.contract`.
+STATED_IN_CPP: dict[str, Any] = {
+    "ops": list(NATIVE_OPS),
+    "measures": list(MEASURES),
+    "orders": list(ORDERS),
+    "matches": list(MATCHES),
+    "draftings": list(DRAFTINGS),
+    "fallbacks": list(FALLBACKS),
+    "counters": list(COUNTERS),
+    "max_length": MAX_LENGTH,
+    "max_drafts": MAX_DRAFTS,
+    "tokens_per_state": TOKENS_PER_STATE,
+    "state_fields": STATE_FIELDS,
+}
