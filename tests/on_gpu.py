@@ -37,6 +37,8 @@ def through(op: Callable[..., Any], device: torch.device | str) -> Callable[...,
         if OPS[op.__name__].written:
             for original, copy in copies:
                 original.copy_(copy)
+        if isinstance(result, fk.DraftStep):
+            return fk.DraftStep(result.record.cpu(), result.draft_steps)
         return torch.utils._pytree.tree_map_only(torch.Tensor, torch.Tensor.cpu, result)
 
     return run

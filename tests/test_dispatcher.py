@@ -39,6 +39,9 @@ FLOAT = dict.fromkeys(CALLS, CONFIDENCE) | {
 
 
 def equal(got: object, expected: object) -> None:
+    if isinstance(got, fk.DraftStep):
+        assert isinstance(expected, fk.DraftStep)
+        got, expected = got.record, expected.record
     if isinstance(got, tuple):
         assert type(got) is type(expected)
         for one, other in zip(got, expected, strict=True):

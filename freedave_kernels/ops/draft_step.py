@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -13,7 +14,8 @@ from freedave_kernels.dispatch import dispatched
 OP = "draft_step"
 
 
-class DraftStep(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class DraftStep:
     """What `draft_step` returns. The *committed* state is `drafts[:, 0]`: everything unmasked there is final.
 
     All that is found out about a sequence lies side by side in `record`, so that one tensor is made, and one read tells a
