@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 import freedave_kernels as fk
-from freedave_kernels import backends, registry
+from freedave_kernels import _C, _library, backends, contract, registry
 from freedave_kernels.contract import OPS
 from freedave_kernels.triton import registration
 
@@ -217,6 +218,49 @@ def test_a_library_that_does_not_load_is_reported():
     lines = result.stdout.strip().splitlines()
     assert "did not load" in lines[0] and "pip install" in lines[0]
     assert lines[1:] == ["raised True", "[0, 1]"]
+
+
+def test_the_library_and_the_package_state_the_same():
+    assert _library.differences(_C.contract) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ops", [*contract.NATIVE_OPS, "max_logits"]),
+        ("measures", [*contract.MEASURES, "max_logit"]),
+        ("counters", list(reversed(contract.COUNTERS))),
+        ("max_length", 2048),
+        ("state_fields", None),
+        ("unheard_of", 1),
+    ],
+)
+def test_every_difference_is_named(name, value):
+    assert _library.differences(_C.contract | {name: value}) == [name]
+    assert _library.differences({}) == list(contract.STATED_IN_CPP)
+
+
+@pytest.mark.parametrize("doctoring", ["_C.contract['measures'].reverse()", "del _C.contract"])
+def test_a_library_of_another_version_is_not_used(doctoring):
+    """Where C++ and Python do not state the same, a native call is refused, rather than answered wrongly."""
+    code = (
+        "import importlib.util, sys, torch\n"
+        f"spec = importlib.util.spec_from_file_location('freedave_kernels._C', {_C.__file__!r})\n"
+        "_C = sys.modules[spec.name] = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(_C)\n"
+        f"{doctoring}\n"
+        "import freedave_kernels as fk\n"
+        "print(fk.available_backends()['cpu'])\n"
+        "try:\n"
+        "    fk.rank_positions(torch.ones(2), torch.ones(2, dtype=torch.bool))\n"
+        "except fk.BackendUnavailableError:\n"
+        "    print('raised', hasattr(torch.ops.freedave, 'rank_positions'))\n"
+        "with fk.use_backend('reference'):\n"
+        "    print(fk.rank_positions(torch.ones(2), torch.ones(2, dtype=torch.bool)).tolist())\n"
+    )
+    lines = run_python(code).stdout.strip().splitlines()
+    assert re.search("not of one version: they differ in .*measures.*; rebuild with `pip install", lines[0])
+    assert lines[1:] == ["raised False", "[0, 1]"]
 
 
 @pytest.mark.parametrize("op", OPS)
