@@ -297,6 +297,15 @@ def test_a_backend_may_lack_an_op(monkeypatch, op):
         registry.kernel(op, "cuda", "cuda")
 
 
+def test_limits_hold_where_no_backend_is_forced(monkeypatch):
+    """What CUDA tensors meet by default."""
+    monkeypatch.setattr(registry, "unavailable", lambda name: None)
+    kernel = registry.kernel.__wrapped__("rank_positions", "cuda", "cuda")  # not kept: there may be no such kernel here
+    length = contract.MAX_LENGTH + 1
+    with pytest.raises(fk.BackendUnavailableError, match=f"at most 1024 positions, got {length}; use the backend 'ref"):
+        kernel(torch.zeros(length), torch.zeros(length, dtype=torch.bool), "confidence", None)
+
+
 def test_threads_may_ask_for_the_same_kernel_at_once():
     """An op of Triton's can be defined once."""
 

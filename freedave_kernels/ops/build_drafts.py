@@ -47,6 +47,7 @@ def build_drafts(
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
+        BackendUnavailableError: the backend cannot serve the call: not available here, another device, beyond its limits.
 
     Source: draft construction of FreeDave (free draft-and-verification).
     """

@@ -58,7 +58,7 @@ def draft_attention(
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
-        BackendUnavailableError: a forced backend cannot serve the call.
+        BackendUnavailableError: the backend cannot serve the call: not available here, another device, beyond its limits.
     """
     per_row = (window_start, slots, num_drafts, window_lengths)
     return _call(query, key, value, stored_key, stored_value, ranges, *per_row, block_length, scale)

@@ -171,6 +171,7 @@ def draft_step(
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
+        BackendUnavailableError: the backend cannot serve the call: not available here, another device, beyond its limits.
 
     Source: FreeDave (free draft-and-verification); recycled drafting is this project's own.
     """

@@ -36,7 +36,7 @@ def keep(
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came, before anything is written.
-        BackendUnavailableError: a forced backend cannot serve the call.
+        BackendUnavailableError: the backend cannot serve the call: not available here, another device, beyond its limits.
     """
     _call(window_key, window_value, accepted, start, count, stored_key, stored_value, slots)
 

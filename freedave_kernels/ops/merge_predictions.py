@@ -33,7 +33,7 @@ def merge_predictions(
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
-        BackendUnavailableError: a forced backend cannot serve the call.
+        BackendUnavailableError: the backend cannot serve the call: not available here, another device, beyond its limits.
     """
     return _call(states, input_ids, measure)
 

@@ -61,7 +61,7 @@ def partial_predictions(
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
-        BackendUnavailableError: a forced backend cannot serve the call.
+        BackendUnavailableError: the backend cannot serve the call: not available here, another device, beyond its limits.
 
     Source: the online softmax (arXiv:1805.02867), its state as a result, as split attention does it (arXiv:2309.17453).
     """

@@ -51,7 +51,7 @@ def predict_tokens(
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
-        BackendUnavailableError: a forced backend cannot serve the call.
+        BackendUnavailableError: the backend cannot serve the call: not available here, another device, beyond its limits.
 
     Source: confidence-ranked unmasking of LLaDA (arXiv:2502.09992) and Dream (arXiv:2508.15487).
     """

@@ -36,6 +36,7 @@ def rank_positions(
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
+        BackendUnavailableError: the backend cannot serve the call: not available here, another device, beyond its limits.
     """
     return _call(confidence, mask_index, order, block_length)
 

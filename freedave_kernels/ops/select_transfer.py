@@ -45,6 +45,7 @@ def select_transfer(
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
+        BackendUnavailableError: the backend cannot serve the call: not available here, another device, beyond its limits.
 
     Source: top-k of LLaDA (arXiv:2502.09992), confidence threshold of Fast-dLLM (arXiv:2505.22618).
     """

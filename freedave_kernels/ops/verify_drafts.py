@@ -36,6 +36,7 @@ def verify_drafts(
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
+        BackendUnavailableError: the backend cannot serve the call: not available here, another device, beyond its limits.
 
     Source: verification of FreeDave (free draft-and-verification).
     """
