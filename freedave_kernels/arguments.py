@@ -31,8 +31,8 @@ def expect_tensor(op: str, name: str, value: Any, dtypes: Sequence[torch.dtype],
         raise ValueError(f"{op}: {name} must have at least {min_dims} dimensions, got shape {tuple(value.shape)}")
 
 
-def expect_shape(op: str, name: str, value: torch.Tensor, shape: Sequence[int], meaning: str) -> None:
-    if tuple(value.shape) != tuple(shape):
+def expect_shape(op: str, name: str, value: torch.Tensor, shape: tuple[int, ...], meaning: str) -> None:
+    if value.shape != shape:
         raise ValueError(f"{op}: {name} must have shape {tuple(shape)} ({meaning}), got {tuple(value.shape)}")
 
 
@@ -43,9 +43,10 @@ def expect_dims(op: str, name: str, value: torch.Tensor, dims: str) -> None:
 
 
 def expect_same_device(op: str, first: torch.Tensor, first_name: str, **others: torch.Tensor | None) -> None:
+    device = first.device
     for name, value in others.items():
-        if value is not None and value.device != first.device:
-            raise ValueError(f"{op}: {name} must be on {first.device} like {first_name}, got {value.device}")
+        if value is not None and value.device != device:
+            raise ValueError(f"{op}: {name} must be on {device} like {first_name}, got {value.device}")
 
 
 def expect_int(op: str, name: str, value: Any, minimum: int | None = None) -> None:
