@@ -119,7 +119,7 @@ inline void expect_served(const Argument& like, int64_t length, int64_t drafts =
 
 // Starts the op's kernels where `like` lies.
 template <typename Params>
-void launch(const Argument& like, const Params& p) {
+void launch([[maybe_unused]] const Argument& like, const Params& p) {
 #if FREEDAVE_HAS_CUDA
   if (runs_cuda_kernels(like)) {
     const OnDevice device(like);
