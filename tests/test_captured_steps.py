@@ -16,7 +16,7 @@ from freedave.decode.decoder import Decoder
 
 def captured(lm, slots: int, draft_steps: int = 4, **options) -> Decoder:
     engine = Decoder(lm, settings_for(lm, draft_steps, **options), slots=slots, capacity=40)
-    executor_of(engine)._capture = True
+    executor_of(engine).steps.capture = True
     return engine
 
 

@@ -117,8 +117,8 @@ def test_example(family, cache):
     lm = golden_lm(family, block_length=16)
     engine = under_way(lm, 4, 4, requests=3, cache=cache)
     executor = executor_of(engine)
-    addresses = [getattr(executor, name).data_ptr() for name in STATE]
-    stored = [part.data_ptr() for part in executor._stored]
+    addresses = [getattr(executor.state, name).data_ptr() for name in STATE]
+    stored = [part.data_ptr() for part in executor.state.stored]
     records: dict[str, list[Recorder]] = {}
     for _ in range(6):
         before = executor.shapes
@@ -132,8 +132,8 @@ def test_example(family, cache):
     for group in several:
         assert len(group[0].operations) > 50
         assert all(recorder.operations == group[0].operations for recorder in group)
-    assert addresses == [getattr(executor, name).data_ptr() for name in STATE]
-    assert stored == [part.data_ptr() for part in executor._stored]
+    assert addresses == [getattr(executor.state, name).data_ptr() for name in STATE]
+    assert stored == [part.data_ptr() for part in executor.state.stored]
 
 
 @FAMILIES

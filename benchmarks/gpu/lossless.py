@@ -61,7 +61,7 @@ def compare(record: Record, what: str, groups: list[Prompts], many: Stepper, sam
     decoded, same_shapes, own_shapes = (
         [stepper.decode(prompts) for prompts in groups] for stepper in (many, same, own)
     )
-    rows = max(shape.rows * shape.drafts * shape.forward for shape in many.executor._steps)
+    rows = max(shape.rows * shape.drafts * shape.forward for shape in many.executor.steps.steps)
     held = True
     for against, static in (("static in the same shapes", same_shapes), ("static in its own shapes", own_shapes)):
         tokens, steps, total = differences(decoded, static)

@@ -13,7 +13,7 @@ from benchmarks.gpu.stepper import Stepper
 from benchmarks.record import Record
 from freedave.decode.graph_executor import GraphExecutor
 from freedave.decode.shapes import Shape
-from freedave.forward.window_attention import WindowAttention, layer_buffers
+from freedave.forward.window_attention import WindowAttention
 from freedave_kernels import draft_attention
 
 REPLAYS = 15
@@ -25,9 +25,9 @@ def measure(record: Record, machine: Machine, case: str, stepper: Stepper, name:
     with torch.inference_mode():
         seen = attention_of(executor, shape)
         calls = {
-            "backbone, layers compiled" if executor._layers else "backbone": backbone(executor, shape, seen),
+            "backbone, layers compiled" if executor.steps.layers else "backbone": backbone(executor, shape, seen),
             "projection and predict_tokens": predictions(executor, shape),
-            f"draft_attention of {len(executor._modules)} layers": attention(executor, shape, seen),
+            f"draft_attention of {executor.state.layers} layers": attention(executor, shape, seen),
         }
         for what, call in calls.items():
             replay = machine.replayed(call, 1)
@@ -38,7 +38,7 @@ def measure(record: Record, machine: Machine, case: str, stepper: Stepper, name:
 def attention_of(executor: GraphExecutor, shape: Shape) -> WindowAttention:
     """What the step's rows attend to."""
     lm, settings = executor._lm, executor._settings
-    start, length = executor.start, executor.length
+    start, length = executor.state.start, executor.state.length
     end = torch.minimum(start + settings.block_length, length) if settings.cache == "dual" else length
     bounds = [torch.zeros_like(start), start, end, length]
     return WindowAttention(
@@ -46,7 +46,7 @@ def attention_of(executor: GraphExecutor, shape: Shape) -> WindowAttention:
         ranges=torch.stack(bounds, -1).view(-1, 2, 2).int(),
         window_start=start,
         slots=None,
-        num_drafts=executor.num_drafts.clamp(max=shape.drafts),
+        num_drafts=executor.state.num_drafts.clamp(max=shape.drafts),
         window_lengths=(end - start).clamp(0, shape.forward),
         block_length=settings.block_length if lm.attention == "block_causal" else None,
     )
@@ -54,14 +54,14 @@ def attention_of(executor: GraphExecutor, shape: Shape) -> WindowAttention:
 
 def backbone(executor: GraphExecutor, shape: Shape, seen: WindowAttention) -> Callable[[], object]:
     """The features of every draft, without what follows; compiled as in the step."""
-    lm, window = executor._lm, executor._steps[shape].window
-    tokens = executor.drafts[:, : shape.drafts, : shape.window].clamp(min=0).flatten(0, 1)
-    positions = executor.start[:, None] + torch.arange(shape.forward, device=lm.device)
+    lm, window = executor._lm, executor.steps.steps[shape].window
+    tokens = executor.state.drafts[:, : shape.drafts, : shape.window].clamp(min=0).flatten(0, 1)
+    positions = executor.state.start[:, None] + torch.arange(shape.forward, device=lm.device)
     positions = positions[:, None].expand(-1, shape.drafts, -1).flatten(0, 1)
 
     def call() -> object:
-        compiled = nullcontext() if executor._layers is None else executor._layers.instead()
-        with layer_buffers(executor._modules, executor._stored, window), compiled:
+        compiled = nullcontext() if executor.steps.layers is None else executor.steps.layers.instead()
+        with executor.state.lent(window), compiled:
             return lm.window_features(tokens, positions, None, seen)
 
     return call
@@ -72,17 +72,17 @@ def predictions(executor: GraphExecutor, shape: Shape) -> Callable[[], object]:
     lm = executor._lm
     rows = shape.rows * shape.drafts * shape.window
     config: Any = lm.model.config
-    features = torch.randn(rows, config.hidden_size, device=lm.device).to(executor._dtype)
+    features = torch.randn(rows, config.hidden_size, device=lm.device).to(executor.state.dtype)
     masked = torch.full((rows,), lm.mask_token_id, device=lm.device)
-    return lambda: executor._predict(features, masked)
+    return lambda: executor.step.predict(features, masked)
 
 
 def attention(executor: GraphExecutor, shape: Shape, seen: WindowAttention) -> Callable[[], object]:
     """All layers' attention, each over its own buffers."""
-    window, stored = executor._steps[shape].window, executor._stored
+    window, stored = executor.steps.steps[shape].window, executor.state.stored
     config: Any = executor._lm.model.config
     size = (shape.rows, shape.drafts, shape.forward, config.num_attention_heads, window[0].shape[-1])
-    query = torch.randn(size, device=executor._lm.device).to(executor._dtype)
+    query = torch.randn(size, device=executor._lm.device).to(executor.state.dtype)
 
     def call() -> object:
         return [

@@ -61,16 +61,16 @@ class Stepper:
 
     def replay(self, shape: str) -> None:
         """Launches a step of a shape that has been captured, from the state that there is; reads nothing."""
-        self.executor._run(self.shape(shape))
+        self.executor.steps.run(self.shape(shape))
 
     def shape(self, name: str) -> Shape:
-        return next(shape for shape in self.executor._steps if str(shape) == name)
+        return next(shape for shape in self.executor.steps.steps if str(shape) == name)
 
     @contextmanager
     def state_kept(self) -> Iterator[Callable[[], None]]:
         """Gives a call that puts the decode back to where it is now, which also happens in the end."""
         with torch.inference_mode():
-            state = [part for part in vars(self.executor).values() if isinstance(part, torch.Tensor)]
+            state = [part for part in vars(self.executor.state).values() if isinstance(part, torch.Tensor)]
             saved = [part.clone() for part in state]
 
             def restore() -> None:

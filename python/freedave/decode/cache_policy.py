@@ -27,12 +27,11 @@ from typing import Protocol
 import torch
 
 from freedave.decode.planned_sequence import PlannedSequence
+from freedave.decode.sequence import RANKS_FIRST
 from freedave.decode.settings import Settings
 from freedave.forward.cache import KeyValueCache
 from freedave.forward.packed_forward import ForwardBuilder
 from freedave.forward.segments import Segments, plan_segments
-
-_FIRST = torch.finfo(torch.float32).max
 
 
 class CachePolicy(Protocol):
@@ -51,7 +50,7 @@ class CachePolicy(Protocol):
         """Adds the sequence's runs and predictions to the next forward."""
 
     def rank(self, sequence: PlannedSequence, confidence: torch.Tensor) -> None:
-        """Changes the confidences `[J, L]` of a sequence in place where the policy has a say in the order."""
+        """Changes the confidences `[J, L]` of a sequence in place, where the policy decides what is committed first."""
 
     def kept(self, accepted: int, count: int) -> list[int]:
         """Retained tokens of the last forward whose keys and values are those of the window's first `count` positions."""
@@ -65,15 +64,15 @@ def masked_positions(state: list[int], mask_token_id: int, end: int) -> list[int
 class ExactCache:
     """Block-causal attention: only the segments of the window are computed, and finished blocks are stored.
 
-    The prompt's complete blocks are stored by the first forward that predicts, or, where they are more than `chunk` tokens,
-    in chunks of that many, one a forward, and only the last chunk by the forward that predicts. Where a chunk ends depends
-    on the prompt alone, so that its keys and values do not depend on what else is decoded.
+    The prompt's complete blocks are stored by the first forward that predicts, or, where they are more than
+    `blocks_per_chunk`, in chunks of that many, one a forward, and only the last chunk by the forward that predicts. Where a
+    chunk ends depends on the prompt alone, so that its keys and values do not depend on what else is decoded.
     """
 
-    def __init__(self, block_length: int, mask_token_id: int, chunk: int | None = None) -> None:
+    def __init__(self, block_length: int, mask_token_id: int, blocks_per_chunk: int | None) -> None:
         self._size = block_length
         self._mask = mask_token_id
-        self._chunk = None if chunk is None else max(chunk // block_length, 1) * block_length
+        self._chunk = None if blocks_per_chunk is None else blocks_per_chunk * block_length
         self._segments = Segments([], [], [], [])
         self._first_token: list[int] = []
         self._stored = 0
@@ -234,7 +233,8 @@ class BlockRefresh(_WholeSequences):
         begin = builder.add([(sequence.states[j] + after)[:length] for j in drafts], start)
         builder.attend(begin, len(drafts), length, sequence.slot, [(0, start), (end, stop)])
         for n, j in enumerate(drafts):
-            # With a shift, a run predicts one position more than it has, and its first one, which is filled, has no row.
+            # With shifted logits, a run's last row predicts the position behind it. No row predicts its first position,
+            # which the refresh has committed.
             masked = masked_positions(sequence.states[j], self._mask, min(sequence.reach_of[j], length + self._shift))
             builder.predict(batch_index, j, masked, [begin + n * length + i - self._shift for i in masked])
         if self._dual:
@@ -275,7 +275,7 @@ class BlockRefresh(_WholeSequences):
     def rank(self, sequence: PlannedSequence, confidence: torch.Tensor) -> None:
         if self._shift:
             firsts = confidence[:, : sequence.length : self._size]
-            firsts.masked_fill_(firsts > float("-inf"), _FIRST)
+            firsts.masked_fill_(firsts > float("-inf"), RANKS_FIRST)
 
     def kept(self, accepted: int, count: int) -> list[int]:
         return []
@@ -285,7 +285,7 @@ def policy_for(settings: Settings, mask_token_id: int, *, block_causal: bool, lo
     """The policy of one sequence."""
     cache, block_length = settings.cache, settings.block_length
     if cache == "exact":
-        return ExactCache(block_length, mask_token_id, settings.prefill_chunk)
+        return ExactCache(block_length, mask_token_id, settings.blocks_per_chunk)
     if cache == "none":
         return NoCache(block_length if block_causal else None, mask_token_id, logits_shift)
     return BlockRefresh(block_length, mask_token_id, logits_shift, dual=cache == "dual")

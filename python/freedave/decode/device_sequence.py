@@ -7,8 +7,9 @@ from freedave.decode.settings import Settings
 
 
 class DeviceSequence(Sequence):
-    """`num_drafts` are active. `stored`: positions of the prompt whose keys and values are stored. `waits`: its next
-    forward is one of its own, with a part of the prompt, or with the whole sequence.
+    """`num_drafts`: how many drafts its next forward has. `stored`: positions of the prompt whose keys and values are stored.
+    `waits`: its next forward is for this sequence alone, with a part of the prompt or with the whole sequence; until then it
+    takes no part in the steps of all slots.
     """
 
     def __init__(self, index: int, slot: int, prompt: list[int], settings: Settings, mask_token_id: int) -> None:

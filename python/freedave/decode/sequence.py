@@ -1,11 +1,13 @@
 """One sequence between two forwards, on the host: what is final, where the window stands and where the answer ends.
 
-Executors add what they know of its drafts (`planned_sequence.py`, `graph_executor.py`).
+Executors add what they know of its drafts (`planned_sequence.py`, `device_sequence.py`).
 """
 
 from __future__ import annotations
 
 import math
+
+import torch
 
 from freedave.decode.output import NonFiniteLogitsError
 from freedave.decode.settings import Settings
@@ -14,6 +16,9 @@ from freedave_kernels.contract import COUNTERS
 ACCEPTED, STEPS, PREFIX_LENGTH, NON_FINITE, NUM_DRAFTS = (
     COUNTERS.index(name) for name in ("accepted", "steps", "prefix_length", "non_finite", "num_drafts")
 )
+
+# The confidence of a position that has to rank first: with shifted logits a block's first one is committed by its refresh.
+RANKS_FIRST = torch.finfo(torch.float32).max
 
 
 class Sequence:
@@ -35,7 +40,7 @@ class Sequence:
         self.total = settings.max_new_tokens
         self._settings = settings
         self._mask = mask_token_id
-        self.one_block = settings.cache in ("prefix", "dual")
+        self.one_block = settings.one_block
 
         missing = settings.sequence_length(len(prompt)) - len(prompt)
         self.tokens = prompt + [mask_token_id] * missing

@@ -74,6 +74,16 @@ class Settings:
             return dataclasses.replace(self, active_drafts=1)
         return dataclasses.replace(self, draft_steps=1, lookahead_steps=1)
 
+    @property
+    def one_block(self) -> bool:
+        """Whether a window is one block, and the cache is refreshed for each."""
+        return self.cache in ("prefix", "dual")
+
+    @property
+    def blocks_per_chunk(self) -> int | None:
+        """How many blocks of a prompt a forward stores at most, one at least; None: there is no limit."""
+        return None if self.prefill_chunk is None else max(self.prefill_chunk // self.block_length, 1)
+
     def first_block(self, prompt_length: int) -> int:
         """Where the block with the first generated position begins."""
         return prompt_length // self.block_length * self.block_length if self.aligned_at_zero else prompt_length

@@ -1,4 +1,6 @@
-"""Which shape a step of the graph executor has: few in all, and as small as what the drafts can reach now allows."""
+"""Which shape a step of the graph executor has. There are few shapes, as each is compiled and captured; where a smaller one
+saves time, a step has the smallest that holds what the drafts can reach.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +10,16 @@ from dataclasses import dataclass
 from freedave.decode.device_sequence import DeviceSequence
 from freedave.decode.settings import Settings
 
-# A forward of so many tokens takes a GPU little longer than one of a few (H100, 8B: 7.5 against 6.3 ms), so a smaller window
-# would be another shape for nothing.
+# A forward of up to so many tokens takes a GPU little longer than one of a few tokens (H100, 8B: 7.5 against 6.3 ms). Below
+# this, another shape with a smaller window saves no time.
 _FLAT_TOKENS = 256
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What is fixed in a step: `rows` sequences (`one`: a single one, whichever the host says), `drafts` K each, `forward` F
-    tokens a draft, `window` L of them. `whole`: the tokens begin where the host says, not where the window starts.
+    """What is fixed in a step: `rows` sequences with K `drafts` each; `forward`, F tokens a draft; `window`, the L
+    positions that are predicted. `one`: the step is for a single slot, which the host names. `whole`: the F tokens begin
+    where the state's `begin` says, not at the start of the window.
     """
 
     rows: int
@@ -40,20 +43,15 @@ class Shapes:
     capacity: int
 
     @property
-    def one_block(self) -> bool:
-        """Whether the window is one block."""
-        return self.settings.cache in ("prefix", "dual")
-
-    @property
     def longest_window(self) -> int:
         """In positions."""
-        return self.settings.block_length * (1 if self.one_block else window_blocks(self.settings))
+        return self.settings.block_length * (1 if self.settings.one_block else window_blocks(self.settings))
 
     def together(self, sequences: list[DeviceSequence]) -> Shape:
         """One forward for all slots, of which these sequences have drafts."""
         settings, longest = self.settings, self.longest_window
         window = longest
-        if not self.one_block and self.slots * settings.draft_steps * longest > _FLAT_TOKENS:
+        if not self.settings.one_block and self.slots * settings.draft_steps * longest > _FLAT_TOKENS:
             window = max(min(sequence.reach_ahead(), longest) for sequence in sequences)
         forward = window
         if settings.cache == "none":
@@ -64,7 +62,7 @@ class Shapes:
 
     def own(self, sequence: DeviceSequence) -> Shape:
         """A sequence's own forward: its prompt, or all of it, and the window's first predictions."""
-        window = self.longest_window if self.one_block else min(sequence.reach_ahead(), self.longest_window)
+        window = self.longest_window if self.settings.one_block else min(sequence.reach_ahead(), self.longest_window)
         if self.settings.cache == "exact":
             forward = sequence.start - sequence.stored + window
         else:
