@@ -22,12 +22,11 @@ from freedave.cli import arguments as cli_arguments
 from freedave.cli import demo as demo_command
 from freedave.cli import main
 from freedave.cli.command_line import build_parser
-from freedave.decode.settings import CACHES, DECODING_OPTIONS, EXECUTORS
+from freedave.decode.options import OPTION_NAMES
 from freedave.demo import comparison
 from freedave.demo.comparison import MAX_NEW_TOKENS
 from freedave.demo.tasks import TASKS
 from freedave.integrations import loading
-from freedave_kernels.contract import DRAFTINGS, ORDERS
 
 VOCABULARY, MASK = 40, 39
 POSITIONS = 64
@@ -549,10 +548,6 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_choices_are_those_of_the_modules_that_take_them() -> None:
     assert set(cli_arguments.DTYPES) == set(loading.DTYPES)
-    assert cli_arguments.ORDERS == ORDERS
-    assert set(cli_arguments.DRAFTINGS) == set(DRAFTINGS)
-    assert cli_arguments.CACHES == CACHES
-    assert cli_arguments.EXECUTORS == EXECUTORS
     assert tuple(demo_command.CACHES) == cli_arguments.ATTENTIONS
 
 
@@ -566,5 +561,5 @@ def test_defaults_of_the_demo() -> None:
 def test_defaults_are_those_of_generate() -> None:
     arguments = build_parser().parse_args(["generate", "demo", "--prompt", "1"])
     parameters = inspect.signature(freedave.generate).parameters
-    for name in ("max_new_tokens", *DECODING_OPTIONS):
+    for name in ("max_new_tokens", *OPTION_NAMES):
         assert getattr(arguments, name) == parameters[name].default

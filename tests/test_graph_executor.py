@@ -21,7 +21,7 @@ FAMILIES = pytest.mark.parametrize(("family", "cache"), EXACT + REFRESHED)
 
 
 def settings_for(lm, draft_steps: int = 4, new: int = 16, **options) -> Settings:
-    return resolve_settings(lm, 1, new, draft_steps, executor="graph", **options)
+    return resolve_settings(lm, 1, new, draft_steps=draft_steps, executor="graph", **options)
 
 
 def ids(length: int, seed: int = 0) -> list[int]:

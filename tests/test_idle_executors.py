@@ -62,7 +62,7 @@ def test_other_steps_do_not(options):
     decode(lm)
     executor = lm.idle_executor
     if options.get("new"):
-        assert not executor.serves(resolve_settings(lm, 6, 16, 4, executor="graph"), 1, 512)
+        assert not executor.serves(resolve_settings(lm, 6, 16, draft_steps=4, executor="graph"), 1, 512)
         return
     decode(lm, **options)
     assert lm.idle_executor is not executor
@@ -78,7 +78,7 @@ def test_static_decoding_in_the_same_shapes_uses_the_same_steps():
 
 def test_two_decoders_at_a_time_have_one_each():
     lm = own_lm()
-    settings = resolve_settings(lm, 6, 8, 4, executor="graph")
+    settings = resolve_settings(lm, 6, 8, draft_steps=4, executor="graph")
     one, two = (Decoder(lm, settings, slots=1, capacity=24) for _ in range(2))
     sequences = [decoder.add(prompt(6, seed)[0].tolist()) for seed, decoder in enumerate((one, two))]
     for decoder in (one, two):
@@ -92,7 +92,7 @@ def test_two_decoders_at_a_time_have_one_each():
 
 def test_closing():
     lm = own_lm()
-    decoder = Decoder(lm, resolve_settings(lm, 6, 8, 4, executor="graph"), slots=1, capacity=24)
+    decoder = Decoder(lm, resolve_settings(lm, 6, 8, draft_steps=4, executor="graph"), slots=1, capacity=24)
     sequence = decoder.add([1, 2, 3])
     with pytest.raises(RuntimeError, match="drop them"):
         decoder.close()

@@ -168,7 +168,7 @@ def logits_of(
 
     `most_tokens`: that a call of the model may have.
     """
-    settings = resolve_settings(lm, len(prompt), 12, 8, 4, 1, "confidence", None, "recycled", cache, None, None)
+    settings = resolve_settings(lm, len(prompt), 12, draft_steps=8, block_length=4, cache=cache)
     sequence = PlannedSequence(0, 0, prompt, settings, MASK)
     policy = policy_for(settings, MASK, block_causal=lm.attention == "block_causal", logits_shift=lm.logits_shift)
     store = KeyValueCache(1, len(sequence.tokens))

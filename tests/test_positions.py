@@ -62,7 +62,7 @@ def test_lossless_and_exact(monkeypatch, positions, start, block_length, options
 
 def test_sequences_of_any_length_share_a_batch():
     lm = limited(45, 16)
-    settings = resolve_settings(lm, 1, 20, 4)
+    settings = resolve_settings(lm, 1, 20, draft_steps=4)
     engine = Decoder(lm, settings, slots=3, capacity=45)
     starts = [25, 3, 20]
     sequences = [engine.add(prompt(start, start)[0].tolist()) for start in starts]

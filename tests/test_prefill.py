@@ -36,7 +36,7 @@ def test_example(monkeypatch):
     alone = [freedave.generate(lm, prompt(start, seed), 40, 4) for seed, start in enumerate((6, 250))]
     drafts_alone = tokens[: alone[0].num_forwards]
     tokens.clear()
-    settings = resolve_settings(lm, 1, 40, 4, prefill_chunk=32)
+    settings = resolve_settings(lm, 1, 40, draft_steps=4, prefill_chunk=32)
     engine = Decoder(lm, settings, slots=2, capacity=512)
     first = engine.add(ids(6))
     for _ in range(2):
@@ -112,7 +112,9 @@ EXECUTORS = pytest.mark.parametrize("executor", ["planned", "graph"])
 def test_no_prompt_waits_for_ever(executor):
     """Short prompts that keep coming do not keep a long one from being stored."""
     lm = golden_lm(block_length=8)
-    engine = Decoder(lm, resolve_settings(lm, 1, 4, 4, prefill_chunk=16, executor=executor), slots=6, capacity=128)
+    engine = Decoder(
+        lm, resolve_settings(lm, 1, 4, draft_steps=4, prefill_chunk=16, executor=executor), slots=6, capacity=128
+    )
     long, steps = engine.add(ids(96)), 0
     while not long.finished:
         while engine.free_slots:
@@ -126,7 +128,9 @@ def test_no_prompt_waits_for_ever(executor):
 @EXECUTORS
 def test_a_prompt_may_be_dropped_before_it_is_stored(executor):
     lm = golden_lm(block_length=8)
-    engine = Decoder(lm, resolve_settings(lm, 1, 12, 4, prefill_chunk=16, executor=executor), slots=2, capacity=128)
+    engine = Decoder(
+        lm, resolve_settings(lm, 1, 12, draft_steps=4, prefill_chunk=16, executor=executor), slots=2, capacity=128
+    )
     kept, dropped = engine.add(ids(9)), engine.add(ids(100, 1))
     engine.launch()
     engine.drop(dropped)

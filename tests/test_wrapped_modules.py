@@ -128,7 +128,7 @@ def broken_lm(family: str, implementation: str) -> DiffusionLM:
 
 def logits_of(lm: DiffusionLM, prompts: list[list[int]], cache: str) -> list[dict[tuple[int, int], torch.Tensor]]:
     """The logits of two forwards, the first and one that reads what it stored, by sequence and position."""
-    settings = resolve_settings(lm, 8, 8, 2, 4, cache=cache)
+    settings = resolve_settings(lm, 8, 8, draft_steps=2, block_length=4, cache=cache)
     sequences = [PlannedSequence(b, b, tokens, settings, MASK) for b, tokens in enumerate(prompts)]
     block_causal = lm.attention == "block_causal"
     policies = [policy_for(settings, MASK, block_causal=block_causal, logits_shift=False) for _ in sequences]

@@ -187,7 +187,9 @@ def new_stepper(
     lm = random_model(published, machine.device)
     most = prompt_length if not machine.dry else 20
     new_tokens = NEW_TOKENS if not machine.dry else 40
-    settings = resolve_settings(lm, most, new_tokens, drafts, cache=published.cache, executor="graph", compile=compile)
+    settings = resolve_settings(
+        lm, most, new_tokens, draft_steps=drafts, cache=published.cache, executor="graph", compile=compile
+    )
     capacity = settings.sequence_length(most)
     return Stepper(lm, settings.static() if static else settings, slots=batch, capacity=capacity)
 

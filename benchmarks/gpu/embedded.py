@@ -51,7 +51,7 @@ def settings(lm: freedave.DiffusionLM, machine: Machine, drafts: int) -> Setting
         lm,
         MOST_PROMPT,
         NEW_TOKENS if not machine.dry else 16,
-        drafts,
+        draft_steps=drafts,
         block_length=BLOCK_LENGTH,
         executor="graph",
     )

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from freedave.decode.options import Choice, DecodingOptions, Switch, WholeNumber
 from freedave.picture import check_picture_path
 
 # Written out, as the modules that they belong to import torch. tests/test_cli.py compares them.
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-ORDERS = ("confidence", "left_to_right")
-DRAFTINGS = ("recycled", "nested")
-CACHES = ("auto", "none", "prefix", "dual")
-EXECUTORS = ("auto", "planned", "graph")
 ATTENTIONS = ("block_causal", "full")
 
 MOST = 2**31 - 1  # of every number: more is a mistake, and some libraries count in 32 bits
@@ -101,47 +99,33 @@ def add_model_options(parser: Any) -> None:
 
 
 def add_decoding_options(parser: Any, max_new_tokens: str) -> None:
-    """How to decode; `max_new_tokens` is the help of that option."""
-    positive = whole_number(1)
+    """How to decode, as `DecodingOptions` says; `max_new_tokens` is the help of that option."""
     decoding = parser.add_argument_group("decoding")
-    decoding.add_argument("--max-new-tokens", type=positive, default=256, metavar="N", help=max_new_tokens)
-    drafts = decoding.add_mutually_exclusive_group()
-    drafts.add_argument("--draft-steps", type=positive, default=8, metavar="K", help="drafts a forward (default: 8)")
-    drafts.add_argument(
-        "--static",
-        dest="draft_steps",
-        action="store_const",
-        const=1,
-        help="static decoding, the same as --draft-steps 1",
-    )
-    decoding.add_argument("--block-length", type=positive, metavar="L", help="(default: the model's)")
-    decoding.add_argument("--tokens-per-step", type=positive, default=1, metavar="N", help="(default: %(default)s)")
-    decoding.add_argument("--order", default="confidence", choices=ORDERS, help="(default: %(default)s)")
-    decoding.add_argument("--threshold", type=number, metavar="P", help="a step commits all tokens this confident")
-    decoding.add_argument("--drafting", default="recycled", choices=DRAFTINGS, help="(default: %(default)s)")
-    decoding.add_argument(
-        "--lookahead-steps",
-        type=positive,
-        metavar="N",
-        help="compute only what each draft's next N steps can need: 1 is fastest on a CPU (default: K, fewest forwards)",
-    )
-    decoding.add_argument(
-        "--cache",
-        default="auto",
-        choices=CACHES,
-        help="auto is exact for block-causal models, and none for full attention (default: %(default)s)",
-    )
-    decoding.add_argument(
-        "--executor",
-        default="auto",
-        choices=EXECUTORS,
-        help="planned computes least, graph launches least; auto is graph on a GPU (default: %(default)s)",
-    )
-    decoding.add_argument(
-        "--compile",
-        action=argparse.BooleanOptionalAction,
-        help="the graph executor's layers go through torch.compile (default: on a GPU)",
-    )
+    decoding.add_argument("--max-new-tokens", type=whole_number(1), default=256, metavar="N", help=max_new_tokens)
+    for option in fields(DecodingOptions):
+        name, kind, text = f"--{option.name.replace('_', '-')}", option.metadata["kind"], option.metadata["help"]
+        if option.default is not None:
+            text += " (default: %(default)s)"
+        given: dict[str, Any] = {"default": option.default, "help": text}
+        group = decoding
+        if option.name == "draft_steps":
+            group = decoding.add_mutually_exclusive_group()
+        if isinstance(kind, Choice):
+            given["choices"] = kind.words
+        elif isinstance(kind, Switch):
+            given["action"] = argparse.BooleanOptionalAction
+        else:
+            given["type"] = whole_number(1) if isinstance(kind, WholeNumber) else number
+            given["metavar"] = option.metadata["letter"]
+        group.add_argument(name, **given)
+        if option.name == "draft_steps":
+            group.add_argument(
+                "--static",
+                dest="draft_steps",
+                action="store_const",
+                const=1,
+                help="static decoding, the same as --draft-steps 1",
+            )
 
 
 def add_picture_option(parser: Any, default: tuple[str, ...], help: str) -> None:

@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from freedave.cli.generate import settings_of
+from freedave.cli.generate import options_of
 from freedave.cli.reporting import json_text, quick_interrupt, show_remarks, write, write_json
 
 # A task's metrics as columns; the harness keeps the rest.
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
             "max_gen_toks": arguments.max_new_tokens,
             "check_lossless": arguments.check_lossless,
             "mc_num": arguments.mc_num,
-            **settings_of(arguments),
+            **options_of(arguments),
         },
         limit=arguments.limit,
         num_fewshot=arguments.num_fewshot,

@@ -13,8 +13,8 @@ import torch
 from freedave.cli.reporting import show_remarks, write, write_json
 from freedave.cli.streaming import ProgressBar, StreamingText, Watcher, can_redraw
 from freedave.decode.generate import generate
+from freedave.decode.options import OPTION_NAMES
 from freedave.decode.output import DecodeOutput, LosslessnessError
-from freedave.decode.settings import DECODING_OPTIONS
 from freedave.integrations.loading import default_device, load_named
 from freedave.models.diffusion_lm import DiffusionLM
 from freedave.picture import Trace, decode_picture, first_block_of, token_texts
@@ -67,9 +67,9 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
+def options_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """The decoding options as arguments of `freedave.generate`, which checks them, without `max_new_tokens`."""
-    return {name: getattr(arguments, name) for name in DECODING_OPTIONS}
+    return {name: getattr(arguments, name) for name in OPTION_NAMES}
 
 
 def dtype_of(lm: DiffusionLM) -> str:
@@ -117,7 +117,7 @@ def decode_text(lm: DiffusionLM, token_ids: list[int]) -> str:
 def decode(lm: DiffusionLM, prompt_ids: list[int], arguments: argparse.Namespace) -> Decoded:
     """Decode with the settings of the command line, shown while it runs; statically too where they are compared."""
     input_ids = torch.tensor([prompt_ids], dtype=torch.int64)
-    settings = {"max_new_tokens": arguments.max_new_tokens, **settings_of(arguments)}
+    settings = {"max_new_tokens": arguments.max_new_tokens, **options_of(arguments)}
     compared = bool(arguments.check_lossless or arguments.picture)
     if compared:
         # What is slow once, a process's first forward or a shape's first step, would fall on the first of the two decodes.
@@ -190,7 +190,7 @@ def as_json(decoded: Decoded) -> dict[str, Any]:
         **costs(output),
         "dtype": dtype_of(decoded.lm),
         "device": str(decoded.lm.device),
-        "settings": {"max_new_tokens": arguments.max_new_tokens, **settings_of(arguments)},
+        "settings": {"max_new_tokens": arguments.max_new_tokens, **options_of(arguments)},
         "static": None if static is None else {"identical": decoded.difference is None, **costs(static)},
         "pictures": arguments.picture,
     }

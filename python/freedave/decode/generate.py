@@ -1,4 +1,4 @@
-"""generate: decodes prompts with the step API of `decoder.py`, and checks the result where asked.
+"""`generate`: decodes prompts with the step API of `decoder.py`, and checks the result where asked.
 
 One loop serves static decoding and FreeDave: static decoding is `draft_steps=1`, and defines what FreeDave must reproduce
 token for token and step for step.
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from freedave.decode.decoder import Decoder
+from freedave.decode.options import OPTION_NAMES
 from freedave.decode.output import (
     Commit,
     DecodeOutput,
@@ -56,21 +57,10 @@ def generate(
         input_ids: `[B, P]` int64, the prompts.
         max_new_tokens: positions to generate. A block-causal model decodes whole blocks, as far as it has positions, and the
             result is cut there.
-        draft_steps: K, drafts a forward verifies; 1 is static decoding.
-        block_length: None: the model's own (full attention without one: the whole answer is one block). Blocks are aligned
-            at position 0 for block-causal models and at the end of the prompt for full attention.
-        tokens_per_step: positions that one static step commits.
-        order: "confidence" or "left_to_right".
-        threshold: a static step commits every position of the block at least this confident; if there is none,
-            `tokens_per_step` positions.
-        drafting: "recycled" or "nested" (as published).
-        cache: "auto" (exact for block-causal models, none for full attention), "none", or for full attention "prefix" or
-            "dual": approximations that refresh the cache once a block (`cache_policy.py`). They are part of static decoding.
+        draft_steps, block_length, tokens_per_step, order, threshold, drafting, cache, lookahead_steps, executor, compile:
+            how to decode; `decode.options.DecodingOptions` says what each does.
         eos_token_id: one id or several; a finished block that contains one of them among its generated tokens ends the
             sequence, and the answer ends with the first one. None: the model's own; an empty list: none.
-        lookahead_steps: for how many of its next steps each draft is prepared with predictions; None: for all
-            `draft_steps`, which takes the fewest forwards. Less leaves out following blocks that few drafts get to: many
-            fewer positions are computed for a few more forwards, which is faster where compute is scarce (a CPU).
         on_step: called with a `Commit` after each forward.
         check_lossless: decode statically as well and compare; with the graph executor in the same shapes, where one draft
             counts, as in 16 bits a matrix product rounds otherwise with other numbers of rows.
@@ -83,10 +73,6 @@ def generate(
             models are computed in chunks of that many, while sequences whose prompt is stored go on beside them. That is
             exact: it changes no token. None: a prompt is computed at once. Full attention and `cache="none"` compute whole
             sequences at a time, which cannot be divided.
-        executor: "planned": the host plans each forward so that it computes least. "graph": steps of fixed shapes, which CUDA
-            graphs hold on a GPU, launch least. "auto": "graph" on a GPU, "planned" elsewhere and for modules that are not
-            transformers models. Both commit what static decoding commits.
-        compile: whether the graph executor's layers go through torch.compile; None: on a GPU. A new shape then takes seconds.
 
     Returns:
         `DecodeOutput`.
@@ -99,11 +85,17 @@ def generate(
 
     Source: FreeDave (free draft-and-verification); the window and recycled drafting are this project's own.
     """
+    options = {name: value for name, value in locals().items() if name in OPTION_NAMES}
     prompts = check_prompts(lm, input_ids, attention_mask)
     settings = resolve_settings(
-        lm, max(map(len, prompts)), max_new_tokens, draft_steps, block_length, tokens_per_step, order, threshold, drafting,
-        cache, eos_token_id, lookahead_steps, stop_sequences, prefill_chunk, executor, compile,
-    )  # fmt: skip
+        lm,
+        max(map(len, prompts)),
+        max_new_tokens,
+        eos_token_id=eos_token_id,
+        stop_sequences=stop_sequences,
+        prefill_chunk=prefill_chunk,
+        **options,
+    )
     out = _decode(lm, input_ids, prompts, settings, on_step)
     if measure_own_static:
         own = _decode(lm, input_ids, prompts, settings.static(own_shapes=True), None)

@@ -6,33 +6,15 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from freedave.decode.options import DecodingOptions
 from freedave.integers import as_int, as_token_ids
-from freedave_kernels.arguments import expect_choice, expect_threshold
-from freedave_kernels.contract import DRAFTINGS, ORDERS
 
 if TYPE_CHECKING:
     from freedave.models.diffusion_lm import DiffusionLM
-
-CACHES = ("auto", "none", "prefix", "dual")
-EXECUTORS = ("auto", "planned", "graph")
-
-# Arguments of `generate` that command lines and other libraries' settings name as it does: how to decode, not what.
-DECODING_OPTIONS = (
-    "draft_steps",
-    "block_length",
-    "tokens_per_step",
-    "order",
-    "threshold",
-    "drafting",
-    "lookahead_steps",
-    "cache",
-    "executor",
-    "compile",
-)
 
 
 @dataclass(frozen=True)
@@ -156,80 +138,72 @@ def resolve_settings(
     lm: DiffusionLM,
     prompt_length: int,
     max_new_tokens: int,
-    draft_steps: int,
-    block_length: int | None = None,
-    tokens_per_step: int = 1,
-    order: str = "confidence",
-    threshold: float | None = None,
-    drafting: str = "recycled",
-    cache: str = "auto",
+    *,
     eos_token_id: int | Sequence[int] | None = None,
-    lookahead_steps: int | None = None,
     stop_sequences: Sequence[Sequence[int]] = (),
     prefill_chunk: int | None = 512,
-    executor: str = "auto",
-    compile: bool | None = None,
+    **options: Any,
 ) -> Settings:
-    """Checks `generate`'s arguments; raises `TypeError` or `ValueError` naming the argument.
+    """What `generate` does when it is asked for this.
 
-    `prompt_length`: that of the longest prompt, which has to fit into the model's positions with its answer.
+    Args:
+        prompt_length: that of the longest prompt, which has to fit into the model's positions with its answer.
+        max_new_tokens, eos_token_id, stop_sequences, prefill_chunk: as in `generate`.
+        options: those of `DecodingOptions`.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
     """
+    chosen = DecodingOptions(**options)
     max_new_tokens = as_int("generate", "max_new_tokens", max_new_tokens, minimum=1)
-    draft_steps = as_int("generate", "draft_steps", draft_steps, minimum=1)
-    tokens_per_step = as_int("generate", "tokens_per_step", tokens_per_step, minimum=1)
-    if block_length is None:
-        block_length = lm.block_length or max_new_tokens
-    block_length = as_int("generate", "block_length", block_length, minimum=1)
-    if lookahead_steps is not None:
-        lookahead_steps = as_int("generate", "lookahead_steps", lookahead_steps, minimum=1)
     if prefill_chunk is not None:
         prefill_chunk = as_int("generate", "prefill_chunk", prefill_chunk, minimum=1)
-    expect_choice("generate", "order", order, ORDERS)
-    expect_choice("generate", "drafting", drafting, DRAFTINGS)
-    expect_choice("generate", "cache", cache, CACHES)
-    expect_threshold("generate", threshold)
+    settings = Settings(
+        max_new_tokens=max_new_tokens,
+        draft_steps=chosen.draft_steps,
+        lookahead_steps=min(chosen.lookahead_steps or chosen.draft_steps, chosen.draft_steps),
+        block_length=chosen.block_length or lm.block_length or max_new_tokens,
+        tokens_per_step=chosen.tokens_per_step,
+        order=chosen.order,
+        threshold=chosen.threshold,
+        drafting=chosen.drafting,
+        cache=_cache(lm, chosen.cache),
+        eos_token_ids=lm.eos_token_ids if eos_token_id is None else as_token_ids(eos_token_id),
+        stop_sequences=tuple(as_token_ids(stop) for stop in stop_sequences),
+        aligned_at_zero=lm.attention == "block_causal",
+        max_positions=lm.max_positions,
+        prefill_chunk=prefill_chunk,
+        executor=_executor(lm, chosen.executor, chosen.compile),
+        compile=chosen.compile,
+    )
+    _check_ends(lm, settings)
+    check_length(lm, settings, prompt_length)
+    return settings
+
+
+def _check_ends(lm: DiffusionLM, settings: Settings) -> None:
+    if () in settings.stop_sequences:
+        raise ValueError("a stop sequence is empty: every text contains it")
+    stops = (("stop_sequences:", stop) for stop in settings.stop_sequences)
+    for name, token_ids in (("eos_token_id", settings.eos_token_ids), *stops):
+        for token_id in token_ids:
+            if token_id < 0 or (lm.vocab_size is not None and token_id >= lm.vocab_size):
+                raise ValueError(f"{name} {token_id} is outside the model's vocabulary of {lm.vocab_size} tokens")
+
+
+def _cache(lm: DiffusionLM, cache: str) -> str:
+    """The policy that is meant."""
     if cache in ("prefix", "dual") and lm.attention == "block_causal":
         raise ValueError(
             f"cache={cache!r} is an approximation for full attention; a block-causal model has an exact cache: use 'auto'"
         )
     if cache == "auto":
-        cache = "exact" if lm.attention == "block_causal" else "none"
-    executor = _executor(lm, executor, compile)
-    eos_token_ids = lm.eos_token_ids if eos_token_id is None else as_token_ids(eos_token_id)
-    stops = tuple(as_token_ids(stop) for stop in stop_sequences)
-    if () in stops:
-        raise ValueError("a stop sequence is empty: every text contains it")
-    for name, token_ids in (("eos_token_id", eos_token_ids), *(("stop_sequences:", stop) for stop in stops)):
-        for token_id in token_ids:
-            if token_id < 0 or (lm.vocab_size is not None and token_id >= lm.vocab_size):
-                raise ValueError(f"{name} {token_id} is outside the model's vocabulary of {lm.vocab_size} tokens")
-    settings = Settings(
-        max_new_tokens=max_new_tokens,
-        draft_steps=draft_steps,
-        lookahead_steps=min(lookahead_steps or draft_steps, draft_steps),
-        block_length=block_length,
-        tokens_per_step=tokens_per_step,
-        order=order,
-        threshold=threshold,
-        drafting=drafting,
-        cache=cache,
-        eos_token_ids=eos_token_ids,
-        stop_sequences=stops,
-        aligned_at_zero=lm.attention == "block_causal",
-        max_positions=lm.max_positions,
-        prefill_chunk=prefill_chunk,
-        executor=executor,
-        compile=compile,
-    )
-    check_length(lm, settings, prompt_length)
-    return settings
+        return "exact" if lm.attention == "block_causal" else "none"
+    return cache
 
 
 def _executor(lm: DiffusionLM, executor: str, compile: bool | None) -> str:
     """ "planned" or "graph", whichever is meant and can be."""
-    expect_choice("generate", "executor", executor, EXECUTORS)
-    if compile not in (None, True, False):
-        raise TypeError(f"generate: compile must be True, False or None, got {compile!r}")
     if executor == "graph" and not lm.takes_draft_attention:
         raise ValueError(
             f"executor='graph' needs a transformers model, whose attention can be replaced; {lm.name} is a "

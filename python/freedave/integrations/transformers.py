@@ -20,6 +20,7 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from freedave.decode.options import OPTION_NAMES, takes_options
 from freedave.decode.output import Commit
 from freedave.integrations.prompts import Answer, answer_prompts
 from freedave.models.diffusion_lm import DiffusionLM
@@ -53,6 +54,7 @@ class FreeDaveGenerateOutput(GenerateDecoderOnlyOutput):
     seconds: float | None = None
 
 
+@takes_options
 def custom_generate(
     model: PreTrainedModel,
     input_ids: torch.Tensor,
@@ -63,20 +65,10 @@ def custom_generate(
     streamer: Any = None,
     mask_token_id: int | None = None,
     attention: str | None = None,
-    block_length: int | None = None,
     logits_shift: bool | None = None,
-    draft_steps: int = 8,
-    tokens_per_step: int = 1,
-    order: str = "confidence",
-    threshold: float | None = None,
-    drafting: str = "recycled",
-    lookahead_steps: int | None = None,
-    cache: str | None = None,
-    executor: str = "auto",
-    compile: bool | None = None,
     check_lossless: bool = False,
     on_step: Callable[[Commit], None] | None = None,
-    **model_kwargs: Any,
+    **others: Any,
 ) -> torch.LongTensor | FreeDaveGenerateOutput:
     """The decoding loop of `model.generate(input_ids, custom_generate=custom_generate, ...)`.
 
@@ -87,9 +79,11 @@ def custom_generate(
         model ... streamer: from transformers. `max_new_tokens`, `eos_token_id` (one or several), `pad_token_id`,
             `attention_mask` (left padding), `use_cache`, `return_dict_in_generate` and `streamer` are honoured. The streamer
             gets tokens in order, as soon as they and all before them are final.
-        mask_token_id, attention, block_length, logits_shift: as in `DiffusionLM`; None is what the model's config says, as
-            `freedave convert` writes it.
-        draft_steps ... on_step: as in `freedave.generate`; `cache=None` is "auto", or "none" with `use_cache=False`.
+        mask_token_id, attention, logits_shift: as in `DiffusionLM`; None, and no `block_length`, is what the model's config
+            says, as `freedave convert` writes it.
+        check_lossless, on_step: as in `freedave.generate`.
+        others: those of `DecodingOptions`, where no `cache` is "auto", or "none" with `use_cache=False`; and
+            what transformers prepares for the model.
 
     Returns:
         int64 `[B, prompt + new]`, each row ended by its first end of sequence and padded, cut to the longest; or
@@ -101,31 +95,23 @@ def custom_generate(
     """
     ours = _caller_of_generate()
     streamer = streamer if streamer is not None else ours.get("streamer")
-    _refuse(generation_config, logits_processor, stopping_criteria, model_kwargs, ours)
+    options = {name: others.pop(name) for name in OPTION_NAMES if name in others}
+    _refuse(generation_config, logits_processor, stopping_criteria, others, ours)
     if streamer is not None and input_ids.shape[0] > 1:
         raise ValueError(f"a streamer takes one sequence, got a batch of {input_ids.shape[0]}")
-    if cache is None:
-        cache = "auto" if generation_config.use_cache is not False else "none"
+    if options.get("cache") is None:
+        options["cache"] = "none" if generation_config.use_cache is False else "auto"
     ends = _as_list(generation_config._eos_token_tensor)
-    prompts = _without_padding(input_ids, model_kwargs.get("attention_mask"))
-    with _as_diffusion_lm(model, mask_token_id, attention, block_length, logits_shift, ends) as lm:
+    prompts = _without_padding(input_ids, others.get("attention_mask"))
+    with _as_diffusion_lm(model, mask_token_id, attention, options.get("block_length"), logits_shift, ends) as lm:
         stream = None if streamer is None else _Stream(streamer, ends)
         answers = answer_prompts(
             lm,
             prompts,
             on_step=_both(stream, on_step),
             max_new_tokens=generation_config.max_length - input_ids.shape[1],
-            draft_steps=draft_steps,
-            block_length=block_length,
-            tokens_per_step=tokens_per_step,
-            order=order,
-            threshold=threshold,
-            drafting=drafting,
-            lookahead_steps=lookahead_steps,
-            cache=cache,
-            executor=executor,
-            compile=compile,
             check_lossless=check_lossless,
+            **options,
         )
     if streamer is not None:
         streamer.end()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +16,8 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
 from tqdm import tqdm
 
-from freedave.decode.settings import DECODING_OPTIONS, resolve_settings
+from freedave.decode.options import OPTION_NAMES, DecodingOptions, takes_options
+from freedave.decode.settings import resolve_settings
 from freedave.integrations.likelihood import log_likelihood_bound
 from freedave.integrations.lm_eval.tally import DecodingTally
 from freedave.integrations.loading import default_device, load_named
@@ -52,12 +54,13 @@ class FreeDaveLM(TemplateLM):
         mc_num: noise samples of a likelihood; where a text has fewer subsets, it is exact.
         mc_batch_size: noise samples a forward.
         seed: of the noise.
-        draft_steps ... compile: as in `freedave.generate`; a task's `generation_kwargs` may hold them too.
+        options: those of `DecodingOptions`; a task's `generation_kwargs` may hold them too.
 
     Raises:
         TypeError, ValueError: naming the argument.
     """
 
+    @takes_options
     def __init__(
         self,
         pretrained: str | DiffusionLM,
@@ -72,16 +75,7 @@ class FreeDaveLM(TemplateLM):
         mc_num: int = 128,
         mc_batch_size: int = 16,
         seed: int = 0,
-        draft_steps: int = 8,
-        block_length: int | None = None,
-        tokens_per_step: int = 1,
-        order: str = "confidence",
-        threshold: float | None = None,
-        drafting: str = "recycled",
-        lookahead_steps: int | None = None,
-        cache: str = "auto",
-        executor: str = "auto",
-        compile: bool | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
         numbers = {
@@ -108,9 +102,8 @@ class FreeDaveLM(TemplateLM):
         self._max_length = max_length or self.lm.max_positions or DEFAULT_MAX_LENGTH
         self._mc = MonteCarlo(samples=int(mc_num), batch_size=int(mc_batch_size), seed=seed)
         self._lossless_share = float(check_lossless)
-        given = locals()
-        self._settings = {name: given[name] for name in DECODING_OPTIONS}
-        resolve_settings(self.lm, prompt_length=1, max_new_tokens=1, **self._settings)  # refused now, not after hours
+        self._options = dataclasses.asdict(DecodingOptions(**options))
+        resolve_settings(self.lm, prompt_length=1, max_new_tokens=1, **self._options)  # refused now, not after hours
         self._ends = list(self.lm.eos_token_ids)
         self.tallies: dict[str, DecodingTally] = defaultdict(DecodingTally)
 
@@ -144,7 +137,7 @@ class FreeDaveLM(TemplateLM):
             "freedave": {
                 "model": self.lm.name,
                 "attention": self.lm.attention,
-                **self._settings,
+                **self._options,
                 "likelihood": self._mc,
                 "decoding": {task: tally.as_json() for task, tally in self.tallies.items()},
             },
@@ -229,7 +222,7 @@ class FreeDaveLM(TemplateLM):
         context, generation = request.args
         try:
             new, settings, until = self._settings_of(generation)
-            resolve_settings(self.lm, 1, new, **{name: settings[name] for name in DECODING_OPTIONS})
+            resolve_settings(self.lm, 1, new, **{name: settings[name] for name in OPTION_NAMES})
         except (TypeError, AttributeError, ValueError) as error:  # a task's file can hold anything
             raise ValueError(f"task {request.task_name}: generation_kwargs {generation!r}: {error}") from error
         prompt = self.tok_encode(context) or [self.prefix_token_id]
@@ -247,12 +240,12 @@ class FreeDaveLM(TemplateLM):
             raise ValueError("this asks for sampling, and decoding is greedy here")
         until = handle_stop_sequences(settings.pop("until", None), eos=self.tokenizer.eos_token)
         new = settings.pop("max_gen_toks")
-        unknown = sorted(set(settings) - set(DECODING_OPTIONS))
+        unknown = sorted(set(settings) - set(OPTION_NAMES))
         if unknown:
             raise ValueError(
-                f"{', '.join(unknown)} cannot be honoured; known are until, max_gen_toks and {', '.join(DECODING_OPTIONS)}"
+                f"{', '.join(unknown)} cannot be honoured; known are until, max_gen_toks and {', '.join(OPTION_NAMES)}"
             )
-        settings = {**self._settings, **settings, "max_new_tokens": new, "stop_sequences": self._stop_sequences(until)}
+        settings = {**self._options, **settings, "max_new_tokens": new, "stop_sequences": self._stop_sequences(until)}
         return new, settings, until
 
     def _stop_sequences(self, until: list[str]) -> list[list[int]]:
@@ -319,7 +312,7 @@ class FreeDaveLM(TemplateLM):
         ):
             kept = self._cut(context, len(continuation))
             bound = log_likelihood_bound(self.lm, kept, continuation, **self._mc)
-            settings = {**self._settings, "max_new_tokens": len(continuation), "eos_token_id": []}
+            settings = {**self._options, "max_new_tokens": len(continuation), "eos_token_id": []}
             (answer,) = answer_prompts(self.lm, [kept], **settings)
             results.append((bound, answer.token_ids == continuation))
             self.cache_hook.add_partial("loglikelihood", request, results[-1])

@@ -1,0 +1,150 @@
+"""The decoding options: how to decode, whatever is decoded. Each one's name, default, kind, check and help stand here, once.
+
+`generate`, the command line, lm-evaluation-harness and transformers' `generate` take them by these names. The command line
+reads this module before torch is imported, which takes seconds; so the checks, which need it, import when they run.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Kind(Protocol):
+    """What an option's values are."""
+
+    def checked(self, name: str, value: Any) -> Any:
+        """The value as it is used; raises TypeError or ValueError naming the option."""
+
+
+@dataclass(frozen=True)
+class WholeNumber:
+    """An integer of at least 1, of Python, NumPy or a tensor."""
+
+    def checked(self, name: str, value: Any) -> int:
+        from freedave.integers import as_int
+
+        return as_int("generate", name, value, minimum=1)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several words."""
+
+    words: tuple[str, ...]
+
+    def checked(self, name: str, value: Any) -> str:
+        from freedave_kernels.arguments import expect_choice
+
+        expect_choice("generate", name, value, self.words)
+        return str(value)
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A number to compare confidences with."""
+
+    def checked(self, name: str, value: Any) -> float:
+        from freedave_kernels.arguments import expect_threshold
+
+        expect_threshold("generate", value)
+        return value  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Switch:
+    """True or False."""
+
+    def checked(self, name: str, value: Any) -> bool:
+        if value not in (True, False):
+            raise TypeError(f"generate: {name} must be True, False or None, got {value!r}")
+        return bool(value)
+
+
+def _option(default: Any, kind: Kind, help: str, letter: str | None = None) -> Any:
+    """A field; `letter` stands for its value where its usage is written."""
+    return field(default=default, metadata={"kind": kind, "help": help, "letter": letter})
+
+
+@dataclass(frozen=True)
+class DecodingOptions:
+    """How to decode. An option whose default is None may be None: then the model, or another option, decides.
+
+    Args:
+        draft_steps: K, drafts a forward verifies; 1 is static decoding.
+        block_length: None: the model's own (full attention without one: the whole answer is one block). Blocks are aligned
+            at position 0 for block-causal models and at the end of the prompt for full attention.
+        tokens_per_step: positions that one static step commits.
+        order: "confidence" or "left_to_right".
+        threshold: a static step commits every position of the block at least this confident; if there is none,
+            `tokens_per_step` positions.
+        drafting: "recycled" or "nested" (as published).
+        lookahead_steps: for how many of its next steps each draft is prepared with predictions; None: for all
+            `draft_steps`, which takes the fewest forwards. Less leaves out following blocks that few drafts get to: many
+            fewer positions are computed for a few more forwards, which is faster where compute is scarce (a CPU).
+        cache: "auto" (exact for block-causal models, none for full attention), "none", or for full attention "prefix" or
+            "dual": approximations that refresh the cache once a block (`cache_policy.py`). They are part of static decoding.
+        executor: "planned": the host plans each forward so that it computes least. "graph": steps of fixed shapes, which CUDA
+            graphs hold on a GPU, launch least. "auto": "graph" on a GPU, "planned" elsewhere and for modules that are not
+            transformers models. Both commit what static decoding commits.
+        compile: whether the graph executor's layers go through torch.compile; None: on a GPU. A new shape then takes seconds.
+
+    Raises:
+        TypeError, ValueError: naming the option.
+    """
+
+    draft_steps: int = _option(8, WholeNumber(), "drafts a forward", "K")
+    block_length: int | None = _option(None, WholeNumber(), "(default: the model's)", "L")
+    tokens_per_step: int = _option(1, WholeNumber(), "positions that one static step commits", "N")
+    order: str = _option("confidence", Choice(("confidence", "left_to_right")), "which positions a static step commits")
+    threshold: float | None = _option(None, Threshold(), "a step commits all tokens this confident", "P")
+    drafting: str = _option("recycled", Choice(("recycled", "nested")), "nested is as published")
+    lookahead_steps: int | None = _option(
+        None,
+        WholeNumber(),
+        "compute only what each draft's next N steps can need: 1 is fastest on a CPU (default: K, fewest forwards)",
+        "N",
+    )
+    cache: str = _option(
+        "auto",
+        Choice(("auto", "none", "prefix", "dual")),
+        "auto is exact for block-causal models, and none for full attention",
+    )
+    executor: str = _option(
+        "auto",
+        Choice(("auto", "planned", "graph")),
+        "planned computes least, graph launches least; auto is graph on a GPU",
+    )
+    compile: bool | None = _option(
+        None, Switch(), "the graph executor's layers go through torch.compile (default: on a GPU)"
+    )
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value is not None or each.default is not None:
+                object.__setattr__(self, each.name, each.metadata["kind"].checked(each.name, value))
+
+
+OPTION_NAMES = tuple(each.name for each in fields(DecodingOptions))
+
+
+def takes_options(function: Callable[P, R]) -> Callable[P, R]:
+    """Writes the options and their defaults into the signature of a function that takes them as `**options`.
+
+    Callers see which there are, and transformers hands over only what it finds there.
+    """
+    signature = inspect.signature(function)
+    own = list(signature.parameters.values())
+    before = [parameter for parameter in own if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
+    options = [
+        inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=each.default, annotation=each.type)
+        for each in fields(DecodingOptions)
+    ]
+    function.__signature__ = signature.replace(parameters=[*before, *options, *own[len(before) :]])  # type: ignore[attr-defined]
+    return function
