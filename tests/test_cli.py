@@ -552,7 +552,7 @@ def test_choices_are_those_of_the_modules_that_take_them() -> None:
 
 
 def test_defaults_of_the_demo() -> None:
-    arguments, defaults = build_parser().parse_args(["demo"]), comparison.Settings()
+    arguments, defaults = build_parser().parse_args(["demo"]), comparison.DemoSettings()
     assert arguments.problems == defaults.problems_per_task
     assert tuple(arguments.draft_steps) == defaults.draft_steps
     assert arguments.block_length == defaults.block_length

@@ -13,8 +13,8 @@ from freedave.demo import comparison
 from freedave.demo.comparison import (
     STATIC,
     Comparison,
+    DemoSettings,
     Mode,
-    Settings,
     Tally,
     compare,
     decode,
@@ -23,7 +23,7 @@ from freedave.demo.comparison import (
 )
 from freedave.demo.tasks import TASKS, Problem, problems
 
-SETTINGS = Settings(problems_per_task=2, draft_steps=(8,))
+SETTINGS = DemoSettings(problems_per_task=2, draft_steps=(8,))
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_an_answer_ends_at_the_first_end_of_sequence(lm: freedave.DiffusionLM) -
 
 
 def test_modes() -> None:
-    assert [mode.name for mode in Settings(draft_steps=(4, 8)).modes] == [
+    assert [mode.name for mode in DemoSettings(draft_steps=(4, 8)).modes] == [
         "static",
         "nested K=4",
         "recycled K=4",
@@ -163,4 +163,4 @@ def test_modes() -> None:
 )
 def test_settings_errors(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Settings(**settings)  # type: ignore[arg-type]
+        DemoSettings(**settings)  # type: ignore[arg-type]

@@ -48,13 +48,13 @@ def test_runs_are_divided_among_calls():
     """Groups of nearly equal size, in as few calls as have room; what fits beside earlier runs is no call of its own."""
     builder = ForwardBuilder(drafts=1, length=1, most_tokens=20)
     builder.add([[0] * 10], 0)
-    for group in builder.groups(range(2), 5):
+    for group in builder.divide(range(2), 5):
         builder.add([[0] * 5] * len(group), 0)
     sizes = []
-    for group in builder.groups([3, 1, 4, 1, 5], 6):
+    for group in builder.divide([3, 1, 4, 1, 5], 6):
         sizes.append(list(group))
         assert builder.add([[0] * 6] * len(group), 0) == 0
-    for group in builder.groups([9], 25):
+    for group in builder.divide([9], 25):
         assert list(group) == [9] and builder.tokens == 0
         builder.add([[0] * 25], 0)
     calls, *_ = builder.build([[0]], [], CPU, None)

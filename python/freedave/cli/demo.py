@@ -17,8 +17,8 @@ from freedave.demo.comparison import (
     MAX_NEW_TOKENS,
     STATIC,
     Comparison,
+    DemoSettings,
     Mode,
-    Settings,
     Tally,
     WorkedExample,
     compare,
@@ -40,7 +40,7 @@ CACHES = {"block_causal": "auto", "full": "none"}
 
 def run(arguments: argparse.Namespace) -> int:
     """Decode, report, draw; the exit code says whether FreeDave was lossless."""
-    settings = Settings(
+    settings = DemoSettings(
         problems_per_task=arguments.problems,
         draft_steps=tuple(dict.fromkeys(arguments.draft_steps)),
         block_length=arguments.block_length,
@@ -89,7 +89,7 @@ class DecodesBar:
         self._bar.close()
 
 
-def embedded_model(attention: str, settings: Settings) -> DiffusionLM:
+def embedded_model(attention: str, settings: DemoSettings) -> DiffusionLM:
     """The embedded model under one of the two attentions it was trained for."""
     lm = load_model("demo")
     if attention == lm.attention:

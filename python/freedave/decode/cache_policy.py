@@ -188,7 +188,7 @@ class NoCache(_WholeSequences):
     def plan(self, sequence: PlannedSequence, batch_index: int, builder: ForwardBuilder) -> None:
         start, end = sequence.start, sequence.start + sequence.length
         before, after = sequence.tokens[:start], sequence.tokens[end:]
-        for drafts in builder.groups(range(len(sequence.states)), len(sequence.tokens)):
+        for drafts in builder.divide(range(len(sequence.states)), len(sequence.tokens)):
             runs = [before + sequence.states[j] + after for j in drafts]
             begin = builder.add(runs, 0, block_length=self._block_length)
             for n, j in enumerate(drafts):
@@ -220,7 +220,7 @@ class BlockRefresh(_WholeSequences):
         if drafts:
             # "dual" computes the window alone: the block, and the next one where a draft can reach it.
             length = sequence.length if self._dual else len(sequence.tokens) - sequence.start
-            for group in builder.groups(drafts, length):
+            for group in builder.divide(drafts, length):
                 self._plan_drafts(sequence, batch_index, builder, group)
 
     def _plan_drafts(

@@ -9,8 +9,8 @@
     answer = sequence.generated(sequence.tokens)
 
 Each sequence has its own block, its own accepted length and its own end, and costs nothing once it has ended. How a step runs
-is the executor's part: planned on the host (`planned_executor.py`), or of fixed shapes that a CUDA graph holds
-(`graph_executor.py`).
+is the executor's part: either the host plans each forward (`planned_executor.py`), or steps have fixed shapes, which CUDA
+graphs hold (`graph_executor.py`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Committed:
-    """What a step committed of one sequence; `describe` makes the `Commit`, which takes longer than the step's own work."""
+    """What a step committed of one sequence. `describe` makes a `Commit` of it, only where one is asked for: it takes longer
+    than the step's own work on the host.
+    """
 
     sequence: Sequence
     forward: int
@@ -121,7 +123,7 @@ class Decoder:
         return self._executor.shapes
 
     def add(self, prompt: Several[int] | torch.Tensor, max_new_tokens: int | None = None) -> Sequence:
-        """Adds a sequence; the next step that is launched computes its prompt. Any time, a step under way does not mind.
+        """Adds a sequence, whose prompt the next launched step computes. Allowed while a step is under way, too.
 
         Args:
             prompt: its token ids, one at least.

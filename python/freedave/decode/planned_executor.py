@@ -1,5 +1,5 @@
-"""Forwards that are planned on the host, so that they compute as little as possible: for processors that are bound by
-arithmetic.
+"""The executor that plans each forward on the host, so that it computes as little as possible: best where arithmetic takes
+most of the time.
 
 A step is one forward, its predictions and one `draft_step` for the whole batch; only a forward of many long drafts is
 divided among several calls of the model, and the logits of a large vocabulary are made in slices (`prediction.py`), so that
@@ -26,10 +26,10 @@ from freedave_kernels import DraftStep, draft_step
 if TYPE_CHECKING:
     from freedave.models.diffusion_lm import DiffusionLM
 
-# Stands at positions that a sequence's window does not have: no model sees it, and it is nobody's token.
+# Fills the windows of a batch to one length. No token has this id, and the model never sees it.
 _PADDING = -1
 
-# Tokens that a call of the model may have in any case: with so many it is bound by arithmetic, not by reading the weights.
+# Tokens that a call of the model may always have. With so many, arithmetic takes longer than reading the weights.
 CALL_TOKENS = 1024
 
 
@@ -126,7 +126,7 @@ class PlannedExecutor:
         """
         storing: list[_Slot] = []
         arriving: list[_Slot] = []
-        decoding: list[_Slot] = []
+        predicting: list[_Slot] = []
         most = self._settings.prefill_chunk
         stored = 0
         for slot in (self._slots[sequence.index] for sequence in sequences):
@@ -135,16 +135,17 @@ class PlannedExecutor:
                 continue
             stored += count
             predicts = slot.policy.predicts(slot.sequence)
-            (decoding if not count else arriving if predicts else storing).append(slot)
-        # Prompts come first in a forward: what is retained of it are the tokens behind them.
-        return storing, arriving + decoding
+            (predicting if not count else arriving if predicts else storing).append(slot)
+        # Prompts come first in a forward. The tokens behind them are the drafts', which the cache retains until one is
+        # accepted.
+        return storing, arriving + predicting
 
     def _step(self, storing: list[_Slot], active: list[_Slot]) -> DraftStep | None:
         """A forward; None where it predicted nothing."""
         settings, lm = self._settings, self._lm
         count = max((len(slot.sequence.states) for slot in active), default=1)
         length = max((slot.sequence.length for slot in active), default=1)
-        # What static decoding computes at a time, and a quarter more so that a few drafts beside a refresh are one call.
+        # What static decoding computes at a time, and a quarter more: so a few drafts fit into the call of a refresh.
         static_tokens = sum(len(slot.sequence.tokens) for slot in active)
         builder = ForwardBuilder(count, length, max(static_tokens * 5 // 4, CALL_TOKENS))
         for slot in storing:

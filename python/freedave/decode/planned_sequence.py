@@ -7,8 +7,8 @@ from freedave.decode.settings import Settings
 
 
 class PlannedSequence(Sequence):
-    """`states` are the drafts to be forwarded, all over the window; `reach_of[j]` is how many positions of draft j its own
-    next drafts can depend on.
+    """`states` are the drafts to be forwarded, each over the whole window; `reach_of[j]` says how many positions of draft j
+    have to be predicted: its next drafts cannot depend on those behind.
 
     The window is `start ... start + length - 1`: the current block and those further blocks that the drafts, or the drafts
     made from any of them, can reach. Policies of full attention ("prefix" and "dual") prove one block a cache, so their

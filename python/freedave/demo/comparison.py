@@ -46,7 +46,7 @@ STATIC = Mode(draft_steps=1)
 
 
 @dataclass(frozen=True)
-class Settings:
+class DemoSettings:
     """What is decoded, and how."""
 
     problems_per_task: int = 25
@@ -119,7 +119,7 @@ class WorkedExample:
 class Comparison:
     """The result: tallies by task and mode, and one worked example."""
 
-    settings: Settings
+    settings: DemoSettings
     tallies: dict[str, dict[Mode, Tally]]
     example: WorkedExample
 
@@ -143,7 +143,7 @@ class Comparison:
 
 
 def compare(
-    lm: DiffusionLM, settings: Settings, on_decode: Callable[[Mode, DecodeOutput], object] = lambda *_: None
+    lm: DiffusionLM, settings: DemoSettings, on_decode: Callable[[Mode, DecodeOutput], object] = lambda *_: None
 ) -> Comparison:
     """Decode held-out problems of every task in every mode of `settings`; `on_decode` is called after each decode.
 
@@ -174,7 +174,7 @@ def compare(
     return Comparison(settings, tallies, example)
 
 
-def decode(lm: DiffusionLM, problem: Problem, mode: Mode, settings: Settings, **arguments: Any) -> DecodeOutput:
+def decode(lm: DiffusionLM, problem: Problem, mode: Mode, settings: DemoSettings, **arguments: Any) -> DecodeOutput:
     """Decode one problem in one mode; further `arguments` go to `freedave.generate`."""
     return generate(
         lm,

@@ -1,8 +1,8 @@
-"""Attention of a packed forward: stored keys once for all drafts, each draft's own window, merged by log-sum-exp.
+"""Attention of a packed forward. Every run attends to two sets of keys: stored ones, and those of this forward.
 
-For a run of tokens, softmax attention over the union of two sets of keys is the mean of its attention over each, weighted by
-the softmax of their log-sum-exps. So the prefix is read where it is stored, by all drafts, and never joined to their
-windows; and no mask of [tokens, prefix + tokens] is made.
+Attention over both sets is the mean of the attention over each, weighted by the softmax of their log-sum-exps. So the two are
+computed apart and merged: all drafts read the stored prefix where it is, without a copy beside each draft's own keys, and
+without a mask of [tokens, prefix + tokens].
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from freedave.forward.packed_forward import PackedForward, Runs, Window
+from freedave.forward.packed_forward import PackedForward, RunGroup, Runs
 
 Partial = tuple[torch.Tensor, torch.Tensor]
 
@@ -25,22 +25,25 @@ def attend(
     value: torch.Tensor,
     scaling: float | None = None,
 ) -> torch.Tensor:
-    """Attention of a layer of a packed forward: `query [1, H, T, D]`, `key` and `value [1, G, T, D]`; `[1, T, H, D]`.
+    """Attention of one layer in a packed forward.
 
-    Bitwise, in float32 on a CPU, a run's result does not depend on what else is packed: every kernel call is batched
-    over runs, and merging treats each row of features alike. Tokens beyond those of the forward, which fill it up, attend to
-    nothing and are not stored.
+    `query [1, H, T, D]`, `key` and `value [1, G, T, D]`; returns `[1, T, H, D]`. T may be larger than the number of tokens of
+    the forward: the tokens behind those are padding. They are not stored, and their result is 0.
+
+    In float32 on a CPU, the bits of a run's result do not depend on which other runs are packed. Each kernel call takes the
+    runs as a batch, so that no run's arithmetic depends on another's, and the merge treats each row of D numbers alike.
     """
-    length, filled = forward.input_ids.shape[1], query.shape[2]
-    if filled > length:
+    length, padded = forward.input_ids.shape[1], query.shape[2]
+    if padded > length:
         out = attend(forward, layer, query[:, :, :length], key[:, :, :length], value[:, :, :length], scaling)
-        return F.pad(out, (0, 0, 0, 0, 0, filled - length))
+        return F.pad(out, (0, 0, 0, 0, 0, padded - length))
     if forward.cache is not None:
         forward.cache.store(layer, key, value, forward.writes, forward.retain)
-    parts = [_attend_window(forward, layer, window, query, key, value, scaling) for window in forward.windows]
+    parts = [_attend_group(forward, layer, group, query, key, value, scaling) for group in forward.groups]
     contexts = [context for context in forward.contexts if not context.joined]
-    whole = len(parts) == 1 and all(context.covers(forward.windows[0]) for context in contexts)
-    # Runs that share one window and one context are merged as they come from the kernel, others token by token.
+    whole = len(parts) == 1 and all(context.covers(forward.groups[0]) for context in contexts)
+    # A single group whose runs all have the same contexts is merged in the kernel's layout. Otherwise the runs of a context
+    # are some of the tokens, so all parts are brought into one row of tokens first.
     out, sums = parts[0] if whole else _by_token(parts)
     for context in contexts:
         assert forward.cache is not None
@@ -56,10 +59,11 @@ def attend(
 def merge_into(first: Partial, second: Partial, *, last: bool) -> None:
     """Merges attention over two disjoint sets of keys, in place of the first.
 
-    Outputs `[..., D]` and log-sum-exps `[...]`; with `last`, the first's log-sum-exp is left as it is. The weight is worked
-    out in float64, because a float32 exponential may differ in the last bit with a number's place in its vector, and with
-    it a draft's result with the number of drafts. (The weight of D numbers is one number, so that each row of D is
-    interpolated by a loop of its own.)
+    Outputs `[..., D]` and log-sum-exps `[...]`. With `last` there is no further set, and the first's log-sum-exp is not
+    updated.
+
+    The weight is computed in float64. A float32 exponential can differ in its last bit with a number's place in its vector,
+    so that a draft's result would depend on how many drafts there are.
     """
     out, sums = first
     weight = (second[1] - sums).double().sigmoid_().to(out.dtype).unsqueeze(-1)
@@ -69,7 +73,9 @@ def merge_into(first: Partial, second: Partial, *, last: bool) -> None:
 
 
 def _runs(tensor: torch.Tensor, runs: Runs) -> torch.Tensor:
-    """Runs of a forward's `[1, H, T, D]` as `[count, H, length, D]`: one view, as small forwards are bound by such calls."""
+    """Runs of a forward's `[1, H, T, D]` as `[count, H, length, D]`: a view, made in one call, as small forwards spend most
+    of their time on calls.
+    """
     if runs.count == 1 and runs.length == tensor.shape[2]:
         return tensor
     _, head, token, feature = tensor.stride()
@@ -79,41 +85,42 @@ def _runs(tensor: torch.Tensor, runs: Runs) -> torch.Tensor:
 
 
 def _by_token(parts: list[Partial]) -> Partial:
-    """Runs one after the other: `[N, H, L, D]` and `[N, H, L]` of each part as `[T, H, D]` and `[T, H]`."""
+    """The tokens of all parts in one row: `[N, H, L, D]` and `[N, H, L]` of each part become `[T, H, D]` and `[T, H]`."""
     outs = [out.transpose(1, 2).flatten(0, 1) for out, _ in parts]
     sums = [sums.transpose(1, 2).flatten(0, 1) for _, sums in parts]
     return (outs[0], sums[0]) if len(parts) == 1 else (torch.cat(outs), torch.cat(sums))
 
 
-def _attend_window(
+def _attend_group(
     forward: PackedForward,
     layer: int,
-    window: Window,
+    group: RunGroup,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     scaling: float | None,
 ) -> Partial:
-    keys, values = _window_keys(window, key), _window_keys(window, value)
-    context = window.context
+    keys, values = _group_keys(group, key), _group_keys(group, value)
+    context = group.context
     if context is not None and context.joined:
         assert forward.cache is not None
         stored = [forward.cache.read(layer, context.slot, begin, end) for begin, end in context.ranges]
         keys = _joined([part[0] for part in stored], keys)
         values = _joined([part[1] for part in stored], values)
     mask = None
-    if window.block_length is not None and window.block_length < window.length:
-        mask = _additive_mask(forward, window.length, window.block_length, query)
-    return attention_with_log_sum_exp(_runs(query, window), keys, values, scaling, mask)
+    if group.block_length is not None and group.block_length < group.length:
+        mask = _additive_mask(forward, group.length, group.block_length, query)
+    return attention_with_log_sum_exp(_runs(query, group), keys, values, scaling, mask)
 
 
-def _window_keys(window: Window, tensor: torch.Tensor) -> torch.Tensor:
-    """What each run of a window attends to, of keys or values `[1, G, T, D]`: `[count, G, n, D]`."""
-    if window.keys is None:
-        return _runs(tensor, window)
-    # Tokens lie one after the other in memory, whatever the order of dimensions says: copy whole ones.
-    tokens = tensor[0].transpose(0, 1).index_select(0, window.keys)
-    return tokens.unflatten(0, (window.count, -1)).transpose(1, 2)
+def _group_keys(group: RunGroup, tensor: torch.Tensor) -> torch.Tensor:
+    """What each run of a group attends to, of keys or values `[1, G, T, D]`: `[count, G, n, D]`."""
+    if group.keys is None:
+        return _runs(tensor, group)
+    # In memory a token's features are next to each other, though the heads come first in the shape: so whole tokens are
+    # copied.
+    tokens = tensor[0].transpose(0, 1).index_select(0, group.keys)
+    return tokens.unflatten(0, (group.count, -1)).transpose(1, 2)
 
 
 def _joined(stored: list[torch.Tensor], own: torch.Tensor) -> torch.Tensor:
@@ -126,9 +133,9 @@ def _joined(stored: list[torch.Tensor], own: torch.Tensor) -> torch.Tensor:
 def _attend_stored(queries: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None) -> Partial:
     """Runs `[N, H, L, D]` over the same stored keys `[1, G, n, D]`.
 
-    On a CPU they are a batch (of views), so that each one's arithmetic is its own: a matrix product with the queries of all
-    runs as rows rounds differently with their number (measured with 4 tokens a run and 128 features). Elsewhere all queries
-    go over the keys at once.
+    On a CPU the runs are a batch over views of the keys. With the queries of all runs as rows of one matrix product, a row
+    would be rounded differently with the number of runs (measured with 4 tokens a run and 128 features). Elsewhere they are
+    such rows, and the keys are read once.
     """
     count, heads, length, features = queries.shape
     if key.device.type == "cpu":
@@ -153,8 +160,7 @@ def attention_with_log_sum_exp(
     """Attention and the log-sum-exp of its scores: `[N, H, L, D]` in the inputs' type and `[N, H, L]` float32.
 
     `query [N, H, L, D]`, `key` and `value [N, G, T, D]` with H a multiple of G; `additive_mask [1, 1, L, T]` of
-    their type. This is the place for a fused kernel of another device: on a CPU it is torch's, elsewhere the two are computed
-    from the scores.
+    their type. On a CPU torch's fused kernel computes both; elsewhere they are computed from the scores.
     """
     if query.device.type == "cpu":
         out, sums = _cpu_kernel(query, key, value, 0.0, False, attn_mask=additive_mask, scale=scaling)

@@ -29,7 +29,7 @@ class KeyValueCache:
     """Keys and values `[slots, capacity, G, D]` a layer, and those of the last forward for as long as they may be kept.
 
     `retain` says what a forward leaves behind for `keep`; the buffers are allocated by the first forward, which knows the
-    heads. A slot's content is never cleared: who reads says up to where.
+    heads. A slot is not cleared for its next sequence: whoever reads says which positions.
     """
 
     def __init__(self, slots: int, capacity: int) -> None:
@@ -46,7 +46,7 @@ class KeyValueCache:
     def store(self, layer: int, key: torch.Tensor, value: torch.Tensor, writes: list[Write], retain: int) -> None:
         """Takes a layer's new keys and values `[1, G, T, D]`: stores what `writes` says, retains tokens from `retain` on."""
         if layer == len(self._stored):
-            # Numbers, where nothing was stored yet: a masked NaN would still be one.
+            # Zeros, as memory may hold NaN, which no mask hides: 0 * NaN is NaN.
             stored = (tensor.new_zeros(self.slots, self.capacity, *tensor.shape[1::2]) for tensor in (key, value))
             self._stored.append((next(stored), next(stored)))
             self._last.append((key[:, :, :0], value[:, :, :0]))
@@ -54,7 +54,7 @@ class KeyValueCache:
             for buffer, new in zip(self._stored[layer], (key, value), strict=True):
                 tokens = new[0, :, write.begin : write.begin + write.count].transpose(0, 1)
                 buffer[write.slot, write.at : write.at + write.count] = tokens
-        if retain:  # a view would keep all of it alive
+        if retain:  # copied, as a view would keep the memory of all tokens
             key, value = key[:, :, retain:].clone(), value[:, :, retain:].clone()
         self._last[layer] = key, value
 

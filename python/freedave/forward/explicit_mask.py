@@ -1,8 +1,8 @@
 """A packed forward for modules that do their own attention: everything stored and everything new, under one dense mask.
 
-transformers models attend as `attention.py` says. Any other module is called with a 4-D mask and a cache object, as
-transformers causal language models are; this costs the full [tokens, stored + tokens] attention. It is also the plain form
-that the tests compare the other one with.
+transformers models attend as `attention.py` says. Any other module is called as a transformers causal language model is,
+with a 4-D mask and a cache object, and computes the full [tokens, stored + tokens] attention. The tests compare
+`attention.py` with this.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ Call = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, "ExplicitKeyValues | 
 class ExplicitKeyValues:
     """Passed to a module as `past_key_values`: stores a layer's new keys and values, returns all that the mask covers.
 
-    A NaN that the mask hides would still be one: its weight is 0, and 0 * NaN is NaN. So the keys and values of a broken
-    token are returned as zeros, and `broken` remembers which tokens had such in any layer.
+    A mask does not hide NaN: the weight of a hidden key is 0, and 0 * NaN is NaN. So keys and values that are not finite are
+    returned as zeros, and `broken` says which tokens had such in any layer.
     """
 
     def __init__(self, forward: PackedForward) -> None:
@@ -61,11 +61,11 @@ def explicit_logits(call: Call, forward: PackedForward, rows: torch.Tensor) -> t
 
 
 def _rectangles(call: Call, forward: PackedForward) -> list[torch.Tensor]:
-    """The logits of runs that see themselves alone. A module knows batches: as its rows they need no mask from each other."""
+    """The logits of runs that see themselves alone: runs of one length are the rows of a batch, which need no mask."""
     logits = []
-    for (length, block_length), group in itertools.groupby(forward.windows, lambda w: (w.length, w.block_length)):
-        windows = list(group)
-        tokens = slice(windows[0].begin, windows[-1].end)
+    for (length, block_length), alike in itertools.groupby(forward.groups, lambda g: (g.length, g.block_length)):
+        groups = list(alike)
+        tokens = slice(groups[0].begin, groups[-1].end)
         input_ids, position_ids = (ids[0, tokens].view(-1, length) for ids in (forward.input_ids, forward.position_ids))
         visible = _within_run(length, block_length, input_ids.device)
         logits.append(call(input_ids, position_ids, visible, None).flatten(0, 1))
@@ -122,12 +122,12 @@ def dense_mask(forward: PackedForward) -> torch.Tensor:
     device = forward.input_ids.device
     tokens, stored = forward.input_ids.shape[1], _stored(forward)
     mask = torch.zeros(tokens, stored + tokens, dtype=torch.bool, device=device)
-    for window in forward.windows:
-        own = torch.arange(window.begin, window.end, device=device)
-        keys = (own if window.keys is None else window.keys).view(window.count, -1)
-        within = _within_run(window.length, window.block_length, device)[0, 0]
-        for run, run_keys in zip(own.view(window.count, -1), keys, strict=True):
-            mask[run[:, None], stored + run_keys] = within if window.keys is None else torch.ones_like(within[:1, :1])
+    for group in forward.groups:
+        own = torch.arange(group.begin, group.end, device=device)
+        keys = (own if group.keys is None else group.keys).view(group.count, -1)
+        within = _within_run(group.length, group.block_length, device)[0, 0]
+        for run, run_keys in zip(own.view(group.count, -1), keys, strict=True):
+            mask[run[:, None], stored + run_keys] = within if group.keys is None else torch.ones_like(within[:1, :1])
     for context in forward.contexts:
         assert forward.cache is not None
         first = context.slot * forward.cache.capacity

@@ -1,8 +1,8 @@
 """Linear layers that are multiplied with the same input as one product: query, key and value; gate and up.
 
-A product of few rows is bound by reading its weights, and the small ones (key and value, with few heads) read them at a third
-of a GPU's bandwidth. The weights are laid out one behind the other, once, and the layers' own weights become views of that:
-they take no more memory, and the model stays what it is. The layers themselves are replaced only while `fused` runs.
+A product of few rows spends its time reading weights, and the small ones (key and value, with few heads) read them at a third
+of a GPU's bandwidth. The weights are copied once into one tensor, and the layers' own weights become views of it: this takes
+no more memory, and the model computes what it did. The layers themselves are replaced only while `fused` runs.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
 """What one forward computes, for all drafts of all sequences: a packed row of tokens.
 
-Runs of equal length (a block of a draft, a whole draft, a prompt) lie one after the other in that row. No run sees another
-one unless it is told to: `windows` says which keys of this forward each run attends to, `contexts` which stored ones. So a
-draft's result does not depend on what else is packed, and no run is padded to the length of another.
+The row holds runs of tokens, one after the other: a block of a draft, a whole draft, a prompt. `groups` says which keys of
+this forward each run attends to, `contexts` which stored ones; it sees no others. So a draft's result does not depend on what
+else is packed, and no run is padded to the length of another.
 
-Nor does it depend on whether everything is packed into one row. Where the drafts are many more tokens than static decoding
-ever computes at a time, the forward is several rows, one call of the model each, so that its memory stays that of static
-decoding.
+Drafts can be many more tokens than static decoding computes at a time. Then they are divided among several calls of the
+model, so that the memory of a forward stays near that of static decoding. The results are the same.
 """
 
 from __future__ import annotations
@@ -21,8 +20,9 @@ import torch
 
 from freedave.forward.cache import KeyValueCache, Write
 
-# A CPU's matrix product takes four rows at a time, and computes what is left over otherwise, in other bits. With whole fours
-# a row's result does not depend on how many others there are (MKL's strict mode, float32; `reproducible_products.py`).
+# On a CPU a matrix product computes four rows at a time, and the last one to three rows by other code, which rounds
+# differently. So rows are padded to a multiple of four. Then the bits of a row do not depend on how many others there are
+# (float32, in MKL's strict mode; `reproducible_products.py`).
 ROWS_TOGETHER = 4
 
 # On a CPU, up to this many stored keys are copied next to each run's own.
@@ -50,10 +50,10 @@ class Runs:
 class Context(Runs):
     """How runs attend to stored keys: those of `slot` at each of `ranges`, for all runs alike.
 
-    `joined`: they are copied next to the runs' own keys. On a CPU a second kernel call and the merge take longer than copying
-    a short prefix for a dozen runs. The choice depends on the sequence alone, not on how many of its drafts are computed, so
-    that their results do not. `by_block`: these runs see their own tokens block by block, by a mask that stored keys are not
-    joined to.
+    `joined`: they are copied next to the runs' own keys, so that one kernel call serves both. On a CPU a second call and
+    the merge take longer than copying a short prefix for a dozen runs. Whether they are joined depends on the sequence
+    alone, not on how many of its drafts are computed: a draft's bits must not depend on that either. `by_block`: these runs
+    see their own tokens block by block. That needs a mask, which covers no stored keys, so that they are not joined.
     """
 
     slot: int
@@ -63,12 +63,12 @@ class Context(Runs):
 
 
 @dataclass
-class Window(Runs):
+class RunGroup(Runs):
     """How runs attend to the keys of this forward.
 
     `keys [count * n]`: the tokens that each run attends to, one run after the other; None: its own. `block_length`: a run
     sees its own tokens block by block, blocks aligned at its first token; None: all of them. `context`: the stored keys
-    that these runs attend to as well; a context belongs to one or more whole windows.
+    that these runs attend to as well; a context belongs to one or more whole groups.
     """
 
     keys: torch.Tensor | None = None
@@ -81,13 +81,13 @@ class PackedForward:
     """One call of the model: tokens and positions `[1, T]`, what they attend to, and what the cache keeps of them.
 
     The cache retains the tokens from `retain` on until the next forward.
-    Windows cover the tokens in order, without gaps; contexts some of them. Without a cache, every run sees itself alone.
+    Groups cover the tokens in order, without gaps; contexts some of them. Without a cache, every run sees itself alone.
     `masks` holds the block-causal masks made so far.
     """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
-    windows: list[Window]
+    groups: list[RunGroup]
     contexts: list[Context]
     writes: list[Write]
     retain: int
@@ -98,7 +98,7 @@ class PackedForward:
 @dataclass
 class Prediction:
     """Where predictions come from: row `logits_row[n]` of the packed forward belongs to place `place[n]` of the flattened
-    drafts `[B, J, L]`. Rows beyond those of `place` belong nowhere: they fill up the last four.
+    drafts `[B, J, L]`. There may be more rows than places: those are padding to a multiple of `ROWS_TOGETHER`.
     """
 
     logits_row: torch.Tensor
@@ -113,9 +113,9 @@ class _Call:
     positions: list[int] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
-    windows: list[Window] = field(default_factory=list)
-    chained: list[tuple[Window, list[int]]] = field(default_factory=list)
-    """Windows that attend to more than their own keys."""
+    groups: list[RunGroup] = field(default_factory=list)
+    chained: list[tuple[RunGroup, list[int]]] = field(default_factory=list)
+    """Groups that attend to more than their own keys."""
     contexts: list[Context] = field(default_factory=list)
     writes: list[Write] = field(default_factory=list)
     retain_from: int | None = None
@@ -129,7 +129,7 @@ class ForwardBuilder:
     """Collects the runs of one forward on the host; `build` uploads everything in one copy.
 
     `drafts`, `length`: J and L of the drafts `[B, J, L]` that predictions are made for. `most_tokens`: how many tokens a call
-    of the model may have, as far as policies divide what they add (`make_room`, `groups`); None: everything is one call.
+    of the model may have, as far as policies divide what they add (`make_room`, `divide`); None: everything is one call.
     Tokens are counted from the beginning of their call.
     """
 
@@ -154,7 +154,7 @@ class ForwardBuilder:
         if self._most_tokens is not None and self.tokens and self.tokens + tokens > self._most_tokens:
             self._calls.append(_Call())
 
-    def groups(self, runs: Sequence[int], length: int) -> Iterator[Sequence[int]]:
+    def divide(self, runs: Sequence[int], length: int) -> Iterator[Sequence[int]]:
         """Divides runs of `length` tokens among calls: as few groups as there is room for, of nearly equal size.
 
         Each group is to be added before the next one is asked for. A run that is too long by itself is a group.
@@ -181,10 +181,10 @@ class ForwardBuilder:
         begin, length = len(call.tokens), len(runs[0])
         call.tokens.extend(itertools.chain.from_iterable(runs))
         call.positions.extend(list(range(first_position, first_position + length)) * len(runs))
-        window = Window(begin, len(runs), length, block_length=block_length)
-        call.windows.append(window)
+        group = RunGroup(begin, len(runs), length, block_length=block_length)
+        call.groups.append(group)
         if keys is not None:
-            call.chained.append((window, keys))
+            call.chained.append((group, keys))
         return begin
 
     def attend(self, begin: int, count: int, length: int, slot: int, ranges: Iterable[tuple[int, int]]) -> None:
@@ -194,11 +194,11 @@ class ForwardBuilder:
             return
         context = Context(begin, count, length, slot, ranges)
         self._calls[-1].contexts.append(context)
-        for window in reversed(self._calls[-1].windows):
-            if window.begin < begin:
+        for group in reversed(self._calls[-1].groups):
+            if group.begin < begin:
                 break
-            window.context = context
-            context.by_block |= window.block_length is not None
+            group.context = context
+            context.by_block |= group.block_length is not None
 
     def store(self, begin: int, count: int, slot: int, at: int) -> None:
         """Stores keys and values of tokens."""
@@ -256,14 +256,14 @@ class ForwardBuilder:
         calls, remaining = [], iter(tensors)
         for call in self._calls:
             tokens, positions, rows, places = itertools.islice(remaining, 4)
-            for window, _ in call.chained:
-                window.keys = next(remaining)
+            for group, _ in call.chained:
+                group.keys = next(remaining)
             if device.type == "cpu":
                 for context in call.contexts:
                     stored = sum(end - begin for begin, end in context.ranges)
                     context.joined = stored <= JOINED_KEYS and not context.by_block
             forward = PackedForward(
-                tokens[None], positions[None], call.windows, call.contexts, call.writes, call.retained, cache
+                tokens[None], positions[None], call.groups, call.contexts, call.writes, call.retained, cache
             )
             calls.append((forward, Prediction(rows, places)))
         return calls, draft_ids.view(-1, self._drafts, self._length), numbers_there

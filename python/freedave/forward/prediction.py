@@ -1,9 +1,9 @@
-"""Predictions from a forward's features: the logits between them exist for a part of the vocabulary at a time.
+"""Predictions from a forward's features, with the logits of a part of the vocabulary at a time.
 
-Eight drafts have eight times the logits of static decoding, and a vocabulary is a hundred times as long as a hidden state:
-all at once, the logits would decide how much memory a decode needs. A slice of the projection's weights makes the logits of a
-slice of the vocabulary, `partial_predictions` makes a few numbers of them while they are in cache, and the next slice takes
-their place.
+Eight drafts have eight times the logits of static decoding, and a vocabulary is a hundred times as long as a hidden state.
+All logits at once would be most of the memory that a decode needs. So the features are multiplied with a slice of the
+projection's weights, `partial_predictions` reduces these logits to a few numbers a row while they are in cache, and the
+next slice follows. `merge_predictions` makes the predictions of all slices' numbers.
 """
 
 from __future__ import annotations

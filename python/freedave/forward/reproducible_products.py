@@ -1,4 +1,4 @@
-"""Whether a row of a matrix product has the same bits whatever the number of rows beside it.
+"""Whether the bits of a row in a matrix product depend on the number of rows beside it.
 
 Lossless decoding in float32 on a CPU rests on this: a draft is some rows among many, static decoding computes few. MKL
 promises it in its strict mode only (without, an Intel Sapphire Rapids rounds otherwise with less than 16 rows). It reads

@@ -1,8 +1,8 @@
 """Attention of a forward over the windows of drafts, by `draft_attention`: what the layers of a transformers model call.
 
-A forward's tensors that all layers share travel as a keyword argument (`WindowAttention`); those of one layer hang on its
-attention module (`LayerBuffers`) while the forward runs. So every layer runs the same code on tensors alone, and a compiler
-that has seen one layer has seen them all.
+The tensors that all layers share are passed as a keyword argument of the forward (`WindowAttention`); those of one layer
+are an attribute of its attention module (`LayerBuffers`) while the forward runs. So all layers run the same code on other
+tensors, and torch.compile compiles it once.
 """
 
 from __future__ import annotations

@@ -118,9 +118,9 @@ def _appearing(target: Path) -> Iterator[Path]:
 
 def _write_config(folder: Path, description: Description, stored: StoredWeights) -> None:
     config = description.config
-    for key, value in asdict(description.decoding).items():
+    for key, value in asdict(description.lm_arguments).items():
         setattr(config, key, value)
-    if description.decoding.attention == "full":
+    if description.lm_arguments.attention == "full":
         config.is_causal = False
     config.dtype = weights.FLOATS[_usual_type(stored)]
     values = json.loads(config.to_json_string(use_diff=False))

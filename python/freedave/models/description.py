@@ -23,8 +23,8 @@ ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bi
 
 
 @dataclass(frozen=True)
-class Decoding:
-    """How a model decodes: the arguments of `DiffusionLM`, and what config.json of a native layout holds beside it."""
+class LMArguments:
+    """The arguments of `DiffusionLM` beside the model; in a native layout, config.json holds them by these names."""
 
     mask_token_id: int
     attention: str
@@ -35,13 +35,13 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Description:
-    """A checkpoint that was recognised; `arguments` are those of the native configuration, which nothing was made of yet;
+    """A checkpoint that was recognised; `arguments` are those of the native configuration, from which nothing was made yet;
     `remarks` are what whoever loads it should be warned of."""
 
     folder: Path
     family: Family
     arguments: dict[str, Any]
-    decoding: Decoding
+    lm_arguments: LMArguments
     remarks: tuple[str, ...]
 
     @property
@@ -94,7 +94,7 @@ class Description:
     def diffusion_lm(self, model: Any, tokenizer: Any = None, name: str | None = None) -> DiffusionLM:
         """The model, with or without its weights, as a `DiffusionLM`; a CheckpointError if it cannot decode like that."""
         try:
-            return DiffusionLM(model, **asdict(self.decoding), tokenizer=tokenizer, name=name)
+            return DiffusionLM(model, **asdict(self.lm_arguments), tokenizer=tokenizer, name=name)
         except ValueError as error:
             raise CheckpointError(f"{self.folder / 'config.json'}: {error}") from error
 
@@ -122,16 +122,16 @@ def describe(folder: Path, name: str | None = None) -> Description:
     block_length = stated_block_length(reader)
     remarks = []
     if family.defaults is None:
-        decoding = _declared(reader, block_length)
+        lm_arguments = _declared(reader, block_length)
     else:
         kinds = reader.get("layer_types")
         if isinstance(kinds, list) and any(kind != "full_attention" for kind in kinds):
             reader.refuse("layer_types", "only full attention is computed")
-        decoding, remark = _published(reader, family, block_length, name or folder.name)
+        lm_arguments, remark = _published(reader, family, block_length, name or folder.name)
         remarks.append(remark)
     remarks.append(check_keys(reader, family.harmless))
     reader.raise_problems()
-    return Description(folder, family, arguments, decoding, tuple(remark for remark in remarks if remark))
+    return Description(folder, family, arguments, lm_arguments, tuple(remark for remark in remarks if remark))
 
 
 def _impossible(arguments: dict[str, Any], default_head_dim: int | None) -> list[str]:
@@ -169,7 +169,7 @@ def _recognise(reader: ConfigReader) -> Family:
     return family
 
 
-def _declared(reader: ConfigReader, block_length: int | None) -> Decoding:
+def _declared(reader: ConfigReader, block_length: int | None) -> LMArguments:
     """A native layout: config.json says how to decode, since the architecture does not."""
     attention = reader.values.get("attention")
     if "mask_token_id" not in reader.values or attention is None:
@@ -180,7 +180,7 @@ def _declared(reader: ConfigReader, block_length: int | None) -> Decoding:
         )
     if attention not in ATTENTIONS:
         reader.problems.append(f"attention must be one of {', '.join(ATTENTIONS)}, got {attention!r}")
-    return Decoding(
+    return LMArguments(
         mask_token_id=reader.integer("mask_token_id", minimum=0),
         attention=attention,
         block_length=block_length,
@@ -191,7 +191,7 @@ def _declared(reader: ConfigReader, block_length: int | None) -> Decoding:
 
 def _published(
     reader: ConfigReader, family: Family, block_length: int | None, name: str
-) -> tuple[Decoding, str | None]:
+) -> tuple[LMArguments, str | None]:
     """A published family: the first of config.json, generation_config.json, the tokenizer and the family that knows; ends of
     sequence are all that the files name. Also a remark on what the files do not say."""
     defaults = family.defaults
@@ -219,7 +219,7 @@ def _published(
     if defaults.block_length is not None:
         block_length, of_blocks = published_block_length(reader, block_length, defaults.block_length, name)
         said.append(of_blocks)
-    decoding = Decoding(
+    lm_arguments = LMArguments(
         mask_token_id=defaults.mask_token_id
         if mask is None
         else reader.checked_integer("mask_token_id", mask, minimum=0),
@@ -229,7 +229,7 @@ def _published(
         eos_token_id=_one_or_several(eos),
     )
     remark = "; ".join(part for part in said if part)
-    return decoding, f"{reader.folder}: its files name {remark}" if remark else None
+    return lm_arguments, f"{reader.folder}: its files name {remark}" if remark else None
 
 
 def _token_ids(value: Any) -> list[int]:

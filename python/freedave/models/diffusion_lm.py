@@ -36,7 +36,7 @@ class DiffusionLM:
 
     Args:
         model: any module called as transformers causal language models are. A transformers model is put into evaluation
-            mode and switched to bidirectional attention (on a CPU, to experts with rows by the four as well). Any other
+            mode and switched to bidirectional attention (on a CPU, to padded experts as well, see `experts.py`). Any other
             module gets a 4-D `attention_mask`, bool (True is visible) or additive (0, and -inf for what is hidden): the one
             that it honours, which is tried before its first forward.
         mask_token_id: the id of the mask token; must lie inside the model's input vocabulary.

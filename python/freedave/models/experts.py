@@ -1,8 +1,9 @@
-"""Experts whose products have rows by the four, as all others have (`packed_forward.ROWS_TOGETHER`).
+"""Mixtures of experts in which each expert's rows are padded to a multiple of `packed_forward.ROWS_TOGETHER`, four.
 
-A router sends one token here and five there, and how many others go the same way depends on what else is in the forward. On a
-CPU, what is left over of four rows is computed in other bits; so each expert gets rows of nothing beside its own. (64 experts
-of 256 features, 8 a token, on one core: 1.45 times the time with 4 tokens, 1.12 with 32, 1.03 with 128.)
+On a CPU, the bits of a row in a matrix product depend on the number of rows, unless that is a multiple of four. How many
+tokens a router sends to an expert depends on what else is in the forward. So each expert gets rows of zeros beside its
+tokens. (64 experts of 256 features, 8 a token, on one core: 1.45 times the time with 4 tokens, 1.12 with 32, 1.03 with
+128.)
 """
 
 from __future__ import annotations
@@ -29,9 +30,8 @@ def experts_in_fours(
         return grouped_mm_experts_forward(module, hidden_states, top_k_index, top_k_weights)
     tokens, chosen = top_k_index.shape
     experts = torch.arange(module.num_experts)
-    if (
-        torch.compiler.is_compiling()
-    ):  # as many rows, whatever the router says: the last expert gets what no other needs
+    if torch.compiler.is_compiling():
+        # The number of rows must not depend on the router: the last expert gets the padding that no other needs.
         missing = -(top_k_index[..., None] == experts).sum((0, 1)) % ROWS_TOGETHER
         most = (ROWS_TOGETHER - 1) * module.num_experts
         rest = torch.arange(most + -(tokens * chosen + most) % ROWS_TOGETHER)
@@ -39,7 +39,7 @@ def experts_in_fours(
     else:
         missing = -top_k_index.flatten().bincount(minlength=module.num_experts) % ROWS_TOGETHER
         filling = experts.repeat_interleave(missing)
-    # Each choice of a token is a row of its own, and the rows that fill up weigh nothing.
+    # Each choice of a token is a row of its own; the rows of padding have weight 0.
     rows = torch.cat(
         [hidden_states.repeat_interleave(chosen, 0), hidden_states.new_zeros(len(filling), hidden_states.shape[1])]
     )
