@@ -85,11 +85,3 @@ def test_imports_point_down() -> None:
                 if floor is None or floor > FLOOR_OF[room]:
                     wrong.append(f"{file.relative_to(PACKAGE)} imports {name}")
     assert not wrong, "\n".join(wrong)
-
-
-def test_the_kernels_know_no_decoder() -> None:
-    import freedave_kernels
-
-    for file in sorted(Path(freedave_kernels.__file__).parent.rglob("*.py")):
-        names = list(imported(ast.parse(file.read_text())))
-        assert not [name for name in names if name.partition(".")[0] in ("freedave", "transformers")], file
