@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from freedave.models.diffusion_lm import DiffusionLM as DiffusionLM
     from freedave.models.errors import CheckpointError as CheckpointError
 
-# Before the first product of the process, after which it is not read any more.
+# MKL reads it once, with the first product of the process.
 os.environ.setdefault("MKL_CBWR", MKL_MODE)
 
 # Imported on first use: transformers takes seconds, and `freedave --help` needs none of it.

@@ -9,13 +9,13 @@ from typing import Any, SupportsIndex
 
 from freedave_kernels.arguments import expect_int
 
-LARGEST = 2**63 - 1  # what tensors can be told
+LARGEST = 2**63 - 1  # of int64, in which tensors hold it
 
 
 def as_int(caller: str, name: str, value: Any, minimum: int | None = None) -> int:
     """`value` as an int of at least `minimum` that int64 holds; raises TypeError or ValueError naming the argument."""
     if not isinstance(value, bool):
-        with contextlib.suppress(TypeError):  # it is refused below, by its type
+        with contextlib.suppress(TypeError):  # `expect_int` below refuses it, and names its type
             value = operator.index(value)
     expect_int(caller, name, value, minimum)
     if value > LARGEST:

@@ -15,8 +15,8 @@ from freedave.picture import check_picture_path
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ATTENTIONS = ("block_causal", "full")
 
-MOST = 2**31 - 1  # of every number: more is a mistake, and some libraries count in 32 bits
-LAST_TOKEN_ID = 2**63 - 1  # of 64 bits; which ids there are is the model's to say
+MOST = 2**31 - 1  # for every number: some libraries count in 32 bits
+LAST_TOKEN_ID = 2**63 - 1  # of 64 bits; the model is asked later which ids it has
 
 
 def whole_number(minimum: int) -> Callable[[str], int]:

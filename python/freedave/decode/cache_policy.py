@@ -93,7 +93,7 @@ class ExactCache:
 
     def plan(self, sequence: PlannedSequence, batch_index: int, builder: ForwardBuilder) -> None:
         count = self.prompt_tokens(sequence)
-        if count:  # no forward is spent on the prompt's last blocks alone
+        if count:  # the forward that stores the prompt's last blocks predicts, too
             state = sequence.states[0]
             begin = self._plan_prompt(sequence, count, state, builder)
             masked = masked_positions(state, self._mask, len(state))
@@ -114,7 +114,7 @@ class ExactCache:
     def _plan_segments(self, sequence: PlannedSequence, batch_index: int, builder: ForwardBuilder) -> None:
         size = self._size
         self._segments = segments = plan_segments(sequence.states, sequence.reach_of, size, self._mask)
-        # Those of one block of the window have chains of one length and lie side by side.
+        # Segments of the same block have chains of the same length: they are placed side by side, as one group.
         order = sorted(range(len(segments.block)), key=segments.block.__getitem__)
         whole, rest = divmod(sequence.length, size)
         place = [0] * len(order)
@@ -143,7 +143,7 @@ class ExactCache:
         for block, group in itertools.groupby(members, key=segments.block.__getitem__):
             alike, begin = list(group), block * size
             keys = None
-            if block:  # those before a segment in its chain are whole blocks
+            if block:  # the segments before the last one of a chain are whole blocks, the last one has `length`
                 keys = [
                     key
                     for s in alike

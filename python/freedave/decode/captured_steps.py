@@ -62,7 +62,7 @@ class CapturedSteps:
             return self._by_launches(shape, step.window)
         assert step.record is not None
         step.graph.replay()
-        # Graphs share their memory: the next one's intermediate results may lie where this one's record does.
+        # Graphs share their memory: the next one may write intermediate results where this record is.
         return step.record.clone()
 
     def run_once(self, shape: Shape) -> torch.Tensor:
@@ -93,7 +93,7 @@ class CapturedSteps:
         try:
             with torch.cuda.graph(graph, pool=self._pool):
                 step.record = self._by_launches(shape, step.window)
-        except RuntimeError as error:  # a model that reads back what it computes, say
+        except RuntimeError as error:  # for example, the model reads back a result
             self.capture = False
             warnings.warn(f"{self._name} cannot be captured, so it runs launch by launch: {error}", stacklevel=2)
         else:

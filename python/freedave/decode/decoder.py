@@ -199,7 +199,7 @@ class Decoder:
             raise RuntimeError("no step is under way: call launch() first")
         launched, self._launched = self._launched, None
         for sequence in launched:
-            if sequence not in self._active:  # dropped meanwhile
+            if sequence not in self._active:  # it was dropped while the step ran
                 self._release(sequence)
         found = [each for each in self._executor.read() if each.sequence in self._active]
         commits = [self._advance(each) for each in found]

@@ -48,7 +48,8 @@ class DeviceState:
         self.length, self.steps_taken = integers(slots), integers(slots)
         self.row = integers(1)
         self.most_drafts = integers(1, fill=settings.active_drafts or settings.draft_steps)
-        # Never written: positions from 0 on, runs of a forward, ranges without positions, and what no block has yet.
+        # Constants: positions from 0 on, indices of a forward's runs, ranges without positions, a block that is not drafted
+        # yet.
         self.columns = torch.arange(capacity + 2 * window, device=self.device)
         self.runs = torch.arange(slots * settings.draft_steps, device=self.device)
         self.no_range = torch.zeros(slots, 1, 2, dtype=torch.int32, device=self.device)

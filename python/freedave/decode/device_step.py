@@ -50,7 +50,7 @@ class DeviceStep:
         begin = state.taken(state.begin, shape) if shape.whole else start
         number = torch.ones_like(state.row) if shape.one else state.num_drafts
         drafts = self._drafts(shape, start)
-        known = drafts.clamp(min=0)  # any token, where there is no position
+        known = drafts.clamp(min=0)  # where there is no position, any token will do
         inputs, positions, rows = self._inputs(shape, known, start, begin)
         features = self._forward(shape, inputs, positions, start, begin, number, rows)
         token_ids, confidence = self.predict(features, known.view(-1))
@@ -180,7 +180,7 @@ class DeviceStep:
         committed = step.drafts[:, 0]
         active = number > 0
         if self._one_block:
-            going = (committed == mask).any(1)  # never where a slot is inactive
+            going = (committed == mask).any(1)  # False for slots without drafts: nothing is masked there
             passed = (active & ~going) * size
         else:
             passed = step.prefix_length * active
@@ -202,7 +202,7 @@ class DeviceStep:
         start.add_(passed)
         if not self._one_block:
             going = active & (start < length)
-        # Draft 0 goes on where no other can be made.
+        # A sequence that goes on has draft 0 at least, also where nothing can be drafted from it.
         state.put(state.num_drafts, torch.clamp(step.num_drafts, min=going, max=going * state.most_drafts), shape)
         state.put(state.start, start, shape)
         state.put(state.steps_taken, state.taken(state.steps_taken, shape).add_(step.steps), shape)

@@ -103,7 +103,7 @@ class GraphExecutor:
 
     def launch(self, sequences: list[Sequence]) -> None:
         began = time.perf_counter()
-        own = [sequence for sequence in sequences if isinstance(sequence, DeviceSequence)]  # all of them
+        own = [sequence for sequence in sequences if isinstance(sequence, DeviceSequence)]  # for mypy: all are
         self._launched, self._stored_only = [], []
         together = [sequence for sequence in own if not sequence.waits]
         if together:
@@ -183,7 +183,7 @@ class GraphExecutor:
         if slot is not None:
             self.state.row.fill_(slot)
         self.positions_computed += shape.rows * shape.drafts * shape.forward
-        # A prompt's length is its own, so that its forward is no shape to keep.
+        # This forward is as long as the sequence's prompt. The next prompt has another length, so the shape is not kept.
         if shape.one and self._settings.cache == "exact":
             return self.steps.run_once(shape)
         return self.steps.run(shape)

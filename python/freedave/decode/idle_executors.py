@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # Positions of a slot come in multiples of this, so that decodes of nearly the same length find each other's executor.
 POSITIONS_TOGETHER = 256
 
-_lock = threading.Lock()  # of `DiffusionLM.idle_executor`, where it is kept, so that it goes with the model
+_lock = threading.Lock()  # for `DiffusionLM.idle_executor`: kept there, an executor is freed with its model
 
 
 def take(lm: DiffusionLM, settings: Settings, slots: int, capacity: int) -> GraphExecutor:
@@ -27,7 +27,7 @@ def take(lm: DiffusionLM, settings: Settings, slots: int, capacity: int) -> Grap
     if isinstance(executor, GraphExecutor) and executor.serves(settings, slots, capacity):
         executor.reset(settings)
         return executor
-    del executor  # before the new one's buffers are made
+    del executor  # frees its buffers before the new ones are allocated
     return GraphExecutor(lm, settings, slots=slots, capacity=-(-capacity // POSITIONS_TOGETHER) * POSITIONS_TOGETHER)
 
 

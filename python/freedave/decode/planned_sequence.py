@@ -48,8 +48,8 @@ class PlannedSequence(Sequence):
             del fresh[max(2 * size - len(drafts[0]), 0) :]
         states = [draft + fresh for draft in drafts]
         reach = [self.reach(state, self._settings.lookahead_steps) for state in states]
-        length = reach[-1]  # the last draft is the furthest
-        # A finished draft predicts nothing.
+        length = reach[-1]  # drafts are nested, so the last one reaches furthest
+        # A draft without masks predicts nothing, so it is not forwarded.
         open_until = size if self.one_block else length
         self.states = [state[:length] for state in states if self._mask in state[:open_until]]
         self.reach_of = [min(end, length) for end in reach[: len(self.states)]]

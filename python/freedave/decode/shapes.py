@@ -83,6 +83,6 @@ def window_blocks(settings: Settings) -> int:
         reached = 1 + math.ceil((steps * settings.tokens_per_step - 1) / settings.block_length)
     else:  # the first step may fill a block, each further one a position
         reached = 2 + math.ceil(steps / settings.block_length)
-    # Where blocks are aligned at position 0, the first may be the prompt's but for its last position.
+    # With blocks aligned at position 0, all but the last position of the first block may belong to the prompt.
     before = settings.block_length - 1 if settings.aligned_at_zero else 0
     return min(reached, math.ceil((before + settings.max_new_tokens) / settings.block_length))

@@ -17,10 +17,10 @@ from freedave.forward.fused_projections import FusedProjections
 if TYPE_CHECKING:
     from freedave.models.diffusion_lm import DiffusionLM
 
-# Of torch.compile.
+# The backend of torch.compile.
 BACKEND = "inductor"
 
-# Shapes that the layers of one class may be compiled for in a process.
+# For how many shapes the layers of one class may be compiled in a process; torch's own limit is 8.
 _SHAPES = 256
 
 

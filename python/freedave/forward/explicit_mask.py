@@ -101,10 +101,10 @@ def honoured_mask_dtype(
         effects[kind] = effect(mask)
         if effects[kind] == 0:
             return kind
-        if math.isnan(effects[kind]):  # a broken model is not told from one that ignores masks
+        if math.isnan(effects[kind]):  # the model's weights are broken, which says nothing about masks
             return dtype
     best = min(effects, key=effects.__getitem__)
-    if effects[best] > 0.1 * effect(torch.ones_like(alone)):  # with some kernels rounding alone makes a difference
+    if effects[best] > 0.1 * effect(torch.ones_like(alone)):  # less may be rounding
         raise TypeError(
             "the module ignores its 4-D attention_mask: a token's logits change with a token that it does not see; a wrapped "
             "module has to honour the mask, bool (True is visible) or additive (-inf hides)"

@@ -249,7 +249,7 @@ class ForwardBuilder:
         flat: list[int] = []
         for part in itertools.chain(parts, drafts):
             flat += part
-        # An array takes a list of integers several times as fast as torch.tensor does.
+        # array.array converts a list of integers several times as fast as torch.tensor.
         uploaded = torch.frombuffer(array.array("q", flat), dtype=torch.int64).to(device)
         sizes.append(len(drafts) * self._length)
         numbers_there, *tensors, draft_ids = uploaded.split(sizes)

@@ -20,13 +20,14 @@ from freedave_kernels import TOKENS_PER_STATE, merge_predictions, partial_predic
 if TYPE_CHECKING:
     from freedave.models.diffusion_lm import DiffusionLM
 
-# Rows that are projected together: with so many, a matrix product is bound by arithmetic, not by reading the weights.
+# Rows that are projected together. With so many, a product's arithmetic takes longer than reading the weights.
 ROWS = 512
 
-# What the logits of a slice may take, which has 4,096 tokens at least: on a CPU about a cache, elsewhere enough work for it.
+# Bytes of a slice's logits; a slice has at least 4,096 tokens. On a CPU they should stay in the cache; a GPU needs more
+# work a launch.
 SLICE_BYTES, SLICE_BYTES_ELSEWHERE = 2**22, 2**24
 
-# Where memory is plenty, that of a GPU, logits of so many bytes are made in one product: each more is a launch.
+# On a GPU, logits of up to so many bytes are made in one product: its memory is large, and every slice is one more launch.
 ONE_PRODUCT_BYTES = 2**28
 
 # Where the vocabulary is not divided, more rows than ROWS are projected together if their logits take no more than this.
@@ -62,7 +63,7 @@ class Predictor:
     def _rows_at_once(self, features: torch.Tensor) -> int:
         vocab = self._lm.vocab_size
         if not self._lm.has_plain_head or vocab is None:
-            return max(1, len(features))  # the logits are there already
+            return max(1, len(features))  # the features are the logits
         most = WHOLE_BYTES if features.is_cpu else ONE_PRODUCT_BYTES
         return max(ROWS, most // (vocab * features.element_size()))
 
@@ -98,5 +99,5 @@ class Predictor:
                     suppress_tokens=self._suppressed,
                 )
             )
-            del logits  # before the next slice's
+            del logits  # frees them before the next slice's are made
         return merge_predictions(states[0] if len(states) == 1 else torch.cat(states, -2), input_ids)

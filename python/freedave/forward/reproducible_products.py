@@ -18,10 +18,11 @@ import torch.nn.functional as F
 from freedave.mkl_mode import MKL_MODE
 from freedave_kernels import TOKENS_PER_STATE
 
-# Tried: so many rows, against as many as MANY. Rows come in fours (`ROWS_TOGETHER`).
+# Products of each of FEW rows are compared with one of MANY. The decoder's products have multiples of four rows
+# (`ROWS_TOGETHER`).
 FEW, MANY = (4, 8, 12, 16, 24, 48), 128
 
-# By shape of the weight, whether there are slices of it, and threads.
+# Results by the weight's shape, whether it is multiplied in slices, and the number of threads.
 _tried: dict[tuple[int, int, bool, int], bool] = {}
 _difference: str | None = None
 

@@ -76,7 +76,7 @@ def log_likelihood_bound(
         ValueError: no continuation, a mask token, or more positions than the model has.
     """
     if not continuation:
-        raise ValueError("the continuation is empty: its likelihood is that of nothing")
+        raise ValueError("the continuation is empty: give at least one token")
     text = torch.tensor([*context, *continuation], device=lm.device)
     if bool((text == lm.mask_token_id).any()):
         raise ValueError(f"the text holds the mask token (id {lm.mask_token_id}), whose likelihood is not defined")

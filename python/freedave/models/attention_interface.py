@@ -39,7 +39,7 @@ def bidirectional_attention(
     to `[K, H, L, T]`; None: everything is visible, where the interface's own choice would be causal). `query [K, H, L, D]`,
     `key` and `value [K, G, T, D]` with H a multiple of G; returns `[K, L, H, D]`.
     """
-    # Under autocast, the rotation of positions makes float32 of queries and keys; torch's own attention casts them.
+    # Under autocast, rotary embeddings turn queries and keys into float32. torch's attention casts them back; here we do.
     if window_attention is not None:
         query, key = query.to(value.dtype), key.to(value.dtype)
         return attend_windows(module, query, key, value, scaling, window_attention), None
@@ -71,7 +71,7 @@ def check_attention(model: torch.nn.Module) -> None:
     config: Any = model.config.get_text_config()
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     if window is not None and window >= getattr(config, "max_position_embeddings", math.inf):
-        window = None  # it holds every position
+        window = None  # no position is outside it
     kinds = getattr(config, "layer_types", None)
     if kinds is None:
         kinds = ["full_attention"] if window is None else ["sliding_attention"]

@@ -101,7 +101,7 @@ class DiffusionLM:
         if isinstance(model, PreTrainedModel):
             use_experts_in_fours(model)
         self._mask_dtype: torch.dtype | None = None
-        # What decoding on a GPU keeps for a model, so that it goes with it (idle_executors.py, compiled_layers.py).
+        # What decoding on a GPU keeps between two calls is freed with the model (idle_executors.py, compiled_layers.py).
         self.idle_executor: object = None
         self.compiled_layers: object = None
         self._threads_tried: int | None = None
@@ -163,7 +163,7 @@ class DiffusionLM:
         try:
             features = self._features(rows, input_ids, position_ids, draft_attention=counted)
         except TypeError as error:
-            if "draft_attention" in str(error):  # a forward that takes no such argument
+            if "draft_attention" in str(error):  # the model's forward takes no such argument
                 raise TypeError(problem) from error
             raise
         if not calls:
@@ -221,8 +221,8 @@ class DiffusionLM:
         name = type(model).__name__
         if self._needs_mask or name not in _PLAIN_HEADS or "forward" in vars(model):
             return False
-        # Where a function was written shows in its globals: a class may have another one's name, and a decorated
-        # function has the module of what it decorates.
+        # The globals of `forward` tell in which module it was written. The names do not: another class may have this name,
+        # and a decorated function says it is of the module of the function that it decorates.
         own_forward = getattr(type(model).forward, "__globals__", {}).get("__name__", "").startswith("transformers.")
         return own_forward and not _is_hooked(model)
 
@@ -246,7 +246,7 @@ class DiffusionLM:
         return head if plain and not _is_hooked(head) else None
 
     def _try_products(self) -> None:
-        threads = torch.get_num_threads()  # a product is divided among them
+        threads = torch.get_num_threads()  # how a product is divided among them may change its bits
         if self._threads_tried != threads:
             try_products(self.model, self.projection)
             self._threads_tried = threads

@@ -26,7 +26,7 @@ def experts_in_fours(
 
     `top_k_index [T, k]` int64: the experts of each token, `top_k_weights [T, k]`: what they weigh. Returns `[T, H]`.
     """
-    if not hidden_states.is_cpu or hidden_states.dtype != torch.float32:  # in 16 bits fours do not suffice
+    if not hidden_states.is_cpu or hidden_states.dtype != torch.float32:  # in 16 bits padding does not help
         return grouped_mm_experts_forward(module, hidden_states, top_k_index, top_k_weights)
     tokens, chosen = top_k_index.shape
     experts = torch.arange(module.num_experts)
