@@ -76,6 +76,7 @@ def test_imports_point_down() -> None:
         room = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
         if room == "__init__":
             continue  # names of every room, imported when they are asked for
+        assert room in FLOOR_OF, f"{file}: which floor?"
         for name in imported(ast.parse(file.read_text())):
             package, _, rest = name.partition(".")
             if package == "freedave":
