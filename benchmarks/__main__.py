@@ -1,4 +1,4 @@
-"""`python -m benchmarks <benchmark>`: prints tables and writes benchmarks/results/<machine>/<benchmark>.jsonl and CSV."""
+"""`python -m benchmarks <benchmark>`: prints tables and writes benchmarks/results/<machine>/<benchmark>.jsonl."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ GPU_PARTS = ("decode", "contract", "attention", "lossless", "embedded", "ops", "
 GPU_ON_REQUEST = ("tune_attention",)
 _ALL_PARTS = (*GPU_PARTS, *GPU_ON_REQUEST)
 OF_RESULTS = {
-    "report": "the HTML page, the plots and the tables of docs/benchmarks.md, from the results that are there",
+    "report": "the tables of docs/benchmarks.md and the plots, from the results that are there",
     "all": f"{', '.join(everything.ORDER)} and report, one after the other",
 }
 
@@ -132,7 +132,10 @@ def _gpu(arguments: argparse.Namespace, results: Path) -> int:
     machine = this_machine(arguments.dry_run)
     written = not arguments.dry_run or arguments.results is not None
     name = "-".join(["gpu", *(arguments.only or [])])
-    record = Record(name, arguments.machine or machine.name, results, arguments.dry_run, at_once=written)
+    command = "gpu" + (f" --only {','.join(arguments.only)}" if arguments.only else "")
+    record = Record(
+        name, arguments.machine or machine.name, results, arguments.dry_run, at_once=written, arguments=command
+    )
     held = gpu.run(record, machine, arguments.minutes, arguments.only)
     if written:
         record.write()

@@ -20,7 +20,7 @@ from benchmarks.gpu import checks, models
 from benchmarks.gpu.machine import this_machine
 from benchmarks.gpu.plan import Plan
 from benchmarks.processor import Processor
-from benchmarks.report import table
+from benchmarks.report import gpus, page
 from benchmarks.scenes import MASK
 from benchmarks.targets import Found
 from freedave_kernels.contract import NATIVE_OPS
@@ -86,27 +86,44 @@ def test_report(smoke):
     folder = smoke[0]
     pictures = sorted(path.stem for path in (folder / "here").glob("*.png"))
     assert pictures == ["decode", "draft-step", "predict-tokens-bandwidth", "predict-tokens-speedup", "scaling", "step"]
-    assert (folder / "here" / "ops.csv").read_text().startswith("op,dtype,provider,median_us")
-    page = (folder / "report.html").read_text()
-    assert page.count("src='data:image/png;base64,") == len(pictures)
-    assert "Computed, not measured" in page
-    # Pictures spell anything now and then.
-    assert "http" not in re.sub("base64,[^']*", "", page).replace("http-equiv", "")
 
 
-def test_report_rewrites_the_tables_between_their_markers(smoke):
+def test_each_timing_is_kept_once():
+    """As JSON lines; beside them there are pictures, and nothing that repeats them."""
+    kinds = {path.suffix for path in record.RESULTS.rglob("*") if path.is_file()}
+    assert kinds == {".jsonl", ".png"}
+
+
+def test_report_rewrites_the_sections_between_their_markers(smoke):
     machines = report.load(smoke[0])
-    text = table.replaced(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n", machines)
+    blank = "".join(f"before\n{page.begin(section)}\nold\n{page.END}\nafter\n" for section in page.SECTIONS)
+    text = page.replaced(blank, machines)
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
-    assert "| one call on tiny tensors" in text and "| the stated targets |" in text
-    assert table.replaced(text, machines) == text
+    assert text.count("before\n") == text.count("after\n") == len(page.SECTIONS)
+    assert "| one call on tiny tensors" in text and "| the stated targets |" in text and "B200" in text
+    assert page.replaced(text, machines) == text
     with pytest.raises(ValueError, match="the page needs the line"):
-        table.replaced("a text without markers", machines)
+        page.replaced("a text without markers", machines)
+    with pytest.raises(ValueError, match="the page needs the line"):
+        page.replaced(blank + blank, machines)
 
 
-def test_the_page_has_the_markers():
+def test_the_page_is_what_the_committed_results_say():
+    """Written by `python -m benchmarks report`, and by no hand."""
     text = (ROOT / "docs/benchmarks.md").read_text()
-    assert text.count(table.BEGIN) == text.count(table.END) == 1
+    assert page.replaced(text, report.load(record.RESULTS)) == text
+
+
+def test_report_of_a_gpu(dry_run):
+    """Every kind of row that a GPU's parts write comes out in its table."""
+    rows, _ = dry_run
+    text = gpus.table("dry-run", {"gpu": rows})
+    assert text.count("| a step, ") == len([row for row in rows if row["kind"] == "decode_step"])
+    parts = set(re.findall(r"benchmarks gpu --only (\w+)", text))
+    assert parts >= {"decode", "more", "lossless", "embedded", "ops"}
+    steps = [row for row in rows if row["kind"] == "decode_step" and row["target_ms"] is not None]
+    slow = gpus.table("a GPU", {"gpu": [rows[0], steps[0] | {"ms": 99.0, "held": False}]})
+    assert "**99.00 ms, missed**" in slow
 
 
 def test_report_without_results(tmp_path):

@@ -1,4 +1,4 @@
-"""The tables of measurements in docs/benchmarks.md, from the result files: one a machine, between two markers."""
+"""The table of measurements on one processor in docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -7,25 +7,10 @@ from collections.abc import Callable, Iterator
 from benchmarks.record import Row
 from benchmarks.report import Results, of_kind
 
-BEGIN = "<!-- python -m benchmarks report writes from here -->"
-END = "<!-- to here -->"
 Line = tuple[str, str, str]  # what, what was found, the benchmark that measured it
 
 
-def replaced(text: str, machines: dict[str, Results]) -> str:
-    """`text` with the tables between its markers rewritten."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"the page needs the line {BEGIN!r} once, and after it {END!r} once")
-    head, _, rest = text.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    return f"{head}{BEGIN}\n\n{tables(machines)}\n{END}{tail}"
-
-
-def tables(machines: dict[str, Results]) -> str:
-    return "\n".join(_table(name, results) for name, results in machines.items())
-
-
-def _table(name: str, results: Results) -> str:
+def table(name: str, results: Results) -> str:
     environment = next(iter(results.values()))[0]
     loads = [rows[0]["load_average"] for rows in results.values()]
     commits = sorted({(rows[0]["git_commit"] or "unknown")[:10] for rows in results.values()})
