@@ -7,6 +7,7 @@ The first line of `<benchmark>.jsonl` is the environment (machine, versions, sta
 | `timing` | one provider on one case: median, quartiles, best, ratio to the baseline of the same rounds, bytes moved, share of the bandwidth measured in the same rounds |
 | `absent` | a provider or a case that could not be timed here, and why |
 | `counts` | operator calls, allocations and synchronisations of one call |
+| `decoder_step` | `Decoder.launch` and `poll`: time without the model's own forward and what is launched; on a GPU, launches alone |
 | `memory` | the most that tensors took during one call |
 | `scaling` | a provider's timings along one axis, with the fitted line |
 | `decode` | a whole decode: tokens, forwards, seconds, share of time outside the forward |

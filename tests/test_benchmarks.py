@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+import freedave
 import freedave_kernels as fk
-from benchmarks import cases, check, eager, gpu, limits, measure, record, report, scenes, vectorised
+from benchmarks import cases, check, decoder_step, eager, gpu, limits, measure, record, report, scenes, vectorised
 from benchmarks.__main__ import GPU_ON_REQUEST, GPU_PARTS, main
-from benchmarks.counts import counted
+from benchmarks.counts import Operators, counted
 from benchmarks.gpu import checks, models
 from benchmarks.gpu.machine import this_machine
 from benchmarks.gpu.plan import Plan
@@ -23,6 +25,7 @@ from benchmarks.processor import Processor
 from benchmarks.report import gpus, page
 from benchmarks.scenes import MASK
 from benchmarks.targets import Found
+from freedave.decoder import Decoder
 from freedave_kernels.contract import NATIVE_OPS
 
 ROOT = Path(__file__).parents[1]
@@ -67,6 +70,57 @@ def test_every_op_is_timed_by_every_provider(smoke):
                 == (row["op"], row["shape"], row["dtype"], row["baseline"])
             )  # fmt: skip
             assert row["ratio"] == pytest.approx(base["median_us"] / row["median_us"])
+
+
+def test_steps_of_a_decoder_beside_the_ops_alone(smoke):
+    """Both executors, static and with drafts, in batches of one and several."""
+    steps = rows(smoke, "step", "decoder_step")
+    scale = decoder_step.QUICK
+    assert {(row["provider"], row["shape"]["B"], row["shape"]["K"]) for row in steps} == {
+        (executor, batch, drafts)
+        for executor in decoder_step.EXECUTORS
+        for batch in scale.batches
+        for drafts in (decoder_step.STATIC, decoder_step.DRAFTS)
+    }
+    for row in steps:
+        assert row["median_us"] > 0 and row["forward_us"] > 0 and row["ops_us"] > 0
+        # A vocabulary of more than a slice: what is launched is no single predict_tokens.
+        assert row["ops"]["draft_step"] == row["ops"]["merge_predictions"] == 1 <= row["ops"]["partial_predictions"]
+        assert sum(row["ops"].values()) < row["operations"] <= row["most_operations"] and row["synchronisations"] == 0
+        assert ("keep" in row["ops"]) == (row["provider"] == "graph")
+
+
+def operations(lm: freedave.DiffusionLM, executor: str) -> list[int]:
+    """Of each step of a decode with drafts, whose shapes have run before."""
+    counted: list[Operators] = []
+    scale = decoder_step.QUICK
+    wanted = decoder_step.settings(lm, scale, 8, executor)
+    decoder_step.decode(lm, wanted, scale, 2)
+    decoder_step.decode(lm, wanted, scale, 2, counted)
+    assert len(counted) == scale.steps
+    return [step.operations.total() for step in counted]
+
+
+@pytest.mark.parametrize("executor", decoder_step.EXECUTORS)
+def test_a_decoders_steps_are_the_products(executor, monkeypatch):
+    """Whatever `Decoder` came to launch beside would be counted, and nothing of the model's own forward is."""
+    lm = decoder_step.language_model(decoder_step.QUICK)
+    before = operations(lm, executor)
+    launch = Decoder.launch
+
+    def launch_more(self: Decoder) -> None:
+        launch(self)
+        torch.zeros(3).add_(1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Decoder, "launch", launch_more)
+        assert operations(lm, executor) == [number + 2 for number in before]
+    # Random models accept other drafts: the graph executor's steps are the same operations nevertheless.
+    if executor == "graph":
+        deeper = decoder_step.language_model(decoder_step.QUICK, layers=5)
+        assert operations(deeper, executor)[:2] == before[:2]
+    assert lm.has_plain_head and lm.projection is not None  # nothing is left hooked
+    assert torch.nn.functional.linear is F.linear and F.linear.__name__ == "linear"
 
 
 def test_what_cannot_run_is_listed_with_the_reason(smoke):
@@ -176,6 +230,13 @@ def test_counts():
     x = torch.zeros(256)
     counts = counted(lambda: (x + 1)[x > 0].sum().item())
     assert (counts.operators, counts.synchronisations) == (5, 2)  # add, gt, index by a mask, sum, item
+    assert counts.operations == 5
+    with torch.inference_mode():
+        parts = counted(lambda: torch.nn.functional.linear(x.view(4, 64), torch.ones(2, 64)))
+    assert (parts.operators, parts.operations) == (
+        3,
+        2,
+    )  # view, ones, linear; ones, and the product that linear is made of
     assert counts.allocations >= 3 and counts.bytes >= x.nbytes
     logits, input_ids = torch.randn(1, 4, 16), torch.full((1, 4), MASK)
     ours = counted(lambda: fk.predict_tokens(logits, input_ids, MASK))
@@ -314,6 +375,11 @@ def test_gpu_dry_run(dry_run):
     timed = {row["op"] for row in rows if row["kind"] == "timing"}
     assert timed == {"draft_attention", "predict_tokens", "draft_step", "step"}
     assert "compute-sanitizer: not run (this is a dry run)" in printed
+    launched = [row for row in rows if row["kind"] == "decoder_step"]
+    assert [(row["shape"]["B"], row["shape"]["K"]) for row in launched] == [(1, 1), (1, 8), (2, 1), (2, 8)]
+    for row in launched:
+        assert 0 < row["kernels_of_parts"]["projection and predictions"] < row["kernels_of_parts"]["the backbone"]
+        assert row["kernels_of_parts"]["the backbone"] < row["kernels"]
 
 
 def test_gpu_decode_steps(dry_run):

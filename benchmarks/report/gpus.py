@@ -135,6 +135,16 @@ def _ops(rows: list[Row]) -> Iterator[Line]:
         )
 
 
+def _decoder(rows: list[Row]) -> Iterator[Line]:
+    for row in _of_kind(rows, "decoder_step"):
+        parts = ", ".join(f"{what} {number}" for what, number in row["kernels_of_parts"].items())
+        found = (
+            f"{row['driver_calls']} calls of the driver, {row['synchronisations']} synchronisations; "
+            f"{row['kernels']} kernels and copies on the device ({parts})"
+        )
+        yield Line(f"`Decoder.launch` and `poll`, {row['model']} model, {shape_text(row['shape'])}", "", found, "ops")
+
+
 def _checks(rows: list[Row]) -> Iterator[Line]:
     for row in _of_kind(rows, "checks"):
         part = "contract" if "draft_attention" in row["what"] else "other_contracts"
@@ -148,5 +158,6 @@ SOURCES: list[Callable[[list[Row]], Iterator[Line]]] = [
     _answers,
     _attending,
     _ops,
+    _decoder,
     _checks,
 ]

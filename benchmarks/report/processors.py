@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from benchmarks.record import Row
+from benchmarks.record import Row, shape_text, time_text
 from benchmarks.report import Results, of_kind
 
 Line = tuple[str, str, str]  # what, what was found, the benchmark that measured it
@@ -92,7 +92,23 @@ def _stepping(results: Results) -> Iterator[Line]:
                 f"{theirs['operators']} and {theirs['synchronisations']}"
             )
         if found:
-            yield f"everything between two forwards, B={batch}, K=8, L=32, V=151936", "; ".join(found), "step"
+            what = (
+                f"the ops between two forwards alone, `predict_tokens` and `draft_step`, B={batch}, K=8, L=32, V=151936"
+            )
+            yield what, "; ".join(found), "step"
+
+
+def _decoder(results: Results) -> Iterator[Line]:
+    """What a decoder launches of it: with the logits in slices of the vocabulary there are more ops than two."""
+    rows = of_kind(results, "step", "decoder_step")
+    for shape in dict.fromkeys(shape_text(row["shape"]) for row in rows):
+        found = [
+            f"{row['provider']}: {time_text(row['median_us'] / 1e6)}, of which our ops {time_text(row['ops_us'] / 1e6)}, and "
+            f"{row['operations']} operations, of which {sum(row['ops'].values())} ours"
+            for row in rows
+            if shape_text(row["shape"]) == shape
+        ]
+        yield f"`Decoder.launch` and `poll` without the model's forward, {shape}, by executor", "; ".join(found), "step"
 
 
 def _projecting(results: Results) -> Iterator[Line]:
@@ -153,6 +169,7 @@ SOURCES: list[Callable[[Results], Iterator[Line]]] = [
     _drafting,
     _calling,
     _stepping,
+    _decoder,
     _projecting,
     _decoding,
     _launching,
