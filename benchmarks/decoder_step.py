@@ -26,8 +26,8 @@ import freedave
 from benchmarks.counts import OURS, Operators
 from benchmarks.measure import timing
 from benchmarks.record import Record, shape_text, time_text
-from freedave.decoder import Decoder
-from freedave.settings import Settings, resolve_settings
+from freedave.decode.decoder import Decoder
+from freedave.decode.settings import Settings, resolve_settings
 
 EXECUTORS = ("planned", "graph")
 STATIC, DRAFTS = 1, 8
@@ -198,7 +198,7 @@ def put(record: Record, scale: Scale, batch: int, drafts: int, executor: str, sa
     shape = {"B": batch, "K": drafts, "block": scale.block_length, "V": scale.vocab}
     text = (
         f"launch and poll {shape_text(shape):<34}{executor:<9}without the model: {time_text(outside.median)} "
-        f"({time_text(outside.lower)} - {time_text(outside.upper)}), our ops {time_text(ops)} of it; "
+        f"({time_text(outside.lower)} - {time_text(outside.upper)}), our ops alone {time_text(ops)}; "
         f"{middle.operations.total()} operations, {sum(ours.values())} of them ours"
     )
     record.put(

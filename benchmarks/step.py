@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -29,7 +29,14 @@ SHAPES = [
 QUICK = [(1, 4, 8, 1000, torch.float32), (2, 4, 8, 1000, torch.bfloat16)]
 
 
-def run(record: Record, quick: bool) -> None:
+def run(record: Record, quick: bool, only: Sequence[str] = ("ops", "decoder")) -> None:
+    if "ops" in only:
+        ops_alone(record, quick)
+    if "decoder" in only:
+        decoder_step.run(record, quick)
+
+
+def ops_alone(record: Record, quick: bool) -> None:
     processor = Processor(3, quick=True) if quick else Processor(ROUNDS, BUDGET)
     for provider, reason in processor.absent.items():
         record.absent(provider, reason)
@@ -38,7 +45,6 @@ def run(record: Record, quick: bool) -> None:
         if cases.measure(record, processor, case) is not None:
             for provider, call in (("cpu", case.ours[""]), ("eager", case.eager)):
                 count(record, case, provider, call)
-    decoder_step.run(record, quick)
 
 
 def count(record: Record, case: cases.Case, provider: str, call: Callable[[], object]) -> None:

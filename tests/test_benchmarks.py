@@ -15,17 +15,30 @@ import torch.nn.functional as F
 
 import freedave
 import freedave_kernels as fk
-from benchmarks import cases, check, decoder_step, eager, gpu, limits, measure, record, report, scenes, vectorised
+from benchmarks import (
+    cases,
+    check,
+    compare,
+    decoder_step,
+    eager,
+    gpu,
+    limits,
+    measure,
+    record,
+    report,
+    scenes,
+    vectorised,
+)
 from benchmarks.__main__ import GPU_ON_REQUEST, GPU_PARTS, main
 from benchmarks.counts import Operators, counted
 from benchmarks.gpu import checks, models
 from benchmarks.gpu.machine import this_machine
 from benchmarks.gpu.plan import Plan
 from benchmarks.processor import Processor
-from benchmarks.report import gpus, page
+from benchmarks.report import gpus, page, processors
 from benchmarks.scenes import MASK
 from benchmarks.targets import Found
-from freedave.decoder import Decoder
+from freedave.decode.decoder import Decoder
 from freedave_kernels.contract import NATIVE_OPS
 
 ROOT = Path(__file__).parents[1]
@@ -88,6 +101,21 @@ def test_steps_of_a_decoder_beside_the_ops_alone(smoke):
         assert row["ops"]["draft_step"] == row["ops"]["merge_predictions"] == 1 <= row["ops"]["partial_predictions"]
         assert sum(row["ops"].values()) < row["operations"] <= row["most_operations"] and row["synchronisations"] == 0
         assert ("keep" in row["ops"]) == (row["provider"] == "graph")
+
+
+def test_only_the_decoders_steps(smoke, tmp_path):
+    """They have a record of their own then, and their table says how they were measured."""
+    result = benchmarks(
+        "step", "--quick", "--only", "decoder", "--threads", "1", "--results", str(tmp_path), "--machine", "here"
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    (path,) = (tmp_path / "here").iterdir()
+    assert path.name == "step-decoder.jsonl"
+    found = record.read(path)
+    assert {row["kind"] for row in found} == {"environment", "decoder_step"}
+    assert found[0]["command"] == "python -m benchmarks step --only decoder"
+    text = processors.table("here", {"ops": [found[0] | {"threads": 2}], "step-decoder": found})
+    assert text.count("`benchmarks step --only decoder --threads 1`") == 4
 
 
 def operations(lm: freedave.DiffusionLM, executor: str) -> list[int]:
@@ -338,6 +366,38 @@ def test_check_finds_a_regression(tmp_path):
         assert written.of_kind("regression")[0]["held"] is held
 
 
+def test_compare_two_records(tmp_path, capsys):
+    """An op is slower where its ratios are, on average; other seconds of everything are none of its doing."""
+    cases = {
+        "kind": "timing",
+        "op": "draft_step",
+        "dtype": "",
+        "provider": "cpu",
+        "baseline": "eager",
+        "median_us": 1.0,
+    }
+    environment = record.environment("ops", "here", False, "ops")
+
+    def written(name: str, ratios: list[float], **changes: object) -> Path:
+        rows = [environment | changes, *(cases | {"shape": {"B": b}, "ratio": ratio} for b, ratio in enumerate(ratios))]
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    before = written("before.jsonl", [40.0, 40.0, 40.0])
+    assert compare.run(before, written("same.jsonl", [30.0, 50.0, 42.0]))
+    assert "held    draft_step            cpu           0.99" in capsys.readouterr().out
+    assert not compare.run(before, written("slower.jsonl", [30.0, 30.0, 35.0]))
+    out = capsys.readouterr().out
+    assert "SLOWER" in out and "0.75  draft_step B=0" in out
+    with pytest.raises(measure.CannotMeasureError, match="has threads"):
+        compare.run(before, written("threads.jsonl", [40.0], threads=99))
+    with pytest.raises(measure.CannotMeasureError, match="no timed case in common"):
+        compare.run(before, written("none.jsonl", []))
+    with pytest.raises(measure.CannotMeasureError, match="No such file"):
+        compare.run(before, tmp_path / "nothing.jsonl")
+
+
 def test_check_compares_with_what_is_committed(tmp_path):
     assert check.committed(record.Record("check", "no such machine", record.RESULTS)) == {}
     assert check.committed(record.Record("check", "here", tmp_path)) == {}
@@ -479,9 +539,12 @@ def test_gpu_without_a_gpu(monkeypatch, capsys):
         (("ops", "--dry-run"), "--dry-run goes with"),
         (("gpu", "--quick"), "--quick goes with"),
         (("gpu", "--only", "decode,nothing"), "'nothing' is no part; the parts are decode, contract"),
-        (("ops", "--only", "decode"), "--only goes with gpu"),
+        (("ops", "--only", "decode"), "--only goes with gpu and step"),
+        (("step", "--only", "decode"), "'decode' is no part; the parts are ops, decoder"),
         (("gpu", "--minutes", "0"), "--minutes must be positive"),
         (("ops", "--threads", "0"), "--threads must be at least 1"),
+        (("compare", "one.jsonl"), "compare takes two records, BEFORE AFTER"),
+        (("ops", "one.jsonl"), "the other benchmarks take none"),
     ],
 )
 def test_options_that_do_not_fit(arguments, message, monkeypatch, capsys):

@@ -12,10 +12,13 @@ Line = tuple[str, str, str]  # what, what was found, the benchmark that measured
 
 def table(name: str, results: Results) -> str:
     environment = next(iter(results.values()))[0]
+    threads = environment["threads"]
+    some_other = any(rows[0]["threads"] != threads for rows in results.values())
     loads = [rows[0]["load_average"] for rows in results.values()]
     commits = sorted({(rows[0]["git_commit"] or "unknown")[:10] for rows in results.values()})
     lines = [
-        f"{environment['cpu']}, {environment['threads']} threads, {environment['cpu_isa']}, torch {environment['torch']}; "
+        f"{environment['cpu']}, {threads} threads{' where the command says no other' if some_other else ''}, "
+        f"{environment['cpu_isa']}, torch {environment['torch']}; "
         f"load average before each benchmark {min(loads):.1f} to {max(loads):.1f}; at commit {', '.join(commits)}; all of it "
         f"in `benchmarks/results/{name}/`:",
         "",
@@ -23,7 +26,11 @@ def table(name: str, results: Results) -> str:
         "|---|---|---|",
     ]
     for source in SOURCES:
-        lines += [f"| {what} | {found} | `benchmarks {benchmark}` |" for what, found, benchmark in source(results)]
+        for what, found, benchmark in source(results):
+            other = results[benchmark][0]["threads"]
+            option = f" --threads {other}" if other != threads else ""
+            name, _, part = benchmark.partition("-")
+            lines.append(f"| {what} | {found} | `benchmarks {name}{' --only ' if part else ''}{part}{option}` |")
     return "\n".join(lines) + "\n"
 
 
@@ -100,15 +107,20 @@ def _stepping(results: Results) -> Iterator[Line]:
 
 def _decoder(results: Results) -> Iterator[Line]:
     """What a decoder launches of it: with the logits in slices of the vocabulary there are more ops than two."""
-    rows = of_kind(results, "step", "decoder_step")
+    benchmark = "step" if of_kind(results, "step", "decoder_step") else "step-decoder"
+    rows = of_kind(results, benchmark, "decoder_step")
     for shape in dict.fromkeys(shape_text(row["shape"]) for row in rows):
         found = [
-            f"{row['provider']}: {time_text(row['median_us'] / 1e6)}, of which our ops {time_text(row['ops_us'] / 1e6)}, and "
-            f"{row['operations']} operations, of which {sum(row['ops'].values())} ours"
+            f"{row['provider']}: {time_text(row['median_us'] / 1e6)}, our ops alone {time_text(row['ops_us'] / 1e6)}; "
+            f"{row['operations']} operations, of which {sum(row['ops'].values())} are ours"
             for row in rows
             if shape_text(row["shape"]) == shape
         ]
-        yield f"`Decoder.launch` and `poll` without the model's forward, {shape}, by executor", "; ".join(found), "step"
+        yield (
+            f"`Decoder.launch` and `poll` without the model's forward, {shape}, by executor",
+            ". ".join(found),
+            benchmark,
+        )
 
 
 def _projecting(results: Results) -> Iterator[Line]:
