@@ -1,1 +1,1 @@
-"""Timings of the ops against eager PyTorch: `python -m benchmarks ops` and `python -m benchmarks step`."""
+"""What is measured, how, and against what: `python -m benchmarks --help`."""

@@ -1,4 +1,4 @@
-"""One format for every result: a table on the screen, JSON lines, and the timings again as CSV.
+"""One format for every result: a table on the screen, and JSON lines.
 
 The first line of `<benchmark>.jsonl` is the environment (machine, versions, state of git); every further line has a `kind`:
 
@@ -7,6 +7,7 @@ The first line of `<benchmark>.jsonl` is the environment (machine, versions, sta
 | `timing` | one provider on one case: median, quartiles, best, ratio to the baseline of the same rounds, bytes moved, share of the bandwidth measured in the same rounds |
 | `absent` | a provider or a case that could not be timed here, and why |
 | `counts` | operator calls, allocations and synchronisations of one call |
+| `decoder_step` | `Decoder.launch` and `poll`: time without the model's own forward and what is launched; on a GPU, launches alone |
 | `memory` | the most that tensors took during one call |
 | `scaling` | a provider's timings along one axis, with the fitted line |
 | `decode` | a whole decode: tokens, forwards, seconds, share of time outside the forward |
@@ -23,7 +24,6 @@ The first line of `<benchmark>.jsonl` is the environment (machine, versions, sta
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import platform
@@ -72,12 +72,12 @@ def git(*arguments: str) -> str | None:
     return result.stdout
 
 
-def environment(benchmark: str, machine: str, quick: bool) -> Row:
+def environment(benchmark: str, machine: str, quick: bool, arguments: str) -> Row:
     commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--", ":!benchmarks/results")
     return {
         "kind": "environment",
         "benchmark": benchmark,
-        "command": f"python -m benchmarks {benchmark}",
+        "command": f"python -m benchmarks {arguments}",
         "quick": quick,
         "machine": machine,
         "cpu": cpu_model(),
@@ -96,11 +96,21 @@ def environment(benchmark: str, machine: str, quick: bool) -> Row:
 
 
 class Record:
-    """The results of one benchmark on one machine. `at_once`: each row is written the moment it is there, so that a run that
-    is cut short keeps what it had."""
+    """The results of one benchmark on one machine.
+
+    `at_once`: each row is written the moment it is there, so that a run that is cut short keeps what it had. `arguments`: of
+    the command that measures them; None: the benchmark's name.
+    """
 
     def __init__(
-        self, benchmark: str, machine: str, results: Path = RESULTS, quick: bool = False, *, at_once: bool = False
+        self,
+        benchmark: str,
+        machine: str,
+        results: Path = RESULTS,
+        quick: bool = False,
+        *,
+        at_once: bool = False,
+        arguments: str | None = None,
     ) -> None:
         self.folder = results / machine
         self.benchmark = benchmark
@@ -109,7 +119,7 @@ class Record:
         if at_once:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lines.write_text("")
-        self._append(environment(benchmark, machine, quick))
+        self._append(environment(benchmark, machine, quick, arguments or benchmark))
         print(", ".join(f"{key} {value}" for key, value in self.rows[0].items() if key != "kind"))
         print()
 
@@ -190,28 +200,7 @@ class Record:
     def write(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lines.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-        written = [self.lines]
-        for kind in ("timing", "decode", "target"):
-            if rows := self.of_kind(kind):
-                table = self.folder / (
-                    f"{self.benchmark}.csv" if kind in ("timing", self.benchmark) else f"{self.benchmark}-{kind}.csv"
-                )
-                write_csv(table, rows)
-                written.append(table)
-        print("\nwritten: " + ", ".join(os.path.relpath(path) for path in written))
-
-
-def write_csv(path: Path, rows: list[Row]) -> None:
-    """Rows of one kind; a shape's dimensions become columns."""
-    flat = [
-        {key: value for key, value in (row | row.get("shape", {})).items() if key not in ("kind", "shape")}
-        for row in rows
-    ]
-    columns = list(dict.fromkeys(key for row in flat for key in row))
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(flat)
+        print(f"\nwritten: {os.path.relpath(self.lines)}")
 
 
 def read(path: Path) -> list[Row]:

@@ -1,14 +1,14 @@
-"""One decoding step without its forward: predict_tokens on every draft, then draft_step; timed, and its operators counted."""
+"""A decoding step without its forward: the two ops alone against eager PyTorch, and what a `Decoder` launches for it."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
 import freedave_kernels as fk
-from benchmarks import cases, eager, limits, scenes, vectorised
+from benchmarks import cases, decoder_step, eager, limits, scenes, vectorised
 from benchmarks.counts import counted
 from benchmarks.processor import Processor
 from benchmarks.record import Record, shape_text
@@ -29,7 +29,14 @@ SHAPES = [
 QUICK = [(1, 4, 8, 1000, torch.float32), (2, 4, 8, 1000, torch.bfloat16)]
 
 
-def run(record: Record, quick: bool) -> None:
+def run(record: Record, quick: bool, only: Sequence[str] = ("ops", "decoder")) -> None:
+    if "ops" in only:
+        ops_alone(record, quick)
+    if "decoder" in only:
+        decoder_step.run(record, quick)
+
+
+def ops_alone(record: Record, quick: bool) -> None:
     processor = Processor(3, quick=True) if quick else Processor(ROUNDS, BUDGET)
     for provider, reason in processor.absent.items():
         record.absent(provider, reason)
@@ -43,8 +50,8 @@ def run(record: Record, quick: bool) -> None:
 def count(record: Record, case: cases.Case, provider: str, call: Callable[[], object]) -> None:
     counts = counted(call)
     text = (
-        f"{'':<16}{shape_text(case.shape):<46}{provider:<20}{counts.operators} operators, {counts.synchronisations} "
-        f"synchronisations, {counts.allocations} allocations of {counts.bytes / 1e6:.2f} MB"
+        f"{'':<16}{shape_text(case.shape):<46}{provider:<20}{counts.operators} operators, {counts.operations} operations, "
+        f"{counts.synchronisations} synchronisations, {counts.allocations} allocations of {counts.bytes / 1e6:.2f} MB"
     )
     values = dataclasses.asdict(counts)
     record.put("counts", text, op=case.op, shape=case.shape, dtype=case.dtype, provider=provider, **values)
@@ -53,7 +60,7 @@ def count(record: Record, case: cases.Case, provider: str, call: Callable[[], ob
 def step(
     batch: int, count: int, length: int, vocab: int, dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> cases.Case:
-    """The drafts of a decoder in full flight, half of each window masked or less."""
+    """The drafts of a decoder in full flight, half of each window masked or less: predict_tokens on all, then draft_step."""
     scene = scenes.drafts(batch, count, length, device)
     rows = batch * count * length
     logits = scenes.rows_of_logits(rows, vocab, dtype, device).view(batch, count, length, vocab)

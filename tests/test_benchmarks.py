@@ -11,18 +11,34 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+import freedave
 import freedave_kernels as fk
-from benchmarks import cases, check, eager, gpu, limits, measure, record, report, scenes, vectorised
+from benchmarks import (
+    cases,
+    check,
+    compare,
+    decoder_step,
+    eager,
+    gpu,
+    limits,
+    measure,
+    record,
+    report,
+    scenes,
+    vectorised,
+)
 from benchmarks.__main__ import GPU_ON_REQUEST, GPU_PARTS, main
-from benchmarks.counts import counted
+from benchmarks.counts import Operators, counted
 from benchmarks.gpu import checks, models
 from benchmarks.gpu.machine import this_machine
 from benchmarks.gpu.plan import Plan
 from benchmarks.processor import Processor
-from benchmarks.report import table
+from benchmarks.report import gpus, page, processors
 from benchmarks.scenes import MASK
 from benchmarks.targets import Found
+from freedave.decode.decoder import Decoder
 from freedave_kernels.contract import NATIVE_OPS
 
 ROOT = Path(__file__).parents[1]
@@ -69,6 +85,72 @@ def test_every_op_is_timed_by_every_provider(smoke):
             assert row["ratio"] == pytest.approx(base["median_us"] / row["median_us"])
 
 
+def test_steps_of_a_decoder_beside_the_ops_alone(smoke):
+    """Both executors, static and with drafts, in batches of one and several."""
+    steps = rows(smoke, "step", "decoder_step")
+    scale = decoder_step.QUICK
+    assert {(row["provider"], row["shape"]["B"], row["shape"]["K"]) for row in steps} == {
+        (executor, batch, drafts)
+        for executor in decoder_step.EXECUTORS
+        for batch in scale.batches
+        for drafts in (decoder_step.STATIC, decoder_step.DRAFTS)
+    }
+    for row in steps:
+        assert row["median_us"] > 0 and row["forward_us"] > 0 and row["ops_us"] > 0
+        # A vocabulary of more than a slice: what is launched is no single predict_tokens.
+        assert row["ops"]["draft_step"] == row["ops"]["merge_predictions"] == 1 <= row["ops"]["partial_predictions"]
+        assert sum(row["ops"].values()) < row["operations"] <= row["most_operations"] and row["synchronisations"] == 0
+        assert ("keep" in row["ops"]) == (row["provider"] == "graph")
+
+
+def test_only_the_decoders_steps(smoke, tmp_path):
+    """They have a record of their own then, and their table says how they were measured."""
+    result = benchmarks(
+        "step", "--quick", "--only", "decoder", "--threads", "1", "--results", str(tmp_path), "--machine", "here"
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    (path,) = (tmp_path / "here").iterdir()
+    assert path.name == "step-decoder.jsonl"
+    found = record.read(path)
+    assert {row["kind"] for row in found} == {"environment", "decoder_step"}
+    assert found[0]["command"] == "python -m benchmarks step --only decoder"
+    text = processors.table("here", {"ops": [found[0] | {"threads": 2}], "step-decoder": found})
+    assert text.count("`benchmarks step --only decoder --threads 1`") == 4
+
+
+def operations(lm: freedave.DiffusionLM, executor: str) -> list[int]:
+    """Of each step of a decode with drafts, whose shapes have run before."""
+    counted: list[Operators] = []
+    scale = decoder_step.QUICK
+    wanted = decoder_step.settings(lm, scale, 8, executor)
+    decoder_step.decode(lm, wanted, scale, 2)
+    decoder_step.decode(lm, wanted, scale, 2, counted)
+    assert len(counted) == scale.steps
+    return [step.operations.total() for step in counted]
+
+
+@pytest.mark.parametrize("executor", decoder_step.EXECUTORS)
+def test_a_decoders_steps_are_the_products(executor, monkeypatch):
+    """Whatever `Decoder` came to launch beside would be counted, and nothing of the model's own forward is."""
+    lm = decoder_step.language_model(decoder_step.QUICK)
+    before = operations(lm, executor)
+    launch = Decoder.launch
+
+    def launch_more(self: Decoder) -> None:
+        launch(self)
+        torch.zeros(3).add_(1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Decoder, "launch", launch_more)
+        assert operations(lm, executor) == [number + 2 for number in before]
+    # Random models accept other drafts: the graph executor's steps are the same operations nevertheless.
+    if executor == "graph":
+        deeper = decoder_step.language_model(decoder_step.QUICK, layers=5)
+        assert operations(deeper, executor)[:2] == before[:2]
+    assert lm.has_plain_head and lm.projection is not None  # nothing is left hooked
+    assert torch.nn.functional.linear is F.linear and F.linear.__name__ == "linear"
+
+
 def test_what_cannot_run_is_listed_with_the_reason(smoke):
     absent = {row["provider"]: row["reason"] for row in rows(smoke, "ops", "absent")}
     assert set(absent) >= {"cuda", "triton"}
@@ -86,27 +168,44 @@ def test_report(smoke):
     folder = smoke[0]
     pictures = sorted(path.stem for path in (folder / "here").glob("*.png"))
     assert pictures == ["decode", "draft-step", "predict-tokens-bandwidth", "predict-tokens-speedup", "scaling", "step"]
-    assert (folder / "here" / "ops.csv").read_text().startswith("op,dtype,provider,median_us")
-    page = (folder / "report.html").read_text()
-    assert page.count("src='data:image/png;base64,") == len(pictures)
-    assert "Computed, not measured" in page
-    # Pictures spell anything now and then.
-    assert "http" not in re.sub("base64,[^']*", "", page).replace("http-equiv", "")
 
 
-def test_report_rewrites_the_tables_between_their_markers(smoke):
+def test_each_timing_is_kept_once():
+    """As JSON lines; beside them there are pictures, and nothing that repeats them."""
+    kinds = {path.suffix for path in record.RESULTS.rglob("*") if path.is_file()}
+    assert kinds == {".jsonl", ".png"}
+
+
+def test_report_rewrites_the_sections_between_their_markers(smoke):
     machines = report.load(smoke[0])
-    text = table.replaced(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n", machines)
+    blank = "".join(f"before\n{page.begin(section)}\nold\n{page.END}\nafter\n" for section in page.SECTIONS)
+    text = page.replaced(blank, machines)
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
-    assert "| one call on tiny tensors" in text and "| the stated targets |" in text
-    assert table.replaced(text, machines) == text
+    assert text.count("before\n") == text.count("after\n") == len(page.SECTIONS)
+    assert "| one call on tiny tensors" in text and "| the stated targets |" in text and "B200" in text
+    assert page.replaced(text, machines) == text
     with pytest.raises(ValueError, match="the page needs the line"):
-        table.replaced("a text without markers", machines)
+        page.replaced("a text without markers", machines)
+    with pytest.raises(ValueError, match="the page needs the line"):
+        page.replaced(blank + blank, machines)
 
 
-def test_the_page_has_the_markers():
+def test_the_page_is_what_the_committed_results_say():
+    """Written by `python -m benchmarks report`, and by no hand."""
     text = (ROOT / "docs/benchmarks.md").read_text()
-    assert text.count(table.BEGIN) == text.count(table.END) == 1
+    assert page.replaced(text, report.load(record.RESULTS)) == text
+
+
+def test_report_of_a_gpu(dry_run):
+    """Every kind of row that a GPU's parts write comes out in its table."""
+    rows, _ = dry_run
+    text = gpus.table("dry-run", {"gpu": rows})
+    assert text.count("| a step, ") == len([row for row in rows if row["kind"] == "decode_step"])
+    parts = set(re.findall(r"benchmarks gpu --only (\w+)", text))
+    assert parts >= {"decode", "more", "lossless", "embedded", "ops"}
+    steps = [row for row in rows if row["kind"] == "decode_step" and row["target_ms"] is not None]
+    slow = gpus.table("a GPU", {"gpu": [rows[0], steps[0] | {"ms": 99.0, "held": False}]})
+    assert "**99.00 ms, missed**" in slow
 
 
 def test_report_without_results(tmp_path):
@@ -159,6 +258,13 @@ def test_counts():
     x = torch.zeros(256)
     counts = counted(lambda: (x + 1)[x > 0].sum().item())
     assert (counts.operators, counts.synchronisations) == (5, 2)  # add, gt, index by a mask, sum, item
+    assert counts.operations == 5
+    with torch.inference_mode():
+        parts = counted(lambda: torch.nn.functional.linear(x.view(4, 64), torch.ones(2, 64)))
+    assert (parts.operators, parts.operations) == (
+        3,
+        2,
+    )  # view, ones, linear; ones, and the product that linear is made of
     assert counts.allocations >= 3 and counts.bytes >= x.nbytes
     logits, input_ids = torch.randn(1, 4, 16), torch.full((1, 4), MASK)
     ours = counted(lambda: fk.predict_tokens(logits, input_ids, MASK))
@@ -260,6 +366,38 @@ def test_check_finds_a_regression(tmp_path):
         assert written.of_kind("regression")[0]["held"] is held
 
 
+def test_compare_two_records(tmp_path, capsys):
+    """An op is slower where its ratios are, on average; other seconds of everything are none of its doing."""
+    cases = {
+        "kind": "timing",
+        "op": "draft_step",
+        "dtype": "",
+        "provider": "cpu",
+        "baseline": "eager",
+        "median_us": 1.0,
+    }
+    environment = record.environment("ops", "here", False, "ops")
+
+    def written(name: str, ratios: list[float], **changes: object) -> Path:
+        rows = [environment | changes, *(cases | {"shape": {"B": b}, "ratio": ratio} for b, ratio in enumerate(ratios))]
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    before = written("before.jsonl", [40.0, 40.0, 40.0])
+    assert compare.run(before, written("same.jsonl", [30.0, 50.0, 42.0]))
+    assert "held    draft_step            cpu           0.99" in capsys.readouterr().out
+    assert not compare.run(before, written("slower.jsonl", [30.0, 30.0, 35.0]))
+    out = capsys.readouterr().out
+    assert "SLOWER" in out and "0.75  draft_step B=0" in out
+    with pytest.raises(measure.CannotMeasureError, match="has threads"):
+        compare.run(before, written("threads.jsonl", [40.0], threads=99))
+    with pytest.raises(measure.CannotMeasureError, match="no timed case in common"):
+        compare.run(before, written("none.jsonl", []))
+    with pytest.raises(measure.CannotMeasureError, match="No such file"):
+        compare.run(before, tmp_path / "nothing.jsonl")
+
+
 def test_check_compares_with_what_is_committed(tmp_path):
     assert check.committed(record.Record("check", "no such machine", record.RESULTS)) == {}
     assert check.committed(record.Record("check", "here", tmp_path)) == {}
@@ -297,6 +435,11 @@ def test_gpu_dry_run(dry_run):
     timed = {row["op"] for row in rows if row["kind"] == "timing"}
     assert timed == {"draft_attention", "predict_tokens", "draft_step", "step"}
     assert "compute-sanitizer: not run (this is a dry run)" in printed
+    launched = [row for row in rows if row["kind"] == "decoder_step"]
+    assert [(row["shape"]["B"], row["shape"]["K"]) for row in launched] == [(1, 1), (1, 8), (2, 1), (2, 8)]
+    for row in launched:
+        assert 0 < row["kernels_of_parts"]["projection and predictions"] < row["kernels_of_parts"]["the backbone"]
+        assert row["kernels_of_parts"]["the backbone"] < row["kernels"]
 
 
 def test_gpu_decode_steps(dry_run):
@@ -396,9 +539,12 @@ def test_gpu_without_a_gpu(monkeypatch, capsys):
         (("ops", "--dry-run"), "--dry-run goes with"),
         (("gpu", "--quick"), "--quick goes with"),
         (("gpu", "--only", "decode,nothing"), "'nothing' is no part; the parts are decode, contract"),
-        (("ops", "--only", "decode"), "--only goes with gpu"),
+        (("ops", "--only", "decode"), "--only goes with gpu and step"),
+        (("step", "--only", "decode"), "'decode' is no part; the parts are ops, decoder"),
         (("gpu", "--minutes", "0"), "--minutes must be positive"),
         (("ops", "--threads", "0"), "--threads must be at least 1"),
+        (("compare", "one.jsonl"), "compare takes two records, BEFORE AFTER"),
+        (("ops", "one.jsonl"), "the other benchmarks take none"),
     ],
 )
 def test_options_that_do_not_fit(arguments, message, monkeypatch, capsys):

@@ -7,7 +7,7 @@
 | `attention` | what `draft_attention` takes against the bytes it must move, and against PyTorch's attention |
 | `lossless` | whether answers in bfloat16 are those of static decoding |
 | `embedded` | milliseconds a whole answer of the embedded model |
-| `ops` | the other ops, from graphs; launches and synchronisations |
+| `ops` | the other ops, from graphs; launches and synchronisations, those of a decoder's steps too |
 | `more` | further numbers of drafts, batches and shapes of `decode` and `attention` |
 | `other_contracts`, `sanitizers` | whether the other ops are right on this device |
 | `tune_attention` | only with `--only`: which tiles suit `draft_attention` on this device |

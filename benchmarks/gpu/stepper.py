@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,15 +45,21 @@ class Stepper:
         executor: Any = self._decoder._executor
         self.executor: GraphExecutor = executor
 
-    def decode(self, prompts: list[list[int]], after_step: Callable[[Step], None] | None = None) -> list[Sequence]:
-        """Decodes all of the prompts, of which there are at most `slots`."""
+    def decode(
+        self,
+        prompts: list[list[int]],
+        after_step: Callable[[Step], None] | None = None,
+        around_step: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> list[Sequence]:
+        """Decodes all of the prompts, of which there are at most `slots`; each step within a context of `around_step`."""
         sequences = [self._decoder.add(prompt) for prompt in prompts]
         while self._decoder.sequences:
             before = self.executor.shapes
-            began = time.perf_counter()
-            self._decoder.launch()
-            self._decoder.poll()
-            seconds = time.perf_counter() - began
+            with around_step():
+                began = time.perf_counter()
+                self._decoder.launch()
+                self._decoder.poll()
+                seconds = time.perf_counter() - began
             if after_step is not None:
                 ran = {name: runs for name, runs in self.executor.shapes.items() if runs != before.get(name, 0)}
                 after_step(Step(seconds, ran))

@@ -1,7 +1,6 @@
 """`python -m benchmarks report`: what people read, made from the result files and nothing else.
 
-Plots into each machine's folder, one self-contained page (`report.html`), and the tables of `docs/benchmarks.md`
-between their two markers.
+The tables of `docs/benchmarks.md` between their markers, and plots into each machine's folder.
 """
 
 from __future__ import annotations
@@ -22,17 +21,14 @@ def run(folder: Path = RESULTS, docs: Path | None = None) -> None:
         from benchmarks.report import plots
     except ImportError as error:
         raise CannotMeasureError(f"plots need matplotlib ({error}); pip install -r requirements/decode.txt") from error
-    from benchmarks.report import page, table
+    from benchmarks.report import page
 
     machines = load(folder)
-    pictures = {name: plots.draw(results, folder / name) for name, results in machines.items()}
-    target = folder / "report.html"
-    target.write_text(page.html(machines, pictures), encoding="utf-8")
-    written = [path for paths in pictures.values() for path in paths] + [target]
+    written = [path for name, results in machines.items() for path in plots.draw(results, folder / name)]
     if docs is None and folder.resolve() == RESULTS:
         docs = ROOT / "docs/benchmarks.md"
     if docs is not None:
-        docs.write_text(table.replaced(docs.read_text(encoding="utf-8"), machines), encoding="utf-8")
+        docs.write_text(page.replaced(docs.read_text(encoding="utf-8"), machines), encoding="utf-8")
         written.append(docs)
     for path in written:
         print(os.path.relpath(path))

@@ -284,10 +284,8 @@ PICTURES: dict[str, Callable[[Results], Figure | None]] = {
 
 
 def _op(results: Results, op: str) -> list[Row]:
-    """The timings of an op where it is the subject; on a GPU all are in one file."""
-    source = "step" if op == "step" and "step" in results else "ops"
-    source = source if source in results else "gpu"
-    rows = [row for row in of_kind(results, source, "timing") if row["op"] == op]
+    """The timings of an op where it is the subject."""
+    rows = [row for row in of_kind(results, "step" if op == "step" else "ops", "timing") if row["op"] == op]
     return [row for row in rows if "tiny" not in row["shape"]]  # what a call costs is no point of these curves
 
 

@@ -1,36 +1,24 @@
-"""The tables of measurements in docs/benchmarks.md, from the result files: one a machine, between two markers."""
+"""The table of measurements on one processor in docs/benchmarks.md."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from benchmarks.record import Row
+from benchmarks.record import Row, shape_text, time_text
 from benchmarks.report import Results, of_kind
 
-BEGIN = "<!-- python -m benchmarks report writes from here -->"
-END = "<!-- to here -->"
 Line = tuple[str, str, str]  # what, what was found, the benchmark that measured it
 
 
-def replaced(text: str, machines: dict[str, Results]) -> str:
-    """`text` with the tables between its markers rewritten."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"the page needs the line {BEGIN!r} once, and after it {END!r} once")
-    head, _, rest = text.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    return f"{head}{BEGIN}\n\n{tables(machines)}\n{END}{tail}"
-
-
-def tables(machines: dict[str, Results]) -> str:
-    return "\n".join(_table(name, results) for name, results in machines.items())
-
-
-def _table(name: str, results: Results) -> str:
+def table(name: str, results: Results) -> str:
     environment = next(iter(results.values()))[0]
+    threads = environment["threads"]
+    some_other = any(rows[0]["threads"] != threads for rows in results.values())
     loads = [rows[0]["load_average"] for rows in results.values()]
     commits = sorted({(rows[0]["git_commit"] or "unknown")[:10] for rows in results.values()})
     lines = [
-        f"{environment['cpu']}, {environment['threads']} threads, {environment['cpu_isa']}, torch {environment['torch']}; "
+        f"{environment['cpu']}, {threads} threads{' where the command says no other' if some_other else ''}, "
+        f"{environment['cpu_isa']}, torch {environment['torch']}; "
         f"load average before each benchmark {min(loads):.1f} to {max(loads):.1f}; at commit {', '.join(commits)}; all of it "
         f"in `benchmarks/results/{name}/`:",
         "",
@@ -38,7 +26,11 @@ def _table(name: str, results: Results) -> str:
         "|---|---|---|",
     ]
     for source in SOURCES:
-        lines += [f"| {what} | {found} | `benchmarks {benchmark}` |" for what, found, benchmark in source(results)]
+        for what, found, benchmark in source(results):
+            other = results[benchmark][0]["threads"]
+            option = f" --threads {other}" if other != threads else ""
+            name, _, part = benchmark.partition("-")
+            lines.append(f"| {what} | {found} | `benchmarks {name}{' --only ' if part else ''}{part}{option}` |")
     return "\n".join(lines) + "\n"
 
 
@@ -107,7 +99,28 @@ def _stepping(results: Results) -> Iterator[Line]:
                 f"{theirs['operators']} and {theirs['synchronisations']}"
             )
         if found:
-            yield f"everything between two forwards, B={batch}, K=8, L=32, V=151936", "; ".join(found), "step"
+            what = (
+                f"the ops between two forwards alone, `predict_tokens` and `draft_step`, B={batch}, K=8, L=32, V=151936"
+            )
+            yield what, "; ".join(found), "step"
+
+
+def _decoder(results: Results) -> Iterator[Line]:
+    """What a decoder launches of it: with the logits in slices of the vocabulary there are more ops than two."""
+    benchmark = "step" if of_kind(results, "step", "decoder_step") else "step-decoder"
+    rows = of_kind(results, benchmark, "decoder_step")
+    for shape in dict.fromkeys(shape_text(row["shape"]) for row in rows):
+        found = [
+            f"{row['provider']}: {time_text(row['median_us'] / 1e6)}, our ops alone {time_text(row['ops_us'] / 1e6)}; "
+            f"{row['operations']} operations, of which {sum(row['ops'].values())} are ours"
+            for row in rows
+            if shape_text(row["shape"]) == shape
+        ]
+        yield (
+            f"`Decoder.launch` and `poll` without the model's forward, {shape}, by executor",
+            ". ".join(found),
+            benchmark,
+        )
 
 
 def _projecting(results: Results) -> Iterator[Line]:
@@ -168,6 +181,7 @@ SOURCES: list[Callable[[Results], Iterator[Line]]] = [
     _drafting,
     _calling,
     _stepping,
+    _decoder,
     _projecting,
     _decoding,
     _launching,
