@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 import freedave_kernels as fk
-from benchmarks import eager, limits, scenes, vectorised
+from benchmarks import eager, roofline, scenes, vectorised
 from benchmarks.compiled import compiled
 from benchmarks.measure import Calls, Timing, readers
 from benchmarks.record import Record
@@ -150,7 +150,7 @@ def prediction(logits: torch.Tensor, masked: int, which: torch.Tensor | None = N
         "predict_tokens",
         {"V": vocab, "rows": rows, "masked": masked},
         dtype_name(logits.dtype),
-        limits.predict_tokens(rows, masked, vocab, logits.itemsize),
+        roofline.predict_tokens(rows, masked, vocab, logits.itemsize),
         {"": partial(fk.predict_tokens, *inputs)},
         partial(eager.predict_tokens, *inputs),
         vectorised.predict_tokens,
@@ -182,7 +182,7 @@ def partial_predictions(logits: torch.Tensor) -> Case:
         "partial_predictions",
         {"V": vocab, "rows": rows},
         dtype_name(logits.dtype),
-        limits.partial_predictions(rows, rows, vocab, logits.itemsize),
+        roofline.partial_predictions(rows, rows, vocab, logits.itemsize),
         {"": partial(fk.partial_predictions, *inputs)},
         partial(eager.partial_predictions, *inputs),
         vectorised.partial_predictions,
@@ -199,7 +199,7 @@ def merge_predictions(rows: int, vocab: int, device: torch.device) -> Case:
         "merge_predictions",
         {"V": vocab, "rows": rows},
         "",
-        limits.merge_predictions(rows, vocab),
+        roofline.merge_predictions(rows, vocab),
         {"": partial(fk.merge_predictions, *inputs)},
         partial(eager.merge_predictions, *inputs),
         vectorised.merge_predictions,
@@ -238,7 +238,7 @@ def draft_step(scene: scenes.DraftScene, batch: int) -> Case:
     plain = [(p.drafts, p.token_ids, p.confidence, MASK, count) for p in parts]
     ours = {"": _cycled(fk.draft_step, full), "nested": _cycled(partial(fk.draft_step, drafting="nested"), full)}
     shape = {"B": batch, "K": count, "L": length}
-    return _window_case("draft_step", shape, limits.draft_step(batch, count, length), ours, plain)
+    return _window_case("draft_step", shape, roofline.draft_step(batch, count, length), ours, plain)
 
 
 def build_drafts(scene: scenes.DraftScene, batch: int) -> Case:
@@ -249,7 +249,7 @@ def build_drafts(scene: scenes.DraftScene, batch: int) -> Case:
     ]
     shape = {"B": batch, "K": count, "L": length}
     ours = {"": _cycled(fk.build_drafts, arguments)}
-    return _window_case("build_drafts", shape, limits.build_drafts(batch, count, length), ours, arguments)
+    return _window_case("build_drafts", shape, roofline.build_drafts(batch, count, length), ours, arguments)
 
 
 def verify_drafts(scene: scenes.DraftScene, batch: int) -> Case:
@@ -262,7 +262,7 @@ def verify_drafts(scene: scenes.DraftScene, batch: int) -> Case:
         arguments.append((part.drafts, targets))
     shape = {"B": batch, "K": count, "L": length}
     ours = {"": _cycled(fk.verify_drafts, arguments)}
-    return _window_case("verify_drafts", shape, limits.verify_drafts(batch, count, length), ours, arguments)
+    return _window_case("verify_drafts", shape, roofline.verify_drafts(batch, count, length), ours, arguments)
 
 
 def rank_positions(scene: scenes.DraftScene, batch: int) -> Case:
@@ -270,7 +270,7 @@ def rank_positions(scene: scenes.DraftScene, batch: int) -> Case:
     length = scene.drafts.shape[2]
     shape = {"B": batch, "L": length}
     ours = {"": _cycled(fk.rank_positions, arguments)}
-    return _window_case("rank_positions", shape, limits.rank_positions(batch, length), ours, arguments)
+    return _window_case("rank_positions", shape, roofline.rank_positions(batch, length), ours, arguments)
 
 
 def select_transfer(scene: scenes.DraftScene, batch: int) -> Case:
@@ -279,7 +279,7 @@ def select_transfer(scene: scenes.DraftScene, batch: int) -> Case:
     shape = {"B": batch, "L": length}
     ours = {"": _cycled(partial(fk.select_transfer, num_transfer=COUNT_TRANSFERRED), arguments)}
     counted = [(*pair, COUNT_TRANSFERRED) for pair in arguments]
-    return _window_case("select_transfer", shape, limits.select_transfer(batch, length), ours, counted)
+    return _window_case("select_transfer", shape, roofline.select_transfer(batch, length), ours, counted)
 
 
 def _ranked(scene: scenes.DraftScene, batch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

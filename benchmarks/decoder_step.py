@@ -157,7 +157,7 @@ def language_model(scale: Scale, layers: int = 2) -> freedave.DiffusionLM:
 
 def settings(lm: freedave.DiffusionLM, scale: Scale, drafts: int, executor: str) -> Settings:
     new = (scale.steps + 1) * drafts  # more than the steps can commit
-    return resolve_settings(lm, PROMPT, new, drafts, eos_token_id=[], executor=executor)
+    return resolve_settings(lm, PROMPT, new, draft_steps=drafts, eos_token_id=[], executor=executor)
 
 
 def decode(

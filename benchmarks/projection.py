@@ -14,11 +14,11 @@ import freedave
 import freedave_kernels as fk
 from benchmarks import eager
 from benchmarks.cases import Call, dtype_name
+from benchmarks.peak_memory import PeakMemory
 from benchmarks.processor import Processor
 from benchmarks.record import Record, shape_text
 from benchmarks.scenes import MASK
 from freedave.forward.prediction import Predictor
-from freedave.peak_memory import PeakMemory
 
 ROUNDS, BUDGET = 20, 4.0
 SLICES, WHOLE, EAGER = "slices", "all logits", "all logits, eager"

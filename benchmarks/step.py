@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 import freedave_kernels as fk
-from benchmarks import cases, decoder_step, eager, limits, scenes, vectorised
+from benchmarks import cases, decoder_step, eager, roofline, scenes, vectorised
 from benchmarks.counts import counted
 from benchmarks.processor import Processor
 from benchmarks.record import Record, shape_text
@@ -65,7 +65,7 @@ def step(
     rows = batch * count * length
     logits = scenes.rows_of_logits(rows, vocab, dtype, device).view(batch, count, length, vocab)
     masked = int((scene.drafts == MASK).sum())
-    moved = limits.predict_tokens(rows, masked, vocab, dtype.itemsize) + limits.draft_step(batch, count, length)
+    moved = roofline.predict_tokens(rows, masked, vocab, dtype.itemsize) + roofline.draft_step(batch, count, length)
     return cases.Case(
         "step",
         {"B": batch, "K": count, "L": length, "V": vocab},

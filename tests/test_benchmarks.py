@@ -22,10 +22,10 @@ from benchmarks import (
     decoder_step,
     eager,
     gpu,
-    limits,
     measure,
     record,
     report,
+    roofline,
     scenes,
     vectorised,
 )
@@ -321,19 +321,19 @@ def test_limits_are_the_tensors():
     step = fk.draft_step(scene.drafts, scene.token_ids, scene.confidence, scene.num_drafts, MASK, 4)
     arguments = (scene.drafts, scene.token_ids, scene.confidence, scene.num_drafts)
     moved = sum(tensor.nbytes for tensor in (*arguments, step.record))
-    assert limits.draft_step(2, 4, 8) == moved
+    assert roofline.draft_step(2, 4, 8) == moved
     state, tokens, confidence = scene.drafts[:, 0], scene.token_ids[:, 0], scene.confidence[:, 0]
     results = fk.build_drafts(state, tokens, confidence, MASK, 4)
-    assert limits.build_drafts(2, 4, 8) == sum(t.nbytes for t in (state, tokens, confidence, *results))
+    assert roofline.build_drafts(2, 4, 8) == sum(t.nbytes for t in (state, tokens, confidence, *results))
     query, window, stored = (torch.zeros(shape) for shape in ((2, 3, 5, 4, 16), (2, 3, 5, 2, 16), (2, 7, 2, 16)))
     ranges, numbers = torch.zeros(2, 2, 2, dtype=torch.int32), torch.zeros(2, dtype=torch.int64)
     moved = (
         2 * (query.nbytes + window.nbytes + stored.nbytes) + ranges.nbytes + numbers.nbytes + 2 * numbers.int().nbytes
     )
-    assert limits.draft_attention(2, 3, 5, stored=7, heads=4, groups=2, size=16, itemsize=4) == moved
+    assert roofline.draft_attention(2, 3, 5, stored=7, heads=4, groups=2, size=16, itemsize=4) == moved
     kept = torch.zeros(6, 2, 3, 2, 16)  # keys of three positions of each of two sequences, in six layers
-    assert limits.keep(6, 2, 3, groups=2, size=16, itemsize=4) == 4 * kept.nbytes + 4 * numbers.nbytes
-    assert limits.Limit("predict_tokens", "", "", 3_350_000_000).microseconds("H100") == pytest.approx(1000)
+    assert roofline.keep(6, 2, 3, groups=2, size=16, itemsize=4) == 4 * kept.nbytes + 4 * numbers.nbytes
+    assert roofline.Limit("predict_tokens", "", "", 3_350_000_000).microseconds("H100") == pytest.approx(1000)
 
 
 def test_a_shape_that_does_not_fit_is_listed(tmp_path):

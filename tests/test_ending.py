@@ -8,7 +8,7 @@ import transformers
 from tiny_models import golden_lm, prompt
 
 import freedave
-from freedave.peak_memory import PeakMemory
+from benchmarks.peak_memory import PeakMemory
 
 
 def test_example():

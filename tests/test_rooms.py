@@ -19,7 +19,7 @@ FLOORS = (
     ("decode",),
     ("models",),
     ("forward",),
-    ("integers", "mkl_mode", "peak_memory"),
+    ("integers", "mkl_mode"),
 )
 FLOOR_OF = {room: -number for number, rooms in enumerate(FLOORS) for room in rooms}
 

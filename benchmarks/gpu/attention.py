@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks import limits
+from benchmarks import roofline
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.models import LLADA_8B, SDAR_8B, Published
 from benchmarks.gpu.plan import Plan
@@ -72,7 +72,7 @@ def _run(plan: Plan, cases: list[Case]) -> None:
 
 def measure(record: Record, machine: Machine, case: Case) -> None:
     B, K, L, T, H, G, D = (case.shape[name] for name in "BKLTHGD")
-    moved = limits.draft_attention(B, K, L, T, H, G, D, itemsize=2)
+    moved = roofline.draft_attention(B, K, L, T, H, G, D, itemsize=2)
     copies = copies_of(machine, case)
     with torch.inference_mode():
         calls = {"draft_attention": machine.replayed(rotating(ours(machine, case, copies)), 1)}
@@ -95,7 +95,7 @@ def measure(record: Record, machine: Machine, case: Case) -> None:
 def copies_of(machine: Machine, case: Case) -> int:
     """How many inputs to go through."""
     B, K, L, T, H, G, D = (case.shape[name] for name in "BKLTHGD")
-    moved = limits.draft_attention(B, K, L, T, H, G, D, itemsize=2)
+    moved = roofline.draft_attention(B, K, L, T, H, G, D, itemsize=2)
     return 2 if machine.dry else min(max(2, math.ceil(ROTATED / moved)), MOST_COPIES)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 import freedave_kernels as fk
-from benchmarks import cases, eager, limits, scenes, vectorised
+from benchmarks import cases, eager, roofline, scenes, vectorised
 from benchmarks import step as one_step
 from benchmarks.compiled import compiled
 from benchmarks.gpu.machine import Machine
@@ -60,7 +60,7 @@ def predict_tokens(
         timings = timed(machine, fk.predict_tokens, inputs, {"compiled": against} if against else {})
         if against is None:
             timings |= machine.times({"eager": functools.partial(eager.predict_tokens, *inputs[0])})
-    moved = limits.predict_tokens(rows, rows, vocab, dtype.itemsize)
+    moved = roofline.predict_tokens(rows, rows, vocab, dtype.itemsize)
     shape = {"V": vocab, "rows": rows, "masked": rows}
     record.add(
         "predict_tokens",
@@ -83,7 +83,7 @@ def draft_step(record: Record, machine: Machine, batch: int) -> None:
             call = functools.partial(eager.draft_step, *arguments[:3], MASK, K)
             timings |= machine.times({"eager": call})
     record.add(
-        "draft_step", {"B": batch, "K": K, "L": L}, "", timings, num_bytes=limits.draft_step(batch, K, L)
+        "draft_step", {"B": batch, "K": K, "L": L}, "", timings, num_bytes=roofline.draft_step(batch, K, L)
     )  # fmt: skip
 
 

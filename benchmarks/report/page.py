@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import limits
+from benchmarks import roofline
 from benchmarks.report import Results, gpus, processors
 
 END = "<!-- to here -->"
@@ -36,10 +36,10 @@ def _of_processors(machines: dict[str, Results]) -> str:
 
 def _limits(machines: dict[str, Results]) -> str:
     """Computed: no machine has a part in it."""
-    headings = [f"{gpu}, {bandwidth / 1e12:g} TB/s" for gpu, bandwidth in limits.DATA_SHEET.items()]
+    headings = [f"{gpu}, {bandwidth / 1e12:g} TB/s" for gpu, bandwidth in roofline.DATA_SHEET.items()]
     lines = [f"| op | MB moved | {' | '.join(headings)} |", "|---" * (2 + len(headings)) + "|"]
-    for limit in limits.on_gpus():
-        times = [f"{limit.microseconds(gpu):.2f} us" for gpu in limits.DATA_SHEET]
+    for limit in roofline.on_gpus():
+        times = [f"{limit.microseconds(gpu):.2f} us" for gpu in roofline.DATA_SHEET]
         what = f"`{limit.op}`, {limit.shape}{', ' if limit.dtype else ''}{limit.dtype}"
         lines.append(f"| {what} | {limit.num_bytes / 1e6:.3f} | {' | '.join(times)} |")
     return "\n".join(lines) + "\n"
