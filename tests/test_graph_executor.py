@@ -9,6 +9,7 @@ import torch
 from tiny_models import golden_lm, prompt
 
 import freedave
+from freedave.decode import shapes
 from freedave.decode.decoder import Decoder
 from freedave.decode.sequence import Sequence
 from freedave.decode.settings import Settings, resolve_settings
@@ -58,7 +59,11 @@ def test_example():
         engine.poll()
     for seed, length in enumerate(LENGTHS):
         expect_static(lm, sequences[seed], ids(length, seed))
-    assert engine.forwards < 2 * 16 and list(engine.shapes) == ["step: 2 x 4 drafts x 12 tokens, window 12"]
+    assert engine.forwards < 2 * 16
+    assert set(engine.shapes) == {
+        "a first forward: 1 x 1 drafts x 76 tokens, window 12",  # a prompt of up to 64 tokens, filled up
+        "step: 2 x 4 drafts x 12 tokens, window 12",
+    }
 
 
 OPTIONS = [
@@ -148,6 +153,22 @@ def test_the_models_positions_may_end_within_a_block(monkeypatch, cache, new):
     out = freedave.generate(lm, draft_steps=5, executor="graph", check_lossless=True, **common)
     planned = freedave.generate(lm, draft_steps=1, executor="planned", **common)
     assert torch.equal(out.sequences, planned.sequences) and torch.equal(out.step_map, planned.step_map)
+
+
+@pytest.mark.parametrize("longest", [512, 4], ids=["filled up", "as long as it is"])
+def test_a_prompts_forward_is_a_shape_that_comes_again_unless_it_is_long(monkeypatch, longest):
+    monkeypatch.setattr(shapes, "_LONGEST_PROMPT", longest)
+    lm = golden_lm()
+    engine = Decoder(lm, settings_for(lm), slots=1, capacity=40)
+    for seed, length in enumerate((9, 14, 22)):
+        start = ids(length, seed)
+        sequence = engine.add(start)
+        while engine.sequences:
+            engine.launch()
+            engine.poll()
+        expect_static(lm, sequence, start)
+    first = [runs for shape, runs in engine.shapes.items() if shape.startswith("a first forward")]
+    assert first == ([3] if longest == 512 else [])
 
 
 @pytest.mark.parametrize("chunk", [1, 8, 20, 64])
@@ -244,7 +265,8 @@ def test_shapes_are_few_and_reported():
     while engine.sequences:
         engine.launch()
         engine.poll()
-    assert set(engine.shapes) == {f"step: 2 x 8 drafts x {length} tokens, window {length}" for length in (32, 64)}
+    steps = {f"step: 2 x 8 drafts x {length} tokens, window {length}" for length in (32, 64)}
+    assert set(engine.shapes) == {"a first forward: 1 x 1 drafts x 128 tokens, window 64", *steps}
     assert engine.shapes["step: 2 x 8 drafts x 32 tokens, window 32"] > 1
 
 

@@ -46,20 +46,20 @@ class CapturedSteps:
         self._step = step
         self._pool: Any = None
 
-    def run(self, shape: Shape) -> torch.Tensor:
-        """Runs a step whose shape will come again; its record."""
+    def run(self, shape: Shape, *, compiled: bool = True) -> torch.Tensor:
+        """Runs a step whose shape will come again, with compiled layers where there are any and it is to; its record."""
         step = self.steps.get(shape)
         if step is None:
             step = self.steps[shape] = CapturedStep(self._step.state.window_buffers(shape))
-            if self.layers is not None or self.capture:
+            if self.capture or (compiled and self.layers is not None):
                 logger.info("a new shape, which takes a moment: %s", shape)
         step.runs += 1
         self.ran[shape] += 1
         # The first run compiles, and loads kernels; the second is captured.
         if self.capture and step.runs > 1 and step.graph is None:
-            self._record(shape, step)
+            self._record(shape, step, compiled)
         if step.graph is None:
-            return self._by_launches(shape, step.window)
+            return self._by_launches(shape, step.window, compiled)
         assert step.record is not None
         step.graph.replay()
         # Graphs share their memory: the next one may write intermediate results where this record is.
@@ -67,14 +67,12 @@ class CapturedSteps:
 
     def run_once(self, shape: Shape) -> torch.Tensor:
         """Runs a step whose shape is not kept."""
-        window = self._step.state.window_buffers(shape)
-        with self._step.state.lent(window):
-            return self._step.run(shape, window)
+        return self._by_launches(shape, self._step.state.window_buffers(shape), compiled=False)
 
-    def _by_launches(self, shape: Shape, window: list[torch.Tensor]) -> torch.Tensor:
+    def _by_launches(self, shape: Shape, window: list[torch.Tensor], compiled: bool) -> torch.Tensor:
         """Runs a step launch by launch."""
         with self._step.state.lent(window):
-            if self.layers is not None:
+            if compiled and self.layers is not None:
                 try:
                     with self.layers.instead():
                         return self._step.run(shape, window)
@@ -85,14 +83,14 @@ class CapturedSteps:
                     warnings.warn(f"{self._name} does not compile, so it runs uncompiled: {error}", stacklevel=2)
             return self._step.run(shape, window)
 
-    def _record(self, shape: Shape, step: CapturedStep) -> None:
+    def _record(self, shape: Shape, step: CapturedStep, compiled: bool) -> None:
         """Captures a step, without running it."""
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, pool=self._pool):
-                step.record = self._by_launches(shape, step.window)
+                step.record = self._by_launches(shape, step.window, compiled)
         except RuntimeError as error:  # for example, the model reads back a result
             self.capture = False
             warnings.warn(f"{self._name} cannot be captured, so it runs launch by launch: {error}", stacklevel=2)

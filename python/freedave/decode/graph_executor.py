@@ -183,10 +183,10 @@ class GraphExecutor:
         if slot is not None:
             self.state.row.fill_(slot)
         self.positions_computed += shape.rows * shape.drafts * shape.forward
-        # This forward is as long as the sequence's prompt. The next prompt has another length, so the shape is not kept.
-        if shape.one and self._settings.cache == "exact":
+        if not self._shapes.comes_again(shape):
             return self.steps.run_once(shape)
-        return self.steps.run(shape)
+        # A prompt runs once an answer, in one of several shapes: compiling them all takes longer than it saves.
+        return self.steps.run(shape, compiled=not self._shapes.carries_prompt(shape))
 
 
 def _addresses(model: torch.nn.Module) -> list[int]:

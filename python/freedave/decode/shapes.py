@@ -14,6 +14,10 @@ from freedave.decode.settings import Settings
 # this, another shape with a smaller window saves no time.
 _FLAT_TOKENS = 256
 
+# A prompt's part of up to so many tokens is filled up to a power of two, so that its forward is one of a few that come again.
+# The arithmetic of a longer one takes longer than its launches: it is as long as it is, and its shape is not kept.
+_SHORTEST_PROMPT, _LONGEST_PROMPT = 64, 512
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -30,7 +34,7 @@ class Shape:
     whole: bool = False
 
     def __str__(self) -> str:
-        kind = "a block's first forward" if self.one else "step"
+        kind = "a first forward" if self.one else "step"
         return f"{kind}: {self.rows} x {self.drafts} drafts x {self.forward} tokens, window {self.window}"
 
 
@@ -62,16 +66,27 @@ class Shapes:
 
     def own(self, sequence: DeviceSequence) -> Shape:
         """A sequence's own forward: its prompt, or all of it, and the window's first predictions."""
-        window = self.longest_window if self.settings.one_block else min(sequence.reach_ahead(), self.longest_window)
+        window = self.longest_window
         if self.settings.cache == "exact":
-            forward = sequence.start - sequence.stored + window
+            prompt = sequence.start - sequence.stored
+            if prompt <= _LONGEST_PROMPT:
+                prompt = self._bucket(prompt, _SHORTEST_PROMPT)
+            forward = prompt + window
         else:
             forward = self._bucket(len(sequence.tokens))
         return Shape(1, 1, forward, window, one=True, whole=True)
 
-    def _bucket(self, length: int) -> int:
+    def carries_prompt(self, shape: Shape) -> bool:
+        """Whether it is a sequence's first forward, not that of a later block."""
+        return shape.one and self.settings.cache == "exact"
+
+    def comes_again(self, shape: Shape) -> bool:
+        """Whether another sequence may need it."""
+        return not self.carries_prompt(shape) or shape.forward - shape.window <= _LONGEST_PROMPT
+
+    def _bucket(self, length: int, least: int = 16) -> int:
         """A power of two, so that there are few shapes; no more than a slot has."""
-        return min(max(16, 1 << (length - 1).bit_length()), self.capacity)
+        return min(max(least, 1 << (length - 1).bit_length()), self.capacity)
 
 
 def window_blocks(settings: Settings) -> int:
