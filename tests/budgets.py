@@ -85,7 +85,7 @@ CUDA_BUDGETS = {
     "predict_tokens bfloat16 neg_entropy": Budget(80, 3232, 46.0, 4),
     "predict_tokens float16 neg_entropy": Budget(80, 3232, 46.0, 4),
     "predict_tokens float32 neg_entropy": Budget(80, 3232, 46.0, 8),
-    "merge_chunks": Budget(48),
+    "merge_states": Budget(48),
     "rank_rows": Budget(64, 9216),
     "select_rows": Budget(64, 10240),
     "build_sequences": Budget(64, 2048),

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "cpu/isa.h"
-#include "cpu/predict_tokens_chunk.h"
+#include "cpu/scan_logits_chunk.h"
 
 namespace freedave::cpu {
 namespace {

@@ -16,7 +16,7 @@ __device__ __forceinline__ OnlineSoftmax shuffle_down(const OnlineSoftmax& s, in
 constexpr int kMergeThreads = 256;
 
 __global__ void __launch_bounds__(kMergeThreads)
-    merge_chunks(const __grid_constant__ MergePredictionsParams p, uint32_t rows) {
+    merge_states(const __grid_constant__ MergePredictionsParams p, uint32_t rows) {
   let_next_kernel_launch();
   wait_for_previous_kernel();
   const uint32_t row = blockIdx.x * (kMergeThreads / kWarp) + warp_id();
@@ -47,7 +47,7 @@ cudaError_t merge_predictions(const MergePredictionsParams& p, cudaStream_t stre
   if (rows > INT32_MAX || p.chunks > INT32_MAX) return cudaErrorInvalidValue;
   const int64_t rows_per_block = kMergeThreads / kWarp;
   const dim3 grid(static_cast<unsigned>((rows + rows_per_block - 1) / rows_per_block));
-  return launch(merge_chunks, grid, kMergeThreads, stream, p, static_cast<uint32_t>(rows));
+  return launch(merge_states, grid, kMergeThreads, stream, p, static_cast<uint32_t>(rows));
 }
 
 }  // namespace freedave::cuda

@@ -1,4 +1,4 @@
-// predict_tokens, 8 lanes: AVX2, FMA, F16C.
+// scan_logits, 8 lanes: AVX2, FMA, F16C.
 #include <immintrin.h>
 
 #include "freedave/host_device.h"
@@ -74,6 +74,6 @@ struct Simd {
 }  // namespace
 }  // namespace freedave::cpu
 
-#include "cpu/predict_tokens_simd.h"
+#include "cpu/scan_logits_simd.h"
 
 const freedave::cpu::ChunkKernels& freedave::cpu::chunk_kernels_avx2() { return kChunkKernels; }

@@ -11,7 +11,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "cpu/predict_tokens_chunk.h"
+#include "cpu/scan_logits_chunk.h"
 #include "freedave/logit_types.h"
 
 namespace freedave::cpu {
@@ -371,7 +371,7 @@ Ahead next_block(const Chunk& chunk, int64_t begin) {
 }
 
 template <typename T, Measure kMeasure>
-OnlineSoftmax predict_chunk(const Chunk& chunk) {
+OnlineSoftmax scan_chunk(const Chunk& chunk) {
   alignas(64) T buffer[kTile];
   OnlineSoftmax sum = empty_softmax();
   int64_t top_tile = -1;
@@ -435,12 +435,11 @@ OnlineSoftmax predict_chunk(const Chunk& chunk) {
 }
 
 constexpr ChunkKernels kChunkKernels = {{
-    {predict_chunk<float, Measure::kProb>, predict_chunk<float, Measure::kMargin>,
-     predict_chunk<float, Measure::kNegEntropy>},
-    {predict_chunk<BFloat16, Measure::kProb>, predict_chunk<BFloat16, Measure::kMargin>,
-     predict_chunk<BFloat16, Measure::kNegEntropy>},
-    {predict_chunk<Float16, Measure::kProb>, predict_chunk<Float16, Measure::kMargin>,
-     predict_chunk<Float16, Measure::kNegEntropy>},
+    {scan_chunk<float, Measure::kProb>, scan_chunk<float, Measure::kMargin>, scan_chunk<float, Measure::kNegEntropy>},
+    {scan_chunk<BFloat16, Measure::kProb>, scan_chunk<BFloat16, Measure::kMargin>,
+     scan_chunk<BFloat16, Measure::kNegEntropy>},
+    {scan_chunk<Float16, Measure::kProb>, scan_chunk<Float16, Measure::kMargin>,
+     scan_chunk<Float16, Measure::kNegEntropy>},
 }};
 
 }  // namespace
