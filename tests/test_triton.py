@@ -35,7 +35,7 @@ import freedave_kernels as fk
 from freedave_kernels import registry
 from freedave_kernels.contract import OPS
 from freedave_kernels.reference.predict_tokens import predict_tokens as reference
-from freedave_kernels.triton import launch
+from freedave_kernels.triton import launch, merge_predictions, scan_logits
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 TESTS = Path(__file__).parent
@@ -319,6 +319,15 @@ def test_contract_tests_compile_little(monkeypatch, op):
         assert len(keys) <= 3 * FEW, name
         for values in map(set, zip(*(constants for constants, *_ in keys), strict=True)):
             assert values == {False, True} or not isinstance(next(iter(values)), bool), (name, keys)
+
+
+def test_a_measure_that_no_kernel_knows_is_refused():
+    """None takes another's branch."""
+    ids, states = torch.tensor([9], device=DEVICE), torch.zeros(1, 1, 6, dtype=torch.float64, device=DEVICE)
+    with pytest.raises(KeyError, match="max_logit"):
+        scan_logits.scan_logits(torch.zeros(1, 8, device=DEVICE), ids, 9, 0, None, "max_logit", None, False, 8)
+    with pytest.raises(Exception, match="this measure has no confidence"):
+        merge_predictions.merge_predictions(states, ids, "max_logit")
 
 
 def test_rows_that_are_too_long(triton):

@@ -14,8 +14,8 @@ void partial_predictions(const PartialPredictionsParams& p, ParallelFor run) {
     for (int64_t chunk = 0; chunk < scanned.chunks; ++chunk) {
       OnlineSoftmax state = *partial++;
       // Merging tiles has left something in the fields of other measures.
-      if (p.measure != Measure::kMargin) state.second = -INFINITY;
-      if (p.measure != Measure::kNegEntropy) state.weighted = 0.0;
+      if (!needs_second(p.measure)) state.second = -INFINITY;
+      if (!needs_entropy_terms(p.measure)) state.weighted = 0.0;
       store_state(state, row + chunk * kStateFields);
     }
   }

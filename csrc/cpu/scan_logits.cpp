@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <stdexcept>
 #include <vector>
 
 #include "cpu/isa.h"
@@ -16,14 +17,21 @@
 namespace freedave::cpu {
 namespace {
 
-const ChunkKernels& kernels_for(Isa isa) {
+ChunkKernel kernel_for(Isa isa, LogitType logit_type, Measure measure) {
+  switch (isa) {
 #if FREEDAVE_X86
-  if (isa == Isa::kAvx512) return chunk_kernels_avx512();
-  if (isa == Isa::kAvx2) return chunk_kernels_avx2();
+    case Isa::kAvx512:
+      return chunk_kernel_avx512(logit_type, measure);
+    case Isa::kAvx2:
+      return chunk_kernel_avx2(logit_type, measure);
 #else
-  (void)isa;
+    case Isa::kAvx512:
+    case Isa::kAvx2:
 #endif
-  return chunk_kernels_baseline();
+    case Isa::kBaseline:
+      return chunk_kernel_baseline(logit_type, measure);
+  }
+  return nullptr;
 }
 
 int64_t element_size(LogitType type) { return type == LogitType::kFloat32 ? 4 : 2; }
@@ -99,8 +107,8 @@ Scanned scan_logits(const LogitsToScan& p, int64_t chunk_size, ParallelFor run) 
   const int64_t chunks = chunks_of(p.vocab, chunk_size);
   partials.resize(rows * chunks);
 
-  const ChunkKernel kernel =
-      kernels_for(chosen_isa()).kernel[static_cast<int>(p.logit_type)][static_cast<int>(p.measure)];
+  const ChunkKernel kernel = kernel_for(chosen_isa(), p.logit_type, p.measure);
+  if (kernel == nullptr) throw std::logic_error("scan_logits: no kernel for these logits and this measure");
   const auto first = [&](int64_t item) { return item % chunks * chunk_size; };  // logit of the row
   const auto start = [&, positions = masked.data()](int64_t item) {
     return logits_of(p, positions[item / chunks]) + first(item) * element_size(p.logit_type);

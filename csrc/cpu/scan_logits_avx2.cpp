@@ -76,4 +76,6 @@ struct Simd {
 
 #include "cpu/scan_logits_simd.h"
 
-const freedave::cpu::ChunkKernels& freedave::cpu::chunk_kernels_avx2() { return kChunkKernels; }
+freedave::cpu::ChunkKernel freedave::cpu::chunk_kernel_avx2(LogitType logit_type, Measure measure) {
+  return chunk_kernel(logit_type, measure);
+}

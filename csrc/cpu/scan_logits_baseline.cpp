@@ -92,4 +92,6 @@ struct Simd {
 
 #include "cpu/scan_logits_simd.h"
 
-const freedave::cpu::ChunkKernels& freedave::cpu::chunk_kernels_baseline() { return kChunkKernels; }
+freedave::cpu::ChunkKernel freedave::cpu::chunk_kernel_baseline(LogitType logit_type, Measure measure) {
+  return chunk_kernel(logit_type, measure);
+}

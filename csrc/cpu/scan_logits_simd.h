@@ -386,7 +386,7 @@ OnlineSoftmax scan_chunk(const Chunk& chunk) {
 
     // A probability needs only one scan: relative to the maximum so far, or to that of the first few elements.
     OnlineSoftmax tile = empty_softmax();
-    if constexpr (kMeasure == Measure::kProb) {
+    if constexpr (!needs_second(kMeasure) && !needs_entropy_terms(kMeasure)) {
       const float guess = sum.token >= 0 ? sum.max : tile_max(x, padded < 2 * kPair ? padded : 2 * kPair);
       if (guess >= -kFarReference && guess <= kFarReference) {
         if (guess != reference.value) reference = Reference(guess);
@@ -407,7 +407,7 @@ OnlineSoftmax scan_chunk(const Chunk& chunk) {
     }
 
     // The tile's maximum; terms summed so far move to the new one.
-    if constexpr (kMeasure == Measure::kMargin) {
+    if constexpr (needs_second(kMeasure)) {
       const TopTwo top = tile_top_two(x, padded);
       tile.max = top.first;
       tile.second = top.second;
@@ -419,7 +419,7 @@ OnlineSoftmax scan_chunk(const Chunk& chunk) {
     if (sum.token == tile.token && tile.token >= 0) top_tile = begin;
 
     const float reference = sum.token >= 0 ? sum.max : 0.0f;
-    if constexpr (kMeasure == Measure::kNegEntropy) {
+    if constexpr (needs_entropy_terms(kMeasure)) {
       add_entropy_terms(x, padded, reference, ahead, sum);
     } else {
       add_terms(x, padded, reference, ahead, sum);
@@ -434,13 +434,30 @@ OnlineSoftmax scan_chunk(const Chunk& chunk) {
   return sum;
 }
 
-constexpr ChunkKernels kChunkKernels = {{
-    {scan_chunk<float, Measure::kProb>, scan_chunk<float, Measure::kMargin>, scan_chunk<float, Measure::kNegEntropy>},
-    {scan_chunk<BFloat16, Measure::kProb>, scan_chunk<BFloat16, Measure::kMargin>,
-     scan_chunk<BFloat16, Measure::kNegEntropy>},
-    {scan_chunk<Float16, Measure::kProb>, scan_chunk<Float16, Measure::kMargin>,
-     scan_chunk<Float16, Measure::kNegEntropy>},
-}};
+template <typename T>
+ChunkKernel chunk_kernel(Measure measure) {
+  switch (measure) {
+    case Measure::kProb:
+      return scan_chunk<T, Measure::kProb>;
+    case Measure::kMargin:
+      return scan_chunk<T, Measure::kMargin>;
+    case Measure::kNegEntropy:
+      return scan_chunk<T, Measure::kNegEntropy>;
+  }
+  return nullptr;
+}
+
+ChunkKernel chunk_kernel(LogitType logit_type, Measure measure) {
+  switch (logit_type) {
+    case LogitType::kFloat32:
+      return chunk_kernel<float>(measure);
+    case LogitType::kBFloat16:
+      return chunk_kernel<BFloat16>(measure);
+    case LogitType::kFloat16:
+      return chunk_kernel<Float16>(measure);
+  }
+  return nullptr;
+}
 
 }  // namespace
 }  // namespace freedave::cpu

@@ -160,7 +160,7 @@ struct Seen {
 
   // Takes a larger maximum; terms summed so far become relative to it.
   __device__ void raise(float larger, int at) {
-    if constexpr (kMeasure == Measure::kNegEntropy) {
+    if constexpr (needs_entropy_terms(kMeasure)) {
       if (larger > max) {
         const double shift = static_cast<double>(reference()) - static_cast<double>(larger);
         const double scale = exp(shift);
@@ -181,7 +181,7 @@ struct Seen {
 
   __device__ void add(const float (&x)[kGroup]) {
     const float top = reference();
-    if constexpr (kMeasure == Measure::kNegEntropy) {
+    if constexpr (needs_entropy_terms(kMeasure)) {
       float tied = 0.0f, terms = 0.0f, weights = 0.0f;
 #pragma unroll
       for (int i = 0; i < kGroup; ++i) {
@@ -219,7 +219,7 @@ template <Measure kMeasure>
 __device__ __forceinline__ void look_at(const float (&x)[kGroup], float& largest, float& second) {
 #pragma unroll
   for (int i = 0; i < kGroup; ++i) {
-    if constexpr (kMeasure == Measure::kMargin) second = fmaxf(second, fminf(x[i], largest));
+    if constexpr (needs_second(kMeasure)) second = fmaxf(second, fminf(x[i], largest));
     largest = fmaxf(largest, x[i]);
   }
 }
@@ -257,7 +257,7 @@ __device__ __forceinline__ OnlineSoftmax scan_chunk(const T* chunk, int size, in
       group[g] = load_group<kAligned>(chunk, mine + g * kThreads * kGroup, size);
     }
     float x[kGroupsAhead][kGroup];
-    float largest = kMeasure == Measure::kMargin ? seen.max : -INFINITY;
+    float largest = needs_second(kMeasure) ? seen.max : -INFINITY;
 #pragma unroll
     for (int g = 0; g < kGroupsAhead; ++g) {
       values_of<kSuppress>(group[g], mine + g * kThreads * kGroup, suppressed, x[g]);
@@ -286,7 +286,7 @@ __device__ __forceinline__ OnlineSoftmax scan_chunk(const T* chunk, int size, in
 
   const float own_max = seen.max;
   seen.raise(top, 0);
-  if constexpr (kMeasure == Measure::kNegEntropy) {
+  if constexpr (needs_entropy_terms(kMeasure)) {
     const double ties = warp_sum(seen.ties), rest = warp_sum(seen.rest), weighted = warp_sum(seen.weighted);
     if (lane_id() == 0) {
       scratch.ties[warp_id()] = ties;
@@ -303,7 +303,7 @@ __device__ __forceinline__ OnlineSoftmax scan_chunk(const T* chunk, int size, in
   token = scratch.token[0];
 #pragma unroll
   for (int w = 1; w < kWarps; ++w) token = token < scratch.token[w] ? token : scratch.token[w];
-  if constexpr (kMeasure == Measure::kMargin) {
+  if constexpr (needs_second(kMeasure)) {
     // The second largest is the largest of all but the one logit that was chosen.
     const bool chose = has_top && static_cast<int>(token / kGroup % kThreads) == static_cast<int>(threadIdx.x);
     const float other = warp_max(chose ? seen.second : own_max);
@@ -314,14 +314,14 @@ __device__ __forceinline__ OnlineSoftmax scan_chunk(const T* chunk, int size, in
     whole.max = top;
     whole.token = token == kNone ? -1 : first_token + token;
     for (int w = 0; w < kWarps; ++w) {
-      if constexpr (kMeasure == Measure::kNegEntropy) {
+      if constexpr (needs_entropy_terms(kMeasure)) {
         whole.ties += scratch.ties[w];
         whole.rest += scratch.rest[w];
         whole.weighted += scratch.weighted[w];
       } else {
         whole.rest += static_cast<double>(scratch.sum[w]);
       }
-      if constexpr (kMeasure == Measure::kMargin) whole.second = fmaxf(whole.second, scratch.second[w]);
+      if constexpr (needs_second(kMeasure)) whole.second = fmaxf(whole.second, scratch.second[w]);
     }
   }
   return whole;
@@ -356,7 +356,7 @@ __device__ __forceinline__ Place place_of(const LogitsToScan& p, uint32_t flat) 
 }
 
 // Blocks that an SM shall hold, which caps a thread's registers: enough bytes in flight, and no spills.
-constexpr int blocks_per_sm(Measure measure) { return measure == Measure::kNegEntropy ? 6 : 8; }
+constexpr int blocks_per_sm(Measure measure) { return needs_entropy_terms(measure) ? 6 : 8; }
 
 template <typename T, Measure kMeasure, bool kAligned>
 __global__ void __launch_bounds__(kThreads, blocks_per_sm(kMeasure))
@@ -408,14 +408,33 @@ using ScanKernel = void (*)(LogitsToScan, double*, uint32_t, int);
 
 template <typename T, bool kAligned>
 ScanKernel scan_kernel(Measure measure) {
-  if (measure == Measure::kProb) return scan_chunks<T, Measure::kProb, kAligned>;
-  if (measure == Measure::kMargin) return scan_chunks<T, Measure::kMargin, kAligned>;
-  return scan_chunks<T, Measure::kNegEntropy, kAligned>;
+  switch (measure) {
+    case Measure::kProb:
+      return scan_chunks<T, Measure::kProb, kAligned>;
+    case Measure::kMargin:
+      return scan_chunks<T, Measure::kMargin, kAligned>;
+    case Measure::kNegEntropy:
+      return scan_chunks<T, Measure::kNegEntropy, kAligned>;
+  }
+  return nullptr;
 }
 
 template <typename T>
 ScanKernel scan_kernel(const LogitsToScan& p) {
   return is_aligned(p, sizeof(T)) ? scan_kernel<T, true>(p.measure) : scan_kernel<T, false>(p.measure);
+}
+
+// Null for what is no type of logits, or no measure.
+ScanKernel scan_kernel_for(const LogitsToScan& p) {
+  switch (p.logit_type) {
+    case LogitType::kFloat32:
+      return scan_kernel<float>(p);
+    case LogitType::kBFloat16:
+      return scan_kernel<BFloat16>(p);
+    case LogitType::kFloat16:
+      return scan_kernel<Float16>(p);
+  }
+  return nullptr;
 }
 
 }  // namespace
@@ -434,17 +453,9 @@ cudaError_t scan_logits(const LogitsToScan& p, int64_t chunk_size, double* state
   const int64_t wanted = std::min<int64_t>(rows, 64 * processors / chunks) | 1;
   const dim3 grid(static_cast<unsigned>(chunks), static_cast<unsigned>(std::min<int64_t>(wanted, 65535)));
 
-  const uint32_t count = static_cast<uint32_t>(rows);
-  const int size = static_cast<int>(chunk_size);
-  switch (p.logit_type) {
-    case LogitType::kFloat32:
-      return launch(scan_kernel<float>(p), grid, kThreads, stream, p, states, count, size);
-    case LogitType::kBFloat16:
-      return launch(scan_kernel<BFloat16>(p), grid, kThreads, stream, p, states, count, size);
-    case LogitType::kFloat16:
-      break;
-  }
-  return launch(scan_kernel<Float16>(p), grid, kThreads, stream, p, states, count, size);
+  const ScanKernel kernel = scan_kernel_for(p);
+  if (kernel == nullptr) return cudaErrorInvalidValue;
+  return launch(kernel, grid, kThreads, stream, p, states, static_cast<uint32_t>(rows), static_cast<int>(chunk_size));
 }
 
 }  // namespace freedave::cuda
