@@ -152,50 +152,15 @@ def write(starts, rows, live, total, context, D: tl.constexpr, D_PADDED: tl.cons
 
 
 @triton.jit
-def attend_split(
-    q,
-    split,
-    stored_keys,
-    stored_values,
-    keys,
-    values,
-    key_draft,
-    value_draft,
-    begin,
-    end,
-    begin_2,
-    end_2,
-    window,
-    exist,
-    farthest,
-    draft,
-    seen,
-    first_draft,
-    drafts_in_tile,
-    factor,
-    D: tl.constexpr,
-    D_PADDED: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    SPLIT: tl.constexpr,
-    UNIT: tl.constexpr,
-    KEY_STEP: tl.constexpr,
-    VALUE_STEP: tl.constexpr,
-    STORED_KEY_STEP: tl.constexpr,
-    STORED_VALUE_STEP: tl.constexpr,
-    STORED: tl.constexpr,
-    OWN: tl.constexpr,
-    STAGES: tl.constexpr,
-    ONE_DRAFT: tl.constexpr,
-):
-    """Attention of a tile of rows to the keys of one split, tile by tile of keys: those in a range where they are stored and,
-    with `OWN`, those of the windows, which lie at `window` to before `window + exist`; rows see them up to `farthest`.
+def tiles_of_split(
+    split, begin, end, begin_2, end_2, window, farthest, drafts_in_tile,
+    BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, OWN: tl.constexpr,
+):  # fmt: skip
+    """The tiles of keys in a split that rows attend to, in ascending order: which is the first, and how many there are.
 
-    A tile of keys with positions of the windows comes once for each draft, and is nothing to the rows of others.
+    With `OWN`, a tile that has positions of the windows is counted once for each draft. Of these: which is the first, how
+    many tiles come before it, how many they are, and how many when counted so.
     """
-    largest = tl.full((BLOCK_M,), NEVER, tl.float32)
-    total = tl.zeros((BLOCK_M,), tl.float32)
-    context = tl.zeros((BLOCK_M, D_PADDED), tl.float32)
     low, high = split * SPLIT, split * SPLIT + SPLIT
     first = tl.maximum(tl.minimum(begin, begin_2), low)
     last = tl.minimum(tl.maximum(end, end_2), high)
@@ -204,6 +169,7 @@ def attend_split(
         last = tl.maximum(last, tl.minimum(window + farthest, high))
     first_tile = first // BLOCK_N
     count = (last + BLOCK_N - 1) // BLOCK_N - first_tile
+    own_tile, own_number, own_tiles, own_count = first_tile, count, count, count
     if OWN:
         own_tile = tl.maximum(window, low) // BLOCK_N
         own_after = (tl.minimum(window + farthest, high) + BLOCK_N - 1) // BLOCK_N
@@ -211,39 +177,94 @@ def attend_split(
         own_number = own_tile - first_tile
         own_count = own_tiles * drafts_in_tile
         count += own_count - own_tiles
+    return first_tile, count, own_tile, own_number, own_tiles, own_count
+
+
+@triton.jit
+def nth_own_tile(number, own_tile, own_number, own_tiles, own_count, first_draft, drafts_in_tile):
+    """Which tile comes in that place, the draft whose window it is taken from, and whether it has any of a window."""
+    into = number - own_number
+    of_own = (into >= 0) & (into < own_count)
+    of_draft = first_draft + tl.where(of_own, into % drafts_in_tile, 0)
+    within = tl.where(of_own, into // drafts_in_tile, into + own_tiles - own_count)
+    return own_tile + tl.where(into < 0, into, within), of_draft, of_own
+
+
+@triton.jit
+def starts_of(
+    stored, own, start, window, inside,
+    STORED_STEP: tl.constexpr, OWN_STEP: tl.constexpr, BLOCK_N: tl.constexpr, UNIT: tl.constexpr,
+    STORED: tl.constexpr, OWN: tl.constexpr,
+):  # fmt: skip
+    """Where the keys, or values, of a tile begin: those `inside` the window in `own`, the others among the `stored` ones."""
+    nth = tl.arange(0, BLOCK_N)
+    if OWN and STORED:
+        own_starts = tile_of(own, start - window, OWN_STEP) + nth * OWN_STEP
+        starts = tl.where(inside, own_starts, tile_of(stored, start, STORED_STEP) + nth * STORED_STEP)
+    elif OWN:
+        starts = tile_of(own, start - window, OWN_STEP) + nth * OWN_STEP
+    else:
+        starts = tile_of(stored, start, STORED_STEP) + nth * STORED_STEP
+    # A compiler does not see what the addresses that were chosen among have in common.
+    return tl.multiple_of(starts, UNIT * (stored.dtype.element_ty.primitive_bitwidth // 8))
+
+
+@triton.jit
+def hide_unseen(scores, start, begin, end, begin_2, end_2, BLOCK_N: tl.constexpr):
+    """Scores of a tile of stored keys, -inf outside the ranges."""
+    all_seen = ((start >= begin) & (start + BLOCK_N <= end)) | ((start >= begin_2) & (start + BLOCK_N <= end_2))
+    if not all_seen:  # rarely: comparing takes longer than multiplying
+        place = start + tl.arange(0, BLOCK_N)
+        scores = tl.where(in_ranges(place, begin, end, begin_2, end_2)[None, :], scores, NEVER)
+    return scores
+
+
+@triton.jit
+def attend_split(
+    q, split, stored_keys, stored_values, keys, values, key_draft, value_draft, begin, end, begin_2, end_2,
+    window, exist, farthest, draft, seen, first_draft, drafts_in_tile, factor,
+    D: tl.constexpr, D_PADDED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr,
+    UNIT: tl.constexpr, KEY_STEP: tl.constexpr, VALUE_STEP: tl.constexpr, STORED_KEY_STEP: tl.constexpr,
+    STORED_VALUE_STEP: tl.constexpr, STORED: tl.constexpr, OWN: tl.constexpr, STAGES: tl.constexpr,
+    ONE_DRAFT: tl.constexpr,
+):  # fmt: skip
+    """Attention of a tile of rows to the keys of one split, tile by tile of keys: those in a range where they are stored and,
+    with `OWN`, those of the windows, which lie at `window` to before `window + exist`; rows see them up to `farthest`.
+
+    A tile of keys with positions of the windows comes once for each draft; rows of other drafts do not see it.
+    """
+    largest = tl.full((BLOCK_M,), NEVER, tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    context = tl.zeros((BLOCK_M, D_PADDED), tl.float32)
+    first_tile, count, own_tile, own_number, own_tiles, own_count = tiles_of_split(
+        split, begin, end, begin_2, end_2, window, farthest, drafts_in_tile, BLOCK_N, SPLIT, OWN
+    )
     for number in tl.range(count, num_stages=STAGES):
         tile = first_tile + number
         if OWN:
-            into = number - own_number
-            of_own = (into >= 0) & (into < own_count)
-            of_draft = first_draft + tl.where(of_own, into % drafts_in_tile, 0)
-            within = tl.where(of_own, into // drafts_in_tile, into + own_tiles - own_count)
-            tile = own_tile + tl.where(into < 0, into, within)
+            tile, of_draft, of_own = nth_own_tile(
+                number, own_tile, own_number, own_tiles, own_count, first_draft, drafts_in_tile
+            )
         start = tile * BLOCK_N
-        nth = tl.arange(0, BLOCK_N)
-        place = start + nth
+        place = start + tl.arange(0, BLOCK_N)
         there = in_ranges(place, begin, end, begin_2, end_2)
-        k_start = tile_of(stored_keys, start, STORED_KEY_STEP) + nth * STORED_KEY_STEP
-        v_start = tile_of(stored_values, start, STORED_VALUE_STEP) + nth * STORED_VALUE_STEP
+        inside, loaded, own_keys, own_values = there, there, keys, values
         if OWN:
             inside = (place >= window) & (place < window + exist)
-            own_keys = tile_of(keys + of_draft * key_draft * UNIT, start - window, KEY_STEP)
-            own_values = tile_of(values + of_draft * value_draft * UNIT, start - window, VALUE_STEP)
+            own_keys += of_draft * key_draft * UNIT
+            own_values += of_draft * value_draft * UNIT
+            loaded = inside & (place < window + farthest)
             if STORED:
                 there = there & (place < tl.where(inside, 0, FAR))
-                k_start = tl.where(inside, own_keys + nth * KEY_STEP, k_start)
-                v_start = tl.where(inside, own_values + nth * VALUE_STEP, v_start)
-                loaded = there | (inside & (place < window + farthest))
-            else:
-                k_start, v_start = own_keys + nth * KEY_STEP, own_values + nth * VALUE_STEP
-                loaded = inside & (place < window + farthest)
-        else:
-            loaded = there
-        # What the addresses that were chosen among have in common is lost on a compiler.
-        k_start = tl.multiple_of(k_start, UNIT * (stored_keys.dtype.element_ty.primitive_bitwidth // 8))
-        v_start = tl.multiple_of(v_start, UNIT * (stored_keys.dtype.element_ty.primitive_bitwidth // 8))
-        k = load_rows(k_start, loaded, 0.0, D, D_PADDED)
-        v = load_rows(v_start, loaded, 0.0, D, D_PADDED)
+                loaded = there | loaded
+        k_starts = starts_of(
+            stored_keys, own_keys, start, window, inside, STORED_KEY_STEP, KEY_STEP, BLOCK_N, UNIT, STORED, OWN
+        )
+        v_starts = starts_of(
+            stored_values, own_values, start, window, inside, STORED_VALUE_STEP, VALUE_STEP, BLOCK_N, UNIT, STORED, OWN
+        )
+        k = load_rows(k_starts, loaded, 0.0, D, D_PADDED)
+        v = load_rows(v_starts, loaded, 0.0, D, D_PADDED)
         scores = multiply(q, tl.trans(k), tl.zeros((BLOCK_M, BLOCK_N), tl.float32))
         if OWN:
             mine = (draft == of_draft) | (draft < tl.where(of_own, 0, FAR))
@@ -253,16 +274,10 @@ def attend_split(
                 place = tl.where(there, -1, place)
             scores = tl.where(place[None, :] < reach[:, None], scores, NEVER)
         else:
-            all_seen = ((start >= begin) & (start + BLOCK_N <= end)) | ((start >= begin_2) & (start + BLOCK_N <= end_2))
-            if not all_seen:  # rarely: comparing takes longer than multiplying
-                scores = tl.where(in_ranges(start + nth, begin, end, begin_2, end_2)[None, :], scores, NEVER)
+            scores = hide_unseen(scores, start, begin, end, begin_2, end_2, BLOCK_N)
         largest, shrink, weights = weigh(scores, largest, factor)
         total = total * shrink + tl.sum(weights, axis=1)
         weighted = multiply(weights.to(v.dtype), v, context * shrink[:, None])
-        if (
-            OWN and not ONE_DRAFT
-        ):  # what is NaN in other drafts' values stays there: it weighs 0, which does not stop a NaN
-            context = tl.where(mine[:, None], weighted, context)
-        else:
-            context = weighted
+        # A NaN among the values of other drafts stays there: it weighs 0, which does not stop a NaN.
+        context = tl.where(mine[:, None], weighted, context) if OWN and not ONE_DRAFT else weighted
     return largest, total, context
