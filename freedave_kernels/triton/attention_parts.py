@@ -191,22 +191,33 @@ def nth_own_tile(number, own_tile, own_number, own_tiles, own_count, first_draft
 
 
 @triton.jit
-def starts_of(
-    stored, own, start, window, inside,
-    STORED_STEP: tl.constexpr, OWN_STEP: tl.constexpr, BLOCK_N: tl.constexpr, UNIT: tl.constexpr,
-    STORED: tl.constexpr, OWN: tl.constexpr,
+def starts_of_tile(
+    stored_keys, stored_values, keys, values, place, window, start, farthest, exist, there,
+    KEY_STEP: tl.constexpr, VALUE_STEP: tl.constexpr, STORED_KEY_STEP: tl.constexpr, STORED_VALUE_STEP: tl.constexpr,
+    BLOCK_N: tl.constexpr, UNIT: tl.constexpr, STORED: tl.constexpr, OWN: tl.constexpr,
 ):  # fmt: skip
-    """Where the keys, or values, of a tile begin: those `inside` the window in `own`, the others among the `stored` ones."""
+    """Where the keys and values of a tile begin: of positions in the window in `keys` and `values`, of others among the
+    stored ones. Also which positions lie in the window, which are taken from the stored ones, and which are loaded at all.
+    """
     nth = tl.arange(0, BLOCK_N)
-    if OWN and STORED:
-        own_starts = tile_of(own, start - window, OWN_STEP) + nth * OWN_STEP
-        starts = tl.where(inside, own_starts, tile_of(stored, start, STORED_STEP) + nth * STORED_STEP)
-    elif OWN:
-        starts = tile_of(own, start - window, OWN_STEP) + nth * OWN_STEP
-    else:
-        starts = tile_of(stored, start, STORED_STEP) + nth * STORED_STEP
+    k_start = tile_of(stored_keys, start, STORED_KEY_STEP) + nth * STORED_KEY_STEP
+    v_start = tile_of(stored_values, start, STORED_VALUE_STEP) + nth * STORED_VALUE_STEP
+    inside, loaded = there, there
+    if OWN:
+        inside = (place >= window) & (place < window + exist)
+        own_keys, own_values = tile_of(keys, start - window, KEY_STEP), tile_of(values, start - window, VALUE_STEP)
+        if STORED:
+            there = there & (place < tl.where(inside, 0, FAR))
+            k_start = tl.where(inside, own_keys + nth * KEY_STEP, k_start)
+            v_start = tl.where(inside, own_values + nth * VALUE_STEP, v_start)
+            loaded = there | (inside & (place < window + farthest))
+        else:
+            k_start, v_start = own_keys + nth * KEY_STEP, own_values + nth * VALUE_STEP
+            loaded = inside & (place < window + farthest)
     # A compiler does not see what the addresses that were chosen among have in common.
-    return tl.multiple_of(starts, UNIT * (stored.dtype.element_ty.primitive_bitwidth // 8))
+    k_start = tl.multiple_of(k_start, UNIT * (stored_keys.dtype.element_ty.primitive_bitwidth // 8))
+    v_start = tl.multiple_of(v_start, UNIT * (stored_keys.dtype.element_ty.primitive_bitwidth // 8))
+    return k_start, v_start, inside, there, loaded
 
 
 @triton.jit
@@ -248,23 +259,16 @@ def attend_split(
         start = tile * BLOCK_N
         place = start + tl.arange(0, BLOCK_N)
         there = in_ranges(place, begin, end, begin_2, end_2)
-        inside, loaded, own_keys, own_values = there, there, keys, values
+        own_keys, own_values = keys, values
         if OWN:
-            inside = (place >= window) & (place < window + exist)
             own_keys += of_draft * key_draft * UNIT
             own_values += of_draft * value_draft * UNIT
-            loaded = inside & (place < window + farthest)
-            if STORED:
-                there = there & (place < tl.where(inside, 0, FAR))
-                loaded = there | loaded
-        k_starts = starts_of(
-            stored_keys, own_keys, start, window, inside, STORED_KEY_STEP, KEY_STEP, BLOCK_N, UNIT, STORED, OWN
-        )
-        v_starts = starts_of(
-            stored_values, own_values, start, window, inside, STORED_VALUE_STEP, VALUE_STEP, BLOCK_N, UNIT, STORED, OWN
-        )
-        k = load_rows(k_starts, loaded, 0.0, D, D_PADDED)
-        v = load_rows(v_starts, loaded, 0.0, D, D_PADDED)
+        k_start, v_start, inside, there, loaded = starts_of_tile(
+            stored_keys, stored_values, own_keys, own_values, place, window, start, farthest, exist, there,
+            KEY_STEP, VALUE_STEP, STORED_KEY_STEP, STORED_VALUE_STEP, BLOCK_N, UNIT, STORED, OWN,
+        )  # fmt: skip
+        k = load_rows(k_start, loaded, 0.0, D, D_PADDED)
+        v = load_rows(v_start, loaded, 0.0, D, D_PADDED)
         scores = multiply(q, tl.trans(k), tl.zeros((BLOCK_M, BLOCK_N), tl.float32))
         if OWN:
             mine = (draft == of_draft) | (draft < tl.where(of_own, 0, FAR))
