@@ -244,10 +244,9 @@ __device__ __forceinline__ uint32_t find(const T* chunk, int size, int sweep, fl
   return found;
 }
 
-// One chunk of one row, by the whole block; thread 0 has the result.
+// What each thread sees of a chunk.
 template <typename T, Measure kMeasure, bool kAligned, bool kSuppress>
-__device__ __forceinline__ OnlineSoftmax scan_chunk(const T* chunk, int size, int64_t first_token,
-                                                    const SuppressedBits& suppressed, Scratch<kMeasure>& scratch) {
+__device__ __forceinline__ Seen<kMeasure> sweep_chunk(const T* chunk, int size, const SuppressedBits& suppressed) {
   Seen<kMeasure> seen;
   for (int sweep = 0; sweep < size; sweep += kSweep) {
     const int mine = sweep + static_cast<int>(threadIdx.x) * kGroup;
@@ -267,6 +266,14 @@ __device__ __forceinline__ OnlineSoftmax scan_chunk(const T* chunk, int size, in
 #pragma unroll
     for (int g = 0; g < kGroupsAhead; ++g) seen.add(x[g]);
   }
+  return seen;
+}
+
+// One chunk of one row, by the whole block; thread 0 has the result.
+template <typename T, Measure kMeasure, bool kAligned, bool kSuppress>
+__device__ __forceinline__ OnlineSoftmax scan_chunk(const T* chunk, int size, int64_t first_token,
+                                                    const SuppressedBits& suppressed, Scratch<kMeasure>& scratch) {
+  Seen<kMeasure> seen = sweep_chunk<T, kMeasure, kAligned, kSuppress>(chunk, size, suppressed);
 
   // The block's maximum, and every thread's terms relative to it.
   const float warp_top = warp_max(seen.max);
