@@ -1,4 +1,4 @@
-// A row's states as one: merged in vocabulary order, whoever made them.
+// Merges the states of each row, in vocabulary order, so that the result does not depend on who made them.
 #include "cpu/merge_predictions.h"
 
 #include "cpu/launch.h"

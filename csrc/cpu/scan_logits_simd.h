@@ -36,8 +36,9 @@ HD float negative_infinity(float) { return -INFINITY; }
 HD BFloat16 negative_infinity(BFloat16) { return {0xff80}; }
 HD Float16 negative_infinity(Float16) { return {0xfc00}; }
 
-// Vectors advance step by step, N of them: a scheduler holds only a few vectors' worth of instructions, so dependent
-// ones must stand apart for the next vectors to start.
+// The functions that follow take N vectors, and take each step for all of them before the next step. Instructions that
+// follow one another are then independent. One vector at a time would wait: a processor looks too few instructions
+// ahead to find the next vector's.
 
 // e^r for |r| <= ln 2 / 2 / 2^kFractionBits: a minimax polynomial that is exact at 0, of degree 2 for the table's short
 // r, else 5.
@@ -182,8 +183,8 @@ TopTwo tile_top_two(const T* x, int size) {
 }
 
 // Fetches the next block while this one is read: a few lines of each of its pages in turn. The prefetcher of an Intel
-// core follows one stream of addresses in each page and never leaves it, so eight pages at once are read up to half as
-// fast again as one after the other.
+// core follows one stream of addresses in each page and never leaves the page. So eight pages at once are read up
+// to 1.5 times as fast as one page after the other.
 class Ahead {
  public:
   Ahead() = default;  // fetches nothing
@@ -339,8 +340,8 @@ int find(const T* x, int size, float value) {
   return i;
 }
 
-// A tile as the loops want it: whole pairs of vectors, suppressed tokens at -inf. Copied into `buffer` only if it is
-// not already so, which is the end of a row, or a tile with suppressed tokens.
+// A tile as the loops need it: whole pairs of vectors, suppressed tokens at -inf. Only the end of a row and a tile with
+// suppressed tokens are copied, into `buffer`; all others are that already.
 template <typename T>
 const T* prepare_tile(const Chunk& chunk, int64_t begin, int size, T* buffer) {
   const T* x = static_cast<const T*>(chunk.logits) + begin;
@@ -365,7 +366,8 @@ Ahead next_block(const Chunk& chunk, int64_t begin) {
   const T* logits = static_cast<const T*>(chunk.logits);
   const bool within = begin < chunk.size;
   const int64_t left = within ? chunk.size - begin : chunk.next_size;
-  // Where nothing is next, what is at hand: addresses that nothing is mapped to take a walk through the page tables.
+  // Where it is not known what comes next, this chunk is fetched again: it is in the cache, while the fetch of an
+  // address that is not mapped takes a walk through the page tables.
   const void* block = within ? logits + begin : chunk.next ? chunk.next : logits;
   return Ahead(block, (left < kBlock ? left : kBlock) * sizeof(T));
 }

@@ -134,7 +134,7 @@ __device__ __forceinline__ ChainEnd walk_chain(const DraftStepParams& p, Window&
   int64_t state = window.inside ? sequence.draft(0, i) : 0;
   const bool was_open = window.inside && state == mask;
   bool open = was_open;
-  // A step that fills nothing is none: where nothing can be ranked, a draft's target is the draft itself.
+  // A step that fills no position is not counted: where nothing can be ranked, a draft is its own target.
   const auto count_step = [&](bool filled) {
     const bool fresh = was_open && filled && committed_by < 0;
     if (fresh) committed_by = steps;
@@ -169,7 +169,7 @@ __global__ void __launch_bounds__(kMaxLength) step_sequences(const __grid_consta
   const int i = window.position;
   const auto [accepted, open, committed, begun, committed_by, steps] = walk_chain(p, window, sequence);
 
-  // Carry the accepted predictions over.
+  // Write the accepted draft's predictions and what is committed.
   int64_t step_map = -1;
   if (window.inside) {
     const Record record = record_of(p, b);

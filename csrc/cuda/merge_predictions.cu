@@ -1,5 +1,5 @@
-// A row's states as one. A warp owns a row and merges its states in a fixed order; whoever made them, and however many
-// rows there are, the bits are the same. A few microseconds: bound by latency.
+// Merges the states of each row. A warp owns a row and merges in a fixed order, so a row's bits depend neither on who
+// made its states nor on how many rows there are. A few microseconds: bound by latency.
 #include "cuda/device.cuh"
 #include "cuda/launch.h"
 #include "freedave/online_softmax.h"
@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kMergeThreads)
     whole = merge(whole, load_state(states + chunk * p.state_rows.step));
   }
   for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-    // Lanes without a chunk hold nothing: skipping them changes no bit.
+    // Lanes without a chunk hold the neutral state, so skipping them changes no bit.
     if (offset < chunks) whole = merge(whole, shuffle_down(whole, offset));
   }
   if (lane_id() > 0) return;

@@ -1,4 +1,4 @@
-// What is known of each stretch of a vocabulary, for rows whose logits do not exist all at once: the scan alone.
+// One state for each 4096 logits of a row: the scan alone. It serves callers that never hold all logits of a row.
 #include "cuda/launch.h"
 
 namespace freedave::cuda {

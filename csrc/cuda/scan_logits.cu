@@ -1,4 +1,4 @@
-// One pass over the logits of the masked rows: for each chunk of the vocabulary, what is known of its softmax.
+// One pass over the logits of the masked rows: the softmax of each chunk of the vocabulary, as a state.
 //
 // A block owns one chunk of the vocabulary (4096 or 16384 logits at a fixed place) of the masked rows it finds among
 // its rows; a thread owns groups of 8 neighbouring logits, 128 groups apart, and loads four of them (64 or 128 bytes)
@@ -115,7 +115,7 @@ __device__ __forceinline__ Group<T> load_group(const T* chunk, int first, int si
   return group;
 }
 
-// The group as floats, suppressed tokens at -inf: their logits are not looked at, even a NaN.
+// The group as floats, suppressed tokens at -inf: their logits do not count, not even a NaN.
 template <bool kSuppress, typename T>
 __device__ __forceinline__ void values_of(const Group<T>& group, int first, const SuppressedBits& suppressed,
                                           float (&x)[kGroup]) {
@@ -362,7 +362,8 @@ __device__ __forceinline__ Place place_of(const LogitsToScan& p, uint32_t flat) 
   return {flat / length, flat % length};
 }
 
-// Blocks that an SM shall hold, which caps a thread's registers: enough bytes in flight, and no spills.
+// Blocks that an SM must have room for. This caps the registers of a thread: low enough that many loads are in flight,
+// high enough that nothing spills.
 constexpr int blocks_per_sm(Measure measure) { return needs_entropy_terms(measure) ? 6 : 8; }
 
 template <typename T, Measure kMeasure, bool kAligned>
@@ -381,8 +382,8 @@ __global__ void __launch_bounds__(kThreads, blocks_per_sm(kMeasure))
     return states + (static_cast<int64_t>(row) * gridDim.x + blockIdx.x) * kStateFields;
   };
 
-  // Rows blockIdx.y, blockIdx.y + gridDim.y, ...: every lane looks at one, and 32 that are not masked cost one load and
-  // the store of what is known of them, nothing.
+  // A block takes the rows blockIdx.y, blockIdx.y + gridDim.y, ... A lane reads the id of one, so a warp reads 32 in
+  // one load. Rows that are not masked store the neutral state and do nothing else.
   for (uint32_t base = blockIdx.y; base < rows; base += kWarp * gridDim.y) {
     const uint32_t candidate = base + lane_id() * gridDim.y;
     const Place place = place_of(p, candidate);
@@ -455,8 +456,8 @@ cudaError_t scan_logits(const LogitsToScan& p, int64_t chunk_size, double* state
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   if (error != cudaSuccess) return error;
-  // Some 4 waves of blocks. Odd, so that the rows of a block fall on different positions of a window: the masked ones
-  // crowd at its end.
+  // Some 4 waves of blocks. The number is odd, so that the rows of a block are different positions of a window: most
+  // masked positions are near its end, and a block that had only those would be the last to finish.
   const int64_t wanted = std::min<int64_t>(rows, 64 * processors / chunks) | 1;
   const dim3 grid(static_cast<unsigned>(chunks), static_cast<unsigned>(std::min<int64_t>(wanted, 65535)));
 

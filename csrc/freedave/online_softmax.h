@@ -48,8 +48,8 @@ HD constexpr bool needs_entropy_terms(Measure measure) {
   __builtin_unreachable();
 }
 
-// What is known of a softmax after part of a row: enough for the arg max and every measure of confidence, in one pass.
-// For the entropy, terms equal to the maximum are counted apart from those below it: a peaked row's entropy lives in
+// The softmax of part of a row: enough for the arg max and every measure of confidence, in one pass. For the entropy,
+// logits equal to the maximum are counted apart from the terms of those below it: the entropy of a peaked row is in
 // digits that 1 + rest would round away. The other measures leave `ties` 0 and keep every term in `rest`.
 struct OnlineSoftmax {
   float max;        // largest logit, -INFINITY when there is none
@@ -67,7 +67,7 @@ HD OnlineSoftmax merge(const OnlineSoftmax& a, const OnlineSoftmax& b) {
   const bool a_leads = b.token < 0 || (a.token >= 0 && token_comes_first(a.max, a.token, b.max, b.token));
   OnlineSoftmax lead = a_leads ? a : b;
   const OnlineSoftmax other = a_leads ? b : a;
-  if (other.token < 0) {  // nothing above -inf: adds no term, but a NaN stays a NaN
+  if (other.token < 0) {  // nothing above -inf: adds no term, but its rest may be a NaN
     lead.rest += other.rest;
     return lead;
   }

@@ -44,7 +44,7 @@ def start_of(starts, index, step, GIVEN: tl.constexpr):
 
 @triton.jit
 def seen_range(ranges, end_step, capacity):
-    """One range within the capacity; one that is empty begins far away and ends at 0, as nothing else does."""
+    """One range within the capacity. An empty one is from FAR to 0: it takes part in no minimum and no maximum."""
     begin = tl.maximum(tl.load(ranges), 0)
     end = tl.minimum(tl.load(ranges + end_step), capacity)
     empty = begin >= end
@@ -65,8 +65,10 @@ def seen_ranges(ranges, index, row_step, range_step, end_step, capacity, RANGES:
 
 @triton.jit
 def parts_of(begin, end, begin_2, end_2, window, exist, stored_splits, SPLIT: tl.constexpr):
-    """The parts that a row may see, from one to before another. Stored positions have a part a split; a window that reaches
-    beyond them has further ones for the splits that it touches there, so that their number is known without its place.
+    """The parts that a row may see: the first, and the one after the last.
+
+    Each split of the stored positions is a part. A window that reaches beyond them adds parts, one for each split that it
+    touches there. They follow the stored ones directly wherever the window lies, so the host knows how many there can be.
     """
     window_split = tl.minimum(window // SPLIT, stored_splits)
     first = tl.minimum(tl.minimum(begin, begin_2) // SPLIT, window_split)
@@ -79,7 +81,7 @@ def parts_of(begin, end, begin_2, end_2, window, exist, stored_splits, SPLIT: tl
 
 @triton.jit
 def split_of(part, window, stored_splits, SPLIT: tl.constexpr):
-    """Which positions a part has, in splits from position 0 on."""
+    """The split that is this part; splits are counted from position 0."""
     return tl.where(part < stored_splits, part, part - stored_splits + tl.maximum(stored_splits, window // SPLIT))
 
 
@@ -125,7 +127,7 @@ def load_rows(starts, rows, other, D: tl.constexpr, D_PADDED: tl.constexpr):
 
 @triton.jit
 def weigh(scores, largest, factor):
-    """What scores weigh beside the largest so far, and by what earlier sums shrink; `[M, N]` and `[M]`."""
+    """The largest score so far `[M]`, the factor by which earlier sums shrink `[M]`, and the scores' weights `[M, N]`."""
     top = tl.maximum(largest, tl.max(scores, axis=1))
     anchor = tl.where(top == NEVER, 0.0, top)  # rows that have seen nothing yet
     shrink = tl.exp2((largest - anchor) * factor)
@@ -145,7 +147,7 @@ def merge(largest, total, context, largest_2, total_2, context_2, factor):
 
 @triton.jit
 def write(starts, rows, live, total, context, D: tl.constexpr, D_PADDED: tl.constexpr):
-    """The mean that sums amount to, where `starts [M]` says; 0 in rows that are not live."""
+    """Writes the weighted mean, context / total, to the places from `starts [M]` on; 0 in rows that are not live."""
     result = tl.where(live[:, None], context * (1.0 / tl.where(live, total, 1.0))[:, None], 0.0)
     places = starts[:, None] + tl.arange(0, D_PADDED)[None, :]
     tl.store(places, result.to(starts.dtype.element_ty), mask=row_mask(rows, D, D_PADDED))
@@ -282,6 +284,6 @@ def attend_split(
         largest, shrink, weights = weigh(scores, largest, factor)
         total = total * shrink + tl.sum(weights, axis=1)
         weighted = multiply(weights.to(v.dtype), v, context * shrink[:, None])
-        # A NaN among the values of other drafts stays there: it weighs 0, which does not stop a NaN.
+        # Values of other drafts weigh 0. One that is NaN would still make the sum NaN, hence the choice.
         context = tl.where(mine[:, None], weighted, context) if OWN and not ONE_DRAFT else weighted
     return largest, total, context

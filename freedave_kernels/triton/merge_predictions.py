@@ -1,5 +1,5 @@
-"""A row's states as one. A program owns a few rows and merges the states of each at once: sums over all of them, in the
-order that their number decides. A few microseconds: bound by latency.
+"""Merges the states of each row into a token and its confidence. A program owns a few rows and sums all states of a row at
+once, in an order that depends on their number alone. A few microseconds: bound by latency.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def merge_states(
     token = tl.load(state + 2, mask=present, other=-1.0)
     known = token >= 0.0
     largest = tl.load(state, mask=present & known, other=NEVER)
-    rest = tl.load(state + 4, mask=present, other=0.0)  # of what is unknown too: it may be a NaN
+    rest = tl.load(state + 4, mask=present, other=0.0)  # of chunks with nothing above -inf as well: it may be a NaN
     top = tl.max(largest, axis=1)
     leads = known & (largest == top[:, None])
     shift = tl.where(known, largest - tl.where(known, top[:, None], 0.0), 0.0)

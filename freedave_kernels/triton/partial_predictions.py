@@ -1,5 +1,5 @@
-"""What is known of each stretch of a vocabulary, for rows whose logits do not exist all at once: the scan of scan_logits.py
-alone, in one launch.
+"""One state for each 4,096 logits of a row: the scan of scan_logits.py alone, in one launch. It serves callers that never
+hold all logits of a row.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The pass over the vocabulary: for each chunk of the logits of each masked row, what is known of its softmax.
+"""The pass over the vocabulary: the softmax of each chunk of the logits of each masked row, as a state.
 
 A program owns one chunk of one row. It holds the chunk in registers, in groups of 8 logits a thread (one 16-byte load):
 the groups' maxima, then the chunk's, then one sum relative to it, so nothing is ever rescaled. It leaves a state, as
