@@ -6,7 +6,6 @@ On a GPU only; `--dry-run` goes through the same code with the interpreter on ti
 from __future__ import annotations
 
 import contextlib
-import importlib
 import itertools
 import json
 import os
@@ -14,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from unittest import mock
 
 import torch
 
@@ -92,12 +91,8 @@ def same(result: tuple[torch.Tensor, torch.Tensor], expected: tuple[torch.Tensor
 @contextlib.contextmanager
 def using(candidate: Tunables) -> Iterator[None]:
     """predict_tokens inside the block takes `candidate`, whatever the table says."""
-    module: ModuleType = importlib.import_module("freedave_kernels.triton.predict_tokens")
-    module.tunables = lambda device, dtype: candidate  # type: ignore[attr-defined]
-    try:
+    with mock.patch("freedave_kernels.triton.scan_logits.tunables", return_value=candidate):
         yield
-    finally:
-        module.tunables = tunables  # type: ignore[attr-defined]
 
 
 def updated(table: Path, name: str, entries: dict[str, dict[str, int]]) -> str:

@@ -57,9 +57,9 @@ def test_a_decoding_step_is_three_launches(emulator, batch, count):
     run()
     assert emulator.simt_launches() - before == 3
     names = [emulator.simt_launch(back).decode() for back in (2, 1, 0)]
-    assert [re.search(r"(scan_chunks|merge_chunks|step_sequences)", name)[0] for name in names] == [
+    assert [re.search(r"(scan_chunks|merge_states|step_sequences)", name)[0] for name in names] == [
         "scan_chunks",
-        "merge_chunks",
+        "merge_states",
         "step_sequences",
     ]
 

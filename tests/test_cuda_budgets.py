@@ -20,7 +20,7 @@ from freedave_kernels._C import build
 
 ARCHITECTURES = [f"sm_{name}" for name in build["cuda_architectures"]]
 KERNELS = {
-    "scan_chunks", "merge_chunks", "rank_rows", "select_rows", "build_sequences", "verify_sequences", "step_sequences",
+    "scan_chunks", "merge_states", "rank_rows", "select_rows", "build_sequences", "verify_sequences", "step_sequences",
 }  # fmt: skip
 LOGITS = {"f": "float32", "8BFloat16": "bfloat16", "7Float16": "float16"}
 MEASURES = ("prob", "margin", "neg_entropy")

@@ -35,7 +35,7 @@ import freedave_kernels as fk
 from freedave_kernels import registry
 from freedave_kernels.contract import OPS
 from freedave_kernels.reference.predict_tokens import predict_tokens as reference
-from freedave_kernels.triton import launch
+from freedave_kernels.triton import launch, merge_predictions, scan_logits
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 TESTS = Path(__file__).parent
@@ -85,7 +85,7 @@ def files(folder: Path, suffix: str) -> list[Path]:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_kernel_compiles(binaries, architecture):
     assert {path.name.split(".")[1] for path in files(binaries / architecture, "json")} == {
-        "predict_chunk", "merge_chunks", "write_state", "merge_states", "rank_tile", "select_row", "build_sequence",
+        "scan_chunk", "merge_states", "rank_tile", "select_row", "build_sequence",
         "verify_sequence", "step_sequence", "attend", "merge_parts", "keep_rows",
     }  # fmt: skip
 
@@ -141,7 +141,7 @@ def test_budgets(binaries, architecture, case):
     """Of a case's main kernel: the first that it launches."""
     budget = BUDGETS["triton", architecture, case]
     main = {
-        "predict_tokens": "predict_chunk",
+        "predict_tokens": "scan_chunk",
         "draft_step": "step_sequence",
         "rank_positions": "rank_tile",
         "draft_attention": "attend",
@@ -174,7 +174,7 @@ def vector_loads(kernel: list[disassembly.Instruction]) -> tuple[list[disassembl
 @pytest.mark.parametrize("case", ["bfloat16 prob", "float16 prob", "float32 prob", "bfloat16 neg_entropy"])
 def test_exponentials_flush_to_zero(binaries, case):
     """Without flushing, each would take two more instructions."""
-    ptx = (binaries / "sm_90" / f"predict_tokens {case}.predict_chunk.ptx").read_text()
+    ptx = (binaries / "sm_90" / f"predict_tokens {case}.scan_chunk.ptx").read_text()
     assert set(re.findall(r"ex2\.approx\.[a-z0-9.]+", ptx)) == {"ex2.approx.ftz.f32"}
 
 
@@ -190,10 +190,10 @@ def test_unaligned_rows_are_summed_in_the_same_order(binaries, case, others):
 
     The sum within a group is written out in the source. On a GPU the contract tests compare the bits themselves.
     """
-    layout = sum_layout(binaries / "sm_90" / f"predict_tokens {case}.predict_chunk.ttgir")
+    layout = sum_layout(binaries / "sm_90" / f"predict_tokens {case}.scan_chunk.ttgir")
     assert "sizePerThread = [1], threadsPerWarp = [32], warpsPerCTA = [8]" in layout
     for other in others:
-        assert sum_layout(binaries / "sm_90" / f"predict_tokens {other}.predict_chunk.ttgir") == layout
+        assert sum_layout(binaries / "sm_90" / f"predict_tokens {other}.scan_chunk.ttgir") == layout
 
 
 def sum_layout(path: Path) -> str:
@@ -230,7 +230,7 @@ print(json.dumps([facts, {kernel.function.__name__: len(kernel.compiled) for ker
 """
     facts, compiled = json.loads(run("-c", code))
     assert {name: count for name, count in compiled.items() if count} == {
-        "predict_chunk": 1, "merge_chunks": 1, "step_sequence": 1,
+        "scan_chunk": 1, "merge_states": 1, "step_sequence": 1,
     }  # fmt: skip
     for batch, (predicted, stepped) in facts.items():
         rows = int(batch) * 4
@@ -319,6 +319,15 @@ def test_contract_tests_compile_little(monkeypatch, op):
         assert len(keys) <= 3 * FEW, name
         for values in map(set, zip(*(constants for constants, *_ in keys), strict=True)):
             assert values == {False, True} or not isinstance(next(iter(values)), bool), (name, keys)
+
+
+def test_a_measure_that_no_kernel_knows_is_refused():
+    """None takes another's branch."""
+    ids, states = torch.tensor([9], device=DEVICE), torch.zeros(1, 1, 6, dtype=torch.float64, device=DEVICE)
+    with pytest.raises(KeyError, match="max_logit"):
+        scan_logits.scan_logits(torch.zeros(1, 8, device=DEVICE), ids, 9, 0, None, "max_logit", None, False, 8)
+    with pytest.raises(Exception, match="this measure has no confidence"):
+        merge_predictions.merge_predictions(states, ids, "max_logit")
 
 
 def test_rows_that_are_too_long(triton):

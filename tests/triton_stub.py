@@ -24,14 +24,15 @@ from freedave_kernels.triton.draft_attention import attend, draft_attention, mer
 from freedave_kernels.triton.draft_step import draft_step, step_sequence
 from freedave_kernels.triton.keep import keep, keep_rows
 from freedave_kernels.triton.merge_predictions import merge_predictions, merge_states
-from freedave_kernels.triton.partial_predictions import partial_predictions, write_state
-from freedave_kernels.triton.predict_tokens import merge_chunks, predict_chunk, predict_tokens
+from freedave_kernels.triton.partial_predictions import partial_predictions
+from freedave_kernels.triton.predict_tokens import predict_tokens
 from freedave_kernels.triton.rank_positions import rank_positions, rank_tile
+from freedave_kernels.triton.scan_logits import scan_chunk
 from freedave_kernels.triton.select_transfer import select_row, select_transfer
 from freedave_kernels.triton.verify_drafts import verify_drafts, verify_sequence
 
 KERNELS = [
-    predict_chunk, merge_chunks, write_state, merge_states, rank_tile, select_row, build_sequence, verify_sequence,
+    scan_chunk, merge_states, rank_tile, select_row, build_sequence, verify_sequence,
     step_sequence, attend, merge_parts, keep_rows,
 ]  # fmt: skip
 MASK = 9

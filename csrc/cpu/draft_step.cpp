@@ -96,8 +96,8 @@ int64_t recycle(const DraftStepParams& p, const Sequence& s, int64_t accepted, i
 }
 
 // The static step that committed each position, the steps taken, and what they committed. `chain` lists the drafts that
-// the hops visited; the last step leads to the new draft 0. A step that fills nothing is none: where nothing can be
-// ranked, a draft's target is the draft itself.
+// the hops visited; the last step leads to the new draft 0. A step that fills no position is not counted: where nothing
+// can be ranked, a draft is its own target.
 void write_step_map(const DraftStepParams& p, const Sequence& s, const int64_t* committed,
                     const std::vector<int64_t>& chain, const Record& record) {
   const int64_t mask = p.rule.mask_token_id;

@@ -1,4 +1,4 @@
-// What is known of each stretch of a vocabulary, for rows whose logits do not exist all at once.
+// One state for each 4096 logits of a row: the scan alone. It serves callers that never hold all logits of a row.
 #include "cpu/launch.h"
 #include "cpu/scan_logits.h"
 
@@ -13,9 +13,9 @@ void partial_predictions(const PartialPredictionsParams& p, ParallelFor run) {
     double* row = p.states + flat * scanned.chunks * kStateFields;
     for (int64_t chunk = 0; chunk < scanned.chunks; ++chunk) {
       OnlineSoftmax state = *partial++;
-      // Merging tiles has left something in the fields of other measures.
-      if (p.measure != Measure::kMargin) state.second = -INFINITY;
-      if (p.measure != Measure::kNegEntropy) state.weighted = 0.0;
+      // Merging tiles has written to fields that this measure does not use. In a state they are neutral.
+      if (!needs_second(p.measure)) state.second = -INFINITY;
+      if (!needs_entropy_terms(p.measure)) state.weighted = 0.0;
       store_state(state, row + chunk * kStateFields);
     }
   }

@@ -1,5 +1,7 @@
-// token[i] = arg max_v x[i, v] and its confidence, e.g. 1 / sum_v exp(x[i, v] - max), for the masked rows i.
+// token[i] = arg max_v x[i, v] and its confidence, e.g. 1 / sum_v exp(x[i, v] - max), for the masked rows i: the scan
+// of scan_logits.cpp and the merge of merge_predictions.h.
 #include "cpu/launch.h"
+#include "cpu/merge_predictions.h"
 #include "cpu/scan_logits.h"
 
 namespace freedave::cpu {
@@ -12,13 +14,11 @@ void predict_tokens(const PredictTokensParams& p, ParallelFor run) {
       p.confidence[row * p.length + position] = -INFINITY;
     }
   }
-  const OnlineSoftmax* partial = scanned.partials;
+  const OnlineSoftmax* partials = scanned.partials;
   for (const int64_t flat : scanned.masked) {
-    OnlineSoftmax whole = *partial++;
-    for (int64_t chunk = 1; chunk < scanned.chunks; ++chunk) whole = merge(whole, *partial++);
-    if (is_broken(whole)) continue;
-    p.token_ids[flat] = whole.token;
-    p.confidence[flat] = confidence_of(whole, p.measure);
+    const OnlineSoftmax whole = merge_row(scanned.chunks, [&](int64_t chunk) { return partials[chunk]; });
+    write_prediction(whole, p.measure, p.token_ids[flat], p.token_ids[flat], p.confidence[flat]);
+    partials += scanned.chunks;
   }
 }
 

@@ -1,4 +1,4 @@
-// One pass over the logits of the masked rows: for each chunk of the vocabulary, what is known of its softmax.
+// One pass over the logits of the masked rows: the softmax of each chunk of the vocabulary.
 //
 // Work is a list of (masked row, chunk of the vocabulary); threads claim runs of it, read each chunk once with the
 // widest SIMD kernel that the CPU has, and leave a partial softmax. Whoever merges those of a row does so in vocabulary
@@ -8,22 +8,30 @@
 
 #include <algorithm>
 #include <atomic>
+#include <stdexcept>
 #include <vector>
 
 #include "cpu/isa.h"
-#include "cpu/predict_tokens_chunk.h"
+#include "cpu/scan_logits_chunk.h"
 
 namespace freedave::cpu {
 namespace {
 
-const ChunkKernels& kernels_for(Isa isa) {
+ChunkKernel kernel_for(Isa isa, LogitType logit_type, Measure measure) {
+  switch (isa) {
 #if FREEDAVE_X86
-  if (isa == Isa::kAvx512) return chunk_kernels_avx512();
-  if (isa == Isa::kAvx2) return chunk_kernels_avx2();
+    case Isa::kAvx512:
+      return chunk_kernel_avx512(logit_type, measure);
+    case Isa::kAvx2:
+      return chunk_kernel_avx2(logit_type, measure);
 #else
-  (void)isa;
+    case Isa::kAvx512:
+    case Isa::kAvx2:
 #endif
-  return chunk_kernels_baseline();
+    case Isa::kBaseline:
+      return chunk_kernel_baseline(logit_type, measure);
+  }
+  return nullptr;
 }
 
 int64_t element_size(LogitType type) { return type == LogitType::kFloat32 ? 4 : 2; }
@@ -99,15 +107,15 @@ Scanned scan_logits(const LogitsToScan& p, int64_t chunk_size, ParallelFor run) 
   const int64_t chunks = chunks_of(p.vocab, chunk_size);
   partials.resize(rows * chunks);
 
-  const ChunkKernel kernel =
-      kernels_for(chosen_isa()).kernel[static_cast<int>(p.logit_type)][static_cast<int>(p.measure)];
+  const ChunkKernel kernel = kernel_for(chosen_isa(), p.logit_type, p.measure);
+  if (kernel == nullptr) throw std::logic_error("scan_logits: no kernel for these logits and this measure");
   const auto first = [&](int64_t item) { return item % chunks * chunk_size; };  // logit of the row
   const auto start = [&, positions = masked.data()](int64_t item) {
     return logits_of(p, positions[item / chunks]) + first(item) * element_size(p.logit_type);
   };
   const auto size_of = [&](int64_t item) { return std::min(chunk_size, p.vocab - first(item)); };
-  // Other processors follow a stream from page to page. Fetching beside it, an AMD EPYC reads float32 a sixth slower,
-  // and 16-bit logits, which arithmetic holds up, still a twentieth faster.
+  // The prefetchers of other processors follow a stream from page to page. Fetching beside them makes an AMD EPYC a
+  // sixth slower on float32 logits. It makes it a twentieth faster on 16-bit ones, which are bound by arithmetic.
   const bool fetch_ahead = is_intel() || p.logit_type != LogitType::kFloat32;
   const int64_t* suppressed_begin = suppressed.data();
   const int64_t* suppressed_end = suppressed_begin + suppressed.size();
@@ -117,7 +125,7 @@ Scanned scan_logits(const LogitsToScan& p, int64_t chunk_size, ParallelFor run) 
   Queue queue(rows * chunks);
   parallel_for(run, queue.items, grain, [&, results = partials.data()](int64_t, int64_t) {
     for (Queue::Run now = queue.claim(), after; now.begin < queue.items; now = after) {
-      after = queue.claim();  // already, so that it can be fetched ahead
+      after = queue.claim();  // before `now` is read, so that it can be fetched ahead
       for (int64_t item = now.begin; item < now.end; ++item) {
         Chunk chunk{.logits = start(item),
                     .size = size_of(item),

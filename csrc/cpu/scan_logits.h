@@ -7,7 +7,8 @@
 
 namespace freedave::cpu {
 
-// What is known of each chunk of each masked row, chunks of a row together, in the order of `masked`.
+// What a scan found: the softmax of each chunk of each masked row. The chunks of a row lie together, rows in the order
+// of `masked`.
 struct Scanned {
   const std::vector<int64_t>& masked;  // flat positions of [*, L]
   int64_t chunks;

@@ -116,24 +116,25 @@ __device__ __forceinline__ Chain chain_drafts(const DraftStepParams& p, Window& 
   return chain;
 }
 
-__global__ void __launch_bounds__(kMaxLength) step_sequences(const __grid_constant__ DraftStepParams p) {
-  FREEDAVE_SHARED(Window::Answers, answers);
-  FREEDAVE_SHARED(Distances::Counts, counts);
-  let_next_kernel_launch();
-  wait_for_previous_kernel();
-  const int64_t b = blockIdx.x;
-  const int64_t mask = p.rule.mask_token_id;
-  const Sequence sequence(p, b);
-  Window window(answers, static_cast<int>(p.length), p.rule.block_length);
-  const int i = window.position;
+// Where the chain of drafts ends, as the thread of one position sees it.
+struct ChainEnd {
+  int accepted;       // the draft
+  bool open;          // whether the position is masked there
+  int64_t committed;  // its token one static step later, which is that of the next draft 0
+  bool begun;         // whether that step fills any position
+  int committed_by;   // the static step, counted from this call's first, that filled the position; -1: none did
+  int steps;          // static steps that filled any position
+};
 
-  // Verify: walk the chain of drafts, each hop one static step. Where it ends, that step leads to the next draft 0.
-  int accepted = 0, steps = 0;
+// Walks the chain of drafts, each hop one static step. Where it ends, that step leads to the next draft 0.
+__device__ __forceinline__ ChainEnd walk_chain(const DraftStepParams& p, Window& window, const Sequence& sequence) {
+  const int64_t mask = p.rule.mask_token_id;
+  const int i = window.position;
+  int accepted = 0, steps = 0, committed_by = -1;
   int64_t state = window.inside ? sequence.draft(0, i) : 0;
   const bool was_open = window.inside && state == mask;
   bool open = was_open;
-  int committed_by = -1;  // the static step, counted from this call's first, that filled this position
-  // A step that fills nothing is none: where nothing can be ranked, a draft's target is the draft itself.
+  // A step that fills no position is not counted: where nothing can be ranked, a draft is its own target.
   const auto count_step = [&](bool filled) {
     const bool fresh = was_open && filled && committed_by < 0;
     if (fresh) committed_by = steps;
@@ -154,9 +155,21 @@ __global__ void __launch_bounds__(kMaxLength) step_sequences(const __grid_consta
     count_step(!open);
   }
   count_step(committed != mask);
-  if (committed == mask) committed_by = -1;
+  return {accepted, open, committed, fill.count > 0, committed == mask ? -1 : committed_by, steps};
+}
 
-  // Carry the accepted predictions over.
+__global__ void __launch_bounds__(kMaxLength) step_sequences(const __grid_constant__ DraftStepParams p) {
+  FREEDAVE_SHARED(Window::Answers, answers);
+  FREEDAVE_SHARED(Distances::Counts, counts);
+  let_next_kernel_launch();
+  wait_for_previous_kernel();
+  const int64_t b = blockIdx.x;
+  const Sequence sequence(p, b);
+  Window window(answers, static_cast<int>(p.length), p.rule.block_length);
+  const int i = window.position;
+  const auto [accepted, open, committed, begun, committed_by, steps] = walk_chain(p, window, sequence);
+
+  // Write the accepted draft's predictions and what is committed.
   int64_t step_map = -1;
   if (window.inside) {
     const Record record = record_of(p, b);
@@ -175,7 +188,7 @@ __global__ void __launch_bounds__(kMaxLength) step_sequences(const __grid_consta
   const uint32_t non_finite = window.min(broken ? static_cast<uint32_t>(i) : kNoBlock);
 
   // What the committed state says.
-  const bool left = window.inside && committed == mask;
+  const bool left = window.inside && committed == p.rule.mask_token_id;
   const uint32_t block = window.current_block(left);
   const int complete = window.begin_of(block);
   bool ended = false;
@@ -187,8 +200,8 @@ __global__ void __launch_bounds__(kMaxLength) step_sequences(const __grid_consta
   const uint32_t in_window = window.sum(left);
   const uint32_t tokens_committed = window.sum(step_map >= 0);
 
-  const Chain chain = chain_drafts(p, window, sequence, counts, record_of(p, b).drafts, accepted, fill.count > 0,
-                                   committed, in_window > 0);
+  const Chain chain =
+      chain_drafts(p, window, sequence, counts, record_of(p, b).drafts, accepted, begun, committed, in_window > 0);
 
   if (i > 0) return;
   int64_t* counters = record_of(p, b).counters;

@@ -23,7 +23,8 @@ cudaError_t build_drafts(const BuildDraftsParams& p, cudaStream_t stream);
 cudaError_t verify_drafts(const VerifyDraftsParams& p, cudaStream_t stream);
 cudaError_t draft_step(const DraftStepParams& p, cudaStream_t stream);
 
-// What partial_predictions does, in chunks of `chunk_size` logits: at most kChunk, and whole sweeps of the kernel.
+// The pass over the vocabulary that both predictions begin with: one state for each `chunk_size` logits of a row.
+// `chunk_size` is at most kChunk and a multiple of what a block takes at once (kSweep in scan_logits.cu).
 cudaError_t scan_logits(const LogitsToScan& p, int64_t chunk_size, double* states, cudaStream_t stream);
 
 // Bytes of device memory that predict_tokens works in.

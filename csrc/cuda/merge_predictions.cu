@@ -1,5 +1,5 @@
-// A row's states as one. A warp owns a row and merges its states in a fixed order; whoever made them, and however many
-// rows there are, the bits are the same. A few microseconds: bound by latency.
+// Merges the states of each row. A warp owns a row and merges in a fixed order, so a row's bits depend neither on who
+// made its states nor on how many rows there are. A few microseconds: bound by latency.
 #include "cuda/device.cuh"
 #include "cuda/launch.h"
 #include "freedave/online_softmax.h"
@@ -16,7 +16,7 @@ __device__ __forceinline__ OnlineSoftmax shuffle_down(const OnlineSoftmax& s, in
 constexpr int kMergeThreads = 256;
 
 __global__ void __launch_bounds__(kMergeThreads)
-    merge_chunks(const __grid_constant__ MergePredictionsParams p, uint32_t rows) {
+    merge_states(const __grid_constant__ MergePredictionsParams p, uint32_t rows) {
   let_next_kernel_launch();
   wait_for_previous_kernel();
   const uint32_t row = blockIdx.x * (kMergeThreads / kWarp) + warp_id();
@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kMergeThreads)
     whole = merge(whole, load_state(states + chunk * p.state_rows.step));
   }
   for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-    // Lanes without a chunk hold nothing: skipping them changes no bit.
+    // Lanes without a chunk hold the neutral state, so skipping them changes no bit.
     if (offset < chunks) whole = merge(whole, shuffle_down(whole, offset));
   }
   if (lane_id() > 0) return;
@@ -47,7 +47,7 @@ cudaError_t merge_predictions(const MergePredictionsParams& p, cudaStream_t stre
   if (rows > INT32_MAX || p.chunks > INT32_MAX) return cudaErrorInvalidValue;
   const int64_t rows_per_block = kMergeThreads / kWarp;
   const dim3 grid(static_cast<unsigned>((rows + rows_per_block - 1) / rows_per_block));
-  return launch(merge_chunks, grid, kMergeThreads, stream, p, static_cast<uint32_t>(rows));
+  return launch(merge_states, grid, kMergeThreads, stream, p, static_cast<uint32_t>(rows));
 }
 
 }  // namespace freedave::cuda

@@ -1,5 +1,5 @@
 // token[i] = arg max_v x[i, v] and its confidence, e.g. 1 / sum_v exp(x[i, v] - max), for the masked rows i: the scan
-// of partial_predictions.cu over long chunks, and the merge of merge_predictions.cu.
+// of scan_logits.cu over long chunks, and the merge of merge_predictions.cu.
 #include "cuda/launch.h"
 
 namespace freedave::cuda {

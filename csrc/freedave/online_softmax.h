@@ -21,8 +21,35 @@ constexpr const char* name(Measure measure) {
   return nullptr;
 }
 
-// What is known of a softmax after part of a row: enough for the arg max and every measure of confidence, in one pass.
-// For the entropy, terms equal to the maximum are counted apart from those below it: a peaked row's entropy lives in
+// What a measure needs of a row, beside the largest logit and the sum of exponentials. No switch over measures has a
+// default, so a new measure does not compile before it has an answer in each.
+
+// The second largest logit.
+HD constexpr bool needs_second(Measure measure) {
+  switch (measure) {
+    case Measure::kProb:
+    case Measure::kNegEntropy:
+      return false;
+    case Measure::kMargin:
+      return true;
+  }
+  __builtin_unreachable();
+}
+
+// Terms weighted by their logits, and the largest logits counted apart.
+HD constexpr bool needs_entropy_terms(Measure measure) {
+  switch (measure) {
+    case Measure::kProb:
+    case Measure::kMargin:
+      return false;
+    case Measure::kNegEntropy:
+      return true;
+  }
+  __builtin_unreachable();
+}
+
+// The softmax of part of a row: enough for the arg max and every measure of confidence, in one pass. For the entropy,
+// logits equal to the maximum are counted apart from the terms of those below it: the entropy of a peaked row is in
 // digits that 1 + rest would round away. The other measures leave `ties` 0 and keep every term in `rest`.
 struct OnlineSoftmax {
   float max;        // largest logit, -INFINITY when there is none
@@ -40,7 +67,7 @@ HD OnlineSoftmax merge(const OnlineSoftmax& a, const OnlineSoftmax& b) {
   const bool a_leads = b.token < 0 || (a.token >= 0 && token_comes_first(a.max, a.token, b.max, b.token));
   OnlineSoftmax lead = a_leads ? a : b;
   const OnlineSoftmax other = a_leads ? b : a;
-  if (other.token < 0) {  // nothing above -inf: adds no term, but a NaN stays a NaN
+  if (other.token < 0) {  // nothing above -inf: adds no term, but its rest may be a NaN
     lead.rest += other.rest;
     return lead;
   }
@@ -65,6 +92,7 @@ HD bool is_broken(const OnlineSoftmax& s) {
 }
 
 // How sure the model is of the arg max: p1, p1 - p2, or sum p log p. No difference of nearly equal numbers is taken.
+// NaN, which nothing ranks, for what is no measure.
 HD float confidence_of(const OnlineSoftmax& s, Measure measure) {
   const double sum = s.ties + s.rest;
   switch (measure) {
@@ -76,7 +104,7 @@ HD float confidence_of(const OnlineSoftmax& s, Measure measure) {
       // sum p log p = sum e (t - log Z) / Z with t = x - max and e = exp(t): two terms of one sign.
       return static_cast<float>(s.weighted / sum - (log(s.ties) + log1p(s.rest / s.ties)));
   }
-  __builtin_unreachable();
+  return NAN;
 }
 
 }  // namespace freedave

@@ -44,7 +44,7 @@ def start_of(starts, index, step, GIVEN: tl.constexpr):
 
 @triton.jit
 def seen_range(ranges, end_step, capacity):
-    """One range within the capacity; one that is empty begins far away and ends at 0, as nothing else does."""
+    """One range within the capacity. An empty one is from FAR to 0: it takes part in no minimum and no maximum."""
     begin = tl.maximum(tl.load(ranges), 0)
     end = tl.minimum(tl.load(ranges + end_step), capacity)
     empty = begin >= end
@@ -65,8 +65,10 @@ def seen_ranges(ranges, index, row_step, range_step, end_step, capacity, RANGES:
 
 @triton.jit
 def parts_of(begin, end, begin_2, end_2, window, exist, stored_splits, SPLIT: tl.constexpr):
-    """The parts that a row may see, from one to before another. Stored positions have a part a split; a window that reaches
-    beyond them has further ones for the splits that it touches there, so that their number is known without its place.
+    """The parts that a row may see: the first, and the one after the last.
+
+    Each split of the stored positions is a part. A window that reaches beyond them adds parts, one for each split that it
+    touches there. They follow the stored ones directly wherever the window lies, so the host knows how many there can be.
     """
     window_split = tl.minimum(window // SPLIT, stored_splits)
     first = tl.minimum(tl.minimum(begin, begin_2) // SPLIT, window_split)
@@ -79,7 +81,7 @@ def parts_of(begin, end, begin_2, end_2, window, exist, stored_splits, SPLIT: tl
 
 @triton.jit
 def split_of(part, window, stored_splits, SPLIT: tl.constexpr):
-    """Which positions a part has, in splits from position 0 on."""
+    """The split that is this part; splits are counted from position 0."""
     return tl.where(part < stored_splits, part, part - stored_splits + tl.maximum(stored_splits, window // SPLIT))
 
 
@@ -125,7 +127,7 @@ def load_rows(starts, rows, other, D: tl.constexpr, D_PADDED: tl.constexpr):
 
 @triton.jit
 def weigh(scores, largest, factor):
-    """What scores weigh beside the largest so far, and by what earlier sums shrink; `[M, N]` and `[M]`."""
+    """The largest score so far `[M]`, the factor by which earlier sums shrink `[M]`, and the scores' weights `[M, N]`."""
     top = tl.maximum(largest, tl.max(scores, axis=1))
     anchor = tl.where(top == NEVER, 0.0, top)  # rows that have seen nothing yet
     shrink = tl.exp2((largest - anchor) * factor)
@@ -145,57 +147,22 @@ def merge(largest, total, context, largest_2, total_2, context_2, factor):
 
 @triton.jit
 def write(starts, rows, live, total, context, D: tl.constexpr, D_PADDED: tl.constexpr):
-    """The mean that sums amount to, where `starts [M]` says; 0 in rows that are not live."""
+    """Writes the weighted mean, context / total, to the places from `starts [M]` on; 0 in rows that are not live."""
     result = tl.where(live[:, None], context * (1.0 / tl.where(live, total, 1.0))[:, None], 0.0)
     places = starts[:, None] + tl.arange(0, D_PADDED)[None, :]
     tl.store(places, result.to(starts.dtype.element_ty), mask=row_mask(rows, D, D_PADDED))
 
 
 @triton.jit
-def attend_split(
-    q,
-    split,
-    stored_keys,
-    stored_values,
-    keys,
-    values,
-    key_draft,
-    value_draft,
-    begin,
-    end,
-    begin_2,
-    end_2,
-    window,
-    exist,
-    farthest,
-    draft,
-    seen,
-    first_draft,
-    drafts_in_tile,
-    factor,
-    D: tl.constexpr,
-    D_PADDED: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    SPLIT: tl.constexpr,
-    UNIT: tl.constexpr,
-    KEY_STEP: tl.constexpr,
-    VALUE_STEP: tl.constexpr,
-    STORED_KEY_STEP: tl.constexpr,
-    STORED_VALUE_STEP: tl.constexpr,
-    STORED: tl.constexpr,
-    OWN: tl.constexpr,
-    STAGES: tl.constexpr,
-    ONE_DRAFT: tl.constexpr,
-):
-    """Attention of a tile of rows to the keys of one split, tile by tile of keys: those in a range where they are stored and,
-    with `OWN`, those of the windows, which lie at `window` to before `window + exist`; rows see them up to `farthest`.
+def tiles_of_split(
+    split, begin, end, begin_2, end_2, window, farthest, drafts_in_tile,
+    BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, OWN: tl.constexpr,
+):  # fmt: skip
+    """The tiles of keys in a split that rows attend to, in ascending order: which is the first, and how many there are.
 
-    A tile of keys with positions of the windows comes once for each draft, and is nothing to the rows of others.
+    With `OWN`, a tile that has positions of the windows is counted once for each draft. Of these: which is the first, how
+    many tiles come before it, how many they are, and how many when counted so.
     """
-    largest = tl.full((BLOCK_M,), NEVER, tl.float32)
-    total = tl.zeros((BLOCK_M,), tl.float32)
-    context = tl.zeros((BLOCK_M, D_PADDED), tl.float32)
     low, high = split * SPLIT, split * SPLIT + SPLIT
     first = tl.maximum(tl.minimum(begin, begin_2), low)
     last = tl.minimum(tl.maximum(end, end_2), high)
@@ -204,6 +171,7 @@ def attend_split(
         last = tl.maximum(last, tl.minimum(window + farthest, high))
     first_tile = first // BLOCK_N
     count = (last + BLOCK_N - 1) // BLOCK_N - first_tile
+    own_tile, own_number, own_tiles, own_count = first_tile, count, count, count
     if OWN:
         own_tile = tl.maximum(window, low) // BLOCK_N
         own_after = (tl.minimum(window + farthest, high) + BLOCK_N - 1) // BLOCK_N
@@ -211,37 +179,96 @@ def attend_split(
         own_number = own_tile - first_tile
         own_count = own_tiles * drafts_in_tile
         count += own_count - own_tiles
+    return first_tile, count, own_tile, own_number, own_tiles, own_count
+
+
+@triton.jit
+def nth_own_tile(number, own_tile, own_number, own_tiles, own_count, first_draft, drafts_in_tile):
+    """Which tile comes in that place, the draft whose window it is taken from, and whether it has any of a window."""
+    into = number - own_number
+    of_own = (into >= 0) & (into < own_count)
+    of_draft = first_draft + tl.where(of_own, into % drafts_in_tile, 0)
+    within = tl.where(of_own, into // drafts_in_tile, into + own_tiles - own_count)
+    return own_tile + tl.where(into < 0, into, within), of_draft, of_own
+
+
+@triton.jit
+def starts_of_tile(
+    stored_keys, stored_values, keys, values, place, window, start, farthest, exist, there,
+    KEY_STEP: tl.constexpr, VALUE_STEP: tl.constexpr, STORED_KEY_STEP: tl.constexpr, STORED_VALUE_STEP: tl.constexpr,
+    BLOCK_N: tl.constexpr, UNIT: tl.constexpr, STORED: tl.constexpr, OWN: tl.constexpr,
+):  # fmt: skip
+    """Where the keys and values of a tile begin: of positions in the window in `keys` and `values`, of others among the
+    stored ones. Also which positions lie in the window, which are taken from the stored ones, and which are loaded at all.
+    """
+    nth = tl.arange(0, BLOCK_N)
+    k_start = tile_of(stored_keys, start, STORED_KEY_STEP) + nth * STORED_KEY_STEP
+    v_start = tile_of(stored_values, start, STORED_VALUE_STEP) + nth * STORED_VALUE_STEP
+    inside, loaded = there, there
+    if OWN:
+        inside = (place >= window) & (place < window + exist)
+        own_keys, own_values = tile_of(keys, start - window, KEY_STEP), tile_of(values, start - window, VALUE_STEP)
+        if STORED:
+            there = there & (place < tl.where(inside, 0, FAR))
+            k_start = tl.where(inside, own_keys + nth * KEY_STEP, k_start)
+            v_start = tl.where(inside, own_values + nth * VALUE_STEP, v_start)
+            loaded = there | (inside & (place < window + farthest))
+        else:
+            k_start, v_start = own_keys + nth * KEY_STEP, own_values + nth * VALUE_STEP
+            loaded = inside & (place < window + farthest)
+    # A compiler does not see what the addresses that were chosen among have in common.
+    k_start = tl.multiple_of(k_start, UNIT * (stored_keys.dtype.element_ty.primitive_bitwidth // 8))
+    v_start = tl.multiple_of(v_start, UNIT * (stored_keys.dtype.element_ty.primitive_bitwidth // 8))
+    return k_start, v_start, inside, there, loaded
+
+
+@triton.jit
+def hide_unseen(scores, start, begin, end, begin_2, end_2, BLOCK_N: tl.constexpr):
+    """Scores of a tile of stored keys, -inf outside the ranges."""
+    all_seen = ((start >= begin) & (start + BLOCK_N <= end)) | ((start >= begin_2) & (start + BLOCK_N <= end_2))
+    if not all_seen:  # rarely: comparing takes longer than multiplying
+        place = start + tl.arange(0, BLOCK_N)
+        scores = tl.where(in_ranges(place, begin, end, begin_2, end_2)[None, :], scores, NEVER)
+    return scores
+
+
+@triton.jit
+def attend_split(
+    q, split, stored_keys, stored_values, keys, values, key_draft, value_draft, begin, end, begin_2, end_2,
+    window, exist, farthest, draft, seen, first_draft, drafts_in_tile, factor,
+    D: tl.constexpr, D_PADDED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr,
+    UNIT: tl.constexpr, KEY_STEP: tl.constexpr, VALUE_STEP: tl.constexpr, STORED_KEY_STEP: tl.constexpr,
+    STORED_VALUE_STEP: tl.constexpr, STORED: tl.constexpr, OWN: tl.constexpr, STAGES: tl.constexpr,
+    ONE_DRAFT: tl.constexpr,
+):  # fmt: skip
+    """Attention of a tile of rows to the keys of one split, tile by tile of keys: those in a range where they are stored and,
+    with `OWN`, those of the windows, which lie at `window` to before `window + exist`; rows see them up to `farthest`.
+
+    A tile of keys with positions of the windows comes once for each draft; rows of other drafts do not see it.
+    """
+    largest = tl.full((BLOCK_M,), NEVER, tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    context = tl.zeros((BLOCK_M, D_PADDED), tl.float32)
+    first_tile, count, own_tile, own_number, own_tiles, own_count = tiles_of_split(
+        split, begin, end, begin_2, end_2, window, farthest, drafts_in_tile, BLOCK_N, SPLIT, OWN
+    )
     for number in tl.range(count, num_stages=STAGES):
         tile = first_tile + number
         if OWN:
-            into = number - own_number
-            of_own = (into >= 0) & (into < own_count)
-            of_draft = first_draft + tl.where(of_own, into % drafts_in_tile, 0)
-            within = tl.where(of_own, into // drafts_in_tile, into + own_tiles - own_count)
-            tile = own_tile + tl.where(into < 0, into, within)
+            tile, of_draft, of_own = nth_own_tile(
+                number, own_tile, own_number, own_tiles, own_count, first_draft, drafts_in_tile
+            )
         start = tile * BLOCK_N
-        nth = tl.arange(0, BLOCK_N)
-        place = start + nth
+        place = start + tl.arange(0, BLOCK_N)
         there = in_ranges(place, begin, end, begin_2, end_2)
-        k_start = tile_of(stored_keys, start, STORED_KEY_STEP) + nth * STORED_KEY_STEP
-        v_start = tile_of(stored_values, start, STORED_VALUE_STEP) + nth * STORED_VALUE_STEP
+        own_keys, own_values = keys, values
         if OWN:
-            inside = (place >= window) & (place < window + exist)
-            own_keys = tile_of(keys + of_draft * key_draft * UNIT, start - window, KEY_STEP)
-            own_values = tile_of(values + of_draft * value_draft * UNIT, start - window, VALUE_STEP)
-            if STORED:
-                there = there & (place < tl.where(inside, 0, FAR))
-                k_start = tl.where(inside, own_keys + nth * KEY_STEP, k_start)
-                v_start = tl.where(inside, own_values + nth * VALUE_STEP, v_start)
-                loaded = there | (inside & (place < window + farthest))
-            else:
-                k_start, v_start = own_keys + nth * KEY_STEP, own_values + nth * VALUE_STEP
-                loaded = inside & (place < window + farthest)
-        else:
-            loaded = there
-        # What the addresses that were chosen among have in common is lost on a compiler.
-        k_start = tl.multiple_of(k_start, UNIT * (stored_keys.dtype.element_ty.primitive_bitwidth // 8))
-        v_start = tl.multiple_of(v_start, UNIT * (stored_keys.dtype.element_ty.primitive_bitwidth // 8))
+            own_keys += of_draft * key_draft * UNIT
+            own_values += of_draft * value_draft * UNIT
+        k_start, v_start, inside, there, loaded = starts_of_tile(
+            stored_keys, stored_values, own_keys, own_values, place, window, start, farthest, exist, there,
+            KEY_STEP, VALUE_STEP, STORED_KEY_STEP, STORED_VALUE_STEP, BLOCK_N, UNIT, STORED, OWN,
+        )  # fmt: skip
         k = load_rows(k_start, loaded, 0.0, D, D_PADDED)
         v = load_rows(v_start, loaded, 0.0, D, D_PADDED)
         scores = multiply(q, tl.trans(k), tl.zeros((BLOCK_M, BLOCK_N), tl.float32))
@@ -253,16 +280,10 @@ def attend_split(
                 place = tl.where(there, -1, place)
             scores = tl.where(place[None, :] < reach[:, None], scores, NEVER)
         else:
-            all_seen = ((start >= begin) & (start + BLOCK_N <= end)) | ((start >= begin_2) & (start + BLOCK_N <= end_2))
-            if not all_seen:  # rarely: comparing takes longer than multiplying
-                scores = tl.where(in_ranges(start + nth, begin, end, begin_2, end_2)[None, :], scores, NEVER)
+            scores = hide_unseen(scores, start, begin, end, begin_2, end_2, BLOCK_N)
         largest, shrink, weights = weigh(scores, largest, factor)
         total = total * shrink + tl.sum(weights, axis=1)
         weighted = multiply(weights.to(v.dtype), v, context * shrink[:, None])
-        if (
-            OWN and not ONE_DRAFT
-        ):  # what is NaN in other drafts' values stays there: it weighs 0, which does not stop a NaN
-            context = tl.where(mine[:, None], weighted, context)
-        else:
-            context = weighted
+        # Values of other drafts weigh 0. One that is NaN would still make the sum NaN, hence the choice.
+        context = tl.where(mine[:, None], weighted, context) if OWN and not ONE_DRAFT else weighted
     return largest, total, context

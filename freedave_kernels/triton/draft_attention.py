@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import triton
 import triton.language as tl
 
 from freedave_kernels.contract import BackendUnavailableError
@@ -43,71 +44,102 @@ SHARED_OUT = 512  # programs that parts are shared out to, where rows fill too f
 MERGED_ROWS = 8  # of a program
 
 
+@triton.jit
+def attend_part(
+    own, q, split, stored_keys, stored_values, keys, values, key_draft, value_draft, begin, end, begin_2, end_2,
+    window, exist, farthest, draft, seen, first_draft, drafts_in_tile, factor,
+    D: tl.constexpr, D_PADDED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr,
+    UNIT: tl.constexpr, KEY_STEP: tl.constexpr, VALUE_STEP: tl.constexpr, STORED_KEY_STEP: tl.constexpr,
+    STORED_VALUE_STEP: tl.constexpr, STORED: tl.constexpr, STAGES: tl.constexpr, ONE_DRAFT: tl.constexpr,
+):  # fmt: skip
+    """`attend_split`, compiled twice: for splits that have positions of the window (`own`), and for all others."""
+    if own:
+        largest, total, context = attend_split(
+            q, split, stored_keys, stored_values, keys, values, key_draft, value_draft, begin, end, begin_2, end_2,
+            window, exist, farthest, draft, seen, first_draft, drafts_in_tile, factor, D, D_PADDED, BLOCK_M, BLOCK_N, SPLIT,
+            UNIT, KEY_STEP, VALUE_STEP, STORED_KEY_STEP, STORED_VALUE_STEP, STORED, True, 2, ONE_DRAFT,
+        )  # fmt: skip
+    else:
+        largest, total, context = attend_split(
+            q, split, stored_keys, stored_values, keys, values, key_draft, value_draft, begin, end, begin_2, end_2,
+            window, exist, farthest, draft, seen, first_draft, drafts_in_tile, factor, D, D_PADDED, BLOCK_M, BLOCK_N, SPLIT,
+            UNIT, KEY_STEP, VALUE_STEP, STORED_KEY_STEP, STORED_VALUE_STEP, True, False, STAGES, ONE_DRAFT,
+        )  # fmt: skip
+    return largest, total, context
+
+
+@triton.jit
+def attend_parts(
+    q, contexts, sums, first, after, stored_keys, stored_values, keys, values, key_draft, value_draft,
+    begin, end, begin_2, end_2, window, exist, draft, position, live, count, block_length, factor, stored_splits, parts, rows,
+    largest, total, context,
+    D: tl.constexpr, D_PADDED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr,
+    UNIT: tl.constexpr, KEY_STEP: tl.constexpr, VALUE_STEP: tl.constexpr, STORED_KEY_STEP: tl.constexpr,
+    STORED_VALUE_STEP: tl.constexpr, STORED: tl.constexpr, STAGES: tl.constexpr, SHARED: tl.constexpr,
+    ONE_DRAFT: tl.constexpr,
+):  # fmt: skip
+    """A tile of rows over every `num_programs(1)`-th part from `first` to before `after`.
+
+    `SHARED`: stores the sums of each part. Otherwise: merges them, into `largest`, `total` and `context`.
+    """
+    seen = tl.minimum((position // block_length + 1) * block_length, exist)  # of the window, from its start on
+    farthest = tl.max(tl.where(live, seen, 0), axis=0)
+    first_draft = tl.min(draft, axis=0)
+    drafts_in_tile = tl.minimum(tl.max(draft, axis=0) + 1, count) - first_draft
+    done = 0
+    for part in range(first, after, tl.num_programs(1)):
+        split = split_of(part, window, stored_splits, SPLIT)
+        own = touches(split, window, window + exist, SPLIT)
+        if own | touches(split, begin, end, SPLIT) | touches(split, begin_2, end_2, SPLIT):
+            # Whole tiles are stored, rows that are not live too: a mask would take longer.
+            nth_part = tl.program_id(2).to(tl.int64) * parts + (part if SHARED else 0)
+            row = nth_part * rows + tl.program_id(0) * BLOCK_M
+            nth = tl.arange(0, BLOCK_M)
+            if (
+                not SHARED
+            ):  # a 0 that the compiler cannot see keeps it from holding the addresses in registers all the way
+                nth += tl.minimum(part, 0)
+            places = contexts + row * D_PADDED + (nth * D_PADDED)[:, None] + tl.arange(0, D_PADDED)[None, :]
+            if not SHARED and not ONE_DRAFT and done > 0:  # laid aside: there are no registers for another context
+                tl.store(places, context)
+            largest_2, total_2, context_2 = attend_part(
+                own, q, split, stored_keys, stored_values, keys, values, key_draft, value_draft, begin, end, begin_2, end_2,
+                window, exist, farthest, draft, seen, first_draft, drafts_in_tile, factor, D, D_PADDED, BLOCK_M, BLOCK_N,
+                SPLIT, UNIT, KEY_STEP, VALUE_STEP, STORED_KEY_STEP, STORED_VALUE_STEP, STORED, STAGES, ONE_DRAFT,
+            )  # fmt: skip
+            if SHARED:
+                tl.store(sums + row * 2 + nth * 2, largest_2)
+                tl.store(sums + row * 2 + nth * 2 + 1, total_2)
+                tl.store(places, context_2)
+            elif ONE_DRAFT:
+                largest, total, context = merge(largest, total, context, largest_2, total_2, context_2, factor)
+            elif done > 0:
+                tl.debug_barrier()
+                before = tl.load(places)
+                largest, total, context = merge(largest, total, before, largest_2, total_2, context_2, factor)
+            else:
+                largest, total, context = largest_2, total_2, context_2
+            done += 1
+    return largest, total, context
+
+
 @kernel(aligned=("query", "key", "value", "stored_key", "stored_value", "contexts", "sums", "out"))
 def attend(
-    query,
-    key,
-    value,
-    stored_key,
-    stored_value,
-    contexts,
-    sums,
-    out,
-    ranges,
-    window_start,
-    slots,
-    num_drafts,
-    window_lengths,
-    factor: tl.float32,
-    drafts: tl.int32,
-    length: tl.int32,
-    groups: tl.int32,
-    capacity: tl.int32,
-    stored_splits: tl.int32,
-    parts: tl.int32,
-    rows: tl.int32,
-    block_length: tl.int32,
-    ranges_row: tl.int64,
-    ranges_range: tl.int64,
-    ranges_end: tl.int64,
-    window_start_step: tl.int64,
-    slots_step: tl.int64,
-    num_drafts_step: tl.int64,
-    window_lengths_step: tl.int64,
-    query_row: tl.int64,
-    query_draft: tl.int64,
-    query_position: tl.int64,
-    query_head: tl.int64,
-    key_row: tl.int64,
-    key_draft: tl.int64,
-    key_group: tl.int64,
-    value_row: tl.int64,
-    value_draft: tl.int64,
-    value_group: tl.int64,
-    stored_key_slot: tl.int64,
-    stored_key_group: tl.int64,
-    stored_value_slot: tl.int64,
-    stored_value_group: tl.int64,
-    D: tl.constexpr,
-    D_PADDED: tl.constexpr,
-    HEADS: tl.constexpr,
-    SPLIT: tl.constexpr,
-    RANGES: tl.constexpr,
-    HAS_WINDOW_START: tl.constexpr,
-    HAS_SLOTS: tl.constexpr,
-    HAS_NUM_DRAFTS: tl.constexpr,
-    HAS_WINDOW_LENGTHS: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    UNIT: tl.constexpr,
-    KEY_STEP: tl.constexpr,
-    VALUE_STEP: tl.constexpr,
-    STORED_KEY_STEP: tl.constexpr,
-    STORED_VALUE_STEP: tl.constexpr,
-    STAGES: tl.constexpr,
-    SHARED: tl.constexpr,
-    ONE_DRAFT: tl.constexpr,
-):
+    query, key, value, stored_key, stored_value, contexts, sums, out,
+    ranges, window_start, slots, num_drafts, window_lengths, factor: tl.float32,
+    drafts: tl.int32, length: tl.int32, groups: tl.int32, capacity: tl.int32, stored_splits: tl.int32, parts: tl.int32,
+    rows: tl.int32, block_length: tl.int32, ranges_row: tl.int64, ranges_range: tl.int64, ranges_end: tl.int64,
+    window_start_step: tl.int64, slots_step: tl.int64, num_drafts_step: tl.int64, window_lengths_step: tl.int64,
+    query_row: tl.int64, query_draft: tl.int64, query_position: tl.int64, query_head: tl.int64,
+    key_row: tl.int64, key_draft: tl.int64, key_group: tl.int64,
+    value_row: tl.int64, value_draft: tl.int64, value_group: tl.int64,
+    stored_key_slot: tl.int64, stored_key_group: tl.int64, stored_value_slot: tl.int64, stored_value_group: tl.int64,
+    D: tl.constexpr, D_PADDED: tl.constexpr, HEADS: tl.constexpr, SPLIT: tl.constexpr, RANGES: tl.constexpr,
+    HAS_WINDOW_START: tl.constexpr, HAS_SLOTS: tl.constexpr, HAS_NUM_DRAFTS: tl.constexpr,
+    HAS_WINDOW_LENGTHS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, UNIT: tl.constexpr,
+    KEY_STEP: tl.constexpr, VALUE_STEP: tl.constexpr, STORED_KEY_STEP: tl.constexpr, STORED_VALUE_STEP: tl.constexpr,
+    STAGES: tl.constexpr, SHARED: tl.constexpr, ONE_DRAFT: tl.constexpr,
+):  # fmt: skip
     """A tile of rows over every `num_programs(1)`-th part of what it sees: `SHARED`, sums of each, for `merge_parts`; else,
     alone, all of it.
     """
@@ -134,56 +166,16 @@ def attend(
             start = index * query_row + group * HEADS * query_head
             starts = query + (start + draft * query_draft + position * query_position + head * query_head) * UNIT
             q = load_rows(starts, live, 0.0, D, D_PADDED)
-            seen = tl.minimum((position // block_length + 1) * block_length, exist)  # of the window, from its start on
-            farthest = tl.max(tl.where(live, seen, 0), axis=0)
-            first_draft = tl.min(draft, axis=0)
-            drafts_in_tile = tl.minimum(tl.max(draft, axis=0) + 1, count) - first_draft
-            done = 0
-            for part in range(first, after, tl.num_programs(1)):
-                split = split_of(part, window, stored_splits, SPLIT)
-                own = touches(split, window, window + exist, SPLIT)
-                if own | touches(split, begin, end, SPLIT) | touches(split, begin_2, end_2, SPLIT):
-                    # Whole tiles, of rows that are not live too: a mask would take longer.
-                    nth_part = tl.program_id(2).to(tl.int64) * parts + (part if SHARED else 0)
-                    row = nth_part * rows + tl.program_id(0) * BLOCK_M
-                    nth = tl.arange(0, BLOCK_M)
-                    if not SHARED:  # by a 0 that the compiler cannot see, or addresses would take registers all the way
-                        nth += tl.minimum(part, 0)
-                    places = contexts + row * D_PADDED + (nth * D_PADDED)[:, None] + tl.arange(0, D_PADDED)[None, :]
-                    if not SHARED and not ONE_DRAFT and done > 0:  # laid aside: there are no registers for another
-                        tl.store(places, context)
-                    if own:
-                        largest_2, total_2, context_2 = attend_split(
-                            q, split, stored_keys, stored_values, keys, values, key_draft, value_draft,
-                            begin, end, begin_2, end_2, window, exist, farthest, draft, seen, first_draft, drafts_in_tile,
-                            factor, D, D_PADDED, BLOCK_M, BLOCK_N, SPLIT, UNIT,
-                            KEY_STEP, VALUE_STEP, STORED_KEY_STEP, STORED_VALUE_STEP,
-                            RANGES > 0, True, 2, ONE_DRAFT,
-                        )  # fmt: skip
-                    else:
-                        largest_2, total_2, context_2 = attend_split(
-                            q, split, stored_keys, stored_values, keys, values, key_draft, value_draft,
-                            begin, end, begin_2, end_2, window, exist, farthest, draft, seen, first_draft, drafts_in_tile,
-                            factor, D, D_PADDED, BLOCK_M, BLOCK_N, SPLIT, UNIT,
-                            KEY_STEP, VALUE_STEP, STORED_KEY_STEP, STORED_VALUE_STEP,
-                            True, False, STAGES, ONE_DRAFT,
-                        )  # fmt: skip
-                    if SHARED:
-                        tl.store(sums + row * 2 + nth * 2, largest_2)
-                        tl.store(sums + row * 2 + nth * 2 + 1, total_2)
-                        tl.store(places, context_2)
-                    elif ONE_DRAFT:
-                        largest, total, context = merge(largest, total, context, largest_2, total_2, context_2, factor)
-                    elif done > 0:
-                        tl.debug_barrier()
-                        before = tl.load(places)
-                        largest, total, context = merge(largest, total, before, largest_2, total_2, context_2, factor)
-                    else:
-                        largest, total, context = largest_2, total_2, context_2
-                    done += 1
+            largest, total, context = attend_parts(
+                q, contexts, sums, first, after, stored_keys, stored_values, keys, values, key_draft, value_draft,
+                begin, end, begin_2, end_2, window, exist, draft, position, live, count, block_length, factor,
+                stored_splits, parts, rows, largest, total, context, D, D_PADDED, BLOCK_M, BLOCK_N, SPLIT,
+                UNIT, KEY_STEP, VALUE_STEP, STORED_KEY_STEP, STORED_VALUE_STEP, RANGES > 0, STAGES, SHARED, ONE_DRAFT,
+            )  # fmt: skip
 
     if not SHARED:
-        # Worked out anew, by a 0 that the compiler cannot see: what was known of the rows would take registers all the way.
+        # Worked out anew, with a 0 that the compiler cannot see: else what is known of the rows would take registers all
+        # the way.
         again = tl.minimum(parts, 0)
         draft, position, head = rows_of_tile(tl.program_id(0) + again, length, HEADS, BLOCK_M)
         count = at_most(num_drafts, index + again, num_drafts_step, drafts, HAS_NUM_DRAFTS)

@@ -68,71 +68,19 @@ def distances(
     return distance
 
 
-@kernel()
-def step_sequence(
-    drafts,
-    token_ids,
-    confidence,
-    num_drafts,
-    taken,
-    answer_start,
-    record,
-    record_as_float,
-    threshold: tl.float32,
-    count: tl.int32,
-    length: tl.int32,
-    draft_steps: tl.int32,
-    mask_token_id: tl.int64,
-    tokens_per_step: tl.int32,
-    block_length: tl.int32,
-    eos_token_id: tl.int64,
-    drafts_sequence: tl.int64,
-    drafts_row: tl.int64,
-    drafts_step: tl.int64,
-    tokens_sequence: tl.int64,
-    tokens_row: tl.int64,
-    tokens_step: tl.int64,
-    confidence_sequence: tl.int64,
-    confidence_row: tl.int64,
-    confidence_step: tl.int64,
-    num_drafts_step: tl.int64,
-    taken_step: tl.int64,
-    answer_start_step: tl.int64,
-    LENGTH: tl.constexpr,
-    COUNT: tl.constexpr,
-    TILE: tl.constexpr,
-    HAS_THRESHOLD: tl.constexpr,
-    LEFT_TO_RIGHT: tl.constexpr,
-    RECYCLED: tl.constexpr,
-    SUBSET: tl.constexpr,
-    HAS_EOS: tl.constexpr,
-    HAS_TAKEN: tl.constexpr,
-    HAS_ANSWER_START: tl.constexpr,
-):
-    sequence = tl.program_id(0).to(tl.int64)
-    drafts += sequence * drafts_sequence
-    token_ids += sequence * tokens_sequence
-    confidence += sequence * confidence_sequence
-    # Counters, token ids, the step map, the next drafts, and confidences, two in the place of an integer.
-    confidence_place = WIDTH + (2 + draft_steps) * length
-    width = confidence_place + (length + 1) // 2
-    record += sequence * width
-    record_as_float += 2 * (sequence * width + confidence_place)
-    position = tl.arange(0, LENGTH)
-    inside = position < length
-    draft_at = drafts + position.to(tl.int64) * drafts_step
-    token_at = token_ids + position.to(tl.int64) * tokens_step
-    confidence_at = confidence + position.to(tl.int64) * confidence_step
-    active = tl.load(num_drafts + sequence * num_drafts_step).to(tl.int64)
-    active = tl.minimum(tl.maximum(active, 1), count).to(tl.int32)  # draft 0 is right by construction
+@triton.jit
+def accept_chain(
+    drafts, draft_at, token_at, confidence_at, active, position, length, open_before, state, tokens, value,
+    mask_token_id, tokens_per_step, block_length, threshold, drafts_row, drafts_step, tokens_row, confidence_row,
+    LENGTH: tl.constexpr, TILE: tl.constexpr, HAS_THRESHOLD: tl.constexpr, LEFT_TO_RIGHT: tl.constexpr, SUBSET: tl.constexpr,
+):  # fmt: skip
+    """Walks from draft 0 to the furthest later draft that is its target, the state one static step after it, and so on.
 
-    # Verify. From a draft to the furthest later one that is its target, the state one static step after it.
-    given = tl.load(draft_at, mask=inside, other=0)
-    open_before = inside & (given == mask_token_id)
-    state = given
-    tokens = tl.load(token_at, mask=inside, other=0)
-    value = predicted_confidence(tokens, tl.load(confidence_at, mask=inside, other=0.0), mask_token_id)
-    filled_by = tl.full([LENGTH], NOT_FILLED, tl.int32)  # the static step, counted from this call's first
+    Returns the draft where that ends, its state, its tokens and their confidence; the static step, counted from this call's
+    first, that filled each position on the way; and how many steps filled any.
+    """
+    inside = position < length
+    filled_by = tl.full([LENGTH], NOT_FILLED, tl.int32)
     accepted = 0
     steps = 0
     moving = active > 1
@@ -156,104 +104,125 @@ def step_sequence(
             # A step that fills nothing is none: where nothing can be ranked, a draft's target is the draft itself.
             steps += any_of(fresh).to(tl.int32)
         moving = moving & (accepted + 1 < active)
+    return accepted, state, tokens, value, filled_by, steps
 
-    # Carry the accepted predictions over, and draft again from the accepted state.
-    tl.store(record + WIDTH + position, tokens, mask=inside)
-    tl.store(record_as_float + position, value, mask=inside)
-    if length % 2 == 1:
-        tl.store(record_as_float + length, 0.0)
-    masked = inside & (state == mask_token_id)
-    keys = position_keys(value, masked, position, block_length, LEFT_TO_RIGHT)
-    if RECYCLED:
-        draft_of, planned = plan_drafts(
-            keys, value, masked, position, 1, tokens_per_step, threshold, LENGTH, HAS_THRESHOLD, LEFT_TO_RIGHT
-        )
-    else:
-        draft_of, planned = plan_drafts(
-            keys, value, masked, position, draft_steps, tokens_per_step, threshold, LENGTH, HAS_THRESHOLD, LEFT_TO_RIGHT
-        )
-    committed = tl.where(draft_of == 0, tokens, state)  # right by construction
-    still_masked = inside & (committed == mask_token_id)
-    next_at = record + WIDTH + 2 * length + position
-    tl.store(next_at, committed, mask=inside)
-    built = planned
-    needs_forward = (any_of(still_masked) & (planned > 0)).to(tl.int32)
-    written = tl.maximum(planned, 1)
-    draft = committed
-    if RECYCLED:
-        # Each further draft takes the predictions of the input draft nearest to the one before it. It differs from that
-        # one in the picked positions alone, so the distances are updated, not counted again.
-        k = tl.arange(0, COUNT)
-        distance = distances(drafts, draft, k, active, position, length, drafts_row, drafts_step, COUNT, TILE)
-        picks = tokens_per_step
-        if HAS_THRESHOLD:
-            picks = 1
-        going = (planned > 0) & (built < draft_steps)
-        while going:
-            lowest = tl.min(tl.where(k < active, distance, NOT_FILLED), axis=0)
-            nearest = tl.min(tl.where((k < active) & (distance == lowest), k, COUNT), axis=0).to(tl.int64)
-            open_there = tl.load(draft_at + nearest * drafts_row, mask=inside, other=0) == mask_token_id
-            masked = inside & (draft == mask_token_id)
-            known = masked & open_there
-            token = tl.load(token_at + nearest * tokens_row, mask=known, other=0)
-            token = tl.where(known, token, tokens)
-            certainty = tl.load(confidence_at + nearest * confidence_row, mask=known, other=0.0)
-            certainty = predicted_confidence(token, tl.where(known, certainty, value), mask_token_id)
-            keys = position_keys(certainty, masked, position, block_length, LEFT_TO_RIGHT)
-            block = tl.min(keys, axis=0) >> BLOCK_SHIFT
-            filled = 0
-            picking = built < draft_steps
-            while picking:
-                best = tl.min(keys, axis=0)
-                picking = is_rankable(best) & ((best >> BLOCK_SHIFT) == block)
-                if picking:
-                    spot = best & POSITION_MASK
-                    here = position == spot
-                    chosen = tl.sum(tl.where(here, token, 0), axis=0)
-                    draft = tl.where(here, chosen, draft)
-                    keys = tl.where(here, NO_KEY, keys)
-                    there = tl.load(drafts + k.to(tl.int64) * drafts_row + spot * drafts_step, mask=k < active, other=0)
-                    distance += (there != chosen).to(tl.int32) - (there != mask_token_id).to(tl.int32)
-                    filled += 1
-                picking = picking & (filled < picks)
-            going = filled > 0
-            if going:
-                tl.store(next_at + built * length, draft, mask=inside)
-                open_still = any_of(inside & (draft == mask_token_id)) & (needs_forward == built)
-                built += 1
-                needs_forward += open_still.to(tl.int32)
-            going = going & (built < draft_steps)
-        written = tl.maximum(built, 1)
-    else:
-        for n in range(1, planned):
-            draft = tl.where(draft_of <= n, tokens, state)
-            tl.store(next_at + n * length, draft, mask=inside)
-            open_still = any_of(inside & (draft == mask_token_id)) & (needs_forward == n)
+
+@triton.jit
+def fill_ranked(
+    drafts, draft, distance, keys, token, picks, picking, k, active, position, mask_token_id, drafts_row, drafts_step
+):
+    """Fills the first `picks` ranked positions of the draft's current block. Returns the draft, its distances from the input
+    drafts, and how many positions it has filled.
+    """
+    block = tl.min(keys, axis=0) >> BLOCK_SHIFT
+    filled = 0
+    while picking:
+        best = tl.min(keys, axis=0)
+        picking = is_rankable(best) & ((best >> BLOCK_SHIFT) == block)
+        if picking:
+            spot = best & POSITION_MASK
+            here = position == spot
+            chosen = tl.sum(tl.where(here, token, 0), axis=0)
+            draft = tl.where(here, chosen, draft)
+            keys = tl.where(here, NO_KEY, keys)
+            there = tl.load(drafts + k.to(tl.int64) * drafts_row + spot * drafts_step, mask=k < active, other=0)
+            distance += (there != chosen).to(tl.int32) - (there != mask_token_id).to(tl.int32)
+            filled += 1
+        picking = picking & (filled < picks)
+    return draft, distance, filled
+
+
+@triton.jit
+def recycle_drafts(
+    drafts, draft_at, token_at, confidence_at, next_at, draft, tokens, value, built, needs_forward, active, position, length,
+    draft_steps, mask_token_id, picks, block_length, drafts_row, drafts_step, tokens_row, confidence_row,
+    COUNT: tl.constexpr, TILE: tl.constexpr, LEFT_TO_RIGHT: tl.constexpr,
+):  # fmt: skip
+    """Writes the drafts after draft 0. Each takes the predictions of the input draft nearest to the draft before it; where
+    that input draft has a token already, those of the accepted draft, `tokens` and `value`.
+
+    A draft differs from the one before in the picked positions alone, so distances are updated, not counted again. Returns
+    the last draft, how many there are, and how many of the leading ones need a forward.
+    """
+    inside = position < length
+    k = tl.arange(0, COUNT)
+    distance = distances(drafts, draft, k, active, position, length, drafts_row, drafts_step, COUNT, TILE)
+    going = (built > 0) & (built < draft_steps)
+    while going:
+        lowest = tl.min(tl.where(k < active, distance, NOT_FILLED), axis=0)
+        nearest = tl.min(tl.where((k < active) & (distance == lowest), k, COUNT), axis=0).to(tl.int64)
+        open_there = tl.load(draft_at + nearest * drafts_row, mask=inside, other=0) == mask_token_id
+        masked = inside & (draft == mask_token_id)
+        known = masked & open_there
+        token = tl.load(token_at + nearest * tokens_row, mask=known, other=0)
+        token = tl.where(known, token, tokens)
+        certainty = tl.load(confidence_at + nearest * confidence_row, mask=known, other=0.0)
+        certainty = predicted_confidence(token, tl.where(known, certainty, value), mask_token_id)
+        keys = position_keys(certainty, masked, position, block_length, LEFT_TO_RIGHT)
+        draft, distance, filled = fill_ranked(
+            drafts, draft, distance, keys, token, picks, built < draft_steps, k, active, position, mask_token_id,
+            drafts_row, drafts_step,
+        )  # fmt: skip
+        going = filled > 0
+        if going:
+            tl.store(next_at + built * length, draft, mask=inside)
+            open_still = any_of(inside & (draft == mask_token_id)) & (needs_forward == built)
+            built += 1
             needs_forward += open_still.to(tl.int32)
-    for n in range(written, draft_steps):  # those beyond the last repeat it
-        tl.store(next_at + n * length, draft, mask=inside)
+        going = going & (built < draft_steps)
+    return draft, built, needs_forward
 
-    # Account for what is final now. What only the new draft 0 fills was committed by one more static step.
+
+@triton.jit
+def nest_drafts(next_at, draft, draft_of, state, tokens, planned, needs_forward, inside, length, mask_token_id):
+    """Writes the drafts after draft 0, all from the accepted draft's predictions. Returns the last one, and how many of the
+    leading ones need a forward.
+    """
+    for n in range(1, planned):
+        draft = tl.where(draft_of <= n, tokens, state)
+        tl.store(next_at + n * length, draft, mask=inside)
+        open_still = any_of(inside & (draft == mask_token_id)) & (needs_forward == n)
+        needs_forward += open_still.to(tl.int32)
+    return draft, needs_forward
+
+
+@triton.jit
+def has_ended(
+    committed, position, complete, eos_token_id, start_at, HAS_EOS: tl.constexpr, HAS_ANSWER_START: tl.constexpr
+):
+    """1 where an end of sequence stands in the complete blocks, the prompt left out; else 0."""
+    ended = 0
+    if HAS_EOS:
+        ends = (committed == eos_token_id) & (position < complete)
+        if HAS_ANSWER_START:
+            ends = ends & (position >= tl.load(start_at))
+        ended = any_of(ends).to(tl.int32)
+    return ended
+
+
+@triton.jit
+def account(
+    record, step_map_at, accepted, steps, built, needs_forward, filled_by, value, open_before, open_accepted, committed,
+    still_masked, position, length, block_length, eos_token_id, taken_at, start_at,
+    HAS_EOS: tl.constexpr, HAS_TAKEN: tl.constexpr, HAS_ANSWER_START: tl.constexpr,
+):  # fmt: skip
+    """Writes the step map, and the counters in the order of COUNTERS."""
+    inside = position < length
+    # What only the new draft 0 fills was committed by one more static step.
     fresh = open_before & ~still_masked & (filled_by == NOT_FILLED)
     step_map = tl.where(fresh, steps, filled_by).to(tl.int64)
     steps += any_of(fresh).to(tl.int32)
     if HAS_TAKEN:
-        step_map += tl.load(taken + sequence * taken_step)
+        step_map += tl.load(taken_at)
     step_map = tl.where(open_before & ~still_masked, step_map, -1)
-    tl.store(record + WIDTH + length + position, step_map, mask=inside)
+    tl.store(step_map_at, step_map, mask=inside)
 
-    open_accepted = inside & (state == mask_token_id)
     reusable = complete_prefix(open_accepted, position, length, block_length)
     broken = open_accepted & (position < reusable + block_length) & ~(value > float("-inf"))
     first_broken = tl.min(tl.where(broken, position, length), axis=0)
     complete = complete_prefix(still_masked, position, length, block_length)
     in_window = count_of(still_masked)
-    ended = 0
-    if HAS_EOS:
-        ends = (committed == eos_token_id) & (position < complete)
-        if HAS_ANSWER_START:  # the prompt ends nothing
-            ends = ends & (position >= tl.load(answer_start + sequence * answer_start_step))
-        ended = any_of(ends).to(tl.int32)
+    ended = has_ended(committed, position, complete, eos_token_id, start_at, HAS_EOS, HAS_ANSWER_START)
     tl.store(record + 0, accepted)
     tl.store(record + 1, steps)
     tl.store(record + 2, count_of(step_map >= 0))
@@ -265,6 +234,82 @@ def step_sequence(
     tl.store(record + 8, tl.where(first_broken < length, first_broken, -1))
     tl.store(record + 9, built)
     tl.store(record + 10, ended)
+
+
+@kernel()
+def step_sequence(
+    drafts, token_ids, confidence, num_drafts, taken, answer_start, record, record_as_float, threshold: tl.float32,
+    count: tl.int32, length: tl.int32, draft_steps: tl.int32, mask_token_id: tl.int64, tokens_per_step: tl.int32,
+    block_length: tl.int32, eos_token_id: tl.int64,
+    drafts_sequence: tl.int64, drafts_row: tl.int64, drafts_step: tl.int64,
+    tokens_sequence: tl.int64, tokens_row: tl.int64, tokens_step: tl.int64,
+    confidence_sequence: tl.int64, confidence_row: tl.int64, confidence_step: tl.int64,
+    num_drafts_step: tl.int64, taken_step: tl.int64, answer_start_step: tl.int64,
+    LENGTH: tl.constexpr, COUNT: tl.constexpr, TILE: tl.constexpr, HAS_THRESHOLD: tl.constexpr, LEFT_TO_RIGHT: tl.constexpr,
+    RECYCLED: tl.constexpr, SUBSET: tl.constexpr, HAS_EOS: tl.constexpr, HAS_TAKEN: tl.constexpr,
+    HAS_ANSWER_START: tl.constexpr,
+):  # fmt: skip
+    sequence = tl.program_id(0).to(tl.int64)
+    drafts += sequence * drafts_sequence
+    # A record: counters, token ids, the step map, the next drafts, and confidences, two in the place of an integer.
+    confidence_place = WIDTH + (2 + draft_steps) * length
+    width = confidence_place + (length + 1) // 2
+    record += sequence * width
+    record_as_float += 2 * (sequence * width + confidence_place)
+    position = tl.arange(0, LENGTH)
+    inside = position < length
+    draft_at = drafts + position.to(tl.int64) * drafts_step
+    token_at = token_ids + sequence * tokens_sequence + position.to(tl.int64) * tokens_step
+    confidence_at = confidence + sequence * confidence_sequence + position.to(tl.int64) * confidence_step
+    active = tl.load(num_drafts + sequence * num_drafts_step).to(tl.int64)
+    active = tl.minimum(tl.maximum(active, 1), count).to(tl.int32)  # draft 0 is right by construction
+
+    # Verify.
+    given = tl.load(draft_at, mask=inside, other=0)
+    open_before = inside & (given == mask_token_id)
+    tokens = tl.load(token_at, mask=inside, other=0)
+    value = predicted_confidence(tokens, tl.load(confidence_at, mask=inside, other=0.0), mask_token_id)
+    accepted, state, tokens, value, filled_by, steps = accept_chain(
+        drafts, draft_at, token_at, confidence_at, active, position, length, open_before, given, tokens, value,
+        mask_token_id, tokens_per_step, block_length, threshold, drafts_row, drafts_step, tokens_row, confidence_row,
+        LENGTH, TILE, HAS_THRESHOLD, LEFT_TO_RIGHT, SUBSET,
+    )  # fmt: skip
+
+    # Carry the accepted predictions over, and draft again from the accepted state.
+    tl.store(record + WIDTH + position, tokens, mask=inside)
+    tl.store(record_as_float + position, value, mask=inside)
+    if length % 2 == 1:
+        tl.store(record_as_float + length, 0.0)
+    masked = inside & (state == mask_token_id)
+    keys = position_keys(value, masked, position, block_length, LEFT_TO_RIGHT)
+    most = 1 if RECYCLED else draft_steps
+    draft_of, built = plan_drafts(
+        keys, value, masked, position, most, tokens_per_step, threshold, LENGTH, HAS_THRESHOLD, LEFT_TO_RIGHT
+    )
+    committed = tl.where(draft_of == 0, tokens, state)  # draft 0 of the next, right by construction
+    still_masked = inside & (committed == mask_token_id)
+    next_at = record + WIDTH + 2 * length + position
+    tl.store(next_at, committed, mask=inside)
+    needs_forward = (any_of(still_masked) & (built > 0)).to(tl.int32)
+    if RECYCLED:
+        picks = 1 if HAS_THRESHOLD else tokens_per_step
+        draft, built, needs_forward = recycle_drafts(
+            drafts, draft_at, token_at, confidence_at, next_at, committed, tokens, value, built, needs_forward, active,
+            position, length, draft_steps, mask_token_id, picks, block_length, drafts_row, drafts_step, tokens_row,
+            confidence_row, COUNT, TILE, LEFT_TO_RIGHT,
+        )  # fmt: skip
+    else:
+        draft, needs_forward = nest_drafts(
+            next_at, committed, draft_of, state, tokens, built, needs_forward, inside, length, mask_token_id
+        )
+    for n in range(tl.maximum(built, 1), draft_steps):  # those beyond the last repeat it
+        tl.store(next_at + n * length, draft, mask=inside)
+
+    account(
+        record, record + WIDTH + length + position, accepted, steps, built, needs_forward, filled_by, value, open_before,
+        masked, committed, still_masked, position, length, block_length, eos_token_id, taken + sequence * taken_step,
+        answer_start + sequence * answer_start_step, HAS_EOS, HAS_TAKEN, HAS_ANSWER_START,
+    )  # fmt: skip
 
 
 def draft_step(

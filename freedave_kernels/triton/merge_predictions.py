@@ -1,16 +1,33 @@
-"""A row's states as one. A program owns a few rows and merges the states of each at once: sums over all of them, in the
-order that their number decides. A few microseconds: bound by latency.
+"""Merges the states of each row into a token and its confidence. A program owns a few rows and sums all states of a row at
+once, in an order that depends on their number alone. A few microseconds: bound by latency.
 """
 
 from __future__ import annotations
 
 import torch
+import triton
 import triton.language as tl
 
 from freedave_kernels.triton.launch import as_rows, ceil_div, kernel, outer_stride, power_of_two
-from freedave_kernels.triton.predict_tokens import NEVER, expm1, log1p
 
-MERGED_ROWS = 4  # a program
+NEVER = tl.constexpr(float("-inf"))
+# Of a program: 16 rows of predict_tokens, whose states are few, or 4 of a large vocabulary in shorter chunks.
+MERGED_STATES, MERGED_ROWS = 256, 16
+
+
+@triton.jit
+def expm1(x):
+    """exp(x) - 1 in float64 without cancellation, for x <= 0."""
+    series = x * (1.0 + x * (0.5 + x * (1.0 / 6.0 + x * (1.0 / 24.0))))  # next term below 1e-14 of it
+    return tl.where(x > -1e-3, series, tl.exp(x) - 1.0)
+
+
+@triton.jit
+def log1p(x):
+    """log(1 + x) in float64, for x >= 0: the rounding of 1 + x is divided out again."""
+    rounded = 1.0 + x
+    exact = rounded == 1.0
+    return tl.where(exact, x, tl.log(rounded) * x / tl.where(exact, 1.0, rounded - 1.0))
 
 
 @kernel()
@@ -42,12 +59,21 @@ def merge_states(
     token = tl.load(state + 2, mask=present, other=-1.0)
     known = token >= 0.0
     largest = tl.load(state, mask=present & known, other=NEVER)
-    rest = tl.load(state + 4, mask=present, other=0.0)  # of what is unknown too: it may be a NaN
+    rest = tl.load(state + 4, mask=present, other=0.0)  # of chunks with nothing above -inf as well: it may be a NaN
     top = tl.max(largest, axis=1)
     leads = known & (largest == top[:, None])
     shift = tl.where(known, largest - tl.where(known, top[:, None], 0.0), 0.0)
     scale = tl.where(known, tl.exp(shift), 1.0)
-    if MEASURE == "neg_entropy":
+    chosen = tl.min(tl.where(leads, token, float("inf")), axis=1)
+    if MEASURE == "prob":
+        total = tl.sum(scale * rest, axis=1)
+        certainty = 1.0 / total
+    elif MEASURE == "margin":
+        total = tl.sum(scale * rest, axis=1)
+        second = tl.load(state + 1, mask=present & known, other=NEVER)
+        second = tl.max(tl.where(token == chosen[:, None], second, largest), axis=1)
+        certainty = -expm1(second - top) / total
+    elif MEASURE == "neg_entropy":
         ties = tl.load(state + 3, mask=present, other=0.0)
         weighted = tl.load(state + 5, mask=present, other=0.0)
         terms = tl.where(leads, rest, rest + ties)
@@ -57,13 +83,7 @@ def merge_states(
         total = ties + rest
         certainty = weighted / total - (tl.log(ties) + log1p(rest / ties))
     else:
-        total = tl.sum(scale * rest, axis=1)
-        certainty = 1.0 / total
-    chosen = tl.min(tl.where(leads, token, float("inf")), axis=1)
-    if MEASURE == "margin":
-        second = tl.load(state + 1, mask=present & known, other=NEVER)
-        second = tl.max(tl.where(token == chosen[:, None], second, largest), axis=1)
-        certainty = -expm1(second - top) / total
+        tl.static_assert(False, "this measure has no confidence")
     usable = inside & (top > NEVER) & (top < float("inf")) & (total < float("inf"))  # NaN compares false
     token = tl.where(usable, chosen, 0.0).to(tl.int64)
     tl.store(token_ids + row, tl.where(usable, token, given), mask=inside)
@@ -80,9 +100,11 @@ def merge_predictions(states: torch.Tensor, input_ids: torch.Tensor, measure: st
     if outer_stride(states, 3) is None:
         states = states.contiguous()  # small, as everything but logits
     chunks = states.shape[-2]
+    padded = power_of_two(chunks)
+    merged_rows = min(MERGED_ROWS, max(1, MERGED_STATES // padded))
     outer = outer_stride(states, 3) or 0
     merge_states.launch(
-        (ceil_div(rows, MERGED_ROWS), 1, 1),
+        (ceil_div(rows, merged_rows), 1, 1),
         (
             states,
             ids,
@@ -97,6 +119,6 @@ def merge_predictions(states: torch.Tensor, input_ids: torch.Tensor, measure: st
             ids.stride(0),
             ids.stride(1),
         ),
-        (MERGED_ROWS, power_of_two(chunks), measure),
+        (merged_rows, padded, measure),
     )
     return token_ids, confidence

@@ -51,7 +51,7 @@ def select_row(
         if FALLBACK == "top_always":
             chosen = passes | top
         else:
-            # The first ranked are never more than there are, which is what `count` is clamped to.
+            # `top` has at most as many positions as can be ranked, so their number is `num_transfer`, clamped.
             needed = 1 if FALLBACK == "top" else tl.sum(top.to(tl.int32), axis=0)
             enough = tl.sum(passes.to(tl.int32), axis=0) >= needed
             chosen = (enough & passes) | (~enough & top)

@@ -18,9 +18,9 @@ MAX_LENGTH = 2048  # positions: a program's registers hold a row, or several sho
 POSITION_BITS = tl.constexpr(15)
 BLOCK_SHIFT = tl.constexpr(47)
 POSITION_MASK = tl.constexpr((1 << 15) - 1)
-UNRANKABLE = tl.constexpr(0xFFFFFFFF)  # beyond every confidence's: last in its block, and ends every chain of picks
-NO_KEY = tl.constexpr((1 << 63) - 1)  # not masked
-NOT_FILLED = tl.constexpr((1 << 31) - 1)  # by any draft
+UNRANKABLE = tl.constexpr(0xFFFFFFFF)  # larger than any confidence's bits: ranked last in its block, never picked
+NO_KEY = tl.constexpr((1 << 63) - 1)  # of a position that is not masked
+NOT_FILLED = tl.constexpr((1 << 31) - 1)  # of a position that no draft fills
 
 
 @triton.jit
@@ -33,7 +33,7 @@ def descending(confidence):
 
 @triton.jit
 def predicted_confidence(token, confidence, mask_token_id):
-    """Where the mask itself is predicted, nothing is: a step never fills a position with the mask."""
+    """The confidence, -inf where the mask itself is predicted: a step never fills a position with the mask."""
     return tl.where(token == mask_token_id, float("-inf"), confidence)
 
 
@@ -49,7 +49,7 @@ def position_keys(confidence, masked, position, block_length, LEFT_TO_RIGHT: tl.
 
 @triton.jit
 def is_rankable(key):
-    """Also false for NO_KEY."""
+    """Whether a position with this key may be picked; false for NO_KEY."""
     return ((key >> POSITION_BITS) & UNRANKABLE) != UNRANKABLE
 
 
@@ -127,15 +127,17 @@ def plan_drafts(
     planned = 0
     per_draft = tokens_per_step
     going = planned < draft_steps
-    if HAS_THRESHOLD:  # draft 0 fills what passes, or the first ranked; every further draft fills one
+    if (
+        HAS_THRESHOLD
+    ):  # draft 0 fills what passes, or the first ranked where nothing does; every further draft fills one
         first = static_step(keys, confidence, masked, position, tokens_per_step, threshold, True, LEFT_TO_RIGHT)
         draft_of = tl.where(first, 0, draft_of)
         keys = tl.where(first, NO_KEY, keys)
         planned = tl.max(first.to(tl.int32), axis=0)
-        per_draft = planned  # 1, where there is a plan at all
+        per_draft = planned  # 1; where draft 0 fills nothing, 0, and the loop does not run
         going = planned > 0
 
-    filled = per_draft  # the draft before, so to speak, is full
+    filled = per_draft  # of the current draft; as if it were full, so that the first position begins another
     block = tl.min(keys, axis=0) >> BLOCK_SHIFT
     while going:
         best = tl.min(keys, axis=0)
@@ -161,8 +163,8 @@ def expect_length(op: str, length: int, longest: int = MAX_LENGTH) -> None:
 def resources_for(elements: int) -> tuple[int, int]:
     """Warps of a program that holds `elements`, and the registers that a thread may take.
 
-    A usual window fits a single warp, which reduces without shared memory. Such a program waits for its own results
-    most of the time, so that nothing is gained by leaving registers to others: the compiler would, and spill.
+    A usual window fits a single warp, which reduces without shared memory. Such a program waits for its own results most of
+    the time. It may take all registers: left alone, the compiler keeps some for other programs, and spills.
     """
     num_warps = min(16, max(1, elements // 256))
     return num_warps, min(255, 65536 // (32 * num_warps))

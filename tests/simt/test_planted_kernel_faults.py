@@ -19,23 +19,25 @@ from planting import Fault
 class Copy:
     """A copy of the kernels in which the faults are planted together; each is caught by a test of its own."""
 
-    op: str
+    kernels: str  # the file of csrc/cuda that is compiled, without its suffix
     build: str
     faults: list[Fault]
 
 
-def plant(op: str, build: str, *faults: tuple[str, str, str, str, str], file: str = "") -> Copy:
-    """Faults (name, old text, new text, what is shown, test) in `file`: where none is given, in the op's own."""
-    path = f"csrc/cuda/{file or op + '.cu'}"
-    return Copy(op, build, [Fault(name, build, path, {old: new}, show, run) for name, old, new, show, run in faults])
+def plant(kernels: str, build: str, *faults: tuple[str, str, str, str, str], file: str = "") -> Copy:
+    """Faults (name, old text, new text, what is shown, test) in `file`: where none is given, in the kernels' own."""
+    path = f"csrc/cuda/{file or kernels + '.cu'}"
+    return Copy(
+        kernels, build, [Fault(name, build, path, {old: new}, show, run) for name, old, new, show, run in faults]
+    )
 
 
 WRONG = r"\bE (AssertionError: )?assert |Tensor-likes are not"
 LONG = "test_long_windows.py::"
 COPIES = [
-    # predict_tokens, whose kernels stand in the files of its two halves
+    # predict_tokens, whose kernels stand in scan_logits.cu and merge_predictions.cu
     plant(
-        "partial_predictions",
+        "scan_logits",
         "plain",
         (
             "wrong tie order",
@@ -60,7 +62,7 @@ COPIES = [
         ),
     ),
     plant(
-        "partial_predictions",
+        "scan_logits",
         "thread",
         (
             "removed barrier",
@@ -77,12 +79,12 @@ COPIES = [
             "reads before the previous kernel is complete",
             "  wait_for_previous_kernel();\n  const uint32_t row = blockIdx.x * (kMergeThreads",
             "  const uint32_t row = blockIdx.x * (kMergeThreads",
-            "merge_chunks.* but no thread calls cudaGridDependencySynchronize",
+            "merge_states.* but no thread calls cudaGridDependencySynchronize",
             "test_predict_tokens.py::test_example",
         ),
     ),
     plant(
-        "partial_predictions",
+        "scan_logits",
         "address",
         (
             "misaligned vector load",
@@ -274,7 +276,7 @@ COPIES = [
         ),
     ),
 ]
-FAULTS = [pytest.param(copy, fault, id=f"{copy.op}-{fault.name}-{copy.build}".replace(" ", "_"))
+FAULTS = [pytest.param(copy, fault, id=f"{copy.kernels}-{fault.name}-{copy.build}".replace(" ", "_"))
           for copy in COPIES for fault in copy.faults]  # fmt: skip
 
 
@@ -317,7 +319,7 @@ def faulty_library(copy: Copy, folder: Path) -> str:
     path = folder / name
     path.parent.mkdir(parents=True)
     path.write_text(text)
-    own = f"csrc/cuda/{copy.op}.cu"
+    own = f"csrc/cuda/{copy.kernels}.cu"
     flags = (f"-fmacro-prefix-map={folder}/=", f"-fmacro-prefix-map={planting.ROOT}/=")
     source = path if name == own else planting.ROOT / own
     planting.compile_kernels(source, copy.build, folder / "kernel.o", folder / "csrc", flags=flags)

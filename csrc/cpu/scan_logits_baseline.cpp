@@ -1,4 +1,4 @@
-// predict_tokens, 4 lanes: GCC and Clang vector extensions, so any CPU (SSE2 on x86-64, NEON on arm64).
+// scan_logits, 4 lanes: GCC and Clang vector extensions, so any CPU (SSE2 on x86-64, NEON on arm64).
 #include <stdint.h>
 #include <string.h>
 
@@ -90,6 +90,8 @@ struct Simd {
 }  // namespace
 }  // namespace freedave::cpu
 
-#include "cpu/predict_tokens_simd.h"
+#include "cpu/scan_logits_simd.h"
 
-const freedave::cpu::ChunkKernels& freedave::cpu::chunk_kernels_baseline() { return kChunkKernels; }
+freedave::cpu::ChunkKernel freedave::cpu::chunk_kernel_baseline(LogitType logit_type, Measure measure) {
+  return chunk_kernel(logit_type, measure);
+}

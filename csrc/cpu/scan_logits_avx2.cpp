@@ -1,4 +1,4 @@
-// predict_tokens, 8 lanes: AVX2, FMA, F16C.
+// scan_logits, 8 lanes: AVX2, FMA, F16C.
 #include <immintrin.h>
 
 #include "freedave/host_device.h"
@@ -74,6 +74,8 @@ struct Simd {
 }  // namespace
 }  // namespace freedave::cpu
 
-#include "cpu/predict_tokens_simd.h"
+#include "cpu/scan_logits_simd.h"
 
-const freedave::cpu::ChunkKernels& freedave::cpu::chunk_kernels_avx2() { return kChunkKernels; }
+freedave::cpu::ChunkKernel freedave::cpu::chunk_kernel_avx2(LogitType logit_type, Measure measure) {
+  return chunk_kernel(logit_type, measure);
+}

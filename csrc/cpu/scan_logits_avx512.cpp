@@ -1,4 +1,4 @@
-// predict_tokens, 16 lanes: AVX-512 (F, BW, DQ, VL), FMA.
+// scan_logits, 16 lanes: AVX-512 (F, BW, DQ, VL), FMA.
 #include <immintrin.h>
 
 #include "freedave/host_device.h"
@@ -79,6 +79,8 @@ struct Simd {
 }  // namespace
 }  // namespace freedave::cpu
 
-#include "cpu/predict_tokens_simd.h"
+#include "cpu/scan_logits_simd.h"
 
-const freedave::cpu::ChunkKernels& freedave::cpu::chunk_kernels_avx512() { return kChunkKernels; }
+freedave::cpu::ChunkKernel freedave::cpu::chunk_kernel_avx512(LogitType logit_type, Measure measure) {
+  return chunk_kernel(logit_type, measure);
+}

@@ -11,7 +11,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "cpu/predict_tokens_chunk.h"
+#include "cpu/scan_logits_chunk.h"
 #include "freedave/logit_types.h"
 
 namespace freedave::cpu {
@@ -36,8 +36,9 @@ HD float negative_infinity(float) { return -INFINITY; }
 HD BFloat16 negative_infinity(BFloat16) { return {0xff80}; }
 HD Float16 negative_infinity(Float16) { return {0xfc00}; }
 
-// Vectors advance step by step, N of them: a scheduler holds only a few vectors' worth of instructions, so dependent
-// ones must stand apart for the next vectors to start.
+// The functions that follow take N vectors, and take each step for all of them before the next step. Instructions that
+// follow one another are then independent. One vector at a time would wait: a processor looks too few instructions
+// ahead to find the next vector's.
 
 // e^r for |r| <= ln 2 / 2 / 2^kFractionBits: a minimax polynomial that is exact at 0, of degree 2 for the table's short
 // r, else 5.
@@ -182,8 +183,8 @@ TopTwo tile_top_two(const T* x, int size) {
 }
 
 // Fetches the next block while this one is read: a few lines of each of its pages in turn. The prefetcher of an Intel
-// core follows one stream of addresses in each page and never leaves it, so eight pages at once are read up to half as
-// fast again as one after the other.
+// core follows one stream of addresses in each page and never leaves the page. So eight pages at once are read up
+// to 1.5 times as fast as one page after the other.
 class Ahead {
  public:
   Ahead() = default;  // fetches nothing
@@ -339,8 +340,8 @@ int find(const T* x, int size, float value) {
   return i;
 }
 
-// A tile as the loops want it: whole pairs of vectors, suppressed tokens at -inf. Copied into `buffer` only if it is
-// not already so, which is the end of a row, or a tile with suppressed tokens.
+// A tile as the loops need it: whole pairs of vectors, suppressed tokens at -inf. Only the end of a row and a tile with
+// suppressed tokens are copied, into `buffer`; all others are that already.
 template <typename T>
 const T* prepare_tile(const Chunk& chunk, int64_t begin, int size, T* buffer) {
   const T* x = static_cast<const T*>(chunk.logits) + begin;
@@ -365,13 +366,14 @@ Ahead next_block(const Chunk& chunk, int64_t begin) {
   const T* logits = static_cast<const T*>(chunk.logits);
   const bool within = begin < chunk.size;
   const int64_t left = within ? chunk.size - begin : chunk.next_size;
-  // Where nothing is next, what is at hand: addresses that nothing is mapped to take a walk through the page tables.
+  // Where it is not known what comes next, this chunk is fetched again: it is in the cache, while the fetch of an
+  // address that is not mapped takes a walk through the page tables.
   const void* block = within ? logits + begin : chunk.next ? chunk.next : logits;
   return Ahead(block, (left < kBlock ? left : kBlock) * sizeof(T));
 }
 
 template <typename T, Measure kMeasure>
-OnlineSoftmax predict_chunk(const Chunk& chunk) {
+OnlineSoftmax scan_chunk(const Chunk& chunk) {
   alignas(64) T buffer[kTile];
   OnlineSoftmax sum = empty_softmax();
   int64_t top_tile = -1;
@@ -386,7 +388,7 @@ OnlineSoftmax predict_chunk(const Chunk& chunk) {
 
     // A probability needs only one scan: relative to the maximum so far, or to that of the first few elements.
     OnlineSoftmax tile = empty_softmax();
-    if constexpr (kMeasure == Measure::kProb) {
+    if constexpr (!needs_second(kMeasure) && !needs_entropy_terms(kMeasure)) {
       const float guess = sum.token >= 0 ? sum.max : tile_max(x, padded < 2 * kPair ? padded : 2 * kPair);
       if (guess >= -kFarReference && guess <= kFarReference) {
         if (guess != reference.value) reference = Reference(guess);
@@ -407,7 +409,7 @@ OnlineSoftmax predict_chunk(const Chunk& chunk) {
     }
 
     // The tile's maximum; terms summed so far move to the new one.
-    if constexpr (kMeasure == Measure::kMargin) {
+    if constexpr (needs_second(kMeasure)) {
       const TopTwo top = tile_top_two(x, padded);
       tile.max = top.first;
       tile.second = top.second;
@@ -419,7 +421,7 @@ OnlineSoftmax predict_chunk(const Chunk& chunk) {
     if (sum.token == tile.token && tile.token >= 0) top_tile = begin;
 
     const float reference = sum.token >= 0 ? sum.max : 0.0f;
-    if constexpr (kMeasure == Measure::kNegEntropy) {
+    if constexpr (needs_entropy_terms(kMeasure)) {
       add_entropy_terms(x, padded, reference, ahead, sum);
     } else {
       add_terms(x, padded, reference, ahead, sum);
@@ -434,14 +436,30 @@ OnlineSoftmax predict_chunk(const Chunk& chunk) {
   return sum;
 }
 
-constexpr ChunkKernels kChunkKernels = {{
-    {predict_chunk<float, Measure::kProb>, predict_chunk<float, Measure::kMargin>,
-     predict_chunk<float, Measure::kNegEntropy>},
-    {predict_chunk<BFloat16, Measure::kProb>, predict_chunk<BFloat16, Measure::kMargin>,
-     predict_chunk<BFloat16, Measure::kNegEntropy>},
-    {predict_chunk<Float16, Measure::kProb>, predict_chunk<Float16, Measure::kMargin>,
-     predict_chunk<Float16, Measure::kNegEntropy>},
-}};
+template <typename T>
+ChunkKernel chunk_kernel(Measure measure) {
+  switch (measure) {
+    case Measure::kProb:
+      return scan_chunk<T, Measure::kProb>;
+    case Measure::kMargin:
+      return scan_chunk<T, Measure::kMargin>;
+    case Measure::kNegEntropy:
+      return scan_chunk<T, Measure::kNegEntropy>;
+  }
+  return nullptr;
+}
+
+ChunkKernel chunk_kernel(LogitType logit_type, Measure measure) {
+  switch (logit_type) {
+    case LogitType::kFloat32:
+      return chunk_kernel<float>(measure);
+    case LogitType::kBFloat16:
+      return chunk_kernel<BFloat16>(measure);
+    case LogitType::kFloat16:
+      return chunk_kernel<Float16>(measure);
+  }
+  return nullptr;
+}
 
 }  // namespace
 }  // namespace freedave::cpu

@@ -1,11 +1,12 @@
 #pragma once
 #include <stdint.h>
 
+#include "freedave/logit_types.h"
 #include "freedave/online_softmax.h"
 
 namespace freedave::cpu {
 
-// A stretch of one row's logits: the unit of work of predict_tokens, and what the SIMD kernels see.
+// A stretch of one row's logits: the unit of work of scan_logits, and what the SIMD kernels see.
 struct Chunk {
   const void* logits;
   int64_t size;
@@ -20,13 +21,9 @@ struct Chunk {
 
 using ChunkKernel = OnlineSoftmax (*)(const Chunk&);
 
-// logit_type and measure index the table as their enums count.
-struct ChunkKernels {
-  ChunkKernel kernel[3][3];
-};
-
-const ChunkKernels& chunk_kernels_baseline();
-const ChunkKernels& chunk_kernels_avx2();
-const ChunkKernels& chunk_kernels_avx512();
+// The kernel that scans such logits for such a measure, compiled for each instruction set. Null for what is neither.
+ChunkKernel chunk_kernel_baseline(LogitType logit_type, Measure measure);
+ChunkKernel chunk_kernel_avx2(LogitType logit_type, Measure measure);
+ChunkKernel chunk_kernel_avx512(LogitType logit_type, Measure measure);
 
 }  // namespace freedave::cpu

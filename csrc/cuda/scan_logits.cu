@@ -1,0 +1,469 @@
+// One pass over the logits of the masked rows: the softmax of each chunk of the vocabulary, as a state.
+//
+// A block owns one chunk of the vocabulary (4096 or 16384 logits at a fixed place) of the masked rows it finds among
+// its rows; a thread owns groups of 8 neighbouring logits, 128 groups apart, and loads four of them (64 or 128 bytes)
+// before it computes. What a thread adds up depends on the vocabulary alone, so a row's bits do not depend on the
+// batch, the grid or the alignment of its memory.
+//
+// Each logit is read once, at 6 instructions an element for a probability: memory-bound up to some 4e12 logits a
+// second.
+#include <algorithm>
+
+#include "cuda/device.cuh"
+#include "cuda/launch.h"
+#include "freedave/online_softmax.h"
+#include "freedave/predict_tokens.h"
+
+namespace freedave::cuda {
+namespace {
+
+constexpr int kThreads = 128;
+constexpr int kWarps = kThreads / kWarp;
+constexpr int kGroup = 8;        // neighbouring logits that a thread loads together
+constexpr int kGroupsAhead = 4;  // loaded before any is used, so that enough bytes are in flight
+constexpr int kSweep = kThreads * kGroup * kGroupsAhead;
+static_assert(kChunk % kSweep == 0 && kTokensPerState % kSweep == 0);
+
+constexpr float kLog2E = 1.44269504088896341f;
+constexpr float kLog2ERest = 1.925963033500e-8f;  // log2 e - kLog2E
+constexpr float kLn2 = 0.693147180559945309f;
+
+// One bit a token of the chunk: suppressed tokens can be any number, so the hot loop must not walk their list.
+using SuppressedBits = uint32_t[kChunk / 32];
+
+// Two 16-bit logits, or one of 32 bits, as they lie in a word of memory.
+template <typename T>
+struct Word;
+
+template <>
+struct Word<float> {
+  static constexpr uint32_t kMinusInfinity = 0xff800000u;
+  __device__ static uint32_t of(const float* x, bool) {
+    uint32_t word;
+    memcpy(&word, x, sizeof(word));
+    return word;
+  }
+  __device__ static void unpack(uint32_t word, float* x) { x[0] = float_from_bits(word); }
+};
+
+template <typename T>
+struct HalfWord {
+  // Element by element: the two need not be in one aligned word.
+  __device__ static uint32_t of(const T* x, bool both) {
+    const uint32_t high = both ? x[1].bits : Word<T>::kMinusInfinity >> 16;
+    return high << 16 | x[0].bits;
+  }
+};
+
+template <>
+struct Word<BFloat16> : HalfWord<BFloat16> {
+  static constexpr uint32_t kMinusInfinity = 0xff80ff80u;
+  __device__ static void unpack(uint32_t word, float* x) {
+    x[0] = float_from_bits(word << 16);
+    x[1] = float_from_bits(word & 0xffff0000u);
+  }
+};
+
+template <>
+struct Word<Float16> : HalfWord<Float16> {
+  static constexpr uint32_t kMinusInfinity = 0xfc00fc00u;
+  __device__ static void unpack(uint32_t word, float* x) {
+#if defined(__CUDA_ARCH__)
+    asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %2;\ncvt.f32.f16 %0, low;\ncvt.f32.f16 %1, high;\n}"
+        : "=f"(x[0]), "=f"(x[1])
+        : "r"(word));
+#else
+    x[0] = to_float(Float16{static_cast<uint16_t>(word)});
+    x[1] = to_float(Float16{static_cast<uint16_t>(word >> 16)});
+#endif
+  }
+};
+
+// Eight neighbouring logits, still packed.
+template <typename T>
+struct Group {
+  static constexpr int kWords = kGroup * sizeof(T) / 4;
+  static constexpr int kPerWord = kGroup / kWords;
+  uint32_t word[kWords];
+};
+
+// The group at `first` of a chunk of `size` logits; what lies beyond is -inf. Only kAligned asks that every row starts
+// at a 16-byte boundary and has whole groups; otherwise elements are loaded one by one, and the same bits come out.
+template <bool kAligned, typename T>
+__device__ __forceinline__ Group<T> load_group(const T* chunk, int first, int size) {
+  Group<T> group;
+#pragma unroll
+  for (int w = 0; w < Group<T>::kWords; ++w) group.word[w] = Word<T>::kMinusInfinity;
+  if constexpr (kAligned) {
+    if (first < size) {
+#pragma unroll
+      for (int w = 0; w < Group<T>::kWords; w += 4) {
+        const uint4 loaded = load_16_bytes(chunk + first + w * Group<T>::kPerWord);
+        group.word[w] = loaded.x;
+        group.word[w + 1] = loaded.y;
+        group.word[w + 2] = loaded.z;
+        group.word[w + 3] = loaded.w;
+      }
+    }
+  } else {
+#pragma unroll
+    for (int w = 0; w < Group<T>::kWords; ++w) {
+      const int at = first + w * Group<T>::kPerWord;
+      if (at < size) group.word[w] = Word<T>::of(chunk + at, at + 1 < size);
+    }
+  }
+  return group;
+}
+
+// The group as floats, suppressed tokens at -inf: their logits do not count, not even a NaN.
+template <bool kSuppress, typename T>
+__device__ __forceinline__ void values_of(const Group<T>& group, int first, const SuppressedBits& suppressed,
+                                          float (&x)[kGroup]) {
+#pragma unroll
+  for (int w = 0; w < Group<T>::kWords; ++w) Word<T>::unpack(group.word[w], x + w * Group<T>::kPerWord);
+  if constexpr (kSuppress) {
+    const uint32_t bits = suppressed[first / 32] >> (first % 32);
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) x[i] = bits >> i & 1 ? -INFINITY : x[i];
+  }
+}
+
+// 2^64 exp(x - reference) for x <= reference, to 3e-7 however far below it lies: in a confident row the entropy
+// consists of such terms only. `difference` is x - reference, rounded. 0 below e^-131.
+__device__ __forceinline__ float large_exp(float x, float reference, float& difference) {
+  const float d = x - reference;
+  difference = d;
+  const float minus_reference = d - x;
+  const float lost = (x - (d - minus_reference)) - (reference + minus_reference);
+  const float y = d * kLog2E;
+  const float rest = fmaf(d, kLog2E, -y) + d * kLog2ERest;
+  if (y < -189.0f) return 0.0f;  // also keeps -inf out of what follows; a NaN goes on
+  const float whole = rintf(y);
+  const float power = exp2_flushed(y - whole);
+  const float scale = float_from_bits(static_cast<uint32_t>(static_cast<int>(whole) + 64 + 127) << 23);
+  return power * scale * fmaf(rest, kLn2, 1.0f + lost);
+}
+
+// What a thread knows of the logits it has seen.
+template <Measure kMeasure>
+struct Seen {
+  float max = -INFINITY;
+  int sweep = 0;     // where max first appeared
+  float sum = 0.0f;  // of exp(x - max)
+  // The margin only.
+  float second = -INFINITY;
+  // The entropy only: see OnlineSoftmax.
+  double ties = 0.0, rest = 0.0, weighted = 0.0;
+
+  // The reference of the exponentials. Finite where max is not: -inf minus itself would be a NaN.
+  __device__ float reference() const { return fmaxf(max, -FLT_MAX); }
+
+  // Takes a larger maximum; terms summed so far become relative to it.
+  __device__ void raise(float larger, int at) {
+    if constexpr (needs_entropy_terms(kMeasure)) {
+      if (larger > max) {
+        const double shift = static_cast<double>(reference()) - static_cast<double>(larger);
+        const double scale = exp(shift);
+        const double terms = ties + rest;
+        weighted = terms > 0.0 ? scale * (weighted + shift * terms) : 0.0;
+        rest *= scale;
+        rest += ties * scale;
+        ties = 0.0;
+      }
+    } else {
+      const float before = reference();
+      const float after = fmaxf(larger, before);
+      sum *= exp2_flushed((before - after) * kLog2E);
+    }
+    sweep = larger > max ? at : sweep;
+    max = fmaxf(max, larger);
+  }
+
+  __device__ void add(const float (&x)[kGroup]) {
+    const float top = reference();
+    if constexpr (needs_entropy_terms(kMeasure)) {
+      float tied = 0.0f, terms = 0.0f, weights = 0.0f;
+#pragma unroll
+      for (int i = 0; i < kGroup; ++i) {
+        float difference;
+        const float term = large_exp(x[i], top, difference);
+        const bool is_top = x[i] == top;
+        tied += is_top ? 1.0f : 0.0f;
+        terms += is_top ? 0.0f : term;
+        weights += is_top || term == 0.0f ? 0.0f : term * difference;
+      }
+      ties += tied;
+      rest += 0x1p-64 * static_cast<double>(terms);
+      weighted += 0x1p-64 * static_cast<double>(weights);
+    } else {
+      // Pairwise, then one addition a group: short chains of roundings.
+      float e[kGroup];
+#pragma unroll
+      for (int i = 0; i < kGroup; ++i) e[i] = exp2_flushed((x[i] - top) * kLog2E);
+      sum += ((e[0] + e[1]) + (e[2] + e[3])) + ((e[4] + e[5]) + (e[6] + e[7]));
+    }
+  }
+};
+
+template <Measure kMeasure>
+struct Scratch {
+  float max[kWarps];
+  float second[kWarps];
+  uint32_t token[kWarps];
+  float sum[kWarps];
+  double ties[kWarps], rest[kWarps], weighted[kWarps];
+};
+
+// The largest logit of a group, and with the margin the second largest, equal ones counted twice.
+template <Measure kMeasure>
+__device__ __forceinline__ void look_at(const float (&x)[kGroup], float& largest, float& second) {
+#pragma unroll
+  for (int i = 0; i < kGroup; ++i) {
+    if constexpr (needs_second(kMeasure)) second = fmaxf(second, fminf(x[i], largest));
+    largest = fmaxf(largest, x[i]);
+  }
+}
+
+// The lowest token of this thread whose logit is `wanted`; kNone when it has none. Reads again only the sweep in which
+// the thread saw its maximum.
+constexpr uint32_t kNone = 0xffffffffu;
+
+template <bool kAligned, bool kSuppress, typename T>
+__device__ __forceinline__ uint32_t find(const T* chunk, int size, int sweep, float wanted,
+                                         const SuppressedBits& suppressed) {
+  uint32_t found = kNone;
+  for (int g = 0; g < kGroupsAhead && found == kNone; ++g) {
+    const int first = sweep + (g * kThreads + static_cast<int>(threadIdx.x)) * kGroup;
+    float x[kGroup];
+    values_of<kSuppress>(load_group<kAligned>(chunk, first, size), first, suppressed, x);
+    // Backwards, so that the lowest stands at the end.
+    for (int i = kGroup - 1; i >= 0; --i) {
+      if (first + i < size && x[i] == wanted) found = static_cast<uint32_t>(first + i);
+    }
+  }
+  return found;
+}
+
+// What each thread sees of a chunk.
+template <typename T, Measure kMeasure, bool kAligned, bool kSuppress>
+__device__ __forceinline__ Seen<kMeasure> sweep_chunk(const T* chunk, int size, const SuppressedBits& suppressed) {
+  Seen<kMeasure> seen;
+  for (int sweep = 0; sweep < size; sweep += kSweep) {
+    const int mine = sweep + static_cast<int>(threadIdx.x) * kGroup;
+    Group<T> group[kGroupsAhead];
+#pragma unroll
+    for (int g = 0; g < kGroupsAhead; ++g) {
+      group[g] = load_group<kAligned>(chunk, mine + g * kThreads * kGroup, size);
+    }
+    float x[kGroupsAhead][kGroup];
+    float largest = needs_second(kMeasure) ? seen.max : -INFINITY;
+#pragma unroll
+    for (int g = 0; g < kGroupsAhead; ++g) {
+      values_of<kSuppress>(group[g], mine + g * kThreads * kGroup, suppressed, x[g]);
+      look_at<kMeasure>(x[g], largest, seen.second);
+    }
+    seen.raise(largest, sweep);
+#pragma unroll
+    for (int g = 0; g < kGroupsAhead; ++g) seen.add(x[g]);
+  }
+  return seen;
+}
+
+// One chunk of one row, by the whole block; thread 0 has the result.
+template <typename T, Measure kMeasure, bool kAligned, bool kSuppress>
+__device__ __forceinline__ OnlineSoftmax scan_chunk(const T* chunk, int size, int64_t first_token,
+                                                    const SuppressedBits& suppressed, Scratch<kMeasure>& scratch) {
+  Seen<kMeasure> seen = sweep_chunk<T, kMeasure, kAligned, kSuppress>(chunk, size, suppressed);
+
+  // The block's maximum, and every thread's terms relative to it.
+  const float warp_top = warp_max(seen.max);
+  if (lane_id() == 0) scratch.max[warp_id()] = warp_top;
+  __syncthreads();
+  float top = scratch.max[0];
+#pragma unroll
+  for (int w = 1; w < kWarps; ++w) top = fmaxf(top, scratch.max[w]);
+
+  uint32_t token = kNone;
+  if (seen.max == top && top > -INFINITY) {
+    token = find<kAligned, kSuppress>(chunk, size, seen.sweep, top, suppressed);
+  }
+  const bool has_top = token != kNone;
+  token = __reduce_min_sync(kFullWarp, token);
+  if (lane_id() == 0) scratch.token[warp_id()] = token;
+
+  const float own_max = seen.max;
+  seen.raise(top, 0);
+  if constexpr (needs_entropy_terms(kMeasure)) {
+    const double ties = warp_sum(seen.ties), rest = warp_sum(seen.rest), weighted = warp_sum(seen.weighted);
+    if (lane_id() == 0) {
+      scratch.ties[warp_id()] = ties;
+      scratch.rest[warp_id()] = rest;
+      scratch.weighted[warp_id()] = weighted;
+    }
+  } else {
+    const float sum = warp_sum(seen.sum);
+    if (lane_id() == 0) scratch.sum[warp_id()] = sum;
+  }
+  __syncthreads();
+
+  OnlineSoftmax whole = empty_softmax();
+  token = scratch.token[0];
+#pragma unroll
+  for (int w = 1; w < kWarps; ++w) token = token < scratch.token[w] ? token : scratch.token[w];
+  if constexpr (needs_second(kMeasure)) {
+    // The second largest is the largest of all but the one logit that was chosen.
+    const bool chose = has_top && static_cast<int>(token / kGroup % kThreads) == static_cast<int>(threadIdx.x);
+    const float other = warp_max(chose ? seen.second : own_max);
+    if (lane_id() == 0) scratch.second[warp_id()] = other;
+    __syncthreads();
+  }
+  if (threadIdx.x == 0) {
+    whole.max = top;
+    whole.token = token == kNone ? -1 : first_token + token;
+    for (int w = 0; w < kWarps; ++w) {
+      if constexpr (needs_entropy_terms(kMeasure)) {
+        whole.ties += scratch.ties[w];
+        whole.rest += scratch.rest[w];
+        whole.weighted += scratch.weighted[w];
+      } else {
+        whole.rest += static_cast<double>(scratch.sum[w]);
+      }
+      if constexpr (needs_second(kMeasure)) whole.second = fmaxf(whole.second, scratch.second[w]);
+    }
+  }
+  return whole;
+}
+
+// Sets the bits of the suppressed tokens among the `size` tokens from `first`, and says whether there are any.
+__device__ __forceinline__ bool mark_suppressed(const LogitsToScan& p, int64_t first, int size, SuppressedBits& bits) {
+  for (int i = static_cast<int>(threadIdx.x); i < kChunk / 32; i += kThreads) bits[i] = 0;
+  __syncthreads();
+  bool any = false;
+  for (int64_t s = threadIdx.x; s < p.num_suppress_tokens; s += kThreads) {
+    const int64_t token = p.suppress_tokens[s * p.suppress_tokens_step] - first;
+    if (token < 0 || token >= size) continue;
+    atomicOr(&bits[token / 32], 1u << (token % 32));
+    any = true;
+  }
+  return __syncthreads_or(any);
+}
+
+__device__ __forceinline__ bool is_masked(const LogitsToScan& p, int64_t row, int64_t position) {
+  return p.mask_index.data ? p.mask_index.at(row, position) : p.input_ids.at(row, position) == p.mask_token_id;
+}
+
+// A flat index over [*, L], split. Row counts fit in 32 bits, where a division is a tenth of the instructions.
+struct Place {
+  int64_t row, position;
+};
+
+__device__ __forceinline__ Place place_of(const LogitsToScan& p, uint32_t flat) {
+  const uint32_t length = static_cast<uint32_t>(p.length);
+  return {flat / length, flat % length};
+}
+
+// Blocks that an SM must have room for. This caps the registers of a thread: low enough that many loads are in flight,
+// high enough that nothing spills.
+constexpr int blocks_per_sm(Measure measure) { return needs_entropy_terms(measure) ? 6 : 8; }
+
+template <typename T, Measure kMeasure, bool kAligned>
+__global__ void __launch_bounds__(kThreads, blocks_per_sm(kMeasure))
+    scan_chunks(const __grid_constant__ LogitsToScan p, double* __restrict__ states, uint32_t rows, int chunk_size) {
+  FREEDAVE_SHARED(SuppressedBits, suppressed);
+  FREEDAVE_SHARED(Scratch<kMeasure>, scratch);
+  let_next_kernel_launch();
+  wait_for_previous_kernel();
+
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * chunk_size;
+  const int64_t first_token = p.first_token_id + first;
+  const int size = static_cast<int>(chunk_size < p.vocab - first ? chunk_size : p.vocab - first);
+  const bool suppress = p.num_suppress_tokens > 0 && mark_suppressed(p, first_token, size, suppressed);
+  const auto state_of = [&](uint32_t row) {
+    return states + (static_cast<int64_t>(row) * gridDim.x + blockIdx.x) * kStateFields;
+  };
+
+  // A block takes the rows blockIdx.y, blockIdx.y + gridDim.y, ... A lane reads the id of one, so a warp reads 32 in
+  // one load. Rows that are not masked store the neutral state and do nothing else.
+  for (uint32_t base = blockIdx.y; base < rows; base += kWarp * gridDim.y) {
+    const uint32_t candidate = base + lane_id() * gridDim.y;
+    const Place place = place_of(p, candidate);
+    const bool inside = candidate < rows;
+    const bool is_open = inside && is_masked(p, place.row, place.position);
+    if (inside && !is_open && warp_id() == 0) store_state(empty_softmax(), state_of(candidate));
+    uint32_t masked = __ballot_sync(kFullWarp, is_open);
+    for (; masked != 0; masked &= masked - 1) {
+      const uint32_t row = base + static_cast<uint32_t>(__ffs(static_cast<int>(masked)) - 1) * gridDim.y;
+      const bool shifted = p.logits_shift && row % static_cast<uint32_t>(p.length) > 0;
+      const T* chunk = static_cast<const T*>(p.logits) + p.logit_rows.start(row - shifted) + first;
+      const OnlineSoftmax partial =
+          suppress ? scan_chunk<T, kMeasure, kAligned, true>(chunk, size, first_token, suppressed, scratch)
+                   : scan_chunk<T, kMeasure, kAligned, false>(chunk, size, first_token, suppressed, scratch);
+      if (threadIdx.x == 0) store_state(partial, state_of(row));
+      __syncthreads();  // the next row uses the same scratch
+    }
+  }
+}
+
+// Whether every row starts at a 16-byte boundary and has whole groups.
+bool is_aligned(const LogitsToScan& p, int64_t element_size) {
+  const auto whole = [&](int64_t elements) { return elements * element_size % 16 == 0; };
+  bool aligned = reinterpret_cast<uintptr_t>(p.logits) % 16 == 0 && p.vocab % kGroup == 0;
+  for (int d = 0; d < p.logit_rows.dims; ++d) aligned = aligned && whole(p.logit_rows.stride[d]);
+  return aligned;
+}
+
+using ScanKernel = void (*)(LogitsToScan, double*, uint32_t, int);
+
+template <typename T, bool kAligned>
+ScanKernel scan_kernel(Measure measure) {
+  switch (measure) {
+    case Measure::kProb:
+      return scan_chunks<T, Measure::kProb, kAligned>;
+    case Measure::kMargin:
+      return scan_chunks<T, Measure::kMargin, kAligned>;
+    case Measure::kNegEntropy:
+      return scan_chunks<T, Measure::kNegEntropy, kAligned>;
+  }
+  return nullptr;
+}
+
+template <typename T>
+ScanKernel scan_kernel(const LogitsToScan& p) {
+  return is_aligned(p, sizeof(T)) ? scan_kernel<T, true>(p.measure) : scan_kernel<T, false>(p.measure);
+}
+
+// Null for what is no type of logits, or no measure.
+ScanKernel scan_kernel_for(const LogitsToScan& p) {
+  switch (p.logit_type) {
+    case LogitType::kFloat32:
+      return scan_kernel<float>(p);
+    case LogitType::kBFloat16:
+      return scan_kernel<BFloat16>(p);
+    case LogitType::kFloat16:
+      return scan_kernel<Float16>(p);
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+cudaError_t scan_logits(const LogitsToScan& p, int64_t chunk_size, double* states, cudaStream_t stream) {
+  const int64_t rows = p.input_ids.rows.count * p.length, chunks = chunks_of(p.vocab, chunk_size);
+  if (rows == 0) return cudaSuccess;
+  if (rows > INT32_MAX) return cudaErrorInvalidValue;
+
+  int device = 0, processors = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  if (error != cudaSuccess) return error;
+  // Some 4 waves of blocks. The number is odd, so that the rows of a block are different positions of a window: most
+  // masked positions are near its end, and a block that had only those would be the last to finish.
+  const int64_t wanted = std::min<int64_t>(rows, 64 * processors / chunks) | 1;
+  const dim3 grid(static_cast<unsigned>(chunks), static_cast<unsigned>(std::min<int64_t>(wanted, 65535)));
+
+  const ScanKernel kernel = scan_kernel_for(p);
+  if (kernel == nullptr) return cudaErrorInvalidValue;
+  return launch(kernel, grid, kThreads, stream, p, states, static_cast<uint32_t>(rows), static_cast<int>(chunk_size));
+}
+
+}  // namespace freedave::cuda
