@@ -22,7 +22,12 @@ class Op(NamedTuple):
     """Backends whose kernel is the function `freedave_kernels.<backend>.<op>.<op>`."""
     written: tuple[str, ...] = ()
     """The arguments that it writes to; it leaves all others alone."""
+    called_by: str | None = None
+    """The public function that calls it, where that is not the one of its own name."""
 
+
+# What `draft_step` knows of the states that were forwarded.
+POOL_FIELDS = ("states", "token_ids", "confidence", "computed", "age", "start", "effects")
 
 OPS = {
     "predict_tokens": Op(),
@@ -33,6 +38,12 @@ OPS = {
     "build_drafts": Op(),
     "verify_drafts": Op(),
     "draft_step": Op(),
+    "pooled_step": Op(
+        native=("cpu",),
+        python=("reference",),
+        written=tuple(f"pool_{field}" for field in POOL_FIELDS),
+        called_by="draft_step",
+    ),
     "draft_attention": Op(native=(), python=("reference", "cpu", "triton")),
     "keep": Op(native=(), python=("reference", "cpu", "triton"), written=("stored_key", "stored_value")),
 }
@@ -43,6 +54,7 @@ MEASURES = ("prob", "margin", "neg_entropy")
 ORDERS = ("confidence", "left_to_right")
 MATCHES = ("exact", "subset")
 DRAFTINGS = ("recycled", "nested")
+POOLED_DRAFTINGS = ("pooled", "pipelined")
 FALLBACKS = ("top", "top_if_fewer", "top_always")
 
 # Of the CUDA kernels: a window is one block of threads, and what drafts agree with each other is one word of bits.
@@ -97,6 +109,7 @@ STATED_IN_CPP: dict[str, Any] = {
     "orders": list(ORDERS),
     "matches": list(MATCHES),
     "draftings": list(DRAFTINGS),
+    "pooled_draftings": list(POOLED_DRAFTINGS),
     "fallbacks": list(FALLBACKS),
     "counters": list(COUNTERS),
     "max_length": MAX_LENGTH,

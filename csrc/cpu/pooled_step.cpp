@@ -51,7 +51,7 @@ struct Scratch {
 class Sequence {
  public:
   Sequence(const PooledStepParams& p, int64_t b, Scratch& scratch)
-      : p_(p.step), pool_(p.pool), pipelined_(p.pipelined), scratch_(scratch), b_(b) {
+      : p_(p.step), pool_(p.pool), pipelined_(p.drafting == PooledDrafting::kPipelined), scratch_(scratch), b_(b) {
     slot_ = std::clamp<int64_t>(p.slots.data ? p.slots.at(b) : b, 0, pool_.slots - 1);
     start_ = p.window_start.data ? p.window_start.at(b) : 0;
     origin_ = column_of(start_, pool_.columns);

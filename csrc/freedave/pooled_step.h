@@ -6,6 +6,18 @@
 
 namespace freedave {
 
+enum class PooledDrafting : int32_t { kPooled, kPipelined };
+
+constexpr const char* name(PooledDrafting drafting) {
+  switch (drafting) {
+    case PooledDrafting::kPooled:
+      return "pooled";
+    case PooledDrafting::kPipelined:
+      return "pipelined";
+  }
+  return nullptr;
+}
+
 // What a sequence's forwards have found out so far, in a slot of its own. Columns are positions modulo their number, so
 // that a window which slides moves nothing.
 struct DraftPool {
@@ -22,7 +34,7 @@ struct DraftPool {
 struct PooledStepParams {
   DraftStepParams step;  // drafting and match are not looked at
   DraftPool pool;
-  bool pipelined;
+  PooledDrafting drafting;
   Counts window_start;                    // [B]; where not given, 0
   Matrix<const int64_t> computed_length;  // rows are sequences; where not given, all of the window
   Counts slots;                           // [B]; where not given, sequence b has slot b

@@ -233,44 +233,130 @@ Tensor verify_drafts(const Tensor& drafts_, const Tensor& targets_, const std::o
   return accepted;
 }
 
-Tensor draft_step(const Tensor& drafts_, const Tensor& token_ids_, const Tensor& confidence_, const Tensor& num_drafts,
+// What both steps take. The records are still to be made.
+DraftStepParams draft_step_params(const Argument& drafts, const Tensor& token_ids_, const Tensor& confidence_,
+                                  const Tensor& num_drafts, int64_t draft_steps, const StepRule& rule,
+                                  std::optional<int64_t> eos_token_id, const std::optional<Tensor>& step,
+                                  const std::optional<Tensor>& answer_start) {
+  const char* const op = drafts.op;
+  const Argument token_ids(op, "token_ids", token_ids_), confidence(op, "confidence", confidence_);
+  token_ids.expect({ScalarType::Long}).expect_shape_of(drafts);
+  confidence.expect({ScalarType::Float}).expect_shape_of(drafts);
+  return {.drafts = drafts.matrix<int64_t>(),
+          .token_ids = token_ids.matrix<int64_t>(),
+          .confidence = confidence.matrix<float>(),
+          .num_drafts = counts(op, "num_drafts", num_drafts, {ScalarType::Int, ScalarType::Long}, drafts, 1),
+          .step = counts(op, "step", step, {ScalarType::Long}, drafts, 1),
+          .answer_start = counts(op, "answer_start", answer_start, {ScalarType::Long}, drafts, 1),
+          .batch = drafts.sizes[0],
+          .input_drafts = drafts.sizes[1],
+          .draft_steps = expect_at_least(op, "draft_steps", draft_steps, 1),
+          .length = drafts.sizes[2],
+          .rule = rule,
+          .drafting = Drafting::kRecycled,
+          .match = Match::kExact,
+          .has_eos_token_id = eos_token_id.has_value(),
+          .eos_token_id = eos_token_id.value_or(0),
+          .records = nullptr};
+}
+
+int64_t expect_drafts(const Argument& drafts) {
+  drafts.expect({ScalarType::Long}).expect_dims(3);
+  expect_at_least(drafts.op, "J", drafts.sizes[1], 1);
+  return expect_at_least(drafts.op, "L", drafts.length(), 1);
+}
+
+Tensor draft_step(const Tensor& drafts_, const Tensor& token_ids, const Tensor& confidence, const Tensor& num_drafts,
                   int64_t mask_token_id, int64_t draft_steps, int64_t tokens_per_step, std::optional<double> threshold,
                   const Word& order, std::optional<int64_t> block_length, const Word& drafting, const Word& match,
                   std::optional<int64_t> eos_token_id, const std::optional<Tensor>& step,
                   const std::optional<Tensor>& answer_start) {
   constexpr const char* kOp = "draft_step";
-  const Argument drafts(kOp, "drafts", drafts_), token_ids(kOp, "token_ids", token_ids_);
-  const Argument confidence(kOp, "confidence", confidence_);
-  drafts.expect({ScalarType::Long}).expect_dims(3);
-  token_ids.expect({ScalarType::Long}).expect_shape_of(drafts);
-  confidence.expect({ScalarType::Float}).expect_shape_of(drafts);
-  const int64_t batch = drafts.sizes[0], input_drafts = expect_at_least(kOp, "J", drafts.sizes[1], 1);
-  const int64_t length = expect_at_least(kOp, "L", drafts.length(), 1);
-  expect_at_least(kOp, "draft_steps", draft_steps, 1);
+  const Argument drafts(kOp, "drafts", drafts_);
+  const int64_t length = expect_drafts(drafts);
   const StepRule rule = step_rule(kOp, length, mask_token_id, tokens_per_step, threshold, order, block_length);
-  DraftStepParams p{.drafts = drafts.matrix<int64_t>(),
-                    .token_ids = token_ids.matrix<int64_t>(),
-                    .confidence = confidence.matrix<float>(),
-                    .num_drafts = counts(kOp, "num_drafts", num_drafts, {ScalarType::Int, ScalarType::Long}, drafts, 1),
-                    .step = counts(kOp, "step", step, {ScalarType::Long}, drafts, 1),
-                    .answer_start = counts(kOp, "answer_start", answer_start, {ScalarType::Long}, drafts, 1),
-                    .batch = batch,
-                    .input_drafts = input_drafts,
-                    .draft_steps = draft_steps,
-                    .length = length,
-                    .rule = rule,
-                    .drafting = choose<Drafting>(kOp, "drafting", drafting),
-                    .match = choose<Match>(kOp, "match", match),
-                    .has_eos_token_id = eos_token_id.has_value(),
-                    .eos_token_id = eos_token_id.value_or(0),
-                    .records = nullptr};
-  expect_served(drafts, length, std::max(input_drafts, draft_steps));
+  DraftStepParams p =
+      draft_step_params(drafts, token_ids, confidence, num_drafts, draft_steps, rule, eos_token_id, step, answer_start);
+  p.drafting = choose<Drafting>(kOp, "drafting", drafting);
+  p.match = choose<Match>(kOp, "match", match);
+  expect_served(drafts, length, std::max(p.input_drafts, draft_steps));
 
-  Tensor records = new_tensor(drafts, ScalarType::Long, {batch, record_width(length, draft_steps)});
+  Tensor records = new_tensor(drafts, ScalarType::Long, {p.batch, record_width(length, draft_steps)});
   p.records = data<int64_t>(records);
   launch(drafts, p);
   return records;
 }
+
+#if !FREEDAVE_EMULATED
+
+// A part of the pool, written in place: [S, P, C], or as many leading sizes of it as `dims` says.
+template <typename T>
+T* part_of_pool(const char* name, const Tensor& tensor, ScalarType type, const Argument& states, int64_t dims) {
+  const Argument part(states.op, name, tensor);
+  part.expect({type}).expect_shape_of(states, dims);
+  STD_TORCH_CHECK(tensor.is_contiguous(), part.op, ": ", name, " must be contiguous");
+  return data<T>(tensor);
+}
+
+Tensor pooled_step(const Tensor& drafts_, const Tensor& token_ids, const Tensor& confidence, const Tensor& num_drafts,
+                   const Tensor& pool_states, const Tensor& pool_token_ids, const Tensor& pool_confidence,
+                   const Tensor& pool_computed, const Tensor& pool_age, const Tensor& pool_start,
+                   const Tensor& pool_effects, int64_t mask_token_id, int64_t draft_steps, int64_t tokens_per_step,
+                   std::optional<double> threshold, const Word& order, std::optional<int64_t> block_length,
+                   const Word& drafting, std::optional<int64_t> eos_token_id, const std::optional<Tensor>& step,
+                   const std::optional<Tensor>& answer_start, const std::optional<Tensor>& window_start,
+                   const std::optional<Tensor>& computed_length, const std::optional<Tensor>& slots,
+                   const std::optional<Tensor>& forget) {
+  constexpr const char* kOp = "pooled_step";
+  const Argument drafts(kOp, "drafts", drafts_), states(kOp, "pool_states", pool_states);
+  const int64_t length = expect_drafts(drafts);
+  const StepRule rule = step_rule(kOp, length, mask_token_id, tokens_per_step, threshold, order, block_length);
+  states.expect({ScalarType::Long}).expect_dims(3);
+  STD_TORCH_CHECK(states.device == drafts.device, kOp, ": pool_states must be on the device of drafts");
+  STD_TORCH_CHECK(states.sizes[1] >= 1 && states.sizes[2] >= length, kOp,
+                  ": pool_states must have shape [S, P, C], P at ", "least 1 and C at least ", length, ", got ",
+                  states.shape());
+  STD_TORCH_CHECK(slots ? states.sizes[0] >= 1 || drafts.sizes[0] == 0 : states.sizes[0] == drafts.sizes[0], kOp,
+                  ": pool_states must have a slot for each of ", drafts.sizes[0], " rows, got ", states.shape());
+  const Argument effects(kOp, "pool_effects", pool_effects);
+  STD_TORCH_CHECK(effects.dims == 3 && effects.sizes[0] == states.sizes[0] && effects.sizes[1] == states.sizes[2] &&
+                      effects.sizes[2] == states.sizes[2],
+                  kOp, ": pool_effects must have shape [S, C, C] of pool_states ", states.shape(), ", got ",
+                  effects.shape());
+  const int64_t slot_count = states.sizes[0];
+  PooledStepParams p{
+      .step = draft_step_params(drafts, token_ids, confidence, num_drafts, draft_steps, rule, eos_token_id, step,
+                                answer_start),
+      .pool = {.states = part_of_pool<int64_t>("pool_states", pool_states, ScalarType::Long, states, 3),
+               .token_ids = part_of_pool<int64_t>("pool_token_ids", pool_token_ids, ScalarType::Long, states, 3),
+               .confidence = part_of_pool<float>("pool_confidence", pool_confidence, ScalarType::Float, states, 3),
+               .computed = part_of_pool<int64_t>("pool_computed", pool_computed, ScalarType::Long, states, 2),
+               .age = part_of_pool<int64_t>("pool_age", pool_age, ScalarType::Long, states, 2),
+               .start = part_of_pool<int64_t>("pool_start", pool_start, ScalarType::Long, states, 1),
+               .effects = part_of_pool<float>("pool_effects", pool_effects, ScalarType::Float, effects, 3),
+               .slots = slot_count,
+               .entries = states.sizes[1],
+               .columns = states.sizes[2]},
+      .drafting = choose<PooledDrafting>(kOp, "drafting", drafting),
+      .window_start = counts(kOp, "window_start", window_start, {ScalarType::Long}, drafts, 1),
+      .computed_length = {},
+      .slots = counts(kOp, "slots", slots, {ScalarType::Int, ScalarType::Long}, drafts, 1),
+      .forget = {}};
+  STD_TORCH_CHECK(effects.device == drafts.device, kOp, ": pool_effects must be on the device of drafts");
+  if (computed_length) {
+    const Argument lengths(kOp, "computed_length", *computed_length);
+    p.computed_length = lengths.expect({ScalarType::Long}).expect_shape_of(drafts, 2).matrix<int64_t>();
+  }
+  if (forget)
+    p.forget = Argument(kOp, "forget", *forget).expect({ScalarType::Bool}).expect_shape_of(drafts, 1).matrix<bool>();
+
+  Tensor records = new_tensor(drafts, ScalarType::Long, {p.step.batch, record_width(length, draft_steps)});
+  p.step.records = data<int64_t>(records);
+  run_on_cpu(p);
+  return records;
+}
+
+#endif
 
 void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("predict_tokens", TORCH_BOX(&predict_tokens));
@@ -294,7 +380,10 @@ STABLE_TORCH_LIBRARY_IMPL(freedave_emulated, CPU, m) { implement(m); }
 STABLE_TORCH_LIBRARY(freedave, m) {
   for (const char* schema : kSchemas) m.def(schema);
 }
-STABLE_TORCH_LIBRARY_IMPL(freedave, CPU, m) { implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(freedave, CPU, m) {
+  implement(m);
+  m.impl("pooled_step", TORCH_BOX(&pooled_step));
+}
 #if FREEDAVE_HAS_CUDA
 STABLE_TORCH_LIBRARY_IMPL(freedave, CUDA, m) { implement(m); }
 #endif

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from freedave_kernels.ops.draft_step import COUNTERS
+from freedave_kernels.contract import COUNTERS, RecordLayout
 from freedave_kernels.reference.log_odds import log_odds, sigmoid
 
 INF = float("inf")
@@ -393,5 +393,5 @@ def pooled_step(
     for tensor, written in zip(tensors, on_host, strict=True):
         if written is not tensor:
             tensor.copy_(written)
-    width = len(COUNTERS) + (2 + draft_steps) * length + (length + 1) // 2
+    width = RecordLayout.of(length, draft_steps).width
     return torch.tensor(records, dtype=torch.int64, device=device).view(batch, width)

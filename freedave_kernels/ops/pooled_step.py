@@ -1,0 +1,190 @@
+"""pooled_step: what `draft_step` calls where drafts are pooled. No state is forwarded twice."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from freedave_kernels import arguments
+from freedave_kernels.contract import POOLED_DRAFTINGS, RecordLayout
+from freedave_kernels.dispatch import dispatched
+
+OP = "draft_step"  # what a user has called
+
+
+class DraftPool(NamedTuple):
+    """The states that were forwarded and may be met again, and what they have told: a slot a sequence, written in place.
+
+    With `draft_step(..., drafting="pooled" | "pipelined", pool=pool)` no state is forwarded twice:
+    - Verification goes on through every state whose predictions are known, an input draft or a state of the pool. So `steps`
+      may exceed J. `accepted` is the last input draft on the way, and `prefix_length` is of that; `token_ids`, `confidence`
+      and `non_finite` are of the last known state. What is complete beyond `prefix_length` was not forwarded in this call.
+    - Then the pool holds the newest states that decoding may still come through, those of this call among them.
+    - The next drafts go on from the committed state: from a known one as it predicts; else by the newest predictions, their
+      log-odds moved by what filling a position did to the others when it was last seen. States that are not known become
+      drafts. "pooled" takes the first K, "pipelined" those most likely to be met, later blocks among them.
+
+    What a pool knows holds for one context before the window: where a cache is refreshed, `forget`. Column `c` is of the
+    positions `i` with `i % C == c`, of which a window of at most C positions holds one.
+    """
+
+    states: torch.Tensor
+    """`[S, P, C]` int64: token ids, the mask where open."""
+    token_ids: torch.Tensor
+    """`[S, P, C]` int64: the predictions at each state."""
+    confidence: torch.Tensor
+    """`[S, P, C]` float32: how sure they are; -inf where nothing was predicted."""
+    computed: torch.Tensor
+    """`[S, P]` int64: the position before which the predictions are known."""
+    age: torch.Tensor
+    """`[S, P]` int64: larger is newer; 0 is no state."""
+    start: torch.Tensor
+    """`[S]` int64: `window_start` of the last call."""
+    effects: torch.Tensor
+    """`[S, C, C]` float32: how filling a position moved the log-odds of the others, as last measured."""
+
+    def clear(self, slot: int) -> None:
+        """Empties a slot for another sequence."""
+        for tensor in (self.age, self.start, self.effects):
+            tensor[slot].zero_()
+
+
+def draft_pool(slots: int, states: int, length: int, device: torch.device | str | None = None) -> DraftPool:
+    """An empty pool for `slots` sequences, `states` each, in windows of at most `length` positions.
+
+    Some 16 states serve "pooled", and 48 "pipelined"; when there are more, the oldest go.
+
+    Raises:
+        TypeError, ValueError: a size that is no int, or below 1 (`slots`: below 0).
+    """
+    for name, value, minimum in (("slots", slots, 0), ("states", states, 1), ("length", length, 1)):
+        arguments.expect_int("draft_pool", name, value, minimum=minimum)
+    rows = (slots, states, length)
+
+    def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype, device=device)
+
+    return DraftPool(
+        states=zeros(*rows),
+        token_ids=zeros(*rows),
+        confidence=zeros(*rows, dtype=torch.float32),
+        computed=zeros(slots, states),
+        age=zeros(slots, states),
+        start=zeros(slots),
+        effects=zeros(slots, length, length, dtype=torch.float32),
+    )
+
+
+def check(
+    drafts: Any,
+    token_ids: Any,
+    confidence: Any,
+    num_drafts: Any,
+    pool_states: Any,
+    pool_token_ids: Any,
+    pool_confidence: Any,
+    pool_computed: Any,
+    pool_age: Any,
+    pool_start: Any,
+    pool_effects: Any,
+    mask_token_id: Any,
+    draft_steps: Any,
+    tokens_per_step: Any,
+    threshold: Any,
+    order: Any,
+    block_length: Any,
+    drafting: Any,
+    eos_token_id: Any,
+    step: Any,
+    answer_start: Any,
+    window_start: Any,
+    computed_length: Any,
+    slots: Any,
+    forget: Any,
+) -> None:
+    arguments.expect_drafted(OP, drafts, token_ids, confidence, num_drafts, draft_steps, step, answer_start)
+    arguments.expect_static_step(OP, mask_token_id, tokens_per_step, threshold, order, block_length, eos_token_id)
+    arguments.expect_choice(OP, "drafting", drafting, POOLED_DRAFTINGS)
+    _check_pool(
+        drafts,
+        DraftPool(
+            pool_states, pool_token_ids, pool_confidence, pool_computed, pool_age, pool_start, pool_effects
+        ),
+        slots,
+    )  # fmt: skip
+    batch, count, _ = drafts.shape
+    for name, value, dtypes, shape, meaning in (
+        ("window_start", window_start, (torch.int64,), (batch,), "one position a sequence"),
+        ("computed_length", computed_length, (torch.int64,), (batch, count), "one length a draft"),
+        ("slots", slots, arguments.INTEGER_DTYPES, (batch,), "one slot a sequence"),
+        ("forget", forget, (torch.bool,), (batch,), "one a sequence"),
+    ):
+        if value is not None:
+            arguments.expect_tensor(OP, name, value, dtypes)
+            arguments.expect_shape(OP, name, value, shape, meaning)
+    others = {"window_start": window_start, "computed_length": computed_length, "slots": slots, "forget": forget}
+    arguments.expect_same_device(OP, drafts, "drafts", **others)
+
+
+def _check_pool(drafts: torch.Tensor, pool: DraftPool, slots: Any) -> None:
+    arguments.expect_tensor(OP, "pool.states", pool.states, [torch.int64])
+    arguments.expect_dims(OP, "pool.states", pool.states, "S, P, C")
+    count, states, columns = pool.states.shape
+    batch, _, length = drafts.shape
+    if states < 1 or columns < length:
+        raise ValueError(
+            f"{OP}: pool.states must have shape [S, P, C] with a state at least and {length} columns at least, "
+            f"got {tuple(pool.states.shape)}"
+        )
+    if count != batch if slots is None else count < min(batch, 1):
+        raise ValueError(f"{OP}: pool must have a slot for each of {batch} sequences, got {count}")
+    for name, dtype, shape, meaning in (
+        ("token_ids", torch.int64, (count, states, columns), "like pool.states"),
+        ("confidence", torch.float32, (count, states, columns), "like pool.states"),
+        ("computed", torch.int64, (count, states), "one a state"),
+        ("age", torch.int64, (count, states), "one a state"),
+        ("start", torch.int64, (count,), "one a slot"),
+        ("effects", torch.float32, (count, columns, columns), "S, C, C"),
+    ):
+        arguments.expect_tensor(OP, f"pool.{name}", getattr(pool, name), [dtype])
+        arguments.expect_shape(OP, f"pool.{name}", getattr(pool, name), shape, meaning)
+    for name, tensor in zip(pool._fields, pool, strict=True):
+        if not tensor.is_contiguous():
+            raise ValueError(f"{OP}: pool.{name} must be contiguous, got strides {tuple(tensor.stride())}")
+    tensors = {f"pool.{name}": tensor for name, tensor in zip(pool._fields, pool, strict=True)}
+    arguments.expect_same_device(OP, drafts, "drafts", **tensors)
+
+
+def fake(
+    drafts: torch.Tensor,
+    token_ids: torch.Tensor,
+    confidence: torch.Tensor,
+    num_drafts: torch.Tensor,
+    pool_states: torch.Tensor,
+    pool_token_ids: torch.Tensor,
+    pool_confidence: torch.Tensor,
+    pool_computed: torch.Tensor,
+    pool_age: torch.Tensor,
+    pool_start: torch.Tensor,
+    pool_effects: torch.Tensor,
+    mask_token_id: int,
+    draft_steps: int,
+    tokens_per_step: int = 1,
+    threshold: float | None = None,
+    order: str = "confidence",
+    block_length: int | None = None,
+    drafting: str = "pooled",
+    eos_token_id: int | None = None,
+    step: torch.Tensor | None = None,
+    answer_start: torch.Tensor | None = None,
+    window_start: torch.Tensor | None = None,
+    computed_length: torch.Tensor | None = None,
+    slots: torch.Tensor | None = None,
+    forget: torch.Tensor | None = None,
+) -> torch.Tensor:
+    batch, _, length = drafts.shape
+    return drafts.new_empty((batch, RecordLayout.of(length, draft_steps).width))
+
+
+pooled_step = dispatched("pooled_step", check, fake)
