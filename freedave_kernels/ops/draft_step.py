@@ -170,10 +170,8 @@ def draft_step(
 
     Of "pooled" and "pipelined" only, which need `pool` and take no `match` but "exact"; see `DraftPool`:
         pool: what is known of states that were forwarded, written in place.
-        window_start: `[B]` int64, the position of each window's first element (None: 0). From call to call it may go over
-            complete blocks of the committed state; where it goes back, or by C or more, the slot is emptied.
-        computed_length: `[B, J]` int64, how many leading positions of each draft were computed (None: all), at least through
-            its current block. What is predicted beyond is not looked at.
+        window_start: `[B]` int64, the position of each window's first element (None: 0).
+        computed_length: `[B, J]` int64, how many leading positions of each draft were computed (None: all of them).
         slots: `[B]` int64 or int32, each sequence's slot of `pool`, no two the same; None: sequence b has slot b.
         forget: `[B]` bool, whether the slot's states are out of date (None: no). The effects stay.
 

@@ -25,8 +25,10 @@ class DraftPool(NamedTuple):
       log-odds moved by what filling a position did to the others when it was last seen. States that are not known become
       drafts. "pooled" takes the first K, "pipelined" those most likely to be met, later blocks among them.
 
-    What a pool knows holds for one context before the window: where a cache is refreshed, `forget`. Column `c` is of the
-    positions `i` with `i % C == c`, of which a window of at most C positions holds one.
+    Drafts are computed through their current block at least; what is predicted beyond `computed_length` is not looked at.
+    From call to call the window may go over complete blocks of the committed state; where `window_start` goes back, or by C
+    or more, its slot is emptied. What a pool knows holds for one context before the window: where a cache is refreshed,
+    `forget`. Column `c` is of the positions `i` with `i % C == c`, of which a window of at most C positions holds one.
     """
 
     states: torch.Tensor
