@@ -211,7 +211,7 @@ def _of_pools_only(drafting: Any, *given: Any) -> ValueError:
     return ValueError(f"{OP}: {name} is for drafting={' or '.join(map(repr, POOLED_DRAFTINGS))}, got {drafting!r}")
 
 
-def _tensors_of(pool: Any, drafting: str, match: Any) -> DraftPool:
+def _tensors_of(pool: Any, drafting: str, match: Any) -> tuple[torch.Tensor, ...]:
     arguments.expect_choice(OP, "match", match, MATCHES)
     if match != "exact":
         raise ValueError(f"{OP}: match must be 'exact' with drafting={drafting!r}, got {match!r}")
@@ -219,7 +219,7 @@ def _tensors_of(pool: Any, drafting: str, match: Any) -> DraftPool:
         raise TypeError(
             f"{OP}: pool must be a DraftPool with drafting={drafting!r} (draft_pool makes one), got {type(pool).__name__}"
         )
-    return pool
+    return pool.tensors
 
 
 def check(

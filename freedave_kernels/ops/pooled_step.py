@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from freedave_kernels import arguments
-from freedave_kernels.contract import POOLED_DRAFTINGS, RecordLayout
+from freedave_kernels.contract import POOL_FIELDS, POOLED_DRAFTINGS, RecordLayout
 from freedave_kernels.dispatch import dispatched
 
 OP = "draft_step"  # what a user has called
 
 
-class DraftPool(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class DraftPool:
     """The states that were forwarded and may be met again, and what they have told: a slot a sequence, written in place.
 
     With `draft_step(..., drafting="pooled" | "pipelined", pool=pool)` no state is forwarded twice:
@@ -45,6 +47,36 @@ class DraftPool(NamedTuple):
     """`[S]` int64: `window_start` of the last call."""
     effects: torch.Tensor
     """`[S, C, C]` float32: how filling a position moved the log-odds of the others, as last measured."""
+
+    def __post_init__(self) -> None:
+        arguments.expect_tensor("DraftPool", "states", self.states, [torch.int64])
+        arguments.expect_dims("DraftPool", "states", self.states, "S, P, C")
+        slots, entries, columns = self.states.shape
+        if entries < 1 or columns < 1:
+            raise ValueError(
+                f"DraftPool: states must hold a state and a column at least, got shape {tuple(self.states.shape)}"
+            )
+        for name, dtype, shape, meaning in (
+            ("token_ids", torch.int64, (slots, entries, columns), "like states"),
+            ("confidence", torch.float32, (slots, entries, columns), "like states"),
+            ("computed", torch.int64, (slots, entries), "one a state"),
+            ("age", torch.int64, (slots, entries), "one a state"),
+            ("start", torch.int64, (slots,), "one a slot"),
+            ("effects", torch.float32, (slots, columns, columns), "S, C, C"),
+        ):
+            arguments.expect_tensor("DraftPool", name, getattr(self, name), [dtype])
+            arguments.expect_shape("DraftPool", name, getattr(self, name), shape, meaning)
+        for name, tensor in zip(POOL_FIELDS, self.tensors, strict=True):
+            if not tensor.is_contiguous():
+                raise ValueError(f"DraftPool: {name} must be contiguous, got strides {tuple(tensor.stride())}")
+            arguments.expect_same_device("DraftPool", self.states, "states", **{name: tensor})
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All of them, in their order."""
+        return (
+            self.states, self.token_ids, self.confidence, self.computed, self.age, self.start, self.effects,
+        )  # fmt: skip
 
     def clear(self, slot: int) -> None:
         """Empties a slot for another sequence."""
@@ -108,13 +140,7 @@ def check(
     arguments.expect_drafted(OP, drafts, token_ids, confidence, num_drafts, draft_steps, step, answer_start)
     arguments.expect_static_step(OP, mask_token_id, tokens_per_step, threshold, order, block_length, eos_token_id)
     arguments.expect_choice(OP, "drafting", drafting, POOLED_DRAFTINGS)
-    _check_pool(
-        drafts,
-        DraftPool(
-            pool_states, pool_token_ids, pool_confidence, pool_computed, pool_age, pool_start, pool_effects
-        ),
-        slots,
-    )  # fmt: skip
+    _check_room(drafts, pool_states, slots)
     batch, count, _ = drafts.shape
     for name, value, dtypes, shape, meaning in (
         ("window_start", window_start, (torch.int64,), (batch,), "one position a sequence"),
@@ -129,33 +155,15 @@ def check(
     arguments.expect_same_device(OP, drafts, "drafts", **others)
 
 
-def _check_pool(drafts: torch.Tensor, pool: DraftPool, slots: Any) -> None:
-    arguments.expect_tensor(OP, "pool.states", pool.states, [torch.int64])
-    arguments.expect_dims(OP, "pool.states", pool.states, "S, P, C")
-    count, states, columns = pool.states.shape
+def _check_room(drafts: torch.Tensor, states: torch.Tensor, slots: Any) -> None:
+    """Whether there is room in a pool that has been checked when it was made."""
+    count, _, columns = states.shape
     batch, _, length = drafts.shape
-    if states < 1 or columns < length:
-        raise ValueError(
-            f"{OP}: pool.states must have shape [S, P, C] with a state at least and {length} columns at least, "
-            f"got {tuple(pool.states.shape)}"
-        )
+    if columns < length:
+        raise ValueError(f"{OP}: pool must be for windows of {length} positions at least, got {columns}")
     if count != batch if slots is None else count < min(batch, 1):
         raise ValueError(f"{OP}: pool must have a slot for each of {batch} sequences, got {count}")
-    for name, dtype, shape, meaning in (
-        ("token_ids", torch.int64, (count, states, columns), "like pool.states"),
-        ("confidence", torch.float32, (count, states, columns), "like pool.states"),
-        ("computed", torch.int64, (count, states), "one a state"),
-        ("age", torch.int64, (count, states), "one a state"),
-        ("start", torch.int64, (count,), "one a slot"),
-        ("effects", torch.float32, (count, columns, columns), "S, C, C"),
-    ):
-        arguments.expect_tensor(OP, f"pool.{name}", getattr(pool, name), [dtype])
-        arguments.expect_shape(OP, f"pool.{name}", getattr(pool, name), shape, meaning)
-    for name, tensor in zip(pool._fields, pool, strict=True):
-        if not tensor.is_contiguous():
-            raise ValueError(f"{OP}: pool.{name} must be contiguous, got strides {tuple(tensor.stride())}")
-    tensors = {f"pool.{name}": tensor for name, tensor in zip(pool._fields, pool, strict=True)}
-    arguments.expect_same_device(OP, drafts, "drafts", **tensors)
+    arguments.expect_same_device(OP, drafts, "drafts", pool=states)
 
 
 def fake(
