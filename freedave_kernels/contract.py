@@ -26,9 +26,6 @@ class Op(NamedTuple):
     """The public function that calls it, where that is not the one of its own name."""
 
 
-# What `draft_step` knows of the states that were forwarded.
-POOL_FIELDS = ("states", "token_ids", "confidence", "computed", "age", "start", "effects")
-
 OPS = {
     "predict_tokens": Op(),
     "partial_predictions": Op(),
@@ -41,7 +38,7 @@ OPS = {
     "pooled_step": Op(
         native=("cpu",),
         python=("reference",),
-        written=tuple(f"pool_{field}" for field in POOL_FIELDS),
+        written=("pool",),
         called_by="draft_step",
     ),
     "draft_attention": Op(native=(), python=("reference", "cpu", "triton")),
@@ -99,6 +96,30 @@ class RecordLayout(NamedTuple):
     @classmethod
     def of(cls, length: int, draft_steps: int) -> RecordLayout:
         ends = list(itertools.accumulate([len(COUNTERS), length, length, draft_steps * length, (length + 1) // 2]))
+        return cls(*map(slice, [0, *ends[:-1]], ends))
+
+
+class PoolLayout(NamedTuple):
+    """Where things stand in the pool of a sequence, of P states in windows of at most C positions."""
+
+    states: slice
+    token_ids: slice
+    computed: slice
+    age: slice
+    start: slice
+    confidence: slice
+    effects: slice
+
+    @property
+    def width(self) -> int:
+        """Integers in the pool."""
+        return self.effects.stop
+
+    @classmethod
+    def of(cls, states: int, length: int) -> PoolLayout:
+        size = states * length
+        sizes = [size, size, states, states, 1, (size + 1) // 2, (length * length + 1) // 2]
+        ends = list(itertools.accumulate(sizes))
         return cls(*map(slice, [0, *ends[:-1]], ends))
 
 

@@ -17,7 +17,6 @@ from toy_models import Decoded, Toy, decode
 
 import freedave_kernels as fk
 from freedave_kernels import registry
-from freedave_kernels.contract import POOL_FIELDS
 from freedave_kernels.reference.pooled_step import pooled_step as reference
 
 M = MASK
@@ -185,7 +184,7 @@ def test_lossless(backend, case):
 def both(*arguments: Any, **named: Any) -> fk.DraftStep:
     """A call on the backend in force and on the oracle: equal in every bit, the pool too."""
     pool = named["pool"]
-    copy = fk.DraftPool(*(tensor.clone() for tensor in pool.tensors))
+    copy = dataclasses.replace(pool, memory=pool.memory.clone())
     step = fk.draft_step(*arguments, **named)
     names = (
         "tokens_per_step",
@@ -200,15 +199,20 @@ def both(*arguments: Any, **named: Any) -> fk.DraftStep:
     names += ("window_start", "computed_length", "slots", "forget")
     defaults = {"tokens_per_step": 1, "order": "confidence"}
     rest = [named.get(name, defaults.get(name)) for name in names]
-    record = reference(*arguments[:4], *copy.tensors, *arguments[4:], *rest)
+    record = reference(*arguments[:4], copy.memory, copy.num_states, copy.length, *arguments[4:], *rest)
     torch.testing.assert_close(step.counters, record[:, step.layout.counters], rtol=0, atol=0)
     theirs = fk.DraftStep(record, step.draft_steps)
     torch.testing.assert_close(step.confidence, theirs.confidence, rtol=0, atol=0, equal_nan=True)
     end = step.layout.confidence.start
     assert torch.equal(step.record[:, :end], record[:, :end])
-    for name, ours, expected in zip(POOL_FIELDS, pool.tensors, copy.tensors, strict=True):
+    for name in ("age", "computed", "start", "states", "token_ids", "confidence", "effects"):
         torch.testing.assert_close(
-            ours, expected, rtol=0, atol=0, equal_nan=True, msg=lambda text, name=name: name + text
+            getattr(pool, name),
+            getattr(copy, name),
+            rtol=0,
+            atol=0,
+            equal_nan=True,
+            msg=lambda text, name=name: name + text,
         )
     return step
 
@@ -291,11 +295,10 @@ def test_a_window_elsewhere_is_another_sequence(backend):
 
 def test_clear():
     pool = fk.draft_pool(2, 3, 4)
-    for tensor in pool.tensors:
-        tensor.fill_(1)
+    pool.memory.fill_(1)
     pool.clear(1)
     assert pool.age.tolist() == [[1, 1, 1], [0, 0, 0]]
-    assert pool.start.tolist() == [1, 0] and pool.effects.sum((1, 2)).tolist() == [16, 0]
+    assert pool.start.tolist() == [1, 0] and (pool.effects[1] == 0).all()
 
 
 def test_a_draft_whose_block_was_not_computed(backend):
@@ -336,8 +339,7 @@ def test_strided_inputs(backend):
     for name in ("drafts", "token_ids", "confidence"):
         wide[name] = torch.stack([wide[name], wide[name]], -1)[..., 0]
     assert torch.equal(fk.draft_step(**wide).record, expected.record)
-    for ours, theirs in zip(wide["pool"].tensors, call["pool"].tensors, strict=True):
-        assert torch.equal(ours, theirs)
+    assert torch.equal(wide["pool"].memory, call["pool"].memory)
 
 
 def test_nothing_to_do(backend):
@@ -351,23 +353,22 @@ def test_opcheck_and_compile():
     pool = call["pool"]
     op = torch.ops.freedave.pooled_step.default
     first = [call[name] for name in ("drafts", "token_ids", "confidence", "num_drafts")]
-    torch.library.opcheck(op, (*first, *pool.tensors, M, 3))
+    torch.library.opcheck(op, (*first, pool.memory, 4, 4, M, 3))
     one = torch.tensor([1])
     rest = (2, 0.5, "left_to_right", 2, "pipelined", 0, one, one, one, torch.tensor([[4, 4, 4]]), one * 0, one > 0)
-    torch.library.opcheck(op, (*first, *pool.tensors, M, 3, *rest))
+    torch.library.opcheck(op, (*first, pool.memory, 4, 4, M, 3, *rest))
 
-    def decode(drafts, token_ids, confidence, num_drafts, *pool):
+    def decode(drafts, token_ids, confidence, num_drafts, memory):
         step = fk.draft_step(
-            drafts, token_ids, confidence, num_drafts, M, 2, drafting="pooled", pool=fk.DraftPool(*pool)
+            drafts, token_ids, confidence, num_drafts, M, 2, drafting="pooled", pool=fk.DraftPool(memory, 4, 4)
         )
         return step.drafts, step.accepted + 1
 
     compiled = torch.compile(decode, fullgraph=True, backend="aot_eager")
     pools = [fk.draft_pool(1, 4, 4) for _ in range(2)]
-    for ours, plain in zip(compiled(*first, *pools[0].tensors), decode(*first, *pools[1].tensors), strict=True):
+    for ours, plain in zip(compiled(*first, pools[0].memory), decode(*first, pools[1].memory), strict=True):
         assert torch.equal(ours, plain)
-    for ours, plain in zip(pools[0].tensors, pools[1].tensors, strict=True):
-        assert torch.equal(ours, plain)
+    assert torch.equal(pools[0].memory, pools[1].memory)
 
 
 @pytest.mark.parametrize("name", ["cuda", "triton"])
@@ -408,11 +409,10 @@ def test_backends_without_it_say_who_has_it(monkeypatch, name):
 def test_argument_errors(backend, change, error, message):
     call = swap() | change
     pool = call["pool"]
-    before = [tensor.clone() for tensor in pool.tensors] if pool else []
+    before = pool.memory.clone() if pool else None
     with pytest.raises(error, match="draft_step: " + message):
         fk.draft_step(**call)
-    for ours, theirs in zip(pool.tensors if pool else (), before, strict=True):
-        assert ours.is_meta or torch.equal(ours, theirs)
+    assert pool is None or before.is_meta or torch.equal(pool.memory, before)
 
 
 @pytest.mark.parametrize(
@@ -432,17 +432,12 @@ def test_errors_of_pools(sizes, error, message):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"states": torch.zeros(1, 4, 4)}, TypeError, "states must be int64, got float32"),
-        ({"states": torch.zeros(4, 4, dtype=torch.int64)}, ValueError, r"states must have shape \[S, P, C\]"),
-        ({"states": torch.zeros(1, 0, 4, dtype=torch.int64)}, ValueError, "states must hold a state"),
-        ({"age": torch.zeros(1, 3, dtype=torch.int64)}, ValueError, r"age must have shape \(1, 4\)"),
-        ({"effects": torch.zeros(1, 4, 5)}, ValueError, r"effects must have shape \(1, 4, 4\)"),
-        (
-            {"effects": torch.zeros(1, 4, 8)[..., ::2]},
-            ValueError,
-            r"effects must be contiguous, got strides \(32, 8, 2\)",
-        ),
-        ({"start": torch.zeros(1, dtype=torch.int64, device="meta")}, ValueError, "start must be on cpu like states"),
+        ({"memory": torch.zeros(1, 57)}, TypeError, "memory must be int64, got float32"),
+        ({"memory": torch.zeros(57, dtype=torch.int64)}, ValueError, r"memory must have shape \[S, W\]"),
+        ({"memory": torch.zeros(1, 58, dtype=torch.int64)}, ValueError, r"memory must have shape \(1, 57\)"),
+        ({"memory": torch.zeros(2, 114, dtype=torch.int64)[:, ::2]}, ValueError, "memory must be contiguous"),
+        ({"num_states": 5}, ValueError, r"memory must have shape \(1, 69\) .*, got \(1, 57\)"),
+        ({"length": 0}, ValueError, "length must be at least 1, got 0"),
     ],
     ids=str,
 )

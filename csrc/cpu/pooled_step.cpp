@@ -51,14 +51,18 @@ struct Scratch {
 class Sequence {
  public:
   Sequence(const PooledStepParams& p, int64_t b, Scratch& scratch)
-      : p_(p.step), pool_(p.pool), pipelined_(p.drafting == PooledDrafting::kPipelined), scratch_(scratch), b_(b) {
-    slot_ = std::clamp<int64_t>(p.slots.data ? p.slots.at(b) : b, 0, pool_.slots - 1);
+      : p_(p.step),
+        entries_(p.pool_entries),
+        columns_(p.pool_columns),
+        pipelined_(p.drafting == PooledDrafting::kPipelined),
+        scratch_(scratch),
+        b_(b) {
+    pool_ = pool_of(p, std::clamp<int64_t>(p.slots.data ? p.slots.at(b) : b, 0, p.pool_slots - 1));
     start_ = p.window_start.data ? p.window_start.at(b) : 0;
-    origin_ = column_of(start_, pool_.columns);
-    effects_ = pool_.effects + slot_ * pool_.columns * pool_.columns;
+    origin_ = column_of(start_, columns_);
     answer_start_ = p_.answer_start.data ? p_.answer_start.at(b) : 0;
     step_ = p_.step.data ? p_.step.at(b) : 0;
-    words_ = (pool_.columns + 63) / 64;
+    words_ = (columns_ + 63) / 64;
     enter(p.forget.data && p.forget.at(0, b));
     load(p);
   }
@@ -83,12 +87,11 @@ class Sequence {
 
  private:
   int64_t mask() const { return p_.rule.mask_token_id; }
-  int64_t columns() const { return pool_.columns; }
+  int64_t columns() const { return columns_; }
   int64_t column(int64_t position) const {
     const int64_t c = origin_ + position;
     return c < columns() ? c : c - columns();
   }
-  int64_t entry(int64_t n) const { return slot_ * pool_.entries + n; }
 
   // A row by column from one by position; what the window does not have is `beyond`.
   template <typename T>
@@ -117,22 +120,22 @@ class Sequence {
 
   // The window may have slid since the last call: positions that it left make room for new ones. A jump is a new start.
   void enter(bool forget) {
-    const int64_t moved = start_ - pool_.start[slot_];
+    const int64_t moved = start_ - *pool_.start;
     const bool slid = moved >= 0 && moved < columns();
-    int64_t* age = pool_.age + entry(0);
-    if (forget || !slid) std::fill(age, age + pool_.entries, 0);
-    if (!slid) std::fill(effects_, effects_ + columns() * columns(), 0.0f);
+    int64_t* age = pool_.age;
+    if (forget || !slid) std::fill(age, age + entries_, 0);
+    if (!slid) std::fill(pool_.effects, pool_.effects + columns() * columns(), 0.0f);
     for (int64_t i = 0; slid && i < moved; ++i) {
-      const int64_t c = column_of(pool_.start[slot_] + i, columns());
-      for (int64_t n = 0; n < pool_.entries; ++n) {
-        const int64_t place = entry(n) * columns() + c;
+      const int64_t c = column_of(*pool_.start + i, columns());
+      for (int64_t n = 0; n < entries_; ++n) {
+        const int64_t place = n * columns() + c;
         pool_.states[place] = pool_.token_ids[place] = mask();
         pool_.confidence[place] = -INFINITY;
       }
-      std::fill(effects_ + c * columns(), effects_ + (c + 1) * columns(), 0.0f);
-      for (int64_t q = 0; q < columns(); ++q) effects_[q * columns() + c] = 0.0f;
+      std::fill(pool_.effects + c * columns(), pool_.effects + (c + 1) * columns(), 0.0f);
+      for (int64_t q = 0; q < columns(); ++q) pool_.effects[q * columns() + c] = 0.0f;
     }
-    pool_.start[slot_] = start_;
+    *pool_.start = start_;
   }
 
   // Everything that is known: the active drafts, then the pool's entries.
@@ -146,12 +149,12 @@ class Sequence {
     scratch_.states.resize(drafts_ * columns());
     scratch_.token_ids.resize(drafts_ * columns());
     scratch_.confidence.resize(drafts_ * columns());
-    scratch_.filled.resize((drafts_ + pool_.entries) * words_);
+    scratch_.filled.resize((drafts_ + entries_) * words_);
     scratch_.expected.resize(length);
     scratch_.sure.resize(std::max(length, columns()));
     scratch_.known.clear();
     clock_ = 0;
-    for (int64_t n = 0; n < pool_.entries; ++n) clock_ = std::max(clock_, pool_.age[entry(n)]);
+    for (int64_t n = 0; n < entries_; ++n) clock_ = std::max(clock_, pool_.age[n]);
     for (int64_t j = 0; j < drafts_; ++j) {
       const int64_t computed =
           p.computed_length.data ? std::clamp<int64_t>(p.computed_length.at(b_, j), 0, length) : length;
@@ -167,11 +170,11 @@ class Sequence {
       add_known(&scratch_.states[j * columns()], &scratch_.token_ids[j * columns()],
                 &scratch_.confidence[j * columns()], computed, clock_ + 1 + j, j);
     }
-    for (int64_t n = 0; n < pool_.entries; ++n) {
-      if (pool_.age[entry(n)] <= 0) continue;
-      const int64_t row = entry(n) * columns();
+    for (int64_t n = 0; n < entries_; ++n) {
+      if (pool_.age[n] <= 0) continue;
+      const int64_t row = n * columns();
       add_known(pool_.states + row, pool_.token_ids + row, pool_.confidence + row,
-                std::min(pool_.computed[entry(n)] - start_, length), pool_.age[entry(n)], n);
+                std::min(pool_.computed[n] - start_, length), pool_.age[n], n);
     }
     scratch_.has_log_odds.assign(scratch_.known.size(), 0);
     scratch_.log_odds.resize(scratch_.known.size() * columns());
@@ -329,7 +332,7 @@ class Sequence {
     for (int64_t c = 0; c < columns(); ++c) scratch_.effect[c] = (after[c] - before[c]) / static_cast<float>(added);
     for (int64_t w = 0; w < words_; ++w) {
       for (uint64_t bits = draft.filled[w] & ~parent.filled[w]; bits != 0; bits &= bits - 1) {
-        float* effects = effects_ + (w * 64 + std::countr_zero(bits)) * columns();
+        float* effects = pool_.effects + (w * 64 + std::countr_zero(bits)) * columns();
         for (int64_t c = 0; c < columns(); ++c) {
           const bool both = is_rankable(draft.confidence[c]) & is_rankable(parent.confidence[c]);
           effects[c] = both ? scratch_.effect[c] : effects[c];
@@ -354,10 +357,10 @@ class Sequence {
       }
       if (!replaced) kept.push_back(k);
     }
-    if (static_cast<int64_t>(kept.size()) <= pool_.entries) return;
+    if (static_cast<int64_t>(kept.size()) <= entries_) return;
     const auto newer = [&](int64_t a, int64_t b) { return scratch_.known[a].age > scratch_.known[b].age; };
-    std::nth_element(kept.begin(), kept.begin() + pool_.entries, kept.end(), newer);
-    kept.resize(pool_.entries);
+    std::nth_element(kept.begin(), kept.begin() + entries_, kept.end(), newer);
+    kept.resize(entries_);
     std::sort(kept.begin(), kept.end());
   }
 
@@ -373,7 +376,7 @@ class Sequence {
 
   void expect_filled(int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
-      const float* effects = effects_ + column(scratch_.picks[n]) * columns();
+      const float* effects = pool_.effects + column(scratch_.picks[n]) * columns();
       for (int64_t c = 0; c < columns(); ++c) scratch_.forecast[c] += effects[c];
     }
   }
@@ -520,34 +523,34 @@ class Sequence {
 
   // Entries that are kept stay where they are; drafts go where there is room, the oldest first.
   void write_pool() {
-    int64_t* age = pool_.age + entry(0);
+    int64_t* age = pool_.age;
     std::vector<int64_t>& stays = scratch_.chosen;
-    stays.assign(pool_.entries, 0);
+    stays.assign(entries_, 0);
     for (const int64_t k : scratch_.kept) {
       if (!is_draft(k)) stays[scratch_.known[k].place] = 1;
     }
-    for (int64_t n = 0; n < pool_.entries; ++n) age[n] = stays[n] ? age[n] : 0;
+    for (int64_t n = 0; n < entries_; ++n) age[n] = stays[n] ? age[n] : 0;
     int64_t n = 0;
     for (const int64_t k : scratch_.kept) {
       if (!is_draft(k)) break;  // drafts come first
       while (stays[n]) ++n;
       const Known& draft = scratch_.known[k];
-      const int64_t row = entry(n) * columns();
+      const int64_t row = n * columns();
       std::copy_n(draft.state, columns(), pool_.states + row);
       std::copy_n(draft.token_ids, columns(), pool_.token_ids + row);
       std::copy_n(draft.confidence, columns(), pool_.confidence + row);
-      pool_.computed[entry(n)] = start_ + draft.computed;
+      pool_.computed[n] = start_ + draft.computed;
       age[n++] = draft.age;
     }
   }
 
   const DraftStepParams& p_;
-  const DraftPool& pool_;
+  const int64_t entries_, columns_;
+  DraftPool pool_;
   const bool pipelined_;
   Scratch& scratch_;
   const int64_t b_;
-  int64_t slot_, start_, origin_, answer_start_, step_, words_, drafts_, clock_;
-  float* effects_;
+  int64_t start_, origin_, answer_start_, step_, words_, drafts_, clock_;
   Span block_;            // the current block of the state at work
   int64_t first_masked_;  // of the state at work
   bool ended_;            // a complete block of the state at work ends the sequence
@@ -557,8 +560,8 @@ class Sequence {
 
 void pooled_step(const PooledStepParams& p, ParallelFor run) {
   const DraftStepParams& step = p.step;
-  const int64_t states = step.input_drafts + step.draft_steps + p.pool.entries;
-  parallel_for(run, step.batch, grain_for(p.pool.columns * 8 * states), [&](int64_t begin, int64_t end) {
+  const int64_t states = step.input_drafts + step.draft_steps + p.pool_entries;
+  parallel_for(run, step.batch, grain_for(p.pool_columns * 8 * states), [&](int64_t begin, int64_t end) {
     thread_local Scratch scratch;
     for (int64_t b = begin; b < end; ++b) Sequence(p, b, scratch).run();
   });

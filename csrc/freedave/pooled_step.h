@@ -18,28 +18,46 @@ constexpr const char* name(PooledDrafting drafting) {
   return nullptr;
 }
 
-// What a sequence's forwards have found out so far, in a slot of its own. Columns are positions modulo their number, so
-// that a window which slides moves nothing.
+// What a sequence's forwards have found out so far. Columns are positions modulo their number, so that a window which
+// slides moves nothing.
 struct DraftPool {
-  int64_t* states;     // [slots, entries, columns]; the mask where open
-  int64_t* token_ids;  // [slots, entries, columns]
-  float* confidence;   // [slots, entries, columns]; -inf: no prediction
-  int64_t* computed;   // [slots, entries]; the position before which the predictions are known
-  int64_t* age;        // [slots, entries]; larger is newer, 0: no entry
-  int64_t* start;      // [slots]; the window's, at the last call
-  float* effects;      // [slots, columns, columns]
-  int64_t slots, entries, columns;
+  int64_t* states;     // [entries, columns]; the mask where open
+  int64_t* token_ids;  // [entries, columns]
+  int64_t* computed;   // [entries]; the position before which the predictions are known
+  int64_t* age;        // [entries]; larger is newer, 0: no entry
+  int64_t* start;      // the window's, at the last call
+  float* confidence;   // [entries, columns]; -inf: no prediction
+  float* effects;      // [columns, columns]
 };
 
 struct PooledStepParams {
   DraftStepParams step;  // drafting and match are not looked at
-  DraftPool pool;
+  int64_t* pools;        // [pool_slots, pool_width(pool_entries, pool_columns)], contiguous
+  int64_t pool_slots, pool_entries, pool_columns;
   PooledDrafting drafting;
   Counts window_start;                    // [B]; where not given, 0
   Matrix<const int64_t> computed_length;  // rows are sequences; where not given, all of the window
   Counts slots;                           // [B]; where not given, sequence b has slot b
   Matrix<const bool> forget;              // one row; where not given, false
 };
+
+// All of a sequence's pool lies side by side, two float32 in the place of an integer: one tensor to hand over.
+HD int64_t pool_width(int64_t entries, int64_t columns) {
+  return 2 * entries * columns + 2 * entries + 1 + (entries * columns + 1) / 2 + (columns * columns + 1) / 2;
+}
+
+HD DraftPool pool_of(const PooledStepParams& p, int64_t slot) {
+  const int64_t entries = p.pool_entries, size = entries * p.pool_columns;
+  int64_t* states = p.pools + slot * pool_width(entries, p.pool_columns);
+  int64_t* token_ids = states + size;
+  int64_t* computed = token_ids + size;
+  int64_t* age = computed + entries;
+  int64_t* start = age + entries;
+  int64_t* confidence = start + 1;
+  int64_t* effects = confidence + (size + 1) / 2;
+  return {
+      states, token_ids, computed, age, start, reinterpret_cast<float*>(confidence), reinterpret_cast<float*>(effects)};
+}
 
 // Of a draft's score: what a draft before it costs, and where it ends.
 inline constexpr float kScoreDecay = 0.85f;

@@ -289,60 +289,37 @@ Tensor draft_step(const Tensor& drafts_, const Tensor& token_ids, const Tensor& 
 
 #if !FREEDAVE_EMULATED
 
-// A part of the pool, written in place: [S, P, C], or as many leading sizes of it as `dims` says.
-template <typename T>
-T* part_of_pool(const char* name, const Tensor& tensor, ScalarType type, const Argument& states, int64_t dims) {
-  const Argument part(states.op, name, tensor);
-  part.expect({type}).expect_shape_of(states, dims);
-  STD_TORCH_CHECK(tensor.is_contiguous(), part.op, ": ", name, " must be contiguous");
-  return data<T>(tensor);
-}
-
 Tensor pooled_step(const Tensor& drafts_, const Tensor& token_ids, const Tensor& confidence, const Tensor& num_drafts,
-                   const Tensor& pool_states, const Tensor& pool_token_ids, const Tensor& pool_confidence,
-                   const Tensor& pool_computed, const Tensor& pool_age, const Tensor& pool_start,
-                   const Tensor& pool_effects, int64_t mask_token_id, int64_t draft_steps, int64_t tokens_per_step,
-                   std::optional<double> threshold, const Word& order, std::optional<int64_t> block_length,
-                   const Word& drafting, std::optional<int64_t> eos_token_id, const std::optional<Tensor>& step,
-                   const std::optional<Tensor>& answer_start, const std::optional<Tensor>& window_start,
-                   const std::optional<Tensor>& computed_length, const std::optional<Tensor>& slots,
-                   const std::optional<Tensor>& forget) {
+                   const Tensor& pool_, int64_t pool_states, int64_t pool_length, int64_t mask_token_id,
+                   int64_t draft_steps, int64_t tokens_per_step, std::optional<double> threshold, const Word& order,
+                   std::optional<int64_t> block_length, const Word& drafting, std::optional<int64_t> eos_token_id,
+                   const std::optional<Tensor>& step, const std::optional<Tensor>& answer_start,
+                   const std::optional<Tensor>& window_start, const std::optional<Tensor>& computed_length,
+                   const std::optional<Tensor>& slots, const std::optional<Tensor>& forget) {
   constexpr const char* kOp = "pooled_step";
-  const Argument drafts(kOp, "drafts", drafts_), states(kOp, "pool_states", pool_states);
-  const int64_t length = expect_drafts(drafts);
+  const Argument drafts(kOp, "drafts", drafts_), pool(kOp, "pool", pool_);
+  const int64_t length = expect_drafts(drafts), batch = drafts.sizes[0];
   const StepRule rule = step_rule(kOp, length, mask_token_id, tokens_per_step, threshold, order, block_length);
-  states.expect({ScalarType::Long}).expect_dims(3);
-  STD_TORCH_CHECK(states.device == drafts.device, kOp, ": pool_states must be on the device of drafts");
-  STD_TORCH_CHECK(states.sizes[1] >= 1 && states.sizes[2] >= length, kOp,
-                  ": pool_states must have shape [S, P, C], P at ", "least 1 and C at least ", length, ", got ",
-                  states.shape());
-  STD_TORCH_CHECK(slots ? states.sizes[0] >= 1 || drafts.sizes[0] == 0 : states.sizes[0] == drafts.sizes[0], kOp,
-                  ": pool_states must have a slot for each of ", drafts.sizes[0], " rows, got ", states.shape());
-  const Argument effects(kOp, "pool_effects", pool_effects);
-  STD_TORCH_CHECK(effects.dims == 3 && effects.sizes[0] == states.sizes[0] && effects.sizes[1] == states.sizes[2] &&
-                      effects.sizes[2] == states.sizes[2],
-                  kOp, ": pool_effects must have shape [S, C, C] of pool_states ", states.shape(), ", got ",
-                  effects.shape());
-  const int64_t slot_count = states.sizes[0];
-  PooledStepParams p{
-      .step = draft_step_params(drafts, token_ids, confidence, num_drafts, draft_steps, rule, eos_token_id, step,
-                                answer_start),
-      .pool = {.states = part_of_pool<int64_t>("pool_states", pool_states, ScalarType::Long, states, 3),
-               .token_ids = part_of_pool<int64_t>("pool_token_ids", pool_token_ids, ScalarType::Long, states, 3),
-               .confidence = part_of_pool<float>("pool_confidence", pool_confidence, ScalarType::Float, states, 3),
-               .computed = part_of_pool<int64_t>("pool_computed", pool_computed, ScalarType::Long, states, 2),
-               .age = part_of_pool<int64_t>("pool_age", pool_age, ScalarType::Long, states, 2),
-               .start = part_of_pool<int64_t>("pool_start", pool_start, ScalarType::Long, states, 1),
-               .effects = part_of_pool<float>("pool_effects", pool_effects, ScalarType::Float, effects, 3),
-               .slots = slot_count,
-               .entries = states.sizes[1],
-               .columns = states.sizes[2]},
-      .drafting = choose<PooledDrafting>(kOp, "drafting", drafting),
-      .window_start = counts(kOp, "window_start", window_start, {ScalarType::Long}, drafts, 1),
-      .computed_length = {},
-      .slots = counts(kOp, "slots", slots, {ScalarType::Int, ScalarType::Long}, drafts, 1),
-      .forget = {}};
-  STD_TORCH_CHECK(effects.device == drafts.device, kOp, ": pool_effects must be on the device of drafts");
+  pool.expect({ScalarType::Long}).expect_dims(2);
+  STD_TORCH_CHECK(pool.device == drafts.device, kOp, ": pool must be on the device of drafts");
+  expect_at_least(kOp, "pool_states", pool_states, 1);
+  expect_at_least(kOp, "pool_length", pool_length, length);
+  const int64_t width = pool_width(pool_states, pool_length);
+  STD_TORCH_CHECK(pool.sizes[1] == width && pool_.is_contiguous(), kOp, ": pool must be contiguous, of shape [S, ",
+                  width, "], got ", pool.shape());
+  STD_TORCH_CHECK(slots ? pool.sizes[0] >= 1 || batch == 0 : pool.sizes[0] == batch, kOp,
+                  ": pool must have a slot for each of ", batch, " sequences, got ", pool.shape());
+  PooledStepParams p{.step = draft_step_params(drafts, token_ids, confidence, num_drafts, draft_steps, rule,
+                                               eos_token_id, step, answer_start),
+                     .pools = data<int64_t>(pool_),
+                     .pool_slots = pool.sizes[0],
+                     .pool_entries = pool_states,
+                     .pool_columns = pool_length,
+                     .drafting = choose<PooledDrafting>(kOp, "drafting", drafting),
+                     .window_start = counts(kOp, "window_start", window_start, {ScalarType::Long}, drafts, 1),
+                     .computed_length = {},
+                     .slots = counts(kOp, "slots", slots, {ScalarType::Int, ScalarType::Long}, drafts, 1),
+                     .forget = {}};
   if (computed_length) {
     const Argument lengths(kOp, "computed_length", *computed_length);
     p.computed_length = lengths.expect({ScalarType::Long}).expect_shape_of(drafts, 2).matrix<int64_t>();
@@ -350,7 +327,7 @@ Tensor pooled_step(const Tensor& drafts_, const Tensor& token_ids, const Tensor&
   if (forget)
     p.forget = Argument(kOp, "forget", *forget).expect({ScalarType::Bool}).expect_shape_of(drafts, 1).matrix<bool>();
 
-  Tensor records = new_tensor(drafts, ScalarType::Long, {p.step.batch, record_width(length, draft_steps)});
+  Tensor records = new_tensor(drafts, ScalarType::Long, {batch, record_width(length, draft_steps)});
   p.step.records = data<int64_t>(records);
   run_on_cpu(p);
   return records;

@@ -192,7 +192,7 @@ def draft_step(
     of_pools = (window_start, computed_length, slots, forget)
     if drafting in POOLED_DRAFTINGS:
         record = pooled_step(
-            drafts, token_ids, confidence, num_drafts, *_tensors_of(pool, drafting, match), mask_token_id, draft_steps,
+            drafts, token_ids, confidence, num_drafts, *_parts_of(pool, drafting, match), mask_token_id, draft_steps,
             tokens_per_step, threshold, order, block_length, drafting, eos_token_id, step, answer_start, *of_pools,
         )  # fmt: skip
         return DraftStep(record, draft_steps)
@@ -211,7 +211,7 @@ def _of_pools_only(drafting: Any, *given: Any) -> ValueError:
     return ValueError(f"{OP}: {name} is for drafting={' or '.join(map(repr, POOLED_DRAFTINGS))}, got {drafting!r}")
 
 
-def _tensors_of(pool: Any, drafting: str, match: Any) -> tuple[torch.Tensor, ...]:
+def _parts_of(pool: Any, drafting: str, match: Any) -> tuple[torch.Tensor, int, int]:
     arguments.expect_choice(OP, "match", match, MATCHES)
     if match != "exact":
         raise ValueError(f"{OP}: match must be 'exact' with drafting={drafting!r}, got {match!r}")
@@ -219,7 +219,7 @@ def _tensors_of(pool: Any, drafting: str, match: Any) -> tuple[torch.Tensor, ...
         raise TypeError(
             f"{OP}: pool must be a DraftPool with drafting={drafting!r} (draft_pool makes one), got {type(pool).__name__}"
         )
-    return pool.tensors
+    return pool.memory, pool.num_states, pool.length
 
 
 def check(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from freedave_kernels import arguments
-from freedave_kernels.contract import POOL_FIELDS, POOLED_DRAFTINGS, RecordLayout
+from freedave_kernels.contract import POOLED_DRAFTINGS, PoolLayout, RecordLayout
 from freedave_kernels.dispatch import dispatched
 
 OP = "draft_step"  # what a user has called
@@ -33,55 +33,71 @@ class DraftPool:
     `forget`. Column `c` is of the positions `i` with `i % C == c`, of which a window of at most C positions holds one.
     """
 
-    states: torch.Tensor
-    """`[S, P, C]` int64: token ids, the mask where open."""
-    token_ids: torch.Tensor
-    """`[S, P, C]` int64: the predictions at each state."""
-    confidence: torch.Tensor
-    """`[S, P, C]` float32: how sure they are; -inf where nothing was predicted."""
-    computed: torch.Tensor
-    """`[S, P]` int64: the position before which the predictions are known."""
-    age: torch.Tensor
-    """`[S, P]` int64: larger is newer; 0 is no state."""
-    start: torch.Tensor
-    """`[S]` int64: `window_start` of the last call."""
-    effects: torch.Tensor
-    """`[S, C, C]` float32: how filling a position moved the log-odds of the others, as last measured."""
+    memory: torch.Tensor
+    """`[S, W]` int64: all that is below, side by side, float32 numbers two in the place of an integer."""
+    num_states: int
+    """P."""
+    length: int
+    """C."""
 
     def __post_init__(self) -> None:
-        arguments.expect_tensor("DraftPool", "states", self.states, [torch.int64])
-        arguments.expect_dims("DraftPool", "states", self.states, "S, P, C")
-        slots, entries, columns = self.states.shape
-        if entries < 1 or columns < 1:
-            raise ValueError(
-                f"DraftPool: states must hold a state and a column at least, got shape {tuple(self.states.shape)}"
-            )
-        for name, dtype, shape, meaning in (
-            ("token_ids", torch.int64, (slots, entries, columns), "like states"),
-            ("confidence", torch.float32, (slots, entries, columns), "like states"),
-            ("computed", torch.int64, (slots, entries), "one a state"),
-            ("age", torch.int64, (slots, entries), "one a state"),
-            ("start", torch.int64, (slots,), "one a slot"),
-            ("effects", torch.float32, (slots, columns, columns), "S, C, C"),
-        ):
-            arguments.expect_tensor("DraftPool", name, getattr(self, name), [dtype])
-            arguments.expect_shape("DraftPool", name, getattr(self, name), shape, meaning)
-        for name, tensor in zip(POOL_FIELDS, self.tensors, strict=True):
-            if not tensor.is_contiguous():
-                raise ValueError(f"DraftPool: {name} must be contiguous, got strides {tuple(tensor.stride())}")
-            arguments.expect_same_device("DraftPool", self.states, "states", **{name: tensor})
+        op = "DraftPool"
+        arguments.expect_int(op, "num_states", self.num_states, minimum=1)
+        arguments.expect_int(op, "length", self.length, minimum=1)
+        arguments.expect_tensor(op, "memory", self.memory, [torch.int64])
+        arguments.expect_dims(op, "memory", self.memory, "S, W")
+        shape = (self.memory.shape[0], self.layout.width)
+        arguments.expect_shape(op, "memory", self.memory, shape, "S, W of so many states and positions")
+        if not self.memory.is_contiguous():
+            raise ValueError(f"{op}: memory must be contiguous, got strides {tuple(self.memory.stride())}")
 
     @property
-    def tensors(self) -> tuple[torch.Tensor, ...]:
-        """All of them, in their order."""
-        return (
-            self.states, self.token_ids, self.confidence, self.computed, self.age, self.start, self.effects,
-        )  # fmt: skip
+    def layout(self) -> PoolLayout:
+        """Where things stand in a row of `memory`."""
+        return PoolLayout.of(self.num_states, self.length)
+
+    @property
+    def states(self) -> torch.Tensor:
+        """`[S, P, C]` int64: token ids, the mask where open."""
+        return self.memory[:, self.layout.states].unflatten(1, (self.num_states, self.length))
+
+    @property
+    def token_ids(self) -> torch.Tensor:
+        """`[S, P, C]` int64: the predictions at each state."""
+        return self.memory[:, self.layout.token_ids].unflatten(1, (self.num_states, self.length))
+
+    @property
+    def confidence(self) -> torch.Tensor:
+        """`[S, P, C]` float32: how sure they are; -inf where nothing was predicted."""
+        return self._floats(self.layout.confidence, self.num_states)
+
+    @property
+    def computed(self) -> torch.Tensor:
+        """`[S, P]` int64: the position before which the predictions are known."""
+        return self.memory[:, self.layout.computed]
+
+    @property
+    def age(self) -> torch.Tensor:
+        """`[S, P]` int64: larger is newer; 0 is no state."""
+        return self.memory[:, self.layout.age]
+
+    @property
+    def start(self) -> torch.Tensor:
+        """`[S]` int64: `window_start` of the last call."""
+        return self.memory[:, self.layout.start.start]
+
+    @property
+    def effects(self) -> torch.Tensor:
+        """`[S, C, C]` float32: how filling a position moved the log-odds of the others, as last measured."""
+        return self._floats(self.layout.effects, self.length)
+
+    def _floats(self, place: slice, rows: int) -> torch.Tensor:
+        floats = self.memory[:, place].view(torch.float32)
+        return floats[:, : rows * self.length].unflatten(1, (rows, self.length))
 
     def clear(self, slot: int) -> None:
         """Empties a slot for another sequence."""
-        for tensor in (self.age, self.start, self.effects):
-            tensor[slot].zero_()
+        self.memory[slot].zero_()
 
 
 def draft_pool(slots: int, states: int, length: int, device: torch.device | str | None = None) -> DraftPool:
@@ -94,20 +110,8 @@ def draft_pool(slots: int, states: int, length: int, device: torch.device | str 
     """
     for name, value, minimum in (("slots", slots, 0), ("states", states, 1), ("length", length, 1)):
         arguments.expect_int("draft_pool", name, value, minimum=minimum)
-    rows = (slots, states, length)
-
-    def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
-        return torch.zeros(shape, dtype=dtype, device=device)
-
-    return DraftPool(
-        states=zeros(*rows),
-        token_ids=zeros(*rows),
-        confidence=zeros(*rows, dtype=torch.float32),
-        computed=zeros(slots, states),
-        age=zeros(slots, states),
-        start=zeros(slots),
-        effects=zeros(slots, length, length, dtype=torch.float32),
-    )
+    width = PoolLayout.of(states, length).width
+    return DraftPool(torch.zeros(slots, width, dtype=torch.int64, device=device), states, length)
 
 
 def check(
@@ -115,13 +119,9 @@ def check(
     token_ids: Any,
     confidence: Any,
     num_drafts: Any,
+    pool: Any,
     pool_states: Any,
-    pool_token_ids: Any,
-    pool_confidence: Any,
-    pool_computed: Any,
-    pool_age: Any,
-    pool_start: Any,
-    pool_effects: Any,
+    pool_length: Any,
     mask_token_id: Any,
     draft_steps: Any,
     tokens_per_step: Any,
@@ -140,7 +140,7 @@ def check(
     arguments.expect_drafted(OP, drafts, token_ids, confidence, num_drafts, draft_steps, step, answer_start)
     arguments.expect_static_step(OP, mask_token_id, tokens_per_step, threshold, order, block_length, eos_token_id)
     arguments.expect_choice(OP, "drafting", drafting, POOLED_DRAFTINGS)
-    _check_room(drafts, pool_states, slots)
+    _check_room(drafts, pool, pool_length, slots)
     batch, count, _ = drafts.shape
     for name, value, dtypes, shape, meaning in (
         ("window_start", window_start, (torch.int64,), (batch,), "one position a sequence"),
@@ -155,15 +155,15 @@ def check(
     arguments.expect_same_device(OP, drafts, "drafts", **others)
 
 
-def _check_room(drafts: torch.Tensor, states: torch.Tensor, slots: Any) -> None:
+def _check_room(drafts: torch.Tensor, pool: torch.Tensor, columns: int, slots: Any) -> None:
     """Whether there is room in a pool that has been checked when it was made."""
-    count, _, columns = states.shape
+    count = pool.shape[0]
     batch, _, length = drafts.shape
     if columns < length:
         raise ValueError(f"{OP}: pool must be for windows of {length} positions at least, got {columns}")
     if count != batch if slots is None else count < min(batch, 1):
         raise ValueError(f"{OP}: pool must have a slot for each of {batch} sequences, got {count}")
-    arguments.expect_same_device(OP, drafts, "drafts", pool=states)
+    arguments.expect_same_device(OP, drafts, "drafts", pool=pool)
 
 
 def fake(
@@ -171,13 +171,9 @@ def fake(
     token_ids: torch.Tensor,
     confidence: torch.Tensor,
     num_drafts: torch.Tensor,
-    pool_states: torch.Tensor,
-    pool_token_ids: torch.Tensor,
-    pool_confidence: torch.Tensor,
-    pool_computed: torch.Tensor,
-    pool_age: torch.Tensor,
-    pool_start: torch.Tensor,
-    pool_effects: torch.Tensor,
+    pool: torch.Tensor,
+    pool_states: int,
+    pool_length: int,
     mask_token_id: int,
     draft_steps: int,
     tokens_per_step: int = 1,

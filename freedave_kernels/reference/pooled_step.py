@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from freedave_kernels.contract import COUNTERS, RecordLayout
+from freedave_kernels.contract import COUNTERS, PoolLayout, RecordLayout
 from freedave_kernels.reference.log_odds import log_odds, sigmoid
 
 INF = float("inf")
@@ -202,61 +202,62 @@ def next_drafts(
 
 
 class Pool:
-    """The entries of one slot, as seen from a window: its columns in the order of positions. Writes go to the slot."""
+    """A slot as seen from a window: its columns in the order of positions. What is written goes to the slot."""
 
-    def __init__(
-        self, tensors: Sequence[torch.Tensor], slot: int, window_start: int, mask_token_id: int, forget: bool
-    ) -> None:
-        self.slot, self.window_start, self.tensors = slot, window_start, tensors
-        states, token_ids, confidence, _, age, start, effects = (tensor[slot] for tensor in tensors)
-        self.entries, width = states.shape
-        moved = window_start - int(start)
-        if forget or not 0 <= moved < width:
-            age.zero_()
-        if not 0 <= moved < width:
-            effects.zero_()
-        left = (
-            int(start) + torch.arange(moved if 0 <= moved < width else 0)
-        ) % width  # columns of positions left behind
-        for tensor, empty in ((states, mask_token_id), (token_ids, mask_token_id), (confidence, -INF)):
+    def __init__(self, memory: torch.Tensor, states: int, length: int, window_start: int) -> None:
+        layout = PoolLayout.of(states, length)
+        size = (states, length)
+        self.states, self.token_ids = memory[layout.states].view(size), memory[layout.token_ids].view(size)
+        self.computed, self.age, self.start = memory[layout.computed], memory[layout.age], memory[layout.start]
+        self.confidence = memory[layout.confidence].view(torch.float32)[: states * length].view(size)
+        self.all_effects = memory[layout.effects].view(torch.float32)[: length * length].view(length, length)
+        self.window_start, self.entries, self.width = window_start, states, length
+        self.columns = (window_start + torch.arange(length)) % length
+
+    def enter(self, mask_token_id: int, forget: bool) -> None:
+        """Positions that the window has left make room for others; a jump is a new start."""
+        start = int(self.start)
+        slid = 0 <= self.window_start - start < self.width
+        if forget or not slid:
+            self.age.zero_()
+        if not slid:
+            self.all_effects.zero_()
+        left = (start + torch.arange(self.window_start - start if slid else 0)) % self.width
+        for tensor, empty in ((self.states, mask_token_id), (self.token_ids, mask_token_id), (self.confidence, -INF)):
             tensor[:, left] = empty
-        effects[left] = 0.0
-        effects[:, left] = 0.0
-        start.fill_(window_start)
-        self.width = width
-        self.columns = (window_start + torch.arange(width)) % width
-        self.effects = effects[self.columns][:, self.columns]
+        self.all_effects[left] = 0.0
+        self.all_effects[:, left] = 0.0
+        self.start.fill_(self.window_start)
+        self.effects = self.all_effects[self.columns][:, self.columns]
 
     def known(self, length: int) -> list[Known]:
-        states, token_ids, confidence, computed, age, _, _ = (tensor[self.slot] for tensor in self.tensors)
         return [
             Known(
-                states[n, self.columns].tolist(),
-                token_ids[n, self.columns].tolist(),
-                confidence[n, self.columns].tolist(),
-                min(int(computed[n]) - self.window_start, length),
-                int(age[n]),
+                self.states[n, self.columns].tolist(),
+                self.token_ids[n, self.columns].tolist(),
+                self.confidence[n, self.columns].tolist(),
+                min(int(self.computed[n]) - self.window_start, length),
+                int(self.age[n]),
                 -1 - n,
             )
             for n in range(self.entries)
-            if age[n] > 0
+            if self.age[n] > 0
         ]
 
     def keep(self, kept: list[Known]) -> None:
-        """Makes `kept` the pool: its entries stay where they are, drafts go where there is room, the oldest first."""
-        states, token_ids, confidence, computed, age, _, effects = (tensor[self.slot] for tensor in self.tensors)
+        """Makes `kept` the pool: entries stay where they are, drafts go where there is room, the oldest first."""
         stay = {-1 - one.place for one in kept if one.place < 0}
         room = [n for n in range(self.entries) if n not in stay]
         for n in room:
-            age[n] = 0
+            self.age[n] = 0
         drafts = sorted((one for one in kept if one.place >= 0), key=lambda one: one.age)
         for n, one in zip(room, drafts, strict=False):
-            states[n, self.columns] = torch.tensor(one.state)
-            token_ids[n, self.columns] = torch.tensor(one.token_ids)
-            confidence[n, self.columns] = torch.tensor(one.confidence)
-            computed[n] = self.window_start + one.computed
-            age[n] = one.age
-        effects[self.columns[:, None], self.columns] = self.effects
+            self.states[n, self.columns] = torch.tensor(one.state)
+            self.token_ids[n, self.columns] = torch.tensor(one.token_ids)
+            self.confidence[n, self.columns] = torch.tensor(one.confidence)
+            self.computed[n] = self.window_start + one.computed
+            self.age[n] = one.age
+        self.all_effects[self.columns[:, None], self.columns] = self.effects
 
 
 def kept_states(state: State, drafts: list[Known], entries: list[Known], count: int, mask_token_id: int) -> list[Known]:
@@ -334,13 +335,9 @@ def pooled_step(
     token_ids: torch.Tensor,
     confidence: torch.Tensor,
     num_drafts: torch.Tensor,
-    pool_states: torch.Tensor,
-    pool_token_ids: torch.Tensor,
-    pool_confidence: torch.Tensor,
-    pool_computed: torch.Tensor,
-    pool_age: torch.Tensor,
-    pool_start: torch.Tensor,
-    pool_effects: torch.Tensor,
+    pool: torch.Tensor,
+    pool_states: int,
+    pool_length: int,
     mask_token_id: int,
     draft_steps: int,
     tokens_per_step: int,
@@ -358,9 +355,7 @@ def pooled_step(
 ) -> torch.Tensor:
     batch, count, length = drafts.shape
     limit = None if threshold is None else torch.tensor(threshold, dtype=torch.float32).item()
-    tensors = (pool_states, pool_token_ids, pool_confidence, pool_computed, pool_age, pool_start, pool_effects)
-    device = drafts.device
-    on_host = [tensor.cpu() for tensor in tensors]
+    device, memory = drafts.device, pool.cpu()
     drafts, token_ids, confidence = drafts.cpu(), token_ids.cpu(), confidence.cpu()
 
     def of(tensor: torch.Tensor | None, b: int, default: int = 0) -> int:
@@ -372,26 +367,28 @@ def pooled_step(
             mask_token_id, tokens_per_step, limit, order == "left_to_right", block_length or length, length,
             eos_token_id, of(answer_start, b),
         )  # fmt: skip
-        pool = Pool(on_host, of(slots, b, b), of(window_start, b), mask_token_id, bool(of(forget, b)))
-        entries = pool.known(length)
+        slot = Pool(memory[of(slots, b, b)], pool_states, pool_length, of(window_start, b))
+        slot.enter(mask_token_id, bool(of(forget, b)))
+        entries = slot.known(length)
         active = min(max(of(num_drafts, b), 1), count)  # draft 0 is right by construction
         extent = [length] * count if computed_length is None else computed_length[b].clamp(0, length).tolist()
         clock = max((entry.age for entry in entries), default=0)
         inputs = [
-            input_draft(drafts[b, j], token_ids[b, j], confidence[b, j], extent[j], pool.width, mask_token_id, clock, j)
+            input_draft(
+                drafts[b, j], token_ids[b, j], confidence[b, j], extent[j], pool_length, mask_token_id, clock, j
+            )
             for j in range(active)
         ]
 
         path, state = verify(inputs[0], [*inputs, *entries], rule)
-        measure_effects(pool.effects, inputs, entries, rule)
-        kept = kept_states(state, inputs, entries, pool.entries, mask_token_id)
-        pool.keep(kept)
+        measure_effects(slot.effects, inputs, entries, rule)
+        kept = kept_states(state, inputs, entries, pool_states, mask_token_id)
+        slot.keep(kept)
         built = []
         if path[-1][1]:  # else nothing can be filled, nor could it be after another forward of the same state
-            built = next_drafts(state, path, kept, pool.effects, rule, draft_steps, drafting == "pipelined")
+            built = next_drafts(state, path, kept, slot.effects, rule, draft_steps, drafting == "pipelined")
         records.append(record(path, state, built, rule, draft_steps, of(step, b)))
-    for tensor, written in zip(tensors, on_host, strict=True):
-        if written is not tensor:
-            tensor.copy_(written)
+    if memory is not pool:
+        pool.copy_(memory)
     width = RecordLayout.of(length, draft_steps).width
     return torch.tensor(records, dtype=torch.int64, device=device).view(batch, width)
