@@ -286,10 +286,9 @@ class Sequence {
     for (int64_t w = 0; w < words_; ++w) {
       if (filled[w] & ~known.filled[w]) return false;
     }
-    for (int64_t c = 0; c < columns(); ++c) {
-      if (state[c] != known.state[c] && state[c] != mask()) return false;
-    }
-    return true;
+    bool differs = false;  // no early return: so the compiler compares several at once
+    for (int64_t c = 0; c < columns(); ++c) differs |= (state[c] != known.state[c]) & (state[c] != mask());
+    return !differs;
   }
 
   const float* log_odds_of(int64_t known) {

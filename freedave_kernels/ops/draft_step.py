@@ -212,8 +212,8 @@ def _of_pools_only(drafting: Any, *given: Any) -> ValueError:
 
 
 def _parts_of(pool: Any, drafting: str, match: Any) -> tuple[torch.Tensor, int, int]:
-    arguments.expect_choice(OP, "match", match, MATCHES)
     if match != "exact":
+        arguments.expect_choice(OP, "match", match, MATCHES)
         raise ValueError(f"{OP}: match must be 'exact' with drafting={drafting!r}, got {match!r}")
     if not isinstance(pool, DraftPool):
         raise TypeError(

@@ -140,30 +140,27 @@ def check(
     arguments.expect_drafted(OP, drafts, token_ids, confidence, num_drafts, draft_steps, step, answer_start)
     arguments.expect_static_step(OP, mask_token_id, tokens_per_step, threshold, order, block_length, eos_token_id)
     arguments.expect_choice(OP, "drafting", drafting, POOLED_DRAFTINGS)
-    _check_room(drafts, pool, pool_length, slots)
-    batch, count, _ = drafts.shape
-    for name, value, dtypes, shape, meaning in (
-        ("window_start", window_start, (torch.int64,), (batch,), "one position a sequence"),
-        ("computed_length", computed_length, (torch.int64,), (batch, count), "one length a draft"),
-        ("slots", slots, arguments.INTEGER_DTYPES, (batch,), "one slot a sequence"),
-        ("forget", forget, (torch.bool,), (batch,), "one a sequence"),
-    ):
-        if value is not None:
-            arguments.expect_tensor(OP, name, value, dtypes)
-            arguments.expect_shape(OP, name, value, shape, meaning)
+    # The pool itself has been checked when it was made.
+    batch, count, length = drafts.shape
+    if pool_length < length:
+        raise ValueError(f"{OP}: pool must be for windows of {length} positions at least, got {pool_length}")
+    room = pool.shape[0]
+    if room != batch if slots is None else room < min(batch, 1):
+        raise ValueError(f"{OP}: pool must have a slot for each of {batch} sequences, got {room}")
+    if window_start is not None:
+        arguments.expect_tensor(OP, "window_start", window_start, [torch.int64])
+        arguments.expect_shape(OP, "window_start", window_start, (batch,), "one position a sequence")
+    if computed_length is not None:
+        arguments.expect_tensor(OP, "computed_length", computed_length, [torch.int64])
+        arguments.expect_shape(OP, "computed_length", computed_length, (batch, count), "one length a draft")
+    if slots is not None:
+        arguments.expect_tensor(OP, "slots", slots, arguments.INTEGER_DTYPES)
+        arguments.expect_shape(OP, "slots", slots, (batch,), "one slot a sequence")
+    if forget is not None:
+        arguments.expect_tensor(OP, "forget", forget, [torch.bool])
+        arguments.expect_shape(OP, "forget", forget, (batch,), "one a sequence")
     others = {"window_start": window_start, "computed_length": computed_length, "slots": slots, "forget": forget}
-    arguments.expect_same_device(OP, drafts, "drafts", **others)
-
-
-def _check_room(drafts: torch.Tensor, pool: torch.Tensor, columns: int, slots: Any) -> None:
-    """Whether there is room in a pool that has been checked when it was made."""
-    count = pool.shape[0]
-    batch, _, length = drafts.shape
-    if columns < length:
-        raise ValueError(f"{OP}: pool must be for windows of {length} positions at least, got {columns}")
-    if count != batch if slots is None else count < min(batch, 1):
-        raise ValueError(f"{OP}: pool must have a slot for each of {batch} sequences, got {count}")
-    arguments.expect_same_device(OP, drafts, "drafts", pool=pool)
+    arguments.expect_same_device(OP, drafts, "drafts", pool=pool, **others)
 
 
 def fake(
