@@ -27,6 +27,7 @@ from freedave_kernels.ops.draft_step import DraftStep, draft_step
 from freedave_kernels.ops.keep import keep
 from freedave_kernels.ops.merge_predictions import merge_predictions
 from freedave_kernels.ops.partial_predictions import partial_predictions
+from freedave_kernels.ops.pooled_step import DraftPool, draft_pool
 from freedave_kernels.ops.predict_tokens import predict_tokens
 from freedave_kernels.ops.rank_positions import rank_positions
 from freedave_kernels.ops.select_transfer import select_transfer
@@ -37,10 +38,12 @@ __version__ = _library.VERSION
 __all__ = [
     "TOKENS_PER_STATE",
     "BackendUnavailableError",
+    "DraftPool",
     "DraftStep",
     "available_backends",
     "build_drafts",
     "draft_attention",
+    "draft_pool",
     "draft_step",
     "keep",
     "merge_predictions",

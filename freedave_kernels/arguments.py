@@ -88,3 +88,53 @@ def expect_order(op: str, order: Any, block_length: Any) -> None:
     expect_choice(op, "order", order, ORDERS)
     if block_length is not None:
         expect_int(op, "block_length", block_length, minimum=1)
+
+
+def expect_static_step(
+    op: str,
+    mask_token_id: Any,
+    tokens_per_step: Any,
+    threshold: Any,
+    order: Any,
+    block_length: Any,
+    eos_token_id: Any,
+) -> None:
+    """The settings of static decoding."""
+    expect_int(op, "mask_token_id", mask_token_id)
+    expect_int(op, "tokens_per_step", tokens_per_step, minimum=1)
+    expect_threshold(op, threshold)
+    expect_order(op, order, block_length)
+    if eos_token_id is not None:
+        expect_int(op, "eos_token_id", eos_token_id)
+
+
+def expect_drafted(
+    op: str,
+    drafts: Any,
+    token_ids: Any,
+    confidence: Any,
+    num_drafts: Any,
+    draft_steps: Any,
+    step: Any,
+    answer_start: Any,
+) -> None:
+    """Drafts `[B, J, L]` that were forwarded, the predictions at each, and what goes on from them."""
+    expect_tensor(op, "drafts", drafts, [torch.int64])
+    expect_dims(op, "drafts", drafts, "B, J, L")
+    if 0 in drafts.shape[1:]:
+        raise ValueError(f"{op}: drafts must hold a draft and a position at least, got shape {tuple(drafts.shape)}")
+    expect_tensor(op, "token_ids", token_ids, [torch.int64])
+    expect_shape(op, "token_ids", token_ids, drafts.shape, "like drafts")
+    expect_tensor(op, "confidence", confidence, [torch.float32])
+    expect_shape(op, "confidence", confidence, drafts.shape, "like drafts")
+    expect_tensor(op, "num_drafts", num_drafts, INTEGER_DTYPES)
+    expect_shape(op, "num_drafts", num_drafts, drafts.shape[:1], "one count a sequence")
+    expect_int(op, "draft_steps", draft_steps, minimum=1)
+    if step is not None:
+        expect_tensor(op, "step", step, [torch.int64])
+        expect_shape(op, "step", step, drafts.shape[:1], "one step a sequence")
+    if answer_start is not None:
+        expect_tensor(op, "answer_start", answer_start, [torch.int64])
+        expect_shape(op, "answer_start", answer_start, drafts.shape[:1], "one position a sequence")
+    others = {"token_ids": token_ids, "confidence": confidence, "num_drafts": num_drafts}
+    expect_same_device(op, drafts, "drafts", **others, step=step, answer_start=answer_start)

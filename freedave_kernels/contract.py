@@ -22,6 +22,8 @@ class Op(NamedTuple):
     """Backends whose kernel is the function `freedave_kernels.<backend>.<op>.<op>`."""
     written: tuple[str, ...] = ()
     """The arguments that it writes to; it leaves all others alone."""
+    called_by: str | None = None
+    """The public function that calls it, where that is not the one of its own name."""
 
 
 OPS = {
@@ -33,6 +35,12 @@ OPS = {
     "build_drafts": Op(),
     "verify_drafts": Op(),
     "draft_step": Op(),
+    "pooled_step": Op(
+        native=("cpu",),
+        python=("reference",),
+        written=("pool",),
+        called_by="draft_step",
+    ),
     "draft_attention": Op(native=(), python=("reference", "cpu", "triton")),
     "keep": Op(native=(), python=("reference", "cpu", "triton"), written=("stored_key", "stored_value")),
 }
@@ -43,6 +51,7 @@ MEASURES = ("prob", "margin", "neg_entropy")
 ORDERS = ("confidence", "left_to_right")
 MATCHES = ("exact", "subset")
 DRAFTINGS = ("recycled", "nested")
+POOLED_DRAFTINGS = ("pooled", "pipelined")
 FALLBACKS = ("top", "top_if_fewer", "top_always")
 
 # Of the CUDA kernels: a window is one block of threads, and what drafts agree with each other is one word of bits.
@@ -90,6 +99,30 @@ class RecordLayout(NamedTuple):
         return cls(*map(slice, [0, *ends[:-1]], ends))
 
 
+class PoolLayout(NamedTuple):
+    """Where things stand in the pool of a sequence, of P states in windows of at most C positions."""
+
+    states: slice
+    token_ids: slice
+    computed: slice
+    age: slice
+    start: slice
+    confidence: slice
+    effects: slice
+
+    @property
+    def width(self) -> int:
+        """Integers in the pool."""
+        return self.effects.stop
+
+    @classmethod
+    def of(cls, states: int, length: int) -> PoolLayout:
+        size = states * length
+        sizes = [size, size, states, states, 1, (size + 1) // 2, (length * length + 1) // 2]
+        ends = list(itertools.accumulate(sizes))
+        return cls(*map(slice, [0, *ends[:-1]], ends))
+
+
 # What C++ states as well, by the names that it has in `_C.contract`.
 STATED_IN_CPP: dict[str, Any] = {
     "ops": list(NATIVE_OPS),
@@ -97,6 +130,7 @@ STATED_IN_CPP: dict[str, Any] = {
     "orders": list(ORDERS),
     "matches": list(MATCHES),
     "draftings": list(DRAFTINGS),
+    "pooled_draftings": list(POOLED_DRAFTINGS),
     "fallbacks": list(FALLBACKS),
     "counters": list(COUNTERS),
     "max_length": MAX_LENGTH,

@@ -29,6 +29,9 @@ def results_of_every_op() -> dict[str, object]:
     ids, tokens, sure = drafts[:, 0], token_ids[:, 0], confidence[:, 0]
     next_drafts, num_drafts = fk.build_drafts(ids, tokens, sure, mask, 4)
     step = fk.draft_step(drafts, token_ids, confidence, torch.ones(2, dtype=torch.int32), mask, 4)
+    pooled = fk.draft_step(
+        drafts, token_ids, confidence, num_drafts, mask, 4, drafting="pooled", pool=fk.draft_pool(2, 4, 8)
+    )
     return {
         "predict_tokens": (token_ids, confidence),
         "partial_predictions": states,
@@ -38,6 +41,7 @@ def results_of_every_op() -> dict[str, object]:
         "build_drafts": (next_drafts, num_drafts),
         "verify_drafts": fk.verify_drafts(next_drafts, next_drafts.roll(-1, 1), num_drafts=num_drafts),
         "draft_step": (step.counters, step.token_ids, step.drafts, step.step_map, step.confidence),
+        "pooled_step": (pooled.counters, pooled.token_ids, pooled.drafts, pooled.step_map, pooled.confidence),
     }
 
 
@@ -48,8 +52,9 @@ def main() -> None:
     assert Path(fk.__file__).is_relative_to(folder), f"imported {fk.__file__}, not the package in {folder}"
     assert _library.LOAD_ERROR is None, _library.LOAD_ERROR
 
-    for op in OPS:
-        for key in ("CPU", "CUDA") if cuda_kernels else ("CPU",):
+    for op, rooms in OPS.items():
+        on_gpu = cuda_kernels and bool({"cuda", "triton"} & {*rooms.native, *rooms.python})
+        for key in ("CPU", "CUDA") if on_gpu else ("CPU",):
             assert torch._C._dispatch_has_kernel_for_dispatch_key(f"freedave::{op}", key), f"{op}: nothing for {key}"
     if cuda_kernels:
         library = ctypes.CDLL(str(_library.PATH))

@@ -177,6 +177,7 @@ ENUMS = {
     "Match": "verify_drafts.h",
     "Fallback": "select_transfer.h",
     "Drafting": "draft_step.h",
+    "PooledDrafting": "pooled_step.h",
     "Counter": "draft_step.h",
 }
 

@@ -371,7 +371,7 @@ def test_opcheck_and_compile():
         ({"threshold": float("nan")}, ValueError, "threshold must be a number, got nan"),
         ({"order": "down"}, ValueError, "order must be one of"),
         ({"block_length": 0}, ValueError, "block_length must be at least 1, got 0"),
-        ({"drafting": "tree"}, ValueError, "drafting must be one of recycled, nested, got 'tree'"),
+        ({"drafting": "tree"}, ValueError, "drafting must be one of recycled, nested, pooled, pipelined, got 'tree'"),
         ({"match": "some"}, ValueError, "match must be one of exact, subset, got 'some'"),
         ({"eos_token_id": "e"}, TypeError, "eos_token_id must be an int, got str"),
         ({"step": torch.tensor([0], dtype=torch.int32)}, TypeError, "step must be int64, got int32"),

@@ -2,6 +2,7 @@
 // sequence; its state is a few kilobytes, so the op is bound by the latency of small scans, not by memory.
 #include "cpu/drafting.h"
 #include "cpu/launch.h"
+#include "cpu/record.h"
 
 namespace freedave::cpu {
 namespace {
@@ -24,20 +25,6 @@ struct Scratch {
   std::vector<float> confidence;
   Keys keys;
 };
-
-// The [K, L] rows of sequence b as one contiguous array: itself where it is one, else a copy.
-template <typename T>
-const T* contiguous_drafts(const Matrix<const T>& matrix, int64_t b, int64_t count, int64_t length,
-                           std::vector<T>& copy) {
-  const int64_t first = matrix.rows.start(b * count);
-  const bool rows_follow = count == 1 || matrix.rows.start(b * count + 1) - first == length;
-  if (matrix.rows.step == 1 && rows_follow) return matrix.data + first;
-  copy.resize(count * length);
-  for (int64_t k = 0; k < count; ++k) {
-    for (int64_t i = 0; i < length; ++i) copy[k * length + i] = matrix.at(b * count + k, i);
-  }
-  return copy.data();
-}
 
 Sequence load(const DraftStepParams& p, int64_t b, Scratch& scratch) {
   const int64_t count = p.input_drafts;
@@ -133,36 +120,6 @@ void count_accepted(const DraftStepParams& p, const int64_t* state, const Record
     ++non_finite;
   record.counters[static_cast<int>(Counter::kPrefixLength)] = block.begin;
   record.counters[static_cast<int>(Counter::kNonFinite)] = non_finite < block.end ? non_finite : -1;
-}
-
-// Leading active drafts that still have a masked position, so need the next forward.
-int64_t count_forward_drafts(const DraftStepParams& p, const int64_t* drafts, int64_t num_drafts) {
-  int64_t count = 0;
-  while (count < num_drafts) {
-    const int64_t* draft = drafts + count * p.length;
-    if (std::find(draft, draft + p.length, p.rule.mask_token_id) == draft + p.length) break;
-    ++count;
-  }
-  return count;
-}
-
-// What the committed state says: what is left of the window, and whether a complete block of its prefix ends the
-// sequence. Positions before `answer_start` belong to the prompt.
-void count_committed(const DraftStepParams& p, const int64_t* committed, int64_t answer_start, int64_t* counters) {
-  const auto is_masked = [&](int64_t i) { return committed[i] == p.rule.mask_token_id; };
-  const Span block = current_block(is_masked, p.rule.block_length, p.length);
-  int64_t in_block = 0, in_window = 0;
-  for (int64_t i = block.begin; i < p.length; ++i) {
-    in_window += is_masked(i);
-    in_block += is_masked(i) && i < block.end;
-  }
-  const int64_t from = std::clamp<int64_t>(answer_start, 0, block.begin);
-  const int64_t* end = committed + block.begin;
-  const bool ended = p.has_eos_token_id && std::find(committed + from, end, p.eos_token_id) != end;
-  counters[static_cast<int>(Counter::kMaskedInBlock)] = in_block;
-  counters[static_cast<int>(Counter::kMaskedInWindow)] = in_window;
-  counters[static_cast<int>(Counter::kFinished)] = ended || in_window == 0;
-  counters[static_cast<int>(Counter::kEnded)] = ended;
 }
 
 void step_sequence(const DraftStepParams& p, int64_t b, Scratch& scratch) {

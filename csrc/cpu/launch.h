@@ -3,6 +3,7 @@
 #include "cpu/parallel.h"
 #include "freedave/build_drafts.h"
 #include "freedave/draft_step.h"
+#include "freedave/pooled_step.h"
 #include "freedave/predict_tokens.h"
 #include "freedave/rank_positions.h"
 #include "freedave/select_transfer.h"
@@ -19,5 +20,6 @@ void select_transfer(const SelectTransferParams& p, ParallelFor run);
 void build_drafts(const BuildDraftsParams& p, ParallelFor run);
 void verify_drafts(const VerifyDraftsParams& p, ParallelFor run);
 void draft_step(const DraftStepParams& p, ParallelFor run);
+void pooled_step(const PooledStepParams& p, ParallelFor run);
 
 }  // namespace freedave::cpu

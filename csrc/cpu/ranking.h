@@ -70,4 +70,18 @@ const T* contiguous_row(const Matrix<const T>& matrix, int64_t row, int64_t leng
   return scratch.data();
 }
 
+// The [K, L] rows of sequence b as one contiguous array: itself where it is one, else a copy.
+template <typename T>
+const T* contiguous_drafts(const Matrix<const T>& matrix, int64_t b, int64_t count, int64_t length,
+                           std::vector<T>& copy) {
+  const int64_t first = matrix.rows.start(b * count);
+  const bool rows_follow = count == 1 || matrix.rows.start(b * count + 1) - first == length;
+  if (matrix.rows.step == 1 && rows_follow) return matrix.data + first;
+  copy.resize(count * length);
+  for (int64_t k = 0; k < count; ++k) {
+    for (int64_t i = 0; i < length; ++i) copy[k * length + i] = matrix.at(b * count + k, i);
+  }
+  return copy.data();
+}
+
 }  // namespace freedave::cpu

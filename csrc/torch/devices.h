@@ -37,7 +37,7 @@ inline void run_on_torch_threads(int64_t begin, int64_t end, int64_t grain, void
 // What runs each op on a CPU. The type of the parameters tells which one it is.
 inline constexpr std::tuple kOnCpu(&cpu::predict_tokens, &cpu::partial_predictions, &cpu::merge_predictions,
                                    &cpu::rank_positions, &cpu::select_transfer, &cpu::build_drafts, &cpu::verify_drafts,
-                                   &cpu::draft_step);
+                                   &cpu::draft_step, &cpu::pooled_step);
 
 template <typename Params>
 void run_on_cpu(const Params& p) {

@@ -10,6 +10,7 @@
 #include "freedave/draft_step.h"
 #include "freedave/limits.h"
 #include "freedave/names.h"
+#include "freedave/pooled_step.h"
 #include "freedave/predict_tokens.h"
 #include "freedave/select_transfer.h"
 #include "git_state.h"
@@ -73,6 +74,7 @@ pybind11::dict contract() {
   contract["orders"] = names<freedave::Order>();
   contract["matches"] = names<freedave::Match>();
   contract["draftings"] = names<freedave::Drafting>();
+  contract["pooled_draftings"] = names<freedave::PooledDrafting>();
   contract["fallbacks"] = names<freedave::Fallback>();
   contract["counters"] = names<freedave::Counter>();
   contract["max_length"] = freedave::kMaxLength;

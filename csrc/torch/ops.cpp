@@ -233,44 +233,107 @@ Tensor verify_drafts(const Tensor& drafts_, const Tensor& targets_, const std::o
   return accepted;
 }
 
-Tensor draft_step(const Tensor& drafts_, const Tensor& token_ids_, const Tensor& confidence_, const Tensor& num_drafts,
+// What both steps take. The records are still to be made.
+DraftStepParams draft_step_params(const Argument& drafts, const Tensor& token_ids_, const Tensor& confidence_,
+                                  const Tensor& num_drafts, int64_t draft_steps, const StepRule& rule,
+                                  std::optional<int64_t> eos_token_id, const std::optional<Tensor>& step,
+                                  const std::optional<Tensor>& answer_start) {
+  const char* const op = drafts.op;
+  const Argument token_ids(op, "token_ids", token_ids_), confidence(op, "confidence", confidence_);
+  token_ids.expect({ScalarType::Long}).expect_shape_of(drafts);
+  confidence.expect({ScalarType::Float}).expect_shape_of(drafts);
+  return {.drafts = drafts.matrix<int64_t>(),
+          .token_ids = token_ids.matrix<int64_t>(),
+          .confidence = confidence.matrix<float>(),
+          .num_drafts = counts(op, "num_drafts", num_drafts, {ScalarType::Int, ScalarType::Long}, drafts, 1),
+          .step = counts(op, "step", step, {ScalarType::Long}, drafts, 1),
+          .answer_start = counts(op, "answer_start", answer_start, {ScalarType::Long}, drafts, 1),
+          .batch = drafts.sizes[0],
+          .input_drafts = drafts.sizes[1],
+          .draft_steps = expect_at_least(op, "draft_steps", draft_steps, 1),
+          .length = drafts.sizes[2],
+          .rule = rule,
+          .drafting = Drafting::kRecycled,
+          .match = Match::kExact,
+          .has_eos_token_id = eos_token_id.has_value(),
+          .eos_token_id = eos_token_id.value_or(0),
+          .records = nullptr};
+}
+
+int64_t expect_drafts(const Argument& drafts) {
+  drafts.expect({ScalarType::Long}).expect_dims(3);
+  expect_at_least(drafts.op, "J", drafts.sizes[1], 1);
+  return expect_at_least(drafts.op, "L", drafts.length(), 1);
+}
+
+Tensor draft_step(const Tensor& drafts_, const Tensor& token_ids, const Tensor& confidence, const Tensor& num_drafts,
                   int64_t mask_token_id, int64_t draft_steps, int64_t tokens_per_step, std::optional<double> threshold,
                   const Word& order, std::optional<int64_t> block_length, const Word& drafting, const Word& match,
                   std::optional<int64_t> eos_token_id, const std::optional<Tensor>& step,
                   const std::optional<Tensor>& answer_start) {
   constexpr const char* kOp = "draft_step";
-  const Argument drafts(kOp, "drafts", drafts_), token_ids(kOp, "token_ids", token_ids_);
-  const Argument confidence(kOp, "confidence", confidence_);
-  drafts.expect({ScalarType::Long}).expect_dims(3);
-  token_ids.expect({ScalarType::Long}).expect_shape_of(drafts);
-  confidence.expect({ScalarType::Float}).expect_shape_of(drafts);
-  const int64_t batch = drafts.sizes[0], input_drafts = expect_at_least(kOp, "J", drafts.sizes[1], 1);
-  const int64_t length = expect_at_least(kOp, "L", drafts.length(), 1);
-  expect_at_least(kOp, "draft_steps", draft_steps, 1);
+  const Argument drafts(kOp, "drafts", drafts_);
+  const int64_t length = expect_drafts(drafts);
   const StepRule rule = step_rule(kOp, length, mask_token_id, tokens_per_step, threshold, order, block_length);
-  DraftStepParams p{.drafts = drafts.matrix<int64_t>(),
-                    .token_ids = token_ids.matrix<int64_t>(),
-                    .confidence = confidence.matrix<float>(),
-                    .num_drafts = counts(kOp, "num_drafts", num_drafts, {ScalarType::Int, ScalarType::Long}, drafts, 1),
-                    .step = counts(kOp, "step", step, {ScalarType::Long}, drafts, 1),
-                    .answer_start = counts(kOp, "answer_start", answer_start, {ScalarType::Long}, drafts, 1),
-                    .batch = batch,
-                    .input_drafts = input_drafts,
-                    .draft_steps = draft_steps,
-                    .length = length,
-                    .rule = rule,
-                    .drafting = choose<Drafting>(kOp, "drafting", drafting),
-                    .match = choose<Match>(kOp, "match", match),
-                    .has_eos_token_id = eos_token_id.has_value(),
-                    .eos_token_id = eos_token_id.value_or(0),
-                    .records = nullptr};
-  expect_served(drafts, length, std::max(input_drafts, draft_steps));
+  DraftStepParams p =
+      draft_step_params(drafts, token_ids, confidence, num_drafts, draft_steps, rule, eos_token_id, step, answer_start);
+  p.drafting = choose<Drafting>(kOp, "drafting", drafting);
+  p.match = choose<Match>(kOp, "match", match);
+  expect_served(drafts, length, std::max(p.input_drafts, draft_steps));
 
-  Tensor records = new_tensor(drafts, ScalarType::Long, {batch, record_width(length, draft_steps)});
+  Tensor records = new_tensor(drafts, ScalarType::Long, {p.batch, record_width(length, draft_steps)});
   p.records = data<int64_t>(records);
   launch(drafts, p);
   return records;
 }
+
+#if !FREEDAVE_EMULATED
+
+Tensor pooled_step(const Tensor& drafts_, const Tensor& token_ids, const Tensor& confidence, const Tensor& num_drafts,
+                   const Tensor& pool_, int64_t pool_states, int64_t pool_length, int64_t mask_token_id,
+                   int64_t draft_steps, int64_t tokens_per_step, std::optional<double> threshold, const Word& order,
+                   std::optional<int64_t> block_length, const Word& drafting, std::optional<int64_t> eos_token_id,
+                   const std::optional<Tensor>& step, const std::optional<Tensor>& answer_start,
+                   const std::optional<Tensor>& window_start, const std::optional<Tensor>& computed_length,
+                   const std::optional<Tensor>& slots, const std::optional<Tensor>& forget) {
+  constexpr const char* kOp = "pooled_step";
+  const Argument drafts(kOp, "drafts", drafts_), pool(kOp, "pool", pool_);
+  const int64_t length = expect_drafts(drafts), batch = drafts.sizes[0];
+  const StepRule rule = step_rule(kOp, length, mask_token_id, tokens_per_step, threshold, order, block_length);
+  pool.expect({ScalarType::Long}).expect_dims(2);
+  STD_TORCH_CHECK(pool.device == drafts.device, kOp, ": pool must be on the device of drafts");
+  expect_at_least(kOp, "pool_states", pool_states, 1);
+  expect_at_least(kOp, "pool_length", pool_length, length);
+  const int64_t width = pool_width(pool_states, pool_length);
+  STD_TORCH_CHECK(pool.sizes[1] == width && pool_.is_contiguous(), kOp, ": pool must be contiguous, of shape [S, ",
+                  width, "], got ", pool.shape());
+  STD_TORCH_CHECK(slots ? pool.sizes[0] >= 1 || batch == 0 : pool.sizes[0] == batch, kOp,
+                  ": pool must have a slot for each of ", batch, " sequences, got ", pool.shape());
+  PooledStepParams p{.step = draft_step_params(drafts, token_ids, confidence, num_drafts, draft_steps, rule,
+                                               eos_token_id, step, answer_start),
+                     .pools = data<int64_t>(pool_),
+                     .pool_slots = pool.sizes[0],
+                     .pool_entries = pool_states,
+                     .pool_columns = pool_length,
+                     .drafting = choose<PooledDrafting>(kOp, "drafting", drafting),
+                     .window_start = counts(kOp, "window_start", window_start, {ScalarType::Long}, drafts, 1),
+                     .computed_length = {},
+                     .slots = counts(kOp, "slots", slots, {ScalarType::Int, ScalarType::Long}, drafts, 1),
+                     .forget = {}};
+  if (computed_length) {
+    const Argument lengths(kOp, "computed_length", *computed_length);
+    p.computed_length = lengths.expect({ScalarType::Long}).expect_shape_of(drafts, 2).matrix<int64_t>();
+  }
+  if (forget)
+    p.forget = Argument(kOp, "forget", *forget).expect({ScalarType::Bool}).expect_shape_of(drafts, 1).matrix<bool>();
+
+  Tensor records = new_tensor(drafts, ScalarType::Long, {batch, record_width(length, draft_steps)});
+  p.step.records = data<int64_t>(records);
+  run_on_cpu(p);
+  return records;
+}
+
+#endif
 
 void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("predict_tokens", TORCH_BOX(&predict_tokens));
@@ -294,7 +357,10 @@ STABLE_TORCH_LIBRARY_IMPL(freedave_emulated, CPU, m) { implement(m); }
 STABLE_TORCH_LIBRARY(freedave, m) {
   for (const char* schema : kSchemas) m.def(schema);
 }
-STABLE_TORCH_LIBRARY_IMPL(freedave, CPU, m) { implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(freedave, CPU, m) {
+  implement(m);
+  m.impl("pooled_step", TORCH_BOX(&pooled_step));
+}
 #if FREEDAVE_HAS_CUDA
 STABLE_TORCH_LIBRARY_IMPL(freedave, CUDA, m) { implement(m); }
 #endif

@@ -30,6 +30,12 @@ inline constexpr const char* kSchemas[] = {
     "int draft_steps, int tokens_per_step=1, float? threshold=None, str order=\"confidence\", "
     "int? block_length=None, str drafting=\"recycled\", str match=\"exact\", int? eos_token_id=None, "
     "Tensor? step=None, Tensor? answer_start=None) -> Tensor",
+
+    "pooled_step(Tensor drafts, Tensor token_ids, Tensor confidence, Tensor num_drafts, Tensor(a!) pool, "
+    "int pool_states, int pool_length, int mask_token_id, int draft_steps, int tokens_per_step=1, "
+    "float? threshold=None, str order=\"confidence\", int? block_length=None, str drafting=\"pooled\", "
+    "int? eos_token_id=None, Tensor? step=None, Tensor? answer_start=None, Tensor? window_start=None, "
+    "Tensor? computed_length=None, Tensor? slots=None, Tensor? forget=None) -> Tensor",
 };
 
 }  // namespace freedave

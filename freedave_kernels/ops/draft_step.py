@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from freedave_kernels import arguments
-from freedave_kernels.contract import COUNTERS, DRAFTINGS, MATCHES, RecordLayout
+from freedave_kernels.contract import COUNTERS, DRAFTINGS, MATCHES, POOLED_DRAFTINGS, RecordLayout
 from freedave_kernels.dispatch import dispatched
+from freedave_kernels.ops.pooled_step import DraftPool, pooled_step
 
 OP = "draft_step"
 
@@ -139,6 +140,11 @@ def draft_step(
     eos_token_id: int | None = None,
     step: torch.Tensor | None = None,
     answer_start: torch.Tensor | None = None,
+    pool: DraftPool | None = None,
+    window_start: torch.Tensor | None = None,
+    computed_length: torch.Tensor | None = None,
+    slots: torch.Tensor | None = None,
+    forget: torch.Tensor | None = None,
 ) -> DraftStep:
     """Verifies drafts against their predictions, commits the last right one and builds the next drafts.
 
@@ -154,32 +160,66 @@ def draft_step(
         drafting: how the next drafts are made. "nested": from the accepted draft's predictions alone (`build_drafts`).
             "recycled": draft 0 so; each further draft fills the position ranked first by the predictions of the input
             draft nearest (in Hamming distance, ties to the lowest index) to the draft built last. Positions that this
-            nearest draft has filled already take the accepted draft's predictions.
+            nearest draft has filled already take the accepted draft's predictions. "pooled" and "pipelined":
+            the states that come next, of those that were not forwarded yet; the first K, or the K most likely to be met.
         match: as in `verify_drafts`.
         eos_token_id: a finished block that contains it, wherever in the block, ends its sequence.
         step: `[B]` int64, static steps taken so far (None: 0); only offsets `step_map`.
         answer_start: `[B]` int64, the window position at which each sequence's answer begins (None: 0). What is before it is
             prompt, where `eos_token_id` ends nothing. It may lie before the window (negative) or beyond it.
 
-    Returns:
-        `DraftStep`. Result for result equal to composing the other ops, which a test checks.
+    Of "pooled" and "pipelined" only, which need `pool` and take no `match` but "exact"; see `DraftPool`:
+        pool: what is known of states that were forwarded, written in place.
+        window_start: `[B]` int64, the position of each window's first element (None: 0).
+        computed_length: `[B, J]` int64, how many leading positions of each draft were computed (None: all of them).
+        slots: `[B]` int64 or int32, each sequence's slot of `pool`, no two the same; None: sequence b has slot b.
+        forget: `[B]` bool, whether the slot's states are out of date (None: no). The effects stay.
 
-    Guarantees: every call commits at least one static step where anything can be ranked, and at most J of them; what is
-    committed is what static decoding (`draft_steps=1`) commits, whatever the drafts. Where nothing can be ranked (not finite
-    logits, or the mask itself predicted, wherever the current block is open), `steps` is 0 and every further call with the
-    same logits would say the same: a loop must stop there, with an error. No host synchronisation.
+    Returns:
+        `DraftStep`. But with a pool result for result equal to composing the other ops, which a test checks.
+
+    Guarantees: every call commits at least one static step where anything can be ranked, and at most J without a pool; what
+    is committed is what static decoding (`draft_steps=1`) commits, whatever the drafts. Where nothing can be ranked (not
+    finite logits, or the mask itself predicted, wherever the current block is open), `steps` is 0 and every further call with
+    the same logits would say the same: a loop must stop there, with an error. No host synchronisation.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
         BackendUnavailableError: the backend cannot serve the call: not available here, another device, beyond its limits.
 
-    Source: FreeDave (free draft-and-verification); recycled drafting is this project's own.
+    Source: FreeDave (free draft-and-verification); every drafting but "nested" is this project's own.
     """
+    of_pools = (window_start, computed_length, slots, forget)
+    if drafting in POOLED_DRAFTINGS:
+        record = pooled_step(
+            drafts, token_ids, confidence, num_drafts, *_parts_of(pool, drafting, match), mask_token_id, draft_steps,
+            tokens_per_step, threshold, order, block_length, drafting, eos_token_id, step, answer_start, *of_pools,
+        )  # fmt: skip
+        return DraftStep(record, draft_steps)
+    if pool is not None or any(given is not None for given in of_pools):
+        raise _of_pools_only(drafting, pool, *of_pools)
     call = (
         drafts, token_ids, confidence, num_drafts, mask_token_id, draft_steps, tokens_per_step, threshold,
         order, block_length, drafting, match, eos_token_id, step, answer_start,
     )  # fmt: skip
     return DraftStep(_call(*call), draft_steps)
+
+
+def _of_pools_only(drafting: Any, *given: Any) -> ValueError:
+    names = ("pool", "window_start", "computed_length", "slots", "forget")
+    name = next(name for name, value in zip(names, given, strict=True) if value is not None)
+    return ValueError(f"{OP}: {name} is for drafting={' or '.join(map(repr, POOLED_DRAFTINGS))}, got {drafting!r}")
+
+
+def _parts_of(pool: Any, drafting: str, match: Any) -> tuple[torch.Tensor, int, int]:
+    if match != "exact":
+        arguments.expect_choice(OP, "match", match, MATCHES)
+        raise ValueError(f"{OP}: match must be 'exact' with drafting={drafting!r}, got {match!r}")
+    if not isinstance(pool, DraftPool):
+        raise TypeError(
+            f"{OP}: pool must be a DraftPool with drafting={drafting!r} (draft_pool makes one), got {type(pool).__name__}"
+        )
+    return pool.memory, pool.num_states, pool.length
 
 
 def check(
@@ -199,33 +239,10 @@ def check(
     step: Any,
     answer_start: Any,
 ) -> None:
-    arguments.expect_tensor(OP, "drafts", drafts, [torch.int64])
-    arguments.expect_dims(OP, "drafts", drafts, "B, J, L")
-    if 0 in drafts.shape[1:]:
-        raise ValueError(f"{OP}: drafts must hold a draft and a position at least, got shape {tuple(drafts.shape)}")
-    arguments.expect_tensor(OP, "token_ids", token_ids, [torch.int64])
-    arguments.expect_shape(OP, "token_ids", token_ids, drafts.shape, "like drafts")
-    arguments.expect_tensor(OP, "confidence", confidence, [torch.float32])
-    arguments.expect_shape(OP, "confidence", confidence, drafts.shape, "like drafts")
-    arguments.expect_tensor(OP, "num_drafts", num_drafts, arguments.INTEGER_DTYPES)
-    arguments.expect_shape(OP, "num_drafts", num_drafts, drafts.shape[:1], "one count a sequence")
-    arguments.expect_int(OP, "mask_token_id", mask_token_id)
-    arguments.expect_int(OP, "draft_steps", draft_steps, minimum=1)
-    arguments.expect_int(OP, "tokens_per_step", tokens_per_step, minimum=1)
-    arguments.expect_threshold(OP, threshold)
-    arguments.expect_order(OP, order, block_length)
-    arguments.expect_choice(OP, "drafting", drafting, DRAFTINGS)
+    arguments.expect_drafted(OP, drafts, token_ids, confidence, num_drafts, draft_steps, step, answer_start)
+    arguments.expect_static_step(OP, mask_token_id, tokens_per_step, threshold, order, block_length, eos_token_id)
+    arguments.expect_choice(OP, "drafting", drafting, (*DRAFTINGS, *POOLED_DRAFTINGS))
     arguments.expect_choice(OP, "match", match, MATCHES)
-    if eos_token_id is not None:
-        arguments.expect_int(OP, "eos_token_id", eos_token_id)
-    if step is not None:
-        arguments.expect_tensor(OP, "step", step, [torch.int64])
-        arguments.expect_shape(OP, "step", step, drafts.shape[:1], "one step a sequence")
-    if answer_start is not None:
-        arguments.expect_tensor(OP, "answer_start", answer_start, [torch.int64])
-        arguments.expect_shape(OP, "answer_start", answer_start, drafts.shape[:1], "one position a sequence")
-    others = {"token_ids": token_ids, "confidence": confidence, "num_drafts": num_drafts}
-    arguments.expect_same_device(OP, drafts, "drafts", **others, step=step, answer_start=answer_start)
 
 
 def fake(

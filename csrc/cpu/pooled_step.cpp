@@ -1,0 +1,569 @@
+// Verification through all states whose predictions are known, and the next drafts from all that they have told. A
+// thread owns a sequence. Its states are kept as the pool keeps them, a row of columns each, so that they are compared
+// as memory; which columns are filled is kept as bits, which tell nearly all states apart.
+#include <bit>
+#include <cstring>
+
+#include "cpu/drafting.h"
+#include "cpu/launch.h"
+#include "cpu/record.h"
+#include "freedave/pooled_step.h"
+
+namespace freedave::cpu {
+namespace {
+
+// A state that was forwarded, and what was predicted at it.
+struct Known {
+  const int64_t* state;
+  const int64_t* token_ids;
+  const float* confidence;
+  const uint64_t* filled;  // a bit a column
+  int64_t computed;        // leading window positions whose predictions are known
+  int64_t age;
+  int64_t place;  // an input draft's index, or that of an entry of the pool
+};
+
+// Static decoding came to known state `known` and filled there the picks [begin, end).
+struct Hop {
+  int64_t known, begin, end;
+};
+
+struct Candidate {
+  float score;
+  int64_t picks;  // on the way to it
+};
+
+struct Scratch {
+  std::vector<int64_t> states, token_ids, state, expected;
+  std::vector<float> confidence, log_odds, forecast, sure, effect, heap;
+  std::vector<uint64_t> filled, target;
+  std::vector<uint8_t> has_log_odds;
+  std::vector<Known> known;
+  std::vector<int64_t> kept, picks, chosen;
+  std::vector<Hop> path;
+  std::vector<Candidate> candidates;
+  Keys keys;
+  std::vector<int64_t> drafts_copy, token_ids_copy;
+  std::vector<float> confidence_copy;
+};
+
+// A sequence at work. Positions are those of the window; everything in rows is by column.
+class Sequence {
+ public:
+  Sequence(const PooledStepParams& p, int64_t b, Scratch& scratch)
+      : p_(p.step),
+        entries_(p.pool_entries),
+        columns_(p.pool_columns),
+        pipelined_(p.drafting == PooledDrafting::kPipelined),
+        scratch_(scratch),
+        b_(b) {
+    pool_ = pool_of(p, std::clamp<int64_t>(p.slots.data ? p.slots.at(b) : b, 0, p.pool_slots - 1));
+    start_ = p.window_start.data ? p.window_start.at(b) : 0;
+    origin_ = column_of(start_, columns_);
+    answer_start_ = p_.answer_start.data ? p_.answer_start.at(b) : 0;
+    step_ = p_.step.data ? p_.step.at(b) : 0;
+    words_ = (columns_ + 63) / 64;
+    enter(p.forget.data && p.forget.at(0, b));
+    load(p);
+  }
+
+  void run() {
+    verify();
+    measure_effects();
+    choose_kept();
+    const Record record = record_of(p_, b_);
+    write_window(scratch_.state.data(), record.drafts);  // the committed state is the next draft 0
+    int64_t num_drafts = 0;
+    if (scratch_.path.back().end > scratch_.path.back().begin) {  // else nothing can be filled
+      foresee();
+      walk();
+      num_drafts = write_drafts(record.drafts);
+    }
+    for (int64_t k = std::max<int64_t>(num_drafts, 1); k < p_.draft_steps; ++k)
+      std::copy_n(record.drafts + (k - 1) * p_.length, p_.length, record.drafts + k * p_.length);
+    write_record(record, num_drafts);
+    write_pool();  // last: the path may lead through entries that go
+  }
+
+ private:
+  int64_t mask() const { return p_.rule.mask_token_id; }
+  int64_t columns() const { return columns_; }
+  int64_t column(int64_t position) const {
+    const int64_t c = origin_ + position;
+    return c < columns() ? c : c - columns();
+  }
+
+  // A row by column from one by position; what the window does not have is `beyond`.
+  template <typename T>
+  void to_columns(const T* window, T beyond, T* row) const {
+    const int64_t before_wrap = std::min(p_.length, columns() - origin_);
+    if (p_.length < columns()) std::fill(row, row + columns(), beyond);
+    std::copy_n(window, before_wrap, row + origin_);
+    std::copy_n(window + before_wrap, p_.length - before_wrap, row);
+  }
+
+  template <typename T>
+  void write_window(const T* row, T* window) const {
+    const int64_t before_wrap = std::min(p_.length, columns() - origin_);
+    std::copy_n(row + origin_, before_wrap, window);
+    std::copy_n(row, p_.length - before_wrap, window + before_wrap);
+  }
+
+  void fill_bits(const int64_t* state, uint64_t* filled) const {
+    for (int64_t w = 0; w < words_; ++w) {
+      const int64_t bits = std::min<int64_t>(64, columns() - w * 64);
+      uint64_t word = 0;
+      for (int64_t i = 0; i < bits; ++i) word |= static_cast<uint64_t>(state[w * 64 + i] != mask()) << i;
+      filled[w] = word;
+    }
+  }
+
+  // The window may have slid since the last call: positions that it left make room for new ones. A jump is a new start.
+  void enter(bool forget) {
+    const int64_t moved = start_ - *pool_.start;
+    const bool slid = moved >= 0 && moved < columns();
+    int64_t* age = pool_.age;
+    if (forget || !slid) std::fill(age, age + entries_, 0);
+    if (!slid) std::fill(pool_.effects, pool_.effects + columns() * columns(), 0.0f);
+    for (int64_t i = 0; slid && i < moved; ++i) {
+      const int64_t c = column_of(*pool_.start + i, columns());
+      for (int64_t n = 0; n < entries_; ++n) {
+        const int64_t place = n * columns() + c;
+        pool_.states[place] = pool_.token_ids[place] = mask();
+        pool_.confidence[place] = -INFINITY;
+      }
+      std::fill(pool_.effects + c * columns(), pool_.effects + (c + 1) * columns(), 0.0f);
+      for (int64_t q = 0; q < columns(); ++q) pool_.effects[q * columns() + c] = 0.0f;
+    }
+    *pool_.start = start_;
+  }
+
+  // Everything that is known: the active drafts, then the pool's entries.
+  void load(const PooledStepParams& p) {
+    const int64_t length = p_.length;
+    drafts_ = std::clamp<int64_t>(p_.num_drafts.at(b_), 1, p_.input_drafts);  // draft 0 is right by construction
+    const int64_t* states = contiguous_drafts(p_.drafts, b_, p_.input_drafts, length, scratch_.drafts_copy);
+    const int64_t* tokens = contiguous_drafts(p_.token_ids, b_, p_.input_drafts, length, scratch_.token_ids_copy);
+    const float* confidence = contiguous_drafts(p_.confidence, b_, p_.input_drafts, length, scratch_.confidence_copy);
+
+    scratch_.states.resize(drafts_ * columns());
+    scratch_.token_ids.resize(drafts_ * columns());
+    scratch_.confidence.resize(drafts_ * columns());
+    scratch_.filled.resize((drafts_ + entries_) * words_);
+    scratch_.expected.resize(length);
+    scratch_.sure.resize(std::max(length, columns()));
+    scratch_.known.clear();
+    clock_ = 0;
+    for (int64_t n = 0; n < entries_; ++n) clock_ = std::max(clock_, pool_.age[n]);
+    for (int64_t j = 0; j < drafts_; ++j) {
+      const int64_t computed =
+          p.computed_length.data ? std::clamp<int64_t>(p.computed_length.at(b_, j), 0, length) : length;
+      const int64_t* state = states + j * length;
+      for (int64_t i = 0; i < length; ++i) {
+        const int64_t token = i < computed ? tokens[j * length + i] : state[i];
+        scratch_.expected[i] = token;
+        scratch_.sure[i] = state[i] == mask() ? confidence_in(token, confidence[j * length + i], mask()) : -INFINITY;
+      }
+      to_columns(state, mask(), &scratch_.states[j * columns()]);
+      to_columns(scratch_.expected.data(), mask(), &scratch_.token_ids[j * columns()]);
+      to_columns(scratch_.sure.data(), -INFINITY, &scratch_.confidence[j * columns()]);
+      add_known(&scratch_.states[j * columns()], &scratch_.token_ids[j * columns()],
+                &scratch_.confidence[j * columns()], computed, clock_ + 1 + j, j);
+    }
+    for (int64_t n = 0; n < entries_; ++n) {
+      if (pool_.age[n] <= 0) continue;
+      const int64_t row = n * columns();
+      add_known(pool_.states + row, pool_.token_ids + row, pool_.confidence + row,
+                std::min(pool_.computed[n] - start_, length), pool_.age[n], n);
+    }
+    scratch_.has_log_odds.assign(scratch_.known.size(), 0);
+    scratch_.log_odds.resize(scratch_.known.size() * columns());
+  }
+
+  void add_known(const int64_t* state, const int64_t* token_ids, const float* confidence, int64_t computed, int64_t age,
+                 int64_t place) {
+    uint64_t* filled = &scratch_.filled[scratch_.known.size() * words_];
+    fill_bits(state, filled);
+    scratch_.known.push_back({state, token_ids, confidence, filled, computed, age, place});
+  }
+
+  bool is_draft(int64_t known) const { return known < drafts_; }
+
+  bool is_masked(int64_t position) const { return scratch_.state[column(position)] == mask(); }
+
+  // The state at work is `scratch_.state`, its bits `scratch_.target`. It only ever fills, so what was found out about
+  // its complete blocks stays.
+  void begin_with(const int64_t* state, const uint64_t* filled) {
+    scratch_.state.assign(state, state + columns());
+    scratch_.target.assign(filled, filled + words_);
+    block_ = {0, 0};
+    first_masked_ = 0;
+    ended_ = false;
+    advance();
+  }
+
+  void advance() {
+    while (first_masked_ < p_.length && !is_masked(first_masked_)) ++first_masked_;
+    const Span before = block_;
+    block_ = first_masked_ < p_.length ? block_around(first_masked_, p_.rule.block_length, p_.length)
+                                       : Span{p_.length, p_.length};
+    for (int64_t i = before.begin; p_.has_eos_token_id && i < block_.begin; ++i)
+      ended_ = ended_ || (i >= answer_start_ && scratch_.state[column(i)] == p_.eos_token_id);
+  }
+
+  bool is_finished() const { return ended_ || block_.begin == p_.length; }
+
+  void fill(int64_t position, int64_t token) {
+    const int64_t c = column(position);
+    scratch_.state[c] = token;
+    scratch_.target[c / 64] |= uint64_t{1} << c % 64;
+  }
+
+  bool same_as_target(const Known& known) const {
+    return std::equal(known.filled, known.filled + words_, scratch_.target.data()) &&
+           std::memcmp(known.state, scratch_.state.data(), columns() * sizeof(int64_t)) == 0;
+  }
+
+  bool serves(const Known& known) const { return block_.begin < block_.end && block_.end <= known.computed; }
+
+  // Of the known states in `among`, the newest that is the state at work and whose static step is known; -1: none.
+  template <typename Among>
+  int64_t find(int64_t count, const Among& among) const {
+    int64_t found = -1;
+    for (int64_t n = 0; n < count; ++n) {
+      const int64_t k = among(n);
+      const Known& known = scratch_.known[k];
+      if (found >= 0 && known.age < scratch_.known[found].age) continue;
+      if (same_as_target(known) && serves(known)) found = k;
+    }
+    return found;
+  }
+
+  // Appends the positions that a static step from the state at work fills, in ascending order.
+  template <typename Confidence>
+  void pick(const Confidence& confidence) {
+    const StepRule& rule = p_.rule;
+    const auto masked = [&](int64_t i) { return is_masked(i); };
+    Keys& keys = scratch_.keys;
+    keys.clear();
+    collect(masked, confidence, block_, rule.order, keys);
+    int64_t count = 0;
+    if (rule.has_threshold) count = pass_threshold(masked, confidence, block_, rule.order, rule.threshold, false, keys);
+    if (count == 0) {
+      count = std::min<int64_t>(rule.tokens_per_step, static_cast<int64_t>(keys.size()));
+      sort_first(keys.begin(), keys.end(), count);
+    }
+    const size_t begin = scratch_.picks.size();
+    for (int64_t n = 0; n < count; ++n) scratch_.picks.push_back(position_of(keys[n]));
+    std::sort(scratch_.picks.begin() + begin, scratch_.picks.end());
+  }
+
+  void pick_by(const Known& known) {
+    pick([&](int64_t i) { return known.confidence[column(i)]; });
+  }
+
+  void verify() {
+    scratch_.path.clear();
+    scratch_.picks.clear();
+    begin_with(scratch_.known[0].state, scratch_.known[0].filled);
+    int64_t at = 0;
+    while (at >= 0) {
+      const Known& known = scratch_.known[at];
+      const auto begin = static_cast<int64_t>(scratch_.picks.size());
+      if (serves(known)) pick_by(known);
+      const auto end = static_cast<int64_t>(scratch_.picks.size());
+      scratch_.path.push_back({at, begin, end});
+      for (int64_t n = begin; n < end; ++n) fill(scratch_.picks[n], known.token_ids[column(scratch_.picks[n])]);
+      advance();
+      at = end > begin && !is_finished()
+               ? find(static_cast<int64_t>(scratch_.known.size()), [](int64_t n) { return n; })
+               : -1;
+    }
+  }
+
+  // Whether `known` agrees with a state wherever that is filled.
+  bool extends(const Known& known, const int64_t* state, const uint64_t* filled) const {
+    for (int64_t w = 0; w < words_; ++w) {
+      if (filled[w] & ~known.filled[w]) return false;
+    }
+    bool differs = false;  // no early return: so the compiler compares several at once
+    for (int64_t c = 0; c < columns(); ++c) differs |= (state[c] != known.state[c]) & (state[c] != mask());
+    return !differs;
+  }
+
+  const float* log_odds_of(int64_t known) {
+    float* row = &scratch_.log_odds[known * columns()];
+    if (!scratch_.has_log_odds[known]) {
+      const float* confidence = scratch_.known[known].confidence;
+      for (int64_t c = 0; c < columns(); ++c) row[c] = log_odds(confidence[c]);
+      scratch_.has_log_odds[known] = 1;
+    }
+    return row;
+  }
+
+  // effects[q, p]: how filling q moved the log-odds of p, between a draft and the known state nearest before it.
+  void measure_effects() {
+    const auto count = static_cast<int64_t>(scratch_.known.size());
+    scratch_.effect.resize(columns());
+    for (int64_t j = drafts_ - 1; j >= 0; --j) {
+      const Known& draft = scratch_.known[j];
+      int64_t parent = -1, added = kFurthestParent + 1;
+      for (int64_t k = 0; k < count; ++k) {
+        if (is_draft(k) && k >= j) continue;
+        const Known& other = scratch_.known[k];
+        int64_t more = 0;
+        for (int64_t w = 0; w < words_; ++w) more += std::popcount(draft.filled[w] & ~other.filled[w]);
+        if (more == 0 || more > added || (more == added && parent >= 0 && other.age < scratch_.known[parent].age))
+          continue;
+        if (more > kFurthestParent || !extends(draft, other.state, other.filled)) continue;
+        parent = k;
+        added = more;
+      }
+      if (parent >= 0) measure(j, parent, added);
+    }
+  }
+
+  void measure(int64_t draft_index, int64_t parent_index, int64_t added) {
+    const Known& draft = scratch_.known[draft_index];
+    const Known& parent = scratch_.known[parent_index];
+    const float* after = log_odds_of(draft_index);
+    const float* before = log_odds_of(parent_index);
+    for (int64_t c = 0; c < columns(); ++c) scratch_.effect[c] = (after[c] - before[c]) / static_cast<float>(added);
+    for (int64_t w = 0; w < words_; ++w) {
+      for (uint64_t bits = draft.filled[w] & ~parent.filled[w]; bits != 0; bits &= bits - 1) {
+        float* effects = pool_.effects + (w * 64 + std::countr_zero(bits)) * columns();
+        for (int64_t c = 0; c < columns(); ++c) {
+          const bool both = is_rankable(draft.confidence[c]) & is_rankable(parent.confidence[c]);
+          effects[c] = both ? scratch_.effect[c] : effects[c];
+        }
+      }
+    }
+  }
+
+  // The newest known states that decoding may still come through. A draft replaces an entry that is the same state.
+  void choose_kept() {
+    std::vector<int64_t>& kept = scratch_.kept;
+    kept.clear();
+    const auto count = static_cast<int64_t>(scratch_.known.size());
+    for (int64_t k = 0; k < count; ++k) {
+      const Known& known = scratch_.known[k];
+      if (!extends(known, scratch_.state.data(), scratch_.target.data())) continue;
+      bool replaced = false;
+      for (int64_t j = 0; !is_draft(k) && j < drafts_ && !replaced; ++j) {
+        const Known& draft = scratch_.known[j];
+        replaced = std::equal(draft.filled, draft.filled + words_, known.filled) &&
+                   std::memcmp(draft.state, known.state, columns() * sizeof(int64_t)) == 0;
+      }
+      if (!replaced) kept.push_back(k);
+    }
+    if (static_cast<int64_t>(kept.size()) <= entries_) return;
+    const auto newer = [&](int64_t a, int64_t b) { return scratch_.known[a].age > scratch_.known[b].age; };
+    std::nth_element(kept.begin(), kept.begin() + entries_, kept.end(), newer);
+    kept.resize(entries_);
+    std::sort(kept.begin(), kept.end());
+  }
+
+  void see(int64_t known_index) {
+    const Known& known = scratch_.known[known_index];
+    const float* log_odds = log_odds_of(known_index);
+    for (int64_t c = 0; c < columns(); ++c) {
+      const bool predicted = is_rankable(known.confidence[c]);
+      scratch_.forecast[c] = predicted ? log_odds[c] : scratch_.forecast[c];
+      scratch_.expected[c] = predicted ? known.token_ids[c] : scratch_.expected[c];
+    }
+  }
+
+  void expect_filled(int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      const float* effects = pool_.effects + column(scratch_.picks[n]) * columns();
+      for (int64_t c = 0; c < columns(); ++c) scratch_.forecast[c] += effects[c];
+    }
+  }
+
+  // The newest predictions on the way to the state at work, moved by the effects of what was filled since.
+  void foresee() {
+    scratch_.forecast.assign(columns(), -INFINITY);
+    scratch_.expected.assign(columns(), 0);
+    // Nothing is left of what was predicted before a state that has a prediction wherever it is still needed.
+    const auto tells_all = [&](const Known& known) {
+      for (int64_t i = first_masked_; i < p_.length; ++i) {
+        if (is_masked(i) && !is_rankable(known.confidence[column(i)])) return false;
+      }
+      return true;
+    };
+    size_t from = scratch_.path.size() - 1;
+    while (from > 0 && !tells_all(scratch_.known[scratch_.path[from].known])) --from;
+    for (; from < scratch_.path.size(); ++from) {
+      see(scratch_.path[from].known);
+      expect_filled(scratch_.path[from].begin, scratch_.path[from].end);
+    }
+  }
+
+  // Predicted confidences of the current block.
+  void be_sure() {
+    const auto fill_in = [&](int64_t begin, int64_t end) {
+      for (int64_t c = begin; c < end; ++c) {
+        const float sure = sigmoid(scratch_.forecast[c]);
+        scratch_.sure[c] = is_rankable(scratch_.forecast[c]) ? sure : -INFINITY;
+      }
+    };
+    const int64_t begin = column(block_.begin), end = begin + block_.end - block_.begin;
+    fill_in(begin, std::min(end, columns()));
+    fill_in(0, end - columns());
+  }
+
+  // Goes on from the state at work as decoding is expected to: by what is known where the state is, else by the
+  // forecast. States of the second kind are candidates for the next drafts.
+  void walk() {
+    scratch_.candidates.clear();
+    scratch_.heap.clear();
+    int64_t block = block_.begin;
+    float score = 1.0f, values = 1.0f;
+    while (!is_finished() && score > kLeastScore) {
+      if (pipelined_ && block_.begin != block) score = score_of_values(values);
+      block = block_.begin;
+      const auto begin = static_cast<int64_t>(scratch_.picks.size());
+      const int64_t at = find(static_cast<int64_t>(scratch_.kept.size()), [&](int64_t n) { return scratch_.kept[n]; });
+      if (at >= 0) {
+        see(at);
+        pick_by(scratch_.known[at]);
+      } else {
+        if (!add_candidate(score, values)) break;
+        score *= kScoreDecay;
+        be_sure();
+        pick([&](int64_t i) { return scratch_.sure[column(i)]; });
+        for (size_t n = begin; n < scratch_.picks.size(); ++n) values *= scratch_.sure[column(scratch_.picks[n])];
+      }
+      const auto end = static_cast<int64_t>(scratch_.picks.size());
+      if (end == begin) break;
+      for (int64_t n = begin; n < end; ++n) fill(scratch_.picks[n], scratch_.expected[column(scratch_.picks[n])]);
+      expect_filled(begin, end);
+      advance();
+    }
+  }
+
+  // Makes the state at work a candidate, unless neither it nor any later one can be among the best.
+  bool add_candidate(float score, float values) {
+    std::vector<float>& best = scratch_.heap;  // scores of all but the first, which is certain; the least on top
+    const auto wanted = static_cast<size_t>(p_.draft_steps);
+    if (scratch_.candidates.size() >= wanted) {
+      // Scores fall, but for a later block, whose score falls with the values. Ties go to the earlier.
+      const float at_most = std::max(score, score_of_values(values));
+      if (!pipelined_ || wanted == 1 || best.front() >= at_most) return false;
+    }
+    scratch_.candidates.push_back({score, static_cast<int64_t>(scratch_.picks.size())});
+    if (!pipelined_ || wanted == 1 || scratch_.candidates.size() == 1) return true;
+    best.push_back(score);
+    std::push_heap(best.begin(), best.end(), std::greater<>());
+    if (best.size() == wanted) {
+      std::pop_heap(best.begin(), best.end(), std::greater<>());
+      best.pop_back();
+    }
+    return true;
+  }
+
+  // The certain draft, which stands there already, and the best of the others, in the order of the walk.
+  int64_t write_drafts(int64_t* drafts) {
+    const std::vector<Candidate>& candidates = scratch_.candidates;
+    std::vector<int64_t>& chosen = scratch_.chosen;
+    chosen.clear();
+    for (size_t n = 1; n < candidates.size(); ++n) chosen.push_back(static_cast<int64_t>(n));
+    if (static_cast<int64_t>(chosen.size()) >= p_.draft_steps) {
+      std::stable_sort(chosen.begin(), chosen.end(),
+                       [&](int64_t a, int64_t b) { return candidates[a].score > candidates[b].score; });
+      chosen.resize(p_.draft_steps - 1);
+      std::sort(chosen.begin(), chosen.end());
+    }
+    int64_t* draft = drafts;
+    int64_t filled = candidates.empty() ? 0 : candidates[0].picks;
+    for (const int64_t n : chosen) {
+      std::copy_n(draft, p_.length, draft + p_.length);
+      draft += p_.length;
+      for (; filled < candidates[n].picks; ++filled) {
+        const int64_t i = scratch_.picks[filled];
+        draft[i] = scratch_.state[column(i)];  // where the walk has ended, all of its picks are filled
+      }
+    }
+    return 1 + static_cast<int64_t>(chosen.size());
+  }
+
+  void write_record(const Record& record, int64_t num_drafts) const {
+    const Known& last = scratch_.known[scratch_.path.back().known];
+    write_window(last.token_ids, record.token_ids);
+    write_window(last.confidence, record.confidence);
+    std::fill(record.confidence + p_.length, record.confidence + record.confidence_end, 0.0f);
+
+    std::fill_n(record.step_map, p_.length, -1);
+    int64_t steps = 0, accepted = 0;
+    for (const Hop& hop : scratch_.path) {
+      if (is_draft(hop.known)) accepted = hop.known;
+      for (int64_t n = hop.begin; n < hop.end; ++n) record.step_map[scratch_.picks[n]] = step_ + steps;
+      steps += hop.end > hop.begin;
+    }
+    const auto count = [&](Counter counter) -> int64_t& { return record.counters[static_cast<int>(counter)]; };
+    count(Counter::kAccepted) = accepted;
+    count(Counter::kSteps) = steps;
+    count(Counter::kTokensCommitted) = scratch_.path.back().end;
+    count(Counter::kPrefixLength) = block_of(scratch_.known[accepted].state).begin;
+    const Span block = block_of(last.state);
+    int64_t non_finite = block.begin;
+    while (non_finite < block.end &&
+           !(last.state[column(non_finite)] == mask() && !is_rankable(last.confidence[column(non_finite)])))
+      ++non_finite;
+    count(Counter::kNonFinite) = non_finite < block.end ? non_finite : -1;
+    count_committed(p_, record.drafts, answer_start_, record.counters);
+    count(Counter::kForwardDrafts) = count_forward_drafts(p_, record.drafts, num_drafts);
+    count(Counter::kNumDrafts) = num_drafts;
+  }
+
+  Span block_of(const int64_t* state) const {
+    return current_block([&](int64_t i) { return state[column(i)] == mask(); }, p_.rule.block_length, p_.length);
+  }
+
+  // Entries that are kept stay where they are; drafts go where there is room, the oldest first.
+  void write_pool() {
+    int64_t* age = pool_.age;
+    std::vector<int64_t>& stays = scratch_.chosen;
+    stays.assign(entries_, 0);
+    for (const int64_t k : scratch_.kept) {
+      if (!is_draft(k)) stays[scratch_.known[k].place] = 1;
+    }
+    for (int64_t n = 0; n < entries_; ++n) age[n] = stays[n] ? age[n] : 0;
+    int64_t n = 0;
+    for (const int64_t k : scratch_.kept) {
+      if (!is_draft(k)) break;  // drafts come first
+      while (stays[n]) ++n;
+      const Known& draft = scratch_.known[k];
+      const int64_t row = n * columns();
+      std::copy_n(draft.state, columns(), pool_.states + row);
+      std::copy_n(draft.token_ids, columns(), pool_.token_ids + row);
+      std::copy_n(draft.confidence, columns(), pool_.confidence + row);
+      pool_.computed[n] = start_ + draft.computed;
+      age[n++] = draft.age;
+    }
+  }
+
+  const DraftStepParams& p_;
+  const int64_t entries_, columns_;
+  DraftPool pool_;
+  const bool pipelined_;
+  Scratch& scratch_;
+  const int64_t b_;
+  int64_t start_, origin_, answer_start_, step_, words_, drafts_, clock_;
+  Span block_;            // the current block of the state at work
+  int64_t first_masked_;  // of the state at work
+  bool ended_;            // a complete block of the state at work ends the sequence
+};
+
+}  // namespace
+
+void pooled_step(const PooledStepParams& p, ParallelFor run) {
+  const DraftStepParams& step = p.step;
+  const int64_t states = step.input_drafts + step.draft_steps + p.pool_entries;
+  parallel_for(run, step.batch, grain_for(p.pool_columns * 8 * states), [&](int64_t begin, int64_t end) {
+    thread_local Scratch scratch;
+    for (int64_t b = begin; b < end; ++b) Sequence(p, b, scratch).run();
+  });
+}
+
+}  // namespace freedave::cpu

@@ -1,0 +1,82 @@
+#pragma once
+#include <cstdint>
+
+#include "freedave/draft_step.h"
+#include "freedave/log_odds.h"
+
+namespace freedave {
+
+enum class PooledDrafting : int32_t { kPooled, kPipelined };
+
+constexpr const char* name(PooledDrafting drafting) {
+  switch (drafting) {
+    case PooledDrafting::kPooled:
+      return "pooled";
+    case PooledDrafting::kPipelined:
+      return "pipelined";
+  }
+  return nullptr;
+}
+
+// What a sequence's forwards have found out so far. Columns are positions modulo their number, so that a window which
+// slides moves nothing.
+struct DraftPool {
+  int64_t* states;     // [entries, columns]; the mask where open
+  int64_t* token_ids;  // [entries, columns]
+  int64_t* computed;   // [entries]; the position before which the predictions are known
+  int64_t* age;        // [entries]; larger is newer, 0: no entry
+  int64_t* start;      // the window's, at the last call
+  float* confidence;   // [entries, columns]; -inf: no prediction
+  float* effects;      // [columns, columns]
+};
+
+struct PooledStepParams {
+  DraftStepParams step;  // drafting and match are not looked at
+  int64_t* pools;        // [pool_slots, pool_width(pool_entries, pool_columns)], contiguous
+  int64_t pool_slots, pool_entries, pool_columns;
+  PooledDrafting drafting;
+  Counts window_start;                    // [B]; where not given, 0
+  Matrix<const int64_t> computed_length;  // rows are sequences; where not given, all of the window
+  Counts slots;                           // [B]; where not given, sequence b has slot b
+  Matrix<const bool> forget;              // one row; where not given, false
+};
+
+// All of a sequence's pool lies side by side, two float32 in the place of an integer: one tensor to hand over.
+HD int64_t pool_width(int64_t entries, int64_t columns) {
+  return 2 * entries * columns + 2 * entries + 1 + (entries * columns + 1) / 2 + (columns * columns + 1) / 2;
+}
+
+HD DraftPool pool_of(const PooledStepParams& p, int64_t slot) {
+  const int64_t entries = p.pool_entries, size = entries * p.pool_columns;
+  int64_t* states = p.pools + slot * pool_width(entries, p.pool_columns);
+  int64_t* token_ids = states + size;
+  int64_t* computed = token_ids + size;
+  int64_t* age = computed + entries;
+  int64_t* start = age + entries;
+  int64_t* confidence = start + 1;
+  int64_t* effects = confidence + (size + 1) / 2;
+  return {
+      states, token_ids, computed, age, start, reinterpret_cast<float*>(confidence), reinterpret_cast<float*>(effects)};
+}
+
+// Of a draft's score: what a draft before it costs, and where it ends.
+inline constexpr float kScoreDecay = 0.85f;
+inline constexpr float kLeastScore = 1e-6f;
+
+// How many positions a draft may add to the state that it is compared with.
+inline constexpr int64_t kFurthestParent = 4;
+
+// How likely it is that decoding gets into a later block as foreseen, where the values that were foreseen have this
+// probability.
+HD float score_of_values(float values) {
+  const float square = values * values;
+  return square * square;
+}
+
+// The column of a window's first position. (Positions are not negative; but memory is not to depend on it.)
+HD int64_t column_of(int64_t position, int64_t columns) {
+  const int64_t column = position % columns;
+  return column < 0 ? column + columns : column;
+}
+
+}  // namespace freedave

@@ -1,0 +1,394 @@
+"""pooled_step in plain Python, one sequence after the other: it reads values on the host, unlike every other backend.
+
+Each sequence is looked at from its window on: element i of a list is window position i, whichever column of the pool that is.
+What lies beyond the window is masked in every draft.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+
+from freedave_kernels.contract import COUNTERS, PoolLayout, RecordLayout
+from freedave_kernels.reference.log_odds import log_odds, sigmoid
+
+INF = float("inf")
+DECAY, LEAST_SCORE = 0.85, 1e-6  # of a draft's score, float32
+FURTHEST_PARENT = 4  # positions that a draft may add to the state that it is compared with
+
+State = list[int]
+
+
+class Rule(NamedTuple):
+    """Static decoding of one sequence."""
+
+    mask_token_id: int
+    tokens_per_step: int
+    threshold: float | None
+    left_to_right: bool
+    block_length: int
+    length: int
+    eos_token_id: int | None
+    answer_start: int
+
+    def masked(self, state: State) -> list[int]:
+        return [i for i in range(self.length) if state[i] == self.mask_token_id]
+
+    def current_block(self, state: State) -> range:
+        """The lowest block with a masked position; empty, at the window's end, where there is none."""
+        first = next(iter(self.masked(state)), self.length)
+        begin = first - first % self.block_length if first < self.length else first
+        return range(begin, min(begin + self.block_length, self.length))
+
+    def ended(self, state: State) -> bool:
+        """Whether nothing is left to decode: no masked position, or an end token in a leading complete block."""
+        complete = self.current_block(state).start
+        answer = state[max(self.answer_start, 0) : complete]
+        return complete == self.length or (self.eos_token_id is not None and self.eos_token_id in answer)
+
+    def picks(self, state: State, confidence: Sequence[float]) -> list[int]:
+        """The positions that one static step fills, in ascending order."""
+        masked = [i for i in self.current_block(state) if state[i] == self.mask_token_id]
+        ranked = [i for i in masked if confidence[i] > -INF]
+        if not self.left_to_right:
+            ranked.sort(key=lambda i: -confidence[i])  # stable: ties go to the lower position
+        if self.threshold is not None:
+            limit = self.threshold
+            if self.left_to_right:  # the leading run
+                passing = list(itertools.takewhile(lambda i: confidence[i] > -INF and confidence[i] >= limit, masked))
+            else:
+                passing = [i for i in ranked if confidence[i] >= limit]
+            if passing:
+                return sorted(passing)
+        return sorted(ranked[: self.tokens_per_step])
+
+
+class Known(NamedTuple):
+    """A state that was forwarded, and what was predicted at it."""
+
+    state: State
+    token_ids: list[int]
+    confidence: list[float]
+    computed: int
+    """Leading positions of the window whose predictions are known."""
+    age: int
+    """Larger is newer."""
+    place: int
+    """The input draft's index; of an entry of the pool -1 - its index."""
+
+    def serves(self, rule: Rule) -> bool:
+        """Whether the static step from it is known."""
+        block = rule.current_block(self.state)
+        return len(block) > 0 and block.stop <= self.computed
+
+
+def filled(state: State, picks: Iterable[int], token_ids: Sequence[int]) -> State:
+    state = list(state)
+    for i in picks:
+        state[i] = token_ids[i]
+    return state
+
+
+def extends(state: State, other: State, mask_token_id: int) -> bool:
+    """Whether `state` agrees with `other` wherever that is filled."""
+    return all(there in (mask_token_id, here) for here, there in zip(state, other, strict=True))
+
+
+def newest(known: Iterable[Known], state: State, rule: Rule) -> Known | None:
+    """The newest known state that is `state`, if the static step from it is known."""
+    same = [one for one in known if one.state == state and one.serves(rule)]
+    return max(same, key=lambda one: one.age, default=None)
+
+
+Path = list[tuple[Known, list[int]]]
+
+
+def verify(first: Known, known: list[Known], rule: Rule) -> tuple[Path, State]:
+    """Static decoding from `first` for as long as its states are known, each with what is filled then; where it leads."""
+    path: Path = []
+    one: Known | None = first
+    state = first.state
+    while one is not None:
+        picks = rule.picks(one.state, one.confidence) if one.serves(rule) else []
+        path.append((one, picks))
+        state = filled(one.state, picks, one.token_ids)
+        one = newest(known, state, rule) if picks and not rule.ended(state) else None
+    return path, state
+
+
+def measure_effects(effects: torch.Tensor, drafts: list[Known], entries: list[Known], rule: Rule) -> None:
+    """effects[q, p]: how filling q moved the log-odds of p, between a draft and the known state that it extends."""
+    for draft in reversed(drafts):
+        parents = []
+        for other in (*drafts[: draft.place], *entries):
+            added = [i for i in rule.masked(other.state) if draft.state[i] != rule.mask_token_id]
+            if 1 <= len(added) <= FURTHEST_PARENT and extends(draft.state, other.state, rule.mask_token_id):
+                parents.append((len(added), -other.age, added, other))
+        if not parents:
+            continue
+        _, _, added, parent = min(parents, key=lambda candidate: candidate[:2])
+        before, after = torch.tensor(parent.confidence), torch.tensor(draft.confidence)
+        effect = (log_odds(after) - log_odds(before)) / len(added)
+        both = (before > -INF) & (after > -INF)
+        for q in added:
+            effects[q] = torch.where(both, effect, effects[q])
+
+
+class Forecast:
+    """What to expect at a state: the newest predictions on the way to it, moved by the effects of what was filled since."""
+
+    def __init__(self, width: int, effects: torch.Tensor) -> None:
+        self.token_ids = [0] * width
+        self.log_odds = torch.full((width,), -INF)  # -inf: nothing was predicted
+        self._effects = effects
+
+    def see(self, known: Known) -> None:
+        confidence = torch.tensor(known.confidence)
+        predicted = confidence > -INF
+        self.log_odds = torch.where(predicted, log_odds(confidence), self.log_odds)
+        for i in predicted.nonzero().flatten().tolist():
+            self.token_ids[i] = known.token_ids[i]
+
+    def fill(self, picks: Iterable[int]) -> None:
+        for q in picks:
+            self.log_odds = self.log_odds + self._effects[q]
+
+    def confidence(self) -> torch.Tensor:
+        return torch.where(self.log_odds > -INF, sigmoid(self.log_odds), -INF)
+
+
+def next_drafts(
+    state: State, path: Path, kept: list[Known], effects: torch.Tensor, rule: Rule, draft_steps: int, pipelined: bool
+) -> list[State]:
+    """`state`, which static decoding reaches for sure, and the states after it that are worth a forward."""
+    forecast = Forecast(len(state), effects)
+    for known, picks in path:
+        forecast.see(known)
+        forecast.fill(picks)
+
+    first, block = state, rule.current_block(state)
+    score = values = torch.tensor(1.0)
+    scores: list[float] = []
+    candidates: list[State] = []
+    while not rule.ended(state) and score.item() > torch.tensor(LEAST_SCORE).item():
+        if pipelined and rule.current_block(state) != block:
+            score = (values * values) * (values * values)
+        block = rule.current_block(state)
+        one = newest(kept, state, rule)
+        if one is not None:  # costs no forward
+            forecast.see(one)
+            picks = rule.picks(state, one.confidence)
+        else:
+            if not pipelined and len(candidates) == draft_steps:
+                break
+            candidates.append(state)
+            scores.append(score.item())
+            score = score * DECAY
+            confidence = forecast.confidence()
+            picks = rule.picks(state, confidence.tolist())
+            for q in picks:
+                values = values * confidence[q]
+        if not picks:
+            break
+        state = filled(state, picks, forecast.token_ids)
+        forecast.fill(picks)
+    best = sorted(range(1, len(candidates)), key=lambda n: -scores[n])[
+        : draft_steps - 1
+    ]  # stable: ties go to the earlier
+    return [first, *(candidates[n] for n in sorted(best))]
+
+
+class Pool:
+    """A slot as seen from a window: its columns in the order of positions. What is written goes to the slot."""
+
+    def __init__(self, memory: torch.Tensor, states: int, length: int, window_start: int) -> None:
+        layout = PoolLayout.of(states, length)
+        size = (states, length)
+        self.states, self.token_ids = memory[layout.states].view(size), memory[layout.token_ids].view(size)
+        self.computed, self.age, self.start = memory[layout.computed], memory[layout.age], memory[layout.start]
+        self.confidence = memory[layout.confidence].view(torch.float32)[: states * length].view(size)
+        self.all_effects = memory[layout.effects].view(torch.float32)[: length * length].view(length, length)
+        self.window_start, self.entries, self.width = window_start, states, length
+        self.columns = (window_start + torch.arange(length)) % length
+
+    def enter(self, mask_token_id: int, forget: bool) -> None:
+        """Positions that the window has left make room for others; a jump is a new start."""
+        start = int(self.start)
+        slid = 0 <= self.window_start - start < self.width
+        if forget or not slid:
+            self.age.zero_()
+        if not slid:
+            self.all_effects.zero_()
+        left = (start + torch.arange(self.window_start - start if slid else 0)) % self.width
+        for tensor, empty in ((self.states, mask_token_id), (self.token_ids, mask_token_id), (self.confidence, -INF)):
+            tensor[:, left] = empty
+        self.all_effects[left] = 0.0
+        self.all_effects[:, left] = 0.0
+        self.start.fill_(self.window_start)
+        self.effects = self.all_effects[self.columns][:, self.columns]
+
+    def known(self, length: int) -> list[Known]:
+        return [
+            Known(
+                self.states[n, self.columns].tolist(),
+                self.token_ids[n, self.columns].tolist(),
+                self.confidence[n, self.columns].tolist(),
+                min(int(self.computed[n]) - self.window_start, length),
+                int(self.age[n]),
+                -1 - n,
+            )
+            for n in range(self.entries)
+            if self.age[n] > 0
+        ]
+
+    def keep(self, kept: list[Known]) -> None:
+        """Makes `kept` the pool: entries stay where they are, drafts go where there is room, the oldest first."""
+        stay = {-1 - one.place for one in kept if one.place < 0}
+        room = [n for n in range(self.entries) if n not in stay]
+        for n in room:
+            self.age[n] = 0
+        drafts = sorted((one for one in kept if one.place >= 0), key=lambda one: one.age)
+        for n, one in zip(room, drafts, strict=False):
+            self.states[n, self.columns] = torch.tensor(one.state)
+            self.token_ids[n, self.columns] = torch.tensor(one.token_ids)
+            self.confidence[n, self.columns] = torch.tensor(one.confidence)
+            self.computed[n] = self.window_start + one.computed
+            self.age[n] = one.age
+        self.all_effects[self.columns[:, None], self.columns] = self.effects
+
+
+def kept_states(state: State, drafts: list[Known], entries: list[Known], count: int, mask_token_id: int) -> list[Known]:
+    """The newest `count` known states that decoding may still come through from `state` on."""
+    seen = [draft.state for draft in drafts]
+    known = [*(entry for entry in entries if entry.state not in seen), *drafts]
+    agreeing = [one for one in known if extends(one.state, state, mask_token_id)]
+    return sorted(agreeing, key=lambda one: -one.age)[:count]
+
+
+def input_draft(
+    state: torch.Tensor,
+    token_ids: torch.Tensor,
+    confidence: torch.Tensor,
+    computed: int,
+    width: int,
+    mask_token_id: int,
+    clock: int,
+    place: int,
+) -> Known:
+    """Draft `place`. Predicted is what was computed, masked there, and not predicted to be the mask."""
+    beyond = width - len(state)
+    tokens = torch.where(torch.arange(len(state)) < computed, token_ids, state)
+    certainty = torch.where((state == mask_token_id) & (tokens != mask_token_id), confidence, -INF)
+    return Known(
+        state.tolist() + [mask_token_id] * beyond,
+        tokens.tolist() + [mask_token_id] * beyond,
+        certainty.tolist() + [-INF] * beyond,
+        computed,
+        clock + 1 + place,
+        place,
+    )
+
+
+def record(path: Path, state: State, drafts: list[State], rule: Rule, draft_steps: int, step: int) -> list[int]:
+    """A row of what draft_step returns; `drafts` is empty where nothing could be filled."""
+    length, mask = rule.length, rule.mask_token_id
+    first, last = path[0][0], path[-1][0]
+    accepted = [known for known, _ in path if known.place >= 0][-1]
+    step_map = [-1] * length
+    for n, (_, picks) in enumerate(path):
+        for i in picks:
+            step_map[i] = step + n
+
+    block = rule.current_block(state)
+    broken = [i for i in rule.current_block(last.state) if last.state[i] == mask and not last.confidence[i] > -INF]
+    answer = state[max(rule.answer_start, 0) : block.start]
+    ended = rule.eos_token_id is not None and rule.eos_token_id in answer
+    counters = {
+        "accepted": accepted.place,
+        "steps": sum(bool(picks) for _, picks in path),
+        "tokens_committed": len(rule.masked(first.state)) - len(rule.masked(state)),
+        "masked_in_block": sum(state[i] == mask for i in block),
+        "masked_in_window": len(rule.masked(state)),
+        "prefix_length": rule.current_block(accepted.state).start,
+        "forward_drafts": sum(len(rule.masked(draft)) > 0 for draft in drafts),
+        "finished": ended or not rule.masked(state),
+        "non_finite": min(broken, default=-1),
+        "num_drafts": len(drafts),
+        "ended": ended,
+    }
+    rows = [*drafts, *[(drafts or [state])[-1]] * (draft_steps - len(drafts))]
+    pairs = torch.tensor(last.confidence[:length] + [0.0] * (length % 2)).view(torch.int64)
+    return [
+        *(int(counters[name]) for name in COUNTERS),
+        *last.token_ids[:length],
+        *step_map,
+        *itertools.chain.from_iterable(row[:length] for row in rows),
+        *pairs.tolist(),
+    ]
+
+
+def pooled_step(
+    drafts: torch.Tensor,
+    token_ids: torch.Tensor,
+    confidence: torch.Tensor,
+    num_drafts: torch.Tensor,
+    pool: torch.Tensor,
+    pool_states: int,
+    pool_length: int,
+    mask_token_id: int,
+    draft_steps: int,
+    tokens_per_step: int,
+    threshold: float | None,
+    order: str,
+    block_length: int | None,
+    drafting: str,
+    eos_token_id: int | None,
+    step: torch.Tensor | None,
+    answer_start: torch.Tensor | None,
+    window_start: torch.Tensor | None,
+    computed_length: torch.Tensor | None,
+    slots: torch.Tensor | None,
+    forget: torch.Tensor | None,
+) -> torch.Tensor:
+    batch, count, length = drafts.shape
+    limit = None if threshold is None else torch.tensor(threshold, dtype=torch.float32).item()
+    device, memory = drafts.device, pool.cpu()
+    drafts, token_ids, confidence = drafts.cpu(), token_ids.cpu(), confidence.cpu()
+
+    def of(tensor: torch.Tensor | None, b: int, default: int = 0) -> int:
+        return default if tensor is None else int(tensor[b])
+
+    records = []
+    for b in range(batch):
+        rule = Rule(
+            mask_token_id, tokens_per_step, limit, order == "left_to_right", block_length or length, length,
+            eos_token_id, of(answer_start, b),
+        )  # fmt: skip
+        slot = Pool(memory[of(slots, b, b)], pool_states, pool_length, of(window_start, b))
+        slot.enter(mask_token_id, bool(of(forget, b)))
+        entries = slot.known(length)
+        active = min(max(of(num_drafts, b), 1), count)  # draft 0 is right by construction
+        extent = [length] * count if computed_length is None else computed_length[b].clamp(0, length).tolist()
+        clock = max((entry.age for entry in entries), default=0)
+        inputs = [
+            input_draft(
+                drafts[b, j], token_ids[b, j], confidence[b, j], extent[j], pool_length, mask_token_id, clock, j
+            )
+            for j in range(active)
+        ]
+
+        path, state = verify(inputs[0], [*inputs, *entries], rule)
+        measure_effects(slot.effects, inputs, entries, rule)
+        kept = kept_states(state, inputs, entries, pool_states, mask_token_id)
+        slot.keep(kept)
+        built = []
+        if path[-1][1]:  # else nothing can be filled, nor could it be after another forward of the same state
+            built = next_drafts(state, path, kept, slot.effects, rule, draft_steps, drafting == "pipelined")
+        records.append(record(path, state, built, rule, draft_steps, of(step, b)))
+    if memory is not pool:
+        pool.copy_(memory)
+    width = RecordLayout.of(length, draft_steps).width
+    return torch.tensor(records, dtype=torch.int64, device=device).view(batch, width)
