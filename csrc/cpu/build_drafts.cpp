@@ -1,10 +1,11 @@
 // drafts[k] = input_ids with the positions of the first k + 1 steps of one ranking filled in. A thread owns a sequence.
+#include "freedave/build_drafts.h"
 #include "cpu/drafting.h"
-#include "cpu/launch.h"
+#include "cpu/parallel.h"
 
 namespace freedave::cpu {
 
-void build_drafts(const BuildDraftsParams& p, ParallelFor run) {
+void launch(const BuildDraftsParams& p, ParallelFor run) {
   const int64_t work = p.length * (p.draft_steps + 4);
   parallel_for(run, p.input_ids.rows.count, grain_for(work), [&](int64_t begin, int64_t end) {
     thread_local Keys keys;

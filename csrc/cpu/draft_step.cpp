@@ -1,7 +1,8 @@
 // Everything between two forwards: which drafts were right, what is final, and the next drafts. A thread owns a
 // sequence; its state is a few kilobytes, so the op is bound by the latency of small scans, not by memory.
+#include "freedave/draft_step.h"
 #include "cpu/drafting.h"
-#include "cpu/launch.h"
+#include "cpu/parallel.h"
 #include "cpu/record.h"
 
 namespace freedave::cpu {
@@ -167,7 +168,7 @@ void step_sequence(const DraftStepParams& p, int64_t b, Scratch& scratch) {
 
 }  // namespace
 
-void draft_step(const DraftStepParams& p, ParallelFor run) {
+void launch(const DraftStepParams& p, ParallelFor run) {
   const int64_t work = p.length * 4 * (p.input_drafts + p.draft_steps + 2);
   parallel_for(run, p.batch, grain_for(work), [&](int64_t begin, int64_t end) {
     thread_local Scratch scratch;

@@ -1,7 +1,8 @@
 // Merges the states of each row, in vocabulary order, so that the result does not depend on who made them.
 #include "cpu/merge_predictions.h"
 
-#include "cpu/launch.h"
+#include "cpu/parallel.h"
+#include "freedave/predict_tokens.h"
 
 namespace freedave::cpu {
 

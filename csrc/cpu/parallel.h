@@ -2,14 +2,12 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "freedave/launch.h"
+
 namespace freedave::cpu {
 
-// Runs body(begin, end, context) over disjoint ranges that cover [begin, end), of at least `grain` items where there
-// are as many, on the caller's threads. csrc/torch binds it to torch's thread pool, so torch.set_num_threads is obeyed.
-using ParallelFor = void (*)(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*),
-                             void* context);
-
-// The same for a lambda. Work that fits in one grain stays on this thread: waking others takes longer than the work.
+// Runs body(begin, end) over disjoint ranges of [0, count). Work that fits in one grain stays on this thread: waking
+// others takes longer than the work.
 template <typename Body>
 void parallel_for(ParallelFor run, int64_t count, int64_t grain, Body&& body) {
   if (count <= grain) {

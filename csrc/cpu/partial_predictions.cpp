@@ -1,10 +1,11 @@
 // One state for each 4096 logits of a row: the scan alone. It serves callers that never hold all logits of a row.
-#include "cpu/launch.h"
+#include "cpu/parallel.h"
 #include "cpu/scan_logits.h"
+#include "freedave/predict_tokens.h"
 
 namespace freedave::cpu {
 
-void partial_predictions(const PartialPredictionsParams& p, ParallelFor run) {
+void launch(const PartialPredictionsParams& p, ParallelFor run) {
   const Scanned scanned = scan_logits(p, kTokensPerState, run);
   const int64_t states = p.input_ids.rows.count * p.length * scanned.chunks;
   for (int64_t state = 0; state < states; ++state) store_state(empty_softmax(), p.states + state * kStateFields);

@@ -5,7 +5,7 @@
 #include <cstring>
 
 #include "cpu/drafting.h"
-#include "cpu/launch.h"
+#include "cpu/parallel.h"
 #include "cpu/record.h"
 #include "freedave/pooled_step.h"
 
@@ -557,7 +557,7 @@ class Sequence {
 
 }  // namespace
 
-void pooled_step(const PooledStepParams& p, ParallelFor run) {
+void launch(const PooledStepParams& p, ParallelFor run) {
   const DraftStepParams& step = p.step;
   const int64_t states = step.input_drafts + step.draft_steps + p.pool_entries;
   parallel_for(run, step.batch, grain_for(p.pool_columns * 8 * states), [&](int64_t begin, int64_t end) {

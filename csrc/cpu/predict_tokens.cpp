@@ -1,12 +1,13 @@
 // token[i] = arg max_v x[i, v] and its confidence, e.g. 1 / sum_v exp(x[i, v] - max), for the masked rows i: the scan
 // of scan_logits.cpp and the merge of merge_predictions.h.
-#include "cpu/launch.h"
+#include "freedave/predict_tokens.h"
 #include "cpu/merge_predictions.h"
+#include "cpu/parallel.h"
 #include "cpu/scan_logits.h"
 
 namespace freedave::cpu {
 
-void predict_tokens(const PredictTokensParams& p, ParallelFor run) {
+void launch(const PredictTokensParams& p, ParallelFor run) {
   const Scanned scanned = scan_logits(p, kChunk, run);
   for (int64_t row = 0; row < p.input_ids.rows.count; ++row) {
     for (int64_t position = 0; position < p.length; ++position) {

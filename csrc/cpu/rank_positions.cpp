@@ -1,6 +1,7 @@
 // rank[i] = number of masked positions that are committed before i: lower blocks first, then higher confidence, then
 // the lower position. A thread owns a row; each block's keys are sorted on their own.
-#include "cpu/launch.h"
+#include "freedave/rank_positions.h"
+#include "cpu/parallel.h"
 #include "cpu/ranking.h"
 
 namespace freedave::cpu {
@@ -24,7 +25,7 @@ void rank_row(const RankPositionsParams& p, int64_t row, Keys& keys) {
 
 }  // namespace
 
-void rank_positions(const RankPositionsParams& p, ParallelFor run) {
+void launch(const RankPositionsParams& p, ParallelFor run) {
   parallel_for(run, p.confidence.rows.count, grain_for(p.length), [&](int64_t begin, int64_t end) {
     thread_local Keys keys;
     for (int64_t row = begin; row < end; ++row) rank_row(p, row, keys);

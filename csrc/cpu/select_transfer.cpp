@@ -1,6 +1,7 @@
 // transfer[i] = whether position i is unmasked now, by the rule of some decoder: the first ranked, those above a
 // threshold, or both. A thread owns a row.
-#include "cpu/launch.h"
+#include "freedave/select_transfer.h"
+#include "cpu/parallel.h"
 #include "cpu/ranking.h"
 
 namespace freedave::cpu {
@@ -37,7 +38,7 @@ void select_row(const SelectTransferParams& p, int64_t row, Keys& keys) {
 
 }  // namespace
 
-void select_transfer(const SelectTransferParams& p, ParallelFor run) {
+void launch(const SelectTransferParams& p, ParallelFor run) {
   parallel_for(run, p.confidence.rows.count, grain_for(p.length), [&](int64_t begin, int64_t end) {
     thread_local Keys keys;
     for (int64_t row = begin; row < end; ++row) select_row(p, row, keys);

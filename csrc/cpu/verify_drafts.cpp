@@ -1,7 +1,8 @@
 // accepted[b] = the draft reached from draft 0 by hopping to the furthest later draft that equals the current one's
 // target. A thread owns a sequence.
+#include "freedave/verify_drafts.h"
 #include "cpu/drafting.h"
-#include "cpu/launch.h"
+#include "cpu/parallel.h"
 
 namespace freedave::cpu {
 namespace {
@@ -12,7 +13,7 @@ int64_t num_drafts_of(const VerifyDraftsParams& p, int64_t b) {
 
 }  // namespace
 
-void verify_drafts(const VerifyDraftsParams& p, ParallelFor run) {
+void launch(const VerifyDraftsParams& p, ParallelFor run) {
   parallel_for(run, p.batch, grain_for(p.length * p.draft_steps), [&](int64_t begin, int64_t end) {
     thread_local std::vector<int64_t> draft_copy, target_copy;
     for (int64_t b = begin; b < end; ++b) {

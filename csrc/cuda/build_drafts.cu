@@ -2,7 +2,6 @@
 //
 // A block of threads owns a sequence, a thread a position, whose state stays in a register while the drafts are written
 // one after the other. Bound by the latency of one pick (see window.cuh) a filled position.
-#include "cuda/launch.h"
 #include "cuda/window.cuh"
 #include "freedave/build_drafts.h"
 
@@ -39,11 +38,11 @@ __global__ void __launch_bounds__(kMaxLength) build_sequences(const __grid_const
 
 }  // namespace
 
-cudaError_t build_drafts(const BuildDraftsParams& p, cudaStream_t stream) {
+Error launch(const BuildDraftsParams& p, Stream stream) {
   const int64_t batch = p.input_ids.rows.count;
   if (batch == 0) return cudaSuccess;
   if (p.length > kMaxLength || p.draft_steps > kMaxDrafts || batch > INT32_MAX) return cudaErrorInvalidValue;
-  return launch(build_sequences, dim3(static_cast<unsigned>(batch)), threads_for(p.length), stream, p);
+  return launch_kernel(build_sequences, dim3(static_cast<unsigned>(batch)), threads_for(p.length), stream, p);
 }
 
 }  // namespace freedave::cuda

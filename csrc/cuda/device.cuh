@@ -79,7 +79,8 @@ __device__ __forceinline__ T warp_sum(T x) {
 
 // Launches `kernel`; where the device can, before the kernel ahead of it in the stream has drained.
 template <typename... Params, typename... Args>
-cudaError_t launch(void (*kernel)(Params...), dim3 grid, unsigned threads, cudaStream_t stream, const Args&... args) {
+cudaError_t launch_kernel(void (*kernel)(Params...), dim3 grid, unsigned threads, cudaStream_t stream,
+                          const Args&... args) {
   int device = 0, major = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);

@@ -4,7 +4,6 @@
 // the current draft, one reduction of agreement bits, one hop; the step that leads nowhere is the next draft 0. The
 // next drafts are a chain of picks (see window.cuh), recycled ones with the predictions of the input draft that is
 // nearest, whose distances every warp keeps in its lanes. A sequence is a few kilobytes that stay in L1: latency-bound.
-#include "cuda/launch.h"
 #include "cuda/verification.cuh"
 #include "freedave/draft_step.h"
 
@@ -221,12 +220,12 @@ __global__ void __launch_bounds__(kMaxLength) step_sequences(const __grid_consta
 
 }  // namespace
 
-cudaError_t draft_step(const DraftStepParams& p, cudaStream_t stream) {
+Error launch(const DraftStepParams& p, Stream stream) {
   if (p.batch == 0) return cudaSuccess;
   if (p.length > kMaxLength || p.draft_steps > kMaxDrafts || p.input_drafts > kMaxDrafts || p.batch > INT32_MAX) {
     return cudaErrorInvalidValue;
   }
-  return launch(step_sequences, dim3(static_cast<unsigned>(p.batch)), threads_for(p.length), stream, p);
+  return launch_kernel(step_sequences, dim3(static_cast<unsigned>(p.batch)), threads_for(p.length), stream, p);
 }
 
 }  // namespace freedave::cuda

@@ -1,8 +1,8 @@
 // Merges the states of each row. A warp owns a row and merges in a fixed order, so a row's bits depend neither on who
 // made its states nor on how many rows there are. A few microseconds: bound by latency.
 #include "cuda/device.cuh"
-#include "cuda/launch.h"
 #include "freedave/online_softmax.h"
+#include "freedave/predict_tokens.h"
 
 namespace freedave::cuda {
 namespace {
@@ -41,13 +41,13 @@ __global__ void __launch_bounds__(kMergeThreads)
 
 }  // namespace
 
-cudaError_t merge_predictions(const MergePredictionsParams& p, cudaStream_t stream) {
+Error launch(const MergePredictionsParams& p, Stream stream) {
   const int64_t rows = p.input_ids.rows.count * p.length;
   if (rows == 0) return cudaSuccess;
   if (rows > INT32_MAX || p.chunks > INT32_MAX) return cudaErrorInvalidValue;
   const int64_t rows_per_block = kMergeThreads / kWarp;
   const dim3 grid(static_cast<unsigned>((rows + rows_per_block - 1) / rows_per_block));
-  return launch(merge_states, grid, kMergeThreads, stream, p, static_cast<uint32_t>(rows));
+  return launch_kernel(merge_states, grid, kMergeThreads, stream, p, static_cast<uint32_t>(rows));
 }
 
 }  // namespace freedave::cuda

@@ -1,9 +1,9 @@
 // One state for each 4096 logits of a row: the scan alone. It serves callers that never hold all logits of a row.
-#include "cuda/launch.h"
+#include "cuda/scan_logits.h"
 
 namespace freedave::cuda {
 
-cudaError_t partial_predictions(const PartialPredictionsParams& p, cudaStream_t stream) {
+Error launch(const PartialPredictionsParams& p, Stream stream) {
   return scan_logits(p, kTokensPerState, p.states, stream);
 }
 

@@ -1,6 +1,6 @@
 // token[i] = arg max_v x[i, v] and its confidence, e.g. 1 / sum_v exp(x[i, v] - max), for the masked rows i: the scan
 // of scan_logits.cu over long chunks, and the merge of merge_predictions.cu.
-#include "cuda/launch.h"
+#include "cuda/scan_logits.h"
 
 namespace freedave::cuda {
 namespace {
@@ -9,11 +9,11 @@ int64_t rows_of(const PredictTokensParams& p) { return p.input_ids.rows.count * 
 
 }  // namespace
 
-int64_t predict_tokens_workspace(const PredictTokensParams& p) {
+int64_t workspace_bytes(const PredictTokensParams& p) {
   return rows_of(p) * chunks_of(p.vocab, kChunk) * kStateFields * static_cast<int64_t>(sizeof(double));
 }
 
-cudaError_t predict_tokens(const PredictTokensParams& p, void* workspace, cudaStream_t stream) {
+Error launch(const PredictTokensParams& p, void* workspace, Stream stream) {
   auto* states = static_cast<double*>(workspace);
   const cudaError_t error = scan_logits(p, kChunk, states, stream);
   if (error != cudaSuccess) return error;
@@ -31,7 +31,7 @@ cudaError_t predict_tokens(const PredictTokensParams& p, void* workspace, cudaSt
                                      .measure = p.measure,
                                      .token_ids = p.token_ids,
                                      .confidence = p.confidence};
-  return merge_predictions(merge, stream);
+  return launch(merge, stream);
 }
 
 }  // namespace freedave::cuda

@@ -3,7 +3,6 @@
 //
 // A block of threads owns a row, a thread a position. Every thread counts the keys before its own: L reads of shared
 // memory, all threads the same word, are cheaper than the barriers of a sort. A row is a few kilobytes: latency-bound.
-#include "cuda/launch.h"
 #include "cuda/window.cuh"
 #include "freedave/rank_positions.h"
 
@@ -35,11 +34,11 @@ __global__ void __launch_bounds__(kMaxLength) rank_rows(const __grid_constant__ 
 
 }  // namespace
 
-cudaError_t rank_positions(const RankPositionsParams& p, cudaStream_t stream) {
+Error launch(const RankPositionsParams& p, Stream stream) {
   const int64_t rows = p.confidence.rows.count;
   if (rows == 0 || p.length == 0) return cudaSuccess;
   if (p.length > kMaxLength || rows > INT32_MAX) return cudaErrorInvalidValue;
-  return launch(rank_rows, dim3(static_cast<unsigned>(rows)), threads_for(p.length), stream, p);
+  return launch_kernel(rank_rows, dim3(static_cast<unsigned>(rows)), threads_for(p.length), stream, p);
 }
 
 }  // namespace freedave::cuda

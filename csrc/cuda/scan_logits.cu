@@ -10,7 +10,7 @@
 #include <algorithm>
 
 #include "cuda/device.cuh"
-#include "cuda/launch.h"
+#include "cuda/scan_logits.h"
 #include "freedave/online_softmax.h"
 #include "freedave/predict_tokens.h"
 
@@ -463,7 +463,8 @@ cudaError_t scan_logits(const LogitsToScan& p, int64_t chunk_size, double* state
 
   const ScanKernel kernel = scan_kernel_for(p);
   if (kernel == nullptr) return cudaErrorInvalidValue;
-  return launch(kernel, grid, kThreads, stream, p, states, static_cast<uint32_t>(rows), static_cast<int>(chunk_size));
+  return launch_kernel(kernel, grid, kThreads, stream, p, states, static_cast<uint32_t>(rows),
+                       static_cast<int>(chunk_size));
 }
 
 }  // namespace freedave::cuda

@@ -3,7 +3,6 @@
 //
 // A block of threads owns a row, a thread a position; a thread ranks its position by counting the keys of the current
 // block before its own. A row is a few kilobytes: latency-bound.
-#include "cuda/launch.h"
 #include "cuda/window.cuh"
 #include "freedave/select_transfer.h"
 
@@ -47,11 +46,11 @@ __global__ void __launch_bounds__(kMaxLength) select_rows(const __grid_constant_
 
 }  // namespace
 
-cudaError_t select_transfer(const SelectTransferParams& p, cudaStream_t stream) {
+Error launch(const SelectTransferParams& p, Stream stream) {
   const int64_t rows = p.confidence.rows.count;
   if (rows == 0 || p.length == 0) return cudaSuccess;
   if (p.length > kMaxLength || rows > INT32_MAX) return cudaErrorInvalidValue;
-  return launch(select_rows, dim3(static_cast<unsigned>(rows)), threads_for(p.length), stream, p);
+  return launch_kernel(select_rows, dim3(static_cast<unsigned>(rows)), threads_for(p.length), stream, p);
 }
 
 }  // namespace freedave::cuda

@@ -3,7 +3,6 @@
 //
 // A block of threads owns a sequence, a thread a position; a hop is one pass over the drafts and one reduction of their
 // agreement bits. Bound by the latency of the hops.
-#include "cuda/launch.h"
 #include "cuda/verification.cuh"
 #include "freedave/verify_drafts.h"
 
@@ -31,10 +30,10 @@ __global__ void __launch_bounds__(kMaxLength) verify_sequences(const __grid_cons
 
 }  // namespace
 
-cudaError_t verify_drafts(const VerifyDraftsParams& p, cudaStream_t stream) {
+Error launch(const VerifyDraftsParams& p, Stream stream) {
   if (p.batch == 0) return cudaSuccess;
   if (p.length > kMaxLength || p.draft_steps > kMaxDrafts || p.batch > INT32_MAX) return cudaErrorInvalidValue;
-  return launch(verify_sequences, dim3(static_cast<unsigned>(p.batch)), threads_for(p.length), stream, p);
+  return launch_kernel(verify_sequences, dim3(static_cast<unsigned>(p.batch)), threads_for(p.length), stream, p);
 }
 
 }  // namespace freedave::cuda

@@ -7,7 +7,7 @@
 // answer in shared memory and every warp combines all of them, so no second barrier is needed. Two sets of answers
 // alternate, because a warp may ask the next question while another still reads the answers to the last.
 #include "cuda/device.cuh"
-#include "cuda/launch.h"
+#include "freedave/limits.h"
 #include "freedave/static_step.h"
 
 namespace freedave::cuda {

@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 
+#include "freedave/launch.h"
 #include "freedave/rows.h"
 #include "freedave/static_step.h"
 
@@ -16,5 +17,13 @@ struct BuildDraftsParams {
   int64_t* drafts;      // contiguous [B, K, L]
   int32_t* num_drafts;  // [B]
 };
+
+namespace cpu {
+void launch(const BuildDraftsParams& p, ParallelFor run);
+}
+
+namespace cuda {
+Error launch(const BuildDraftsParams& p, Stream stream);  // one kernel
+}
 
 }  // namespace freedave

@@ -2,6 +2,7 @@
 #include <cstdint>
 
 #include "freedave/host_device.h"
+#include "freedave/launch.h"
 #include "freedave/rows.h"
 #include "freedave/static_step.h"
 #include "freedave/verify_drafts.h"
@@ -107,6 +108,14 @@ HD Record record_of(const DraftStepParams& p, int64_t b) {
           drafts,
           reinterpret_cast<float*>(drafts + p.draft_steps * p.length),
           (p.length + 1) / 2 * 2};
+}
+
+namespace cpu {
+void launch(const DraftStepParams& p, ParallelFor run);
+}
+
+namespace cuda {
+Error launch(const DraftStepParams& p, Stream stream);  // one kernel
 }
 
 }  // namespace freedave

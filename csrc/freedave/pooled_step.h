@@ -79,4 +79,8 @@ HD int64_t column_of(int64_t position, int64_t columns) {
   return column < 0 ? column + columns : column;
 }
 
+namespace cpu {
+void launch(const PooledStepParams& p, ParallelFor run);
+}
+
 }  // namespace freedave

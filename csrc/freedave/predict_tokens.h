@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 
+#include "freedave/launch.h"
 #include "freedave/logit_types.h"
 #include "freedave/online_softmax.h"
 #include "freedave/rows.h"
@@ -73,5 +74,18 @@ HD OnlineSoftmax load_state(const double* state) {
           state[4],
           state[5]};
 }
+
+namespace cpu {
+void launch(const PredictTokensParams& p, ParallelFor run);
+void launch(const PartialPredictionsParams& p, ParallelFor run);
+void launch(const MergePredictionsParams& p, ParallelFor run);
+}  // namespace cpu
+
+namespace cuda {
+Error launch(const PredictTokensParams& p, void* workspace, Stream stream);  // two kernels
+int64_t workspace_bytes(const PredictTokensParams& p);                       // of device memory
+Error launch(const PartialPredictionsParams& p, Stream stream);              // one kernel
+Error launch(const MergePredictionsParams& p, Stream stream);                // one kernel
+}  // namespace cuda
 
 }  // namespace freedave

@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 
+#include "freedave/launch.h"
 #include "freedave/rows.h"
 #include "freedave/total_order.h"
 
@@ -14,5 +15,13 @@ struct RankPositionsParams {
   Order order;
   int32_t* rank;  // contiguous [*, L]
 };
+
+namespace cpu {
+void launch(const RankPositionsParams& p, ParallelFor run);
+}
+
+namespace cuda {
+Error launch(const RankPositionsParams& p, Stream stream);  // one kernel
+}
 
 }  // namespace freedave

@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 
+#include "freedave/launch.h"
 #include "freedave/rows.h"
 #include "freedave/total_order.h"
 
@@ -35,5 +36,13 @@ struct SelectTransferParams {
   Fallback fallback;
   bool* transfer_index;  // contiguous [*, L]
 };
+
+namespace cpu {
+void launch(const SelectTransferParams& p, ParallelFor run);
+}
+
+namespace cuda {
+Error launch(const SelectTransferParams& p, Stream stream);  // one kernel
+}
 
 }  // namespace freedave

@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 
+#include "freedave/launch.h"
 #include "freedave/rows.h"
 
 namespace freedave {
@@ -26,5 +27,13 @@ struct VerifyDraftsParams {
   int64_t mask_token_id;
   int64_t* accepted;  // [B]
 };
+
+namespace cpu {
+void launch(const VerifyDraftsParams& p, ParallelFor run);
+}
+
+namespace cuda {
+Error launch(const VerifyDraftsParams& p, Stream stream);  // one kernel
+}
 
 }  // namespace freedave

@@ -2,19 +2,15 @@
 
 // How the kernels of each device are started, once the arguments are known to be right.
 #include <cstdint>
-#include <tuple>
 
 #include "freedave/limits.h"
+#include "freedave/predict_tokens.h"
 #include "torch/arguments.h"
 #include "torch/outputs.h"
 
-#if !FREEDAVE_EMULATED
-#include "cpu/launch.h"
-#endif
 #if FREEDAVE_HAS_CUDA
+#include <cuda_runtime_api.h>
 #include <torch/csrc/stable/accelerator.h>
-
-#include "cuda/launch.h"
 #endif
 #if FREEDAVE_EMULATED
 #include "simt/control.h"
@@ -32,17 +28,6 @@ inline bool runs_cuda_kernels(const Argument& like) { return FREEDAVE_EMULATED |
 inline void run_on_torch_threads(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*),
                                  void* context) {
   TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, body, context));
-}
-
-// What runs each op on a CPU. The type of the parameters tells which one it is.
-inline constexpr std::tuple kOnCpu(&cpu::predict_tokens, &cpu::partial_predictions, &cpu::merge_predictions,
-                                   &cpu::rank_positions, &cpu::select_transfer, &cpu::build_drafts, &cpu::verify_drafts,
-                                   &cpu::draft_step, &cpu::pooled_step);
-
-template <typename Params>
-void run_on_cpu(const Params& p) {
-  using Kernel = void (*)(const Params&, cpu::ParallelFor);
-  std::get<Kernel>(kOnCpu)(p, run_on_torch_threads);
 }
 
 #endif
@@ -88,22 +73,16 @@ struct OnDevice {
 
 #endif
 
-// The same on a CUDA device; predict_tokens takes memory to work in besides.
-inline constexpr std::tuple kOnCuda(&cuda::partial_predictions, &cuda::merge_predictions, &cuda::rank_positions,
-                                    &cuda::select_transfer, &cuda::build_drafts, &cuda::verify_drafts,
-                                    &cuda::draft_step);
-
 template <typename Params>
-cudaError_t run_on_cuda(const Argument&, const Params& p, cudaStream_t stream) {
-  using Kernel = cudaError_t (*)(const Params&, cudaStream_t);
-  return std::get<Kernel>(kOnCuda)(p, stream);
+cudaError_t launch_on_cuda(const Argument&, const Params& p, cudaStream_t stream) {
+  return static_cast<cudaError_t>(cuda::launch(p, stream));
 }
 
-inline cudaError_t run_on_cuda(const Argument& like, const PredictTokensParams& p, cudaStream_t stream) {
+inline cudaError_t launch_on_cuda(const Argument& like, const PredictTokensParams& p, cudaStream_t stream) {
   // Handed back to torch's allocator as soon as the kernels are queued; it gives memory to later work of the same
   // stream only.
-  const Tensor workspace = new_tensor(like, ScalarType::Byte, {cuda::predict_tokens_workspace(p)});
-  return cuda::predict_tokens(p, workspace.mutable_data_ptr(), stream);
+  const Tensor workspace = new_tensor(like, ScalarType::Byte, {cuda::workspace_bytes(p)});
+  return static_cast<cudaError_t>(cuda::launch(p, workspace.mutable_data_ptr(), stream));
 }
 
 #endif
@@ -123,13 +102,13 @@ void launch([[maybe_unused]] const Argument& like, const Params& p) {
 #if FREEDAVE_HAS_CUDA
   if (runs_cuda_kernels(like)) {
     const OnDevice device(like);
-    const cudaError_t error = run_on_cuda(like, p, device.stream());
+    const cudaError_t error = launch_on_cuda(like, p, device.stream());
     STD_TORCH_CHECK(error == cudaSuccess, like.op, ": ", cudaGetErrorString(error));
     return;
   }
 #endif
 #if !FREEDAVE_EMULATED
-  run_on_cpu(p);
+  cpu::launch(p, run_on_torch_threads);
 #endif
 }
 

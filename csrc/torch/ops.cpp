@@ -4,6 +4,13 @@
 #include <tuple>
 #include <vector>
 
+#include "freedave/build_drafts.h"
+#include "freedave/draft_step.h"
+#include "freedave/pooled_step.h"
+#include "freedave/predict_tokens.h"
+#include "freedave/rank_positions.h"
+#include "freedave/select_transfer.h"
+#include "freedave/verify_drafts.h"
 #include "torch/arguments.h"
 #include "torch/devices.h"
 #include "torch/outputs.h"
@@ -329,7 +336,7 @@ Tensor pooled_step(const Tensor& drafts_, const Tensor& token_ids, const Tensor&
 
   Tensor records = new_tensor(drafts, ScalarType::Long, {batch, record_width(length, draft_steps)});
   p.step.records = data<int64_t>(records);
-  run_on_cpu(p);
+  cpu::launch(p, run_on_torch_threads);
   return records;
 }
 
