@@ -6,7 +6,7 @@
 
 namespace freedave::cpu {
 
-void merge_predictions(const MergePredictionsParams& p, ParallelFor) {
+void launch(const MergePredictionsParams& p, ParallelFor) {
   for (int64_t row = 0; row < p.input_ids.rows.count; ++row) {
     for (int64_t position = 0; position < p.length; ++position) {
       const int64_t flat = row * p.length + position;
