@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -110,6 +111,8 @@ def _measure(arguments: argparse.Namespace) -> int:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     name = arguments.benchmark
+    if name == "tune" and arguments.dry_run:
+        os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
     module = importlib.import_module(f"benchmarks.{name}")
     results = arguments.results or RESULTS
     held: bool | None

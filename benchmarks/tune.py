@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
@@ -32,8 +31,6 @@ MAX_REGISTERS = (0, 64, 80, 96, 128)  # from eight programs of 128 threads a mul
 
 def run(record: Record, machine: Machine) -> bool:
     """Returns whether every candidate computed what the present entry computes."""
-    if machine.dry:
-        os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, which is with the first op
     reason = fk.available_backends()["triton"]
     if reason is not None:
         raise CannotMeasureError(f"nothing to tune: {reason}")

@@ -426,6 +426,14 @@ def dry_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[record.Row],
     return record.read(folder / "dry-run" / "gpu.jsonl"), result.stdout
 
 
+def test_tune_dry_run():
+    before = (ROOT / "freedave_kernels/triton/tunables.json").read_bytes()
+    result = benchmarks("tune", "--dry-run")
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    assert "nothing written" in result.stdout
+    assert (ROOT / "freedave_kernels/triton/tunables.json").read_bytes() == before
+
+
 def test_gpu_dry_run(dry_run):
     rows, printed = dry_run
     assert [line[3:] for line in printed.splitlines() if line.startswith("== ")] == list(GPU_PARTS) == list(gpu.PARTS)
