@@ -68,7 +68,7 @@ def in_cpp(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     folder = tmp_path_factory.mktemp("log_odds")
     (folder / "log_odds.cpp").write_text(SOURCE)
     compiler = shlex.split(os.environ.get("CXX", "c++"))
-    options = ["-std=c++20", "-O3", "-ffp-contract=off", "-shared", "-fPIC", f"-I{ROOT / 'csrc'}"]
+    options = ["-std=c++20", "-O3", "-ffp-contract=off", "-fno-trapping-math", "-shared", "-fPIC", f"-I{ROOT / 'csrc'}"]
     subprocess.run([*compiler, *options, "log_odds.cpp", "-o", "log_odds.so"], cwd=folder, check=True)
     return ctypes.CDLL(str(folder / "log_odds.so"))
 

@@ -28,7 +28,8 @@ HD float float_of(int32_t bits) {
 HD float log_odds(float confidence) {
   constexpr float kLeast = 0x1p-126f;
   const float p = confidence >= kLeast ? confidence : kLeast;  // so a NaN counts as the least
-  const float odds = p < 1.0f ? p / (1.0f - p) : 0x1p25f;
+  const float ratio = p / (1.0f - p);  // in any case, so that a loop is compiled without a branch
+  const float odds = p < 1.0f ? ratio : 0x1p25f;
   const int32_t bits = bits_of(odds);
   const int32_t exponent = (bits - 0x3f3504f3) >> 23;
   const float f = float_of(bits - (exponent << 23)) - 1.0f;  // odds = (1 + f) 2^exponent, f in [-0.3, 0.42)

@@ -103,7 +103,7 @@ class DraftPool:
 def draft_pool(slots: int, states: int, length: int, device: torch.device | str | None = None) -> DraftPool:
     """An empty pool for `slots` sequences, `states` each, in windows of at most `length` positions.
 
-    Some 16 states serve "pooled", and 48 "pipelined"; when there are more, the oldest go.
+    Some 16 states serve "pooled" with 8 drafts, 48 "pipelined" and 16 drafts; when there are more, the oldest go.
 
     Raises:
         TypeError, ValueError: a size that is no int, or below 1 (`slots`: below 0).
