@@ -21,6 +21,7 @@ from freedave_kernels._C import build
 ARCHITECTURES = [f"sm_{name}" for name in build["cuda_architectures"]]
 KERNELS = {
     "scan_chunks", "merge_states", "rank_rows", "select_rows", "build_sequences", "verify_sequences", "step_sequences",
+    "keep_rows",
 }  # fmt: skip
 LOGITS = {"f": "float32", "8BFloat16": "bfloat16", "7Float16": "float16"}
 MEASURES = ("prob", "margin", "neg_entropy")
@@ -50,8 +51,12 @@ def disassembled(cubin: Path) -> dict[str, list[disassembly.Instruction]]:
 
 
 def case_of(symbol: str) -> tuple[str, str]:
-    """The kernel of a mangled name, and the case: dtype and measure of a scan, and whether its rows may lie anywhere."""
+    """The kernel of a mangled name, and the case: dtype and measure of a scan, and whether its rows may lie anywhere; how
+    much a copy takes at once.
+    """
     kernel = next(name for name in KERNELS if name in symbol)
+    if kernel == "keep_rows":
+        return kernel, "keep 16 bytes" if "keep_rowsI5uint4E" in symbol else "keep 2 bytes"
     if kernel != "scan_chunks":
         return kernel, kernel
     dtype, measure, aligned = re.search(
@@ -91,7 +96,8 @@ def count(instructions: list[disassembly.Instruction], pattern: str) -> int:
 def test_every_kernel_is_there_and_spills_nothing(compiled, architecture):
     here = [kernel for (name, _), kernel in compiled.items() if name == architecture]
     assert {kernel.kernel for kernel in here} == KERNELS
-    assert len(here) == len(KERNELS) - 1 + 18  # scan_chunks: three dtypes, three measures, aligned or not
+    # scan_chunks: three dtypes, three measures, aligned or not; keep_rows: aligned or not
+    assert len(here) == len(KERNELS) - 2 + 18 + 2
     for kernel in here:
         assert kernel.resources.stack == kernel.resources.local == 0, kernel.case
 
@@ -103,6 +109,18 @@ def test_aligned_rows_are_read_sixteen_bytes_at_a_time(compiled, architecture):
             loop = hot_loop(compiled[architecture, f"predict_tokens {dtype} {measure}"].instructions())
             assert count(loop, r"LDG.*\.128") == loads, (dtype, measure)
             assert count(loop, r"LDG") == loads, (dtype, measure)  # none of another width, such as LDG.U16
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_features_are_copied_sixteen_bytes_at_a_time(compiled, architecture):
+    """What a thread has on its way is all loaded before the first of it is stored."""
+    copies = [
+        re.match(r"[A-Z]+", instruction.opcode)[0]
+        for instruction in compiled[architecture, "keep 16 bytes"].instructions()
+        if re.match(r"(LDG|STG).*\.128", instruction.opcode)
+    ]
+    in_flight = BUDGETS["cuda", architecture, "keep 16 bytes"].vector_loads
+    assert copies == ["LDG"] * in_flight + ["STG"] * in_flight
 
 
 @pytest.mark.parametrize(
