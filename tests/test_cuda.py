@@ -83,6 +83,17 @@ def test_every_other_op_is_one_launch(emulator):
         assert emulator.simt_launches() - before == 1
 
 
+@pytest.mark.parametrize(
+    ("size", "offset", "unit"), [(8, 0, "uint4"), (8, 8, "uint4"), (8, 1, "unsigned short"), (12, 0, "unsigned short")]
+)
+def test_features_are_copied_16_bytes_at_a_time_where_addresses_allow_it(emulator, size, offset, unit):
+    """By a kernel of its own."""
+    window = torch.ones(2 * 6 * size, dtype=torch.bfloat16).view(2, 1, 1, 6, 1, size)
+    stored = torch.zeros(2, 8 + 2 * 9 * size, dtype=torch.bfloat16)[:, offset : offset + 2 * 9 * size]
+    fk.keep(window, window, *torch.tensor([[0], [2], [6]]), *stored.unflatten(1, (2, 1, 9, 1, size)))
+    assert f"keep_rows<{unit}>" in emulator.simt_launch(0).decode()
+
+
 def test_launches_may_overlap_where_the_device_can(emulator):
     """Programmatic dependent launch (the emulated device is an sm_90)."""
     step(1, 4)[0]()

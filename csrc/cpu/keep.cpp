@@ -24,13 +24,14 @@ void copy_window(const KeepParams& p, const KeptFeatures& f, int64_t layer, int6
 
 void launch(const KeepParams& given, ParallelFor run) {
   const KeepParams p = with_groups_joined(given);
-  int64_t positions = 0;  // to copy, of a layer
+  int64_t positions = 0;  // to copy in a layer
   for (int64_t row = 0; row < p.batch; ++row) {
     const KeptWindow kept = kept_window(p, row);
     positions += std::max<int64_t>(kept.end - kept.begin, 0);
   }
-  if (positions == 0) return;
-  const int64_t work = 2 * p.groups * p.group_bytes * positions / p.batch / kBytesPerVisit;
+  const int64_t bytes = 2 * positions * p.groups * p.group_bytes;
+  if (bytes == 0) return;
+  const int64_t work = bytes / p.batch / kBytesPerVisit;
   parallel_for(run, p.layers * p.batch, grain_for(work), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t layer = i / p.batch, row = i % p.batch;
