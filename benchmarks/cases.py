@@ -220,6 +220,32 @@ def window_cases(shapes: Shapes, device: torch.device) -> Iterator[Case]:
             yield draft_step(scene, batch)
 
 
+def keep_cases(shapes: Shapes, device: torch.device) -> Iterator[Case]:
+    """`keep` of some drafts of a block, as the layers of a model make them, on every batch."""
+    for batch in shapes.batches:
+        yield keep(batch, min(4, max(shapes.drafts)), min(32, max(shapes.lengths)), device)
+
+
+def keep(batch: int, count: int, length: int, device: torch.device) -> Case:
+    """Half of a draft of each sequence."""
+    layers, groups, size, dtype = 4, 8, 128, torch.bfloat16
+    windows = torch.randn(2, layers, batch, count, length, groups, size, device=device).to(dtype)
+    stored = torch.zeros(2, layers, batch, 4 * length, groups, size, dtype=dtype, device=device)
+    accepted, start = torch.arange(batch, device=device) % count, torch.arange(batch, device=device) % length
+    kept = torch.full_like(start, length // 2)
+    inputs = (*windows, accepted, start, kept, *stored)
+    return Case(
+        "keep",
+        {"B": batch, "K": count, "L": length, "layers": layers},
+        dtype_name(dtype),
+        roofline.keep(layers, batch, length // 2, groups, size, dtype.itemsize),
+        {"": partial(fk.keep, *inputs)},
+        partial(eager.keep, *inputs),
+        vectorised.keep,
+        lambda: inputs,
+    )
+
+
 def step_case(batch: int, count: int, length: int, device: torch.device) -> Case:
     return draft_step(scenes.drafts(_sequences(batch, count, length), count, length, device), batch)
 

@@ -98,6 +98,22 @@ def _accept(drafts: torch.Tensor, targets: torch.Tensor) -> int:
     return accepted
 
 
+def keep(
+    window_key: torch.Tensor,
+    window_value: torch.Tensor,
+    accepted: torch.Tensor,
+    start: torch.Tensor,
+    count: torch.Tensor,
+    stored_key: torch.Tensor,
+    stored_value: torch.Tensor,
+) -> None:
+    """One layer after the other, as a cache with a pair of tensors a layer has it."""
+    for b, (draft, begin, number) in enumerate(zip(accepted.tolist(), start.tolist(), count.tolist(), strict=True)):
+        for layer in range(window_key.shape[0]):
+            stored_key[layer, b, begin : begin + number] = window_key[layer, b, draft, :number]
+            stored_value[layer, b, begin : begin + number] = window_value[layer, b, draft, :number]
+
+
 def draft_step(
     drafts: torch.Tensor, token_ids: torch.Tensor, confidence: torch.Tensor, mask_token_id: int, draft_steps: int
 ) -> torch.Tensor:

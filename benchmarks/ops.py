@@ -30,7 +30,9 @@ def run(record: Record, quick: bool) -> None:
             record.absent("all", case[1], "predict_tokens", case[0])
     small = processor if quick else Processor(ROUNDS, WINDOW_BUDGET)
     for case in itertools.chain(
-        cases.part_cases(shapes, processor.device), cases.window_cases(shapes, processor.device)
+        cases.part_cases(shapes, processor.device),
+        cases.window_cases(shapes, processor.device),
+        cases.keep_cases(shapes, processor.device),
     ):
         cases.measure(record, small, case)
     print()

@@ -82,6 +82,23 @@ def verify_drafts(drafts: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return following[:, 0]
 
 
+def keep(
+    window_key: torch.Tensor,
+    window_value: torch.Tensor,
+    accepted: torch.Tensor,
+    start: torch.Tensor,
+    count: torch.Tensor,
+    stored_key: torch.Tensor,
+    stored_value: torch.Tensor,
+) -> None:
+    """Every position of the window is written, those beyond the count with what is there. (All of it must fit.)"""
+    row = torch.arange(accepted.shape[0], device=accepted.device)[:, None]
+    position = torch.arange(window_key.shape[3], device=accepted.device)
+    place, kept = start[:, None] + position, (position < count[:, None])[..., None, None]
+    for window, stored in ((window_key, stored_key), (window_value, stored_value)):
+        stored[:, row, place] = torch.where(kept, window[:, row, accepted[:, None], position], stored[:, row, place])
+
+
 def draft_step(
     drafts: torch.Tensor, token_ids: torch.Tensor, confidence: torch.Tensor, mask_token_id: int, draft_steps: int
 ) -> torch.Tensor:

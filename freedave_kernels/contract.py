@@ -42,7 +42,7 @@ OPS = {
         called_by="draft_step",
     ),
     "draft_attention": Op(native=(), python=("reference", "cpu", "triton")),
-    "keep": Op(native=(), python=("reference", "cpu", "triton"), written=("stored_key", "stored_value")),
+    "keep": Op(written=("stored_key", "stored_value")),
 }
 
 NATIVE_OPS = tuple(op for op, rooms in OPS.items() if rooms.native)

@@ -91,5 +91,7 @@ CUDA_BUDGETS = {
     "build_sequences": Budget(64, 2048),
     "verify_sequences": Budget(64, 2048),
     "step_sequences": Budget(64, 2176),
+    "keep_rows 16 bytes": Budget(48, vector_loads=4),
+    "keep_rows 2 bytes": Budget(48),
 }
 BUDGETS |= {("cuda", name, case): budget for name in CUDA_ARCHITECTURES for case, budget in CUDA_BUDGETS.items()}

@@ -32,6 +32,8 @@ def results_of_every_op() -> dict[str, object]:
     pooled = fk.draft_step(
         drafts, token_ids, confidence, num_drafts, mask, 4, drafting="pooled", pool=fk.draft_pool(2, 4, 8)
     )
+    windows, stored = torch.randn(2, 3, 2, 1, 8, 2, 16, generator=random), torch.zeros(2, 3, 2, 20, 2, 16)
+    fk.keep(*windows, *torch.tensor([[0, 0], [0, 15], [8, 4]]), *stored)
     return {
         "predict_tokens": (token_ids, confidence),
         "partial_predictions": states,
@@ -42,6 +44,7 @@ def results_of_every_op() -> dict[str, object]:
         "verify_drafts": fk.verify_drafts(next_drafts, next_drafts.roll(-1, 1), num_drafts=num_drafts),
         "draft_step": (step.counters, step.token_ids, step.drafts, step.step_map, step.confidence),
         "pooled_step": (pooled.counters, pooled.token_ids, pooled.drafts, pooled.step_map, pooled.confidence),
+        "keep": stored,
     }
 
 

@@ -254,6 +254,19 @@ def test_baselines_compute_the_op(batch, count):
         assert torch.equal(following, step.drafts)
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_baselines_keep_the_same(batch):
+    case = cases.keep(batch, 4, 8, torch.device("cpu"))
+    *_, key, value = case.arguments()
+    kept = []
+    for call in (case.ours[""], case.eager, lambda: case.vectorised(*case.arguments())):
+        key.zero_(), value.zero_()
+        call()
+        kept.append((key.clone(), value.clone()))
+    assert kept[0][0].any() and kept[0][1].any()
+    assert all(torch.equal(got, ours) for form in kept[1:] for got, ours in zip(form, kept[0], strict=True))
+
+
 def test_counts():
     x = torch.zeros(256)
     counts = counted(lambda: (x + 1)[x > 0].sum().item())

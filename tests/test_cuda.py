@@ -68,6 +68,7 @@ def test_every_other_op_is_one_launch(emulator):
     state, masked = torch.full((3, 8), MASK), torch.ones(3, 8, dtype=torch.bool)
     confidence = torch.rand(3, 8)
     states = fk.partial_predictions(torch.randn(3, 8, 9000), state, MASK)
+    windows, stored, numbers = torch.randn(2, 5, 3, 2, 8, 2, 16), torch.zeros(2, 5, 3, 20, 2, 16), torch.ones(3).long()
     for run in (
         lambda: fk.partial_predictions(torch.randn(3, 8, 9000), state, MASK),
         lambda: fk.merge_predictions(states, state),
@@ -75,10 +76,22 @@ def test_every_other_op_is_one_launch(emulator):
         lambda: fk.select_transfer(confidence, masked, threshold=0.5),
         lambda: fk.build_drafts(state, torch.ones_like(state), confidence, MASK, 4),
         lambda: fk.verify_drafts(state[:, None], state[:, None]),
+        lambda: fk.keep(*windows, *[numbers] * 3, *stored),
     ):
         before = emulator.simt_launches()
         run()
         assert emulator.simt_launches() - before == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "offset", "unit"), [(8, 0, "uint4"), (8, 8, "uint4"), (8, 1, "unsigned short"), (12, 0, "unsigned short")]
+)
+def test_features_are_copied_16_bytes_at_a_time_where_addresses_allow_it(emulator, size, offset, unit):
+    """By a kernel of its own."""
+    window = torch.ones(2 * 6 * size, dtype=torch.bfloat16).view(2, 1, 1, 6, 1, size)
+    stored = torch.zeros(2, 8 + 2 * 9 * size, dtype=torch.bfloat16)[:, offset : offset + 2 * 9 * size]
+    fk.keep(window, window, *torch.tensor([[0], [2], [6]]), *stored.unflatten(1, (2, 1, 9, 1, size)))
+    assert f"keep_rows<{unit}>" in emulator.simt_launch(0).decode()
 
 
 def test_launches_may_overlap_where_the_device_can(emulator):
@@ -108,6 +121,7 @@ def test_nothing_to_do_launches_nothing(emulator):
     fk.draft_step(empty, empty, torch.zeros(0, 3, 8), torch.zeros(0, dtype=torch.int32), MASK, 4)
     fk.rank_positions(torch.zeros(0, 8), torch.zeros(0, 8, dtype=torch.bool))
     fk.rank_positions(torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.bool))
+    fk.keep(*torch.zeros(2, 5, 0, 2, 8, 2, 16), *[empty[:, 0, 0]] * 3, *torch.zeros(2, 5, 0, 20, 2, 16))
     assert emulator.simt_launches() == before
 
 

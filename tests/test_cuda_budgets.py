@@ -13,15 +13,15 @@ from pathlib import Path
 
 import disassembly
 import pytest
-from budgets import BUDGETS
+from budgets import BUDGETS, CUDA_BUDGETS
 
 from freedave_kernels import _library
 from freedave_kernels._C import build
 
 ARCHITECTURES = [f"sm_{name}" for name in build["cuda_architectures"]]
-KERNELS = {
-    "scan_chunks", "merge_states", "rank_rows", "select_rows", "build_sequences", "verify_sequences", "step_sequences",
-}  # fmt: skip
+SOURCES = (Path(__file__).parents[1] / "csrc/cuda").glob("*.cu")
+KERNELS = {name for path in SOURCES for name in re.findall(r"__global__[^;{]*?(\w+)\(const", path.read_text())}
+UNALIGNED = {f"{case} unaligned" for case in CUDA_BUDGETS if case.startswith("predict_tokens")}
 LOGITS = {"f": "float32", "8BFloat16": "bfloat16", "7Float16": "float16"}
 MEASURES = ("prob", "margin", "neg_entropy")
 ELEMENTS = 32  # that a thread takes through the hot loop of scan_chunks at once
@@ -34,7 +34,6 @@ class Compiled:
     """One kernel for one architecture: `case` as in budgets.py."""
 
     case: str
-    kernel: str
     resources: disassembly.Resources
     cubin: Path
     symbol: str
@@ -49,16 +48,18 @@ def disassembled(cubin: Path) -> dict[str, list[disassembly.Instruction]]:
     return disassembly.instructions(cubin)
 
 
-def case_of(symbol: str) -> tuple[str, str]:
-    """The kernel of a mangled name, and the case: dtype and measure of a scan, and whether its rows may lie anywhere."""
+def case_of(symbol: str) -> str:
+    """The case of a mangled name: its kernel, and of one that is there in several forms, which it is."""
     kernel = next(name for name in KERNELS if name in symbol)
+    if kernel == "keep_rows":
+        return f"keep_rows {'16 bytes' if 'keep_rowsI5uint4E' in symbol else '2 bytes'}"
     if kernel != "scan_chunks":
-        return kernel, kernel
+        return kernel
     dtype, measure, aligned = re.search(
         r"scan_chunksI(?:NS_)?(f|8BFloat16|7Float16)E?LNS_7MeasureE(\d)ELb(\d)E", symbol
     ).groups()
     place = "" if aligned == "1" else " unaligned"
-    return kernel, f"predict_tokens {LOGITS[dtype]} {MEASURES[int(measure)]}{place}"
+    return f"predict_tokens {LOGITS[dtype]} {MEASURES[int(measure)]}{place}"
 
 
 @pytest.fixture(scope="session")
@@ -72,8 +73,8 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], 
     for cubin in folder.glob("*.cubin"):
         architecture = re.search(r"sm_\d+", cubin.name)[0]
         for symbol, used in disassembly.resources(cubin).items():
-            kernel, case = case_of(symbol)
-            found[architecture, case] = Compiled(case, kernel, used, cubin, symbol)
+            case = case_of(symbol)
+            found[architecture, case] = Compiled(case, used, cubin, symbol)
     return found
 
 
@@ -90,8 +91,7 @@ def count(instructions: list[disassembly.Instruction], pattern: str) -> int:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_kernel_is_there_and_spills_nothing(compiled, architecture):
     here = [kernel for (name, _), kernel in compiled.items() if name == architecture]
-    assert {kernel.kernel for kernel in here} == KERNELS
-    assert len(here) == len(KERNELS) - 1 + 18  # scan_chunks: three dtypes, three measures, aligned or not
+    assert {kernel.case for kernel in here} == CUDA_BUDGETS.keys() | UNALIGNED
     for kernel in here:
         assert kernel.resources.stack == kernel.resources.local == 0, kernel.case
 
@@ -103,6 +103,18 @@ def test_aligned_rows_are_read_sixteen_bytes_at_a_time(compiled, architecture):
             loop = hot_loop(compiled[architecture, f"predict_tokens {dtype} {measure}"].instructions())
             assert count(loop, r"LDG.*\.128") == loads, (dtype, measure)
             assert count(loop, r"LDG") == loads, (dtype, measure)  # none of another width, such as LDG.U16
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_features_are_copied_sixteen_bytes_at_a_time(compiled, architecture):
+    """What a thread has on its way is all loaded before the first of it is stored."""
+    copies = [
+        re.match(r"[A-Z]+", instruction.opcode)[0]
+        for instruction in compiled[architecture, "keep_rows 16 bytes"].instructions()
+        if re.match(r"(LDG|STG).*\.128", instruction.opcode)
+    ]
+    in_flight = BUDGETS["cuda", architecture, "keep_rows 16 bytes"].vector_loads
+    assert copies == ["LDG"] * in_flight + ["STG"] * in_flight
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import warnings
 
@@ -53,6 +54,7 @@ def test_ops_get_moved_tensors_and_answer_on_the_cpu():
     seen = []
     confidence, masked = torch.rand(2, 4), torch.ones(2, 4, dtype=torch.bool)
 
+    @functools.wraps(fk.rank_positions)
     def spy(*arguments, **named):
         seen.extend([*arguments, *named.values()])
         return fk.rank_positions(*arguments, **named)
@@ -62,6 +64,9 @@ def test_ops_get_moved_tensors_and_answer_on_the_cpu():
     assert seen[1].data_ptr() != masked.data_ptr() and torch.equal(seen[1], masked)
     with on_device("cpu"):
         step = Step("cpu", vocab=40)()
+        window, stored, number = torch.ones(1, 1, 1, 2, 1, 4), torch.zeros(2, 1, 1, 3, 1, 4), torch.tensor([1])
+        fk.keep(window, window, number - 1, number, number, *stored)
+    assert stored.sum() == 8  # what is written is copied back
     assert_same(step, Step("cpu", vocab=40)())
 
 

@@ -393,15 +393,15 @@ def usable(monkeypatch) -> Iterator[dict[str, str | None]]:
 
 def test_cuda_tensors_go_to_triton_where_there_are_no_cuda_kernels(usable):
     usable["cuda"] = "not built; build it"
-    assert registry.best("draft_step", "cuda") == "triton"
+    assert registry.best("draft_step", "cuda") == registry.best("keep", "cuda") == "triton"
     usable["triton"] = "not installed; install it"
     registry.best.cache_clear()
     assert registry.best("draft_step", "cuda") == "reference"
 
 
 def test_ops_without_cuda_kernels_go_to_triton(usable):
-    assert registry.best("draft_step", "cuda") == "cuda"
-    assert registry.best("keep", "cuda") == "triton"
+    assert registry.best("draft_step", "cuda") == registry.best("keep", "cuda") == "cuda"
+    assert registry.best("draft_attention", "cuda") == "triton"
     usable["triton"] = "not installed; install it"
     registry.best.cache_clear()
     assert registry.best("draft_attention", "cuda") == "reference"

@@ -21,7 +21,9 @@ from freedave_kernels.contract import NATIVE_OPS
 ROOT = Path(__file__).parents[2]
 NEW_OPS = ["tests/test_draft_attention.py", "tests/test_keep.py"]
 # Those of merge_predictions are with its other half's.
-OTHER_OPS = [f"tests/test_{op}.py" for op in NATIVE_OPS if op != "merge_predictions"]
+OTHER_OPS = [
+    test for op in NATIVE_OPS if (test := f"tests/test_{op}.py") not in (*NEW_OPS, "tests/test_merge_predictions.py")
+]
 TOOLS = ("memcheck", "racecheck", "synccheck")
 PROCESSES = 8
 MOST_SECONDS = {"draft_attention and keep": 90, "the other ops": 150}

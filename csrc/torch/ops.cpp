@@ -6,6 +6,7 @@
 
 #include "freedave/build_drafts.h"
 #include "freedave/draft_step.h"
+#include "freedave/keep.h"
 #include "freedave/pooled_step.h"
 #include "freedave/predict_tokens.h"
 #include "freedave/rank_positions.h"
@@ -294,6 +295,40 @@ Tensor draft_step(const Tensor& drafts_, const Tensor& token_ids, const Tensor& 
   return records;
 }
 
+void keep(const Tensor& window_key, const Tensor& window_value, const Tensor& accepted, const Tensor& start,
+          const Tensor& count, const Tensor& key, const Tensor& value, const std::optional<Tensor>& slots) {
+  constexpr const char* kOp = "keep";
+  const Argument windows[] = {{kOp, "window_key", window_key}, {kOp, "window_value", window_value}};
+  const Argument stored[] = {{kOp, "stored_key", key}, {kOp, "stored_value", value}};
+  logit_type(windows[0].expect_dims(6));
+  const int64_t *n = windows[0].sizes, *s = stored[0].expect_dims(5).sizes, bytes = key.element_size();
+  STD_TORCH_CHECK(s[0] == n[0] && (slots || s[1] == n[1]) && s[3] == n[4] && s[4] == n[5], kOp,
+                  ": stored_key must have shape [N, S, C, G, D], with S = B where slots is None, for window_key ",
+                  windows[0].shape(), ", got ", stored[0].shape());
+  STD_TORCH_CHECK(stored[0].device == windows[0].device, kOp, ": stored_key must be on the device of window_key");
+  Argument layer = windows[0];
+  layer.name = "a layer of window_key";
+  ++layer.sizes, --layer.dims;
+  const auto per_row = [&](const char* name, const std::optional<Tensor>& numbers) {
+    return counts(kOp, name, numbers, {ScalarType::Int, ScalarType::Long}, layer, 1);
+  };
+  KeepParams p{{n[0], n[1], n[2], n[3], n[4], n[5] * bytes, s[1], s[2]},
+               per_row("accepted", accepted),
+               per_row("start", start),
+               per_row("count", count),
+               per_row("slots", slots),
+               {}};
+  for (int i = 0; i < 2; ++i) {
+    const Argument &from = windows[i], &to = stored[i];
+    from.expect({windows[0].type}).expect_shape_of(windows[0]);
+    to.expect({windows[0].type}).expect_shape_of(stored[0]);
+    STD_TORCH_CHECK(n[5] <= 1 || (from.strides[5] == 1 && to.strides[4] == 1), kOp, ": the last dimensions of ",
+                    from.name, " and ", to.name, " must be contiguous");
+    p.features[i] = kept_features(from.data, from.strides, data<char>(i == 0 ? key : value), to.strides, bytes);
+  }
+  launch(windows[0], p);
+}
+
 #if !FREEDAVE_EMULATED
 
 Tensor pooled_step(const Tensor& drafts_, const Tensor& token_ids, const Tensor& confidence, const Tensor& num_drafts,
@@ -351,6 +386,7 @@ void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("build_drafts", TORCH_BOX(&build_drafts));
   m.impl("verify_drafts", TORCH_BOX(&verify_drafts));
   m.impl("draft_step", TORCH_BOX(&draft_step));
+  m.impl("keep", TORCH_BOX(&keep));
 }
 
 }  // namespace

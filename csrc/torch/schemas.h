@@ -36,6 +36,9 @@ inline constexpr const char* kSchemas[] = {
     "float? threshold=None, str order=\"confidence\", int? block_length=None, str drafting=\"pooled\", "
     "int? eos_token_id=None, Tensor? step=None, Tensor? answer_start=None, Tensor? window_start=None, "
     "Tensor? computed_length=None, Tensor? slots=None, Tensor? forget=None) -> Tensor",
+
+    "keep(Tensor window_key, Tensor window_value, Tensor accepted, Tensor start, Tensor count, Tensor(a!) stored_key, "
+    "Tensor(b!) stored_value, Tensor? slots=None) -> ()",
 };
 
 }  // namespace freedave

@@ -27,12 +27,13 @@ def keep(
 
     Args:
         window_key, window_value: `[N, B, K, L, G, D]` float16, bfloat16 or float32, of N layers.
-        accepted, start, count: `[B]` int64 or int32. `count` may be 0; then the other two are not looked at.
+        accepted, start, count: `[B]` int64 or int32. Where `count` is 0, none of the other numbers is looked at.
         stored_key, stored_value: `[N, S, C, G, D]`, written in place; they share no memory with the windows. Of these four
             the last dimension is contiguous, all other strides are free.
         slots: `[B]` int64 or int32, the slot of each row, no two the same; None: row b's is slot b, and S is B.
 
-    Guarantees: one launch on a GPU, and no host synchronisation there. What would fall outside `[0, C)` is not written.
+    Guarantees: one launch on a GPU, and no host synchronisation there. What would fall outside `[0, C)` is not written, nor
+    is anything for a row whose draft or slot is not there.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came, before anything is written.

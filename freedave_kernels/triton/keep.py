@@ -40,7 +40,7 @@ def copy_rows(
 @kernel(aligned=("window_key", "window_value", "stored_key", "stored_value"))
 def keep_rows(
     window_key, window_value, stored_key, stored_value, accepted, start, count, slots,
-    drafts: tl.int32, length: tl.int32, groups: tl.int32, capacity: tl.int32,
+    drafts: tl.int32, length: tl.int32, groups: tl.int32, num_slots: tl.int32, capacity: tl.int32,
     window_key_layer: tl.int64, window_key_row: tl.int64, window_key_draft: tl.int64, window_key_position: tl.int64,
     window_key_group: tl.int64,
     window_value_layer: tl.int64, window_value_row: tl.int64, window_value_draft: tl.int64,
@@ -58,9 +58,9 @@ def keep_rows(
     if (tl.program_id(0) * ROWS) // groups < number:
         draft = tl.load(accepted + index * accepted_step).to(tl.int64)
         place = tl.load(start + index * start_step).to(tl.int64) + position
-        number = tl.where((draft >= 0) & (draft < drafts), number, 0)
-        copied = (position < number) & (place >= 0) & (place < capacity)
         slot = tl.load(slots + index * slots_step).to(tl.int64) if HAS_SLOTS else index
+        number = tl.where((draft >= 0) & (draft < drafts) & (slot >= 0) & (slot < num_slots), number, 0)
+        copied = (position < number) & (place >= 0) & (place < capacity)
         copy_rows(
             window_key + (layer * window_key_layer + index * window_key_row + draft * window_key_draft) * UNIT,
             stored_key + (layer * stored_key_layer + slot * stored_key_slot) * UNIT,
@@ -113,7 +113,7 @@ def keep(
     numbers = (accepted, start, count, start if slots is None else slots)
     keep_rows.launch(
         (ceil_div(length * groups, rows), batch, layers),
-        (*tensors, *numbers, drafts, length, groups, stored_key.shape[2],
+        (*tensors, *numbers, drafts, length, groups, *stored_key.shape[1:3],
          *(stride for tensor in tensors for stride in strides(tensor, unit)),
          *(number.stride(0) for number in numbers)),
         (features, padded, rows, unit, slots is not None),

@@ -275,6 +275,51 @@ COPIES = [
             "test_draft_step.py::test_example",
         ),
     ),
+    # keep
+    plant(
+        "keep",
+        "plain",
+        (
+            "copies beyond what is kept",
+            "      if (unit >= units) continue;\n",
+            "",
+            WRONG,
+            "test_keep.py::test_agrees_with_the_definition",
+        ),
+    ),
+    plant(
+        "keep",
+        "plain",
+        (
+            "previous kernel not waited for",
+            "  wait_for_previous_kernel();\n",
+            "",
+            "keep_rows.*launched with programmatic serialization, but no thread calls cudaGridDependencySynchronize",
+            "test_keep.py::test_example",
+        ),
+    ),
+    plant(
+        "keep",
+        "address",
+        (
+            "misaligned vector load",
+            "return all % 16 == 0;",
+            "return p.group_bytes % 16 == 0;",
+            "misaligned address 0x[0-9a-f]+ for type",
+            "test_keep.py::test_addresses",
+        ),
+    ),
+    plant(
+        "keep",
+        "thread",
+        (
+            "threads write the same place",
+            "const uint32_t unit = first + n * together;",
+            "const uint32_t unit = first + n;",
+            "data race .* keep_rows",
+            "test_keep.py::test_example",
+        ),
+    ),
 ]
 FAULTS = [pytest.param(copy, fault, id=f"{copy.kernels}-{fault.name}-{copy.build}".replace(" ", "_"))
           for copy in COPIES for fault in copy.faults]  # fmt: skip
