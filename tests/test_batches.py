@@ -17,6 +17,10 @@ FAMILIES = [
     *((family, cache) for family in ("full", "full_shifted") for cache in ("none", "prefix", "dual")),
 ]
 EXECUTORS = ["planned", "graph"]
+WAYS = pytest.mark.parametrize(
+    ("executor", "drafting"),
+    [("planned", "recycled"), ("planned", "pooled"), ("planned", "pipelined"), ("graph", "recycled")],
+)
 
 
 def padded(lengths: list[int], side: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -44,9 +48,9 @@ def test_example():
     "options", [{}, {"tokens_per_step": 2}, {"threshold": 0.1}, {"order": "left_to_right"}], ids=str
 )
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("executor", EXECUTORS)
+@WAYS
 @pytest.mark.parametrize(("family", "cache"), FAMILIES)
-def test_each_sequence_decodes_as_it_does_alone(monkeypatch, family, cache, executor, side, options):
+def test_each_sequence_decodes_as_it_does_alone(monkeypatch, family, cache, executor, drafting, side, options):
     """Tokens, steps, and even the forwards that committed them."""
     monkeypatch.setattr(packed_forward, "JOINED_KEYS", 0 if side == "left" else 128)
     lm = golden_lm(family)
@@ -58,6 +62,7 @@ def test_each_sequence_decodes_as_it_does_alone(monkeypatch, family, cache, exec
         "block_length": 8,
         "cache": cache,
         "executor": executor,
+        "drafting": drafting,
     } | options
     out = freedave.generate(lm, input_ids, attention_mask=attention_mask, check_lossless=True, **options)
     for b, length in enumerate(lengths):

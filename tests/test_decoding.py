@@ -14,6 +14,8 @@ import freedave
 import freedave_kernels as fk
 from freedave.decode.output import compare_with_static as _compare
 from freedave.forward import packed_forward
+from freedave_kernels.contract import POOLED_DRAFTINGS
+from freedave_kernels.registry import backends_with
 
 
 def test_example():
@@ -34,14 +36,20 @@ BLOCK_CAUSAL = [
 ]
 
 
-EXECUTORS = pytest.mark.parametrize("executor", ["planned", "graph"])
+DRAFTINGS = ["nested", "recycled", *POOLED_DRAFTINGS]
+WAYS = pytest.mark.parametrize(
+    ("drafting", "executor"),
+    [*((drafting, "planned") for drafting in DRAFTINGS), ("nested", "graph"), ("recycled", "graph")],
+)
 
 
-@pytest.mark.parametrize("drafting", ["nested", "recycled"])
+@pytest.mark.parametrize("drafting", DRAFTINGS)
 @pytest.mark.parametrize("draft_steps", [1, 2, 4, 8])
 @pytest.mark.parametrize("case", BLOCK_CAUSAL)
 def test_golden_decodes(backend, case, draft_steps, drafting):
-    """The public implementation's tokens and steps, in no more forwards than can be attained."""
+    """The public implementation's tokens and steps, in no more forwards than nested and recycled drafts need."""
+    if drafting in POOLED_DRAFTINGS and backend not in backends_with("pooled_step"):
+        pytest.skip(f"{backend} has no pooled drafts")
     expect_golden(case, draft_steps, drafting, "planned")
 
 
@@ -68,7 +76,8 @@ def expect_golden(case, draft_steps, drafting, executor):
     assert out.step_map[0].tolist() == case["step"]
     recycled = drafting == "recycled" and draft_steps > 1
     attainable = case["attainable_forwards_recycled" if recycled else "attainable_forwards"]
-    assert out.num_forwards <= attainable[f"d{draft_steps}"]
+    if drafting not in POOLED_DRAFTINGS:
+        assert out.num_forwards <= attainable[f"d{draft_steps}"]
     assert out.num_forwards <= case["public_static_forwards"]
 
 
@@ -88,8 +97,7 @@ RECYCLING_LOSES = {
 }
 
 
-@EXECUTORS
-@pytest.mark.parametrize("drafting", ["nested", "recycled"])
+@WAYS
 @pytest.mark.parametrize("draft_steps", [1, 2, 4, 8])
 @pytest.mark.parametrize("case", FULL)
 def test_golden_decodes_of_full_attention(case, draft_steps, drafting, executor):
@@ -108,7 +116,7 @@ def test_golden_decodes_of_full_attention(case, draft_steps, drafting, executor)
     assert out.sequences[0].tolist() == case["sequence"]
     assert out.step_map[0].tolist() == case["step"]
     assert out.num_forwards <= case["public_static_forwards"]
-    if draft_steps > 1:
+    if draft_steps > 1 and drafting not in POOLED_DRAFTINGS:
         public = case["public_freedave_forwards"][f"d{draft_steps}"]["forwards"]
         assert out.num_forwards <= public + (
             drafting == "recycled" and RECYCLING_LOSES.get((case_name(case), draft_steps, executor), 0)
@@ -140,12 +148,12 @@ FAMILIES = [
 ]
 
 
-@pytest.mark.parametrize("drafting", ["nested", "recycled"])
+@pytest.mark.parametrize("drafting", DRAFTINGS)
 @pytest.mark.parametrize("options", SETTINGS, ids=str)
 @pytest.mark.parametrize(("family", "cache"), FAMILIES)
 def test_lossless_for_every_setting(monkeypatch, family, cache, options, drafting):
     # Both ways to attend to a prefix.
-    monkeypatch.setattr(packed_forward, "JOINED_KEYS", 0 if drafting == "recycled" else 128)
+    monkeypatch.setattr(packed_forward, "JOINED_KEYS", 0 if drafting in ("recycled", "pooled") else 128)
     lm = golden_lm(family)
     for seed, draft_steps in [(0, 2), (1, 4), (2, 8), (3, 16)] if cache == "auto" else [(1, 4), (2, 8)]:
         out = freedave.generate(
@@ -163,13 +171,15 @@ def test_lossless_for_every_setting(monkeypatch, family, cache, options, draftin
         assert sum(out.stats.accepted_lengths) >= int(out.step_map.max()) + 1
 
 
-@pytest.mark.parametrize("draft_steps", [1, 4])
-def test_the_cache_is_exact(draft_steps):
+@pytest.mark.parametrize(("draft_steps", "drafting"), [(1, "recycled"), *((4, drafting) for drafting in DRAFTINGS)])
+def test_the_cache_is_exact(draft_steps, drafting):
     """Recomputing the whole sequence in every forward gives the same decode."""
     lm = golden_lm(block_length=8)
     for seed in range(3):
         cached, uncached = (
-            freedave.generate(lm, prompt(11, seed), max_new_tokens=40, draft_steps=draft_steps, cache=cache)
+            freedave.generate(
+                lm, prompt(11, seed), max_new_tokens=40, draft_steps=draft_steps, cache=cache, drafting=drafting
+            )
             for cache in ("auto", "none")
         )
         assert torch.equal(cached.sequences, uncached.sequences)
@@ -384,7 +394,7 @@ def test_a_difference_is_reported():
         ({"lookahead_steps": 0}, ValueError, "lookahead_steps must be at least 1, got 0"),
         ({"tokens_per_step": 0}, ValueError, "tokens_per_step must be at least 1, got 0"),
         ({"order": "random"}, ValueError, "order must be one of confidence, left_to_right, got 'random'"),
-        ({"drafting": "tree"}, ValueError, "drafting must be one of recycled, nested, got 'tree'"),
+        ({"drafting": "tree"}, ValueError, "drafting must be one of recycled, nested, pooled, pipelined, got 'tree'"),
         ({"threshold": float("nan")}, ValueError, "threshold must be a number, got nan"),
         ({"threshold": "0.9"}, TypeError, "threshold must be a float, got str"),
         ({"cache": "dual"}, ValueError, "cache='dual' is an approximation for full attention.*use 'auto'"),

@@ -83,7 +83,7 @@ def generate(
             their `output`.
         LosslessnessError: `check_lossless` found a difference.
 
-    Source: FreeDave (free draft-and-verification); the window and recycled drafting are this project's own.
+    Source: FreeDave (free draft-and-verification); the window and every drafting but "nested" are this project's own.
     """
     options = {name: value for name, value in locals().items() if name in OPTION_NAMES}
     prompts = check_prompts(lm, input_ids, attention_mask)

@@ -83,7 +83,10 @@ class DecodingOptions:
         order: "confidence" or "left_to_right".
         threshold: a static step commits every position of the block at least this confident; if there is none,
             `tokens_per_step` positions.
-        drafting: "recycled" or "nested" (as published).
+        drafting: how drafts are made. "nested": as published. "recycled": from rejected drafts' predictions as well.
+            "pooled": forwarded states are kept, so that none is forwarded twice. "pipelined": so, and drafts of later blocks
+            are among them (where a cache is refreshed once a block there are none: it is "pooled" then). The last two need
+            the planned executor.
         lookahead_steps: for how many of its next steps each draft is prepared with predictions; None: for all
             `draft_steps`, which takes the fewest forwards. Less leaves out following blocks that few drafts get to: many
             fewer positions are computed for a few more forwards, which is faster where compute is scarce (a CPU).
@@ -103,7 +106,11 @@ class DecodingOptions:
     tokens_per_step: int = _option(1, WholeNumber(), "positions that one static step commits", "N")
     order: str = _option("confidence", Choice(("confidence", "left_to_right")), "which positions a static step commits")
     threshold: float | None = _option(None, Threshold(), "a step commits all tokens this confident", "P")
-    drafting: str = _option("recycled", Choice(("recycled", "nested")), "nested is as published")
+    drafting: str = _option(
+        "recycled",
+        Choice(("recycled", "nested", "pooled", "pipelined")),
+        "nested is as published; pooled takes fewer forwards, pipelined fewest",
+    )
     lookahead_steps: int | None = _option(
         None,
         WholeNumber(),

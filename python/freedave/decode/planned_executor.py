@@ -8,20 +8,22 @@ memory stays about that of static decoding.
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from freedave.decode.cache_policy import CachePolicy, new_cache, policy_for
 from freedave.decode.executor import Found
 from freedave.decode.planned_sequence import PlannedSequence
-from freedave.decode.sequence import ACCEPTED, PREFIX_LENGTH, Sequence
+from freedave.decode.sequence import ACCEPTED, NON_FINITE, PREFIX_LENGTH, Sequence
 from freedave.decode.settings import Settings
 from freedave.forward.packed_forward import ForwardBuilder
 from freedave.forward.prediction import Predictor
-from freedave_kernels import DraftStep, draft_step
+from freedave_kernels import DraftPool, DraftStep, draft_pool, draft_step
 
 if TYPE_CHECKING:
     from freedave.models.diffusion_lm import DiffusionLM
@@ -54,6 +56,9 @@ class PlannedExecutor:
         self._kept: list[int] = []
         self._kept_at: list[int] = []
         self._predict = Predictor(lm)
+        self._pool: DraftPool | None = None
+        if settings.pooled:
+            self._pool = draft_pool(slots, settings.pool_states, settings.pool_length(capacity), lm.device)
 
     @property
     def forward_seconds(self) -> float:
@@ -79,6 +84,8 @@ class PlannedExecutor:
             logits_shift=self._lm.logits_shift,
         )
         self._slots[index] = _Slot(sequence, policy)
+        if self._pool is not None:
+            self._pool.clear(slot)
         return sequence
 
     def leave(self, sequence: Sequence) -> None:
@@ -95,6 +102,9 @@ class PlannedExecutor:
         if step is None:
             return []
         rows = step.record.tolist()
+        for slot, row in zip(active, rows, strict=True):
+            if row[NON_FINITE] >= slot.sequence.length:  # the rest of a last block that is cut short is no position
+                row[NON_FINITE] = -1
         return [Found(slot.sequence, row, step.layout, step.length) for slot, row in zip(active, rows, strict=True)]
 
     def advance(self, found: Found, forward: int) -> list[int]:
@@ -147,18 +157,28 @@ class PlannedExecutor:
         length = max((slot.sequence.length for slot in active), default=1)
         # What static decoding computes at a time, and a quarter more: so a few drafts fit into the call of a refresh.
         static_tokens = sum(len(slot.sequence.tokens) for slot in active)
+        if settings.pooled:  # in whole blocks, so that what is known of a last block that is cut short fits any batch
+            length = math.ceil(length / settings.block_length) * settings.block_length
         builder = ForwardBuilder(count, length, max(static_tokens * 5 // 4, CALL_TOKENS))
         for slot in storing:
             slot.policy.plan_chunk(slot.sequence, builder)
         states: list[list[int]] = []
         for b, slot in enumerate(active):
             slot.policy.plan(slot.sequence, b, builder)
-            padding = [_PADDING] * (length - slot.sequence.length)
+            # A pool's states are masked behind their windows.
+            padding = [lm.mask_token_id if settings.pooled else _PADDING] * (length - slot.sequence.length)
             states += [state + padding for state in slot.sequence.states]
             states += states[-1:] * (count - len(slot.sequence.states))
-        numbers = [len(slot.sequence.states) for slot in active] + [slot.sequence.steps_taken for slot in active]
-        calls, drafts, numbers_on_device = builder.build(states, numbers, lm.device, self._cache)
-        num_drafts, steps_taken = numbers_on_device.chunk(2)
+        numbers = [[len(slot.sequence.states) for slot in active], [slot.sequence.steps_taken for slot in active]]
+        if settings.pooled:
+            sequences = [slot.sequence for slot in active]
+            numbers.append([sequence.prompt_length - sequence.start for sequence in sequences])
+            numbers.append([sequence.start for sequence in sequences])
+            numbers.append([sequence.slot for sequence in sequences])
+            numbers.append([int(settings.one_block and sequence.refresh) for sequence in sequences])
+        flat = list(itertools.chain.from_iterable(numbers))
+        calls, drafts, numbers_on_device = builder.build(states, flat, lm.device, self._cache)
+        num_drafts, steps_taken, *for_pool = numbers_on_device.split([len(each) for each in numbers])
 
         token_ids = drafts.clone()
         confidence = torch.full(drafts.shape, float("-inf"), dtype=torch.float32, device=lm.device)
@@ -190,4 +210,19 @@ class PlannedExecutor:
             block_length=settings.block_length,
             drafting=settings.drafting,
             step=steps_taken,
+            **self._pooling(for_pool),
         )
+
+    def _pooling(self, for_pool: list[torch.Tensor]) -> dict[str, Any]:
+        """Arguments of `draft_step`. No draft is told how far it was computed: where it was not, nothing is predicted."""
+        if not for_pool:
+            return {}
+        answer_start, window_start, slots, refreshed = for_pool
+        return {
+            "pool": self._pool,
+            "answer_start": answer_start,
+            "eos_token_id": next(iter(self._settings.eos_token_ids), None),
+            "window_start": window_start,
+            "slots": slots,
+            "forget": refreshed != 0,
+        }

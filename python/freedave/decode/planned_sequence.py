@@ -13,6 +13,9 @@ class PlannedSequence(Sequence):
     The window is `start ... start + length - 1`: the current block and those further blocks that the drafts, or the drafts
     made from any of them, can reach. Policies of full attention ("prefix" and "dual") prove one block a cache, so their
     windows end with the next block, and only drafts with something left to fill in the current one are forwarded.
+
+    Where drafts are pooled, a window may begin with complete blocks. The step that finished them went through states of
+    earlier forwards, so that their keys and values are computed with the next drafts, all of which begin with these blocks.
     """
 
     def __init__(self, index: int, slot: int, prompt: list[int], settings: Settings, mask_token_id: int) -> None:
@@ -49,7 +52,16 @@ class PlannedSequence(Sequence):
         states = [draft + fresh for draft in drafts]
         reach = [self.reach(state, self._settings.lookahead_steps) for state in states]
         length = reach[-1]  # drafts are nested, so the last one reaches furthest
+        if self._settings.pooled and not self.one_block:
+            # Draft 0 says what to expect wherever a walk may lead, and shows it the whole window.
+            length = reach[0] = self._pooled_length(states[0])
         # A draft without masks predicts nothing, so it is not forwarded.
         open_until = size if self.one_block else length
         self.states = [state[:length] for state in states if self._mask in state[:open_until]]
         self.reach_of = [min(end, length) for end in reach[: len(self.states)]]
+
+    def _pooled_length(self, state: list[int]) -> int:
+        """The length of a window in which pooled drafts go on from `state`, to which it is open."""
+        size = self._settings.block_length
+        complete = state.index(self._mask) // size * size
+        return min(complete + self._settings.drafted_length, len(state))

@@ -12,9 +12,14 @@ import torch
 
 from freedave.decode.options import DecodingOptions
 from freedave.integers import as_int, as_token_ids
+from freedave_kernels.contract import POOLED_DRAFTINGS
 
 if TYPE_CHECKING:
     from freedave.models.diffusion_lm import DiffusionLM
+
+# Windows of pooled drafts show what 2 K static steps can reach, and so many more blocks. A walk goes over what it knows, and
+# pipelining enters later blocks early; with fewer blocks, both find fewer drafts (measured with the embedded model).
+MORE_BLOCKS = {"pooled": 1, "pipelined": 4}
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,7 @@ class Settings:
     order: str
     threshold: float | None
     drafting: str
+    """As asked for, but "pooled" where "pipelined" would be that."""
     cache: str
     """ "exact", "none", "prefix" or "dual"."""
     eos_token_ids: tuple[int, ...]
@@ -54,7 +60,30 @@ class Settings:
         """
         if self.executor == "graph" and not own_shapes:
             return dataclasses.replace(self, active_drafts=1)
-        return dataclasses.replace(self, draft_steps=1, lookahead_steps=1)
+        return dataclasses.replace(self, draft_steps=1, lookahead_steps=1, drafting="nested")
+
+    @property
+    def pooled(self) -> bool:
+        """Whether what was forwarded is kept, so that no state is forwarded twice."""
+        return self.drafting in POOLED_DRAFTINGS
+
+    @property
+    def pool_states(self) -> int:
+        """How many states a sequence's pool holds. With fewer, forwards are taken that could be spared."""
+        return max(48, 6 * self.draft_steps) if self.drafting == "pipelined" else max(16, 2 * self.draft_steps)
+
+    @property
+    def drafted_length(self) -> int:
+        """How far drafts may go, counted from the first block that is not complete, where they are pooled."""
+        steps = 2 * self.draft_steps * self.tokens_per_step
+        return (math.ceil(steps / self.block_length) + MORE_BLOCKS[self.drafting]) * self.block_length
+
+    def pool_length(self, capacity: int) -> int:
+        """The longest window of a sequence of at most `capacity` positions, where drafts are pooled, in whole blocks.
+
+        It may begin with complete blocks, but no more than drafts go over.
+        """
+        return math.ceil(min(2 * self.drafted_length, capacity) / self.block_length) * self.block_length
 
     @property
     def one_block(self) -> bool:
@@ -176,6 +205,12 @@ def resolve_settings(
         executor=_executor(lm, chosen.executor, chosen.compile),
         compile=chosen.compile,
     )
+    if settings.pooled and settings.executor == "graph":
+        raise ValueError(
+            f"drafting={settings.drafting!r} needs executor='planned' so far; the graph executor has 'recycled' and 'nested'"
+        )
+    if settings.one_block and settings.drafting == "pipelined":  # no draft may come from behind a refresh
+        settings = dataclasses.replace(settings, drafting="pooled")
     _check_ends(lm, settings)
     check_length(lm, settings, prompt_length)
     return settings

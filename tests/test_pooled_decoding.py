@@ -1,0 +1,145 @@
+"""Pooled and pipelined drafts on the planned executor: lossless whatever the setting, and each is alone in its slot."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from test_batches import FAMILIES, decoder, padded
+from tiny_models import MASK, golden_lm, prompt
+
+import freedave
+from freedave.decode import planned_executor
+from freedave.decode.settings import Settings
+from freedave_kernels import DraftStep, draft_step
+
+POOLED = pytest.mark.parametrize("drafting", ["pooled", "pipelined"])
+
+
+@POOLED
+def test_example(drafting: str) -> None:
+    """What static decoding commits. A forward may commit more than K steps: it goes on through states forwarded before."""
+    lm = golden_lm(block_length=8)
+    most = 0
+    for seed in range(4):
+        out = freedave.generate(
+            lm, prompt(8, seed), max_new_tokens=32, draft_steps=3, drafting=drafting, check_lossless=True
+        )
+        assert out.static is not None and out.num_forwards < out.static.num_forwards
+        most = max(most, *out.stats.accepted_lengths)
+    assert most > 3
+
+
+def any_options(draw: random.Random) -> dict[str, Any]:
+    """Of `generate`; what is not drawn is as usual."""
+    return {
+        "draft_steps": draw.choice([2, 3, 5, 8, 16]),
+        "block_length": draw.choice([1, 3, 4, 8, 16, 64]),
+        "max_new_tokens": draw.choice([1, 7, 20, 33]),
+        "tokens_per_step": draw.choice([1, 1, 2, 3]),
+        "threshold": draw.choice([None, None, 0.1, 0.2]),
+        "order": draw.choice(["confidence", "confidence", "left_to_right"]),
+        "lookahead_steps": draw.choice([None, None, 1, 2]),
+        "eos_token_id": [draw.randrange(MASK) for _ in range(draw.choice([0, 1, 3]))],
+        "stop_sequences": [[draw.randrange(MASK)] for _ in range(draw.choice([0, 2]))],
+    }
+
+
+@POOLED
+@pytest.mark.parametrize(("family", "cache"), FAMILIES)
+def test_random_decodes(monkeypatch: pytest.MonkeyPatch, family: str, cache: str, drafting: str) -> None:
+    """Batches of prompts, ends and stop sequences, windows that slide; a pool that overflows drops its oldest states."""
+    lm = golden_lm(family)
+    for seed in range(10):
+        draw = random.Random(seed)
+        options = any_options(draw)
+        lengths = [draw.choice([1, 4, 5, 12]) for _ in range(draw.choice([1, 3]))]
+        input_ids, attention_mask = padded(lengths, "left")
+        states = draw.choice([1, 4, 16, 48])
+        monkeypatch.setattr(Settings, "pool_states", property(lambda self, states=states: states))
+        freedave.generate(
+            lm,
+            input_ids,
+            attention_mask=attention_mask,
+            drafting=drafting,
+            cache=cache,
+            check_lossless=True,
+            **options,
+        )
+
+
+@POOLED
+@pytest.mark.parametrize(("family", "cache"), FAMILIES)
+def test_a_slot_is_empty_for_the_next_sequence(family: str, cache: str, drafting: str) -> None:
+    """Prompts through one slot, each a little longer, so that its window begins where the one before might have gone on."""
+    lm = golden_lm(family)
+    engine = decoder(lm, slots=1, cache=cache, block_length=8, drafting=drafting)
+    for seed in range(5):
+        row = prompt(5 + 9 * seed, seed)
+        sequence = engine.add(row[0].tolist())
+        while engine.sequences:
+            engine.launch()
+            engine.poll()
+        alone = freedave.generate(
+            lm, row, max_new_tokens=16, draft_steps=4, cache=cache, block_length=8, drafting=drafting
+        )
+        assert sequence.generated(sequence.step_map) == alone.step_map[0].tolist()
+        assert sequence.generated(sequence.tokens) == alone.sequences[0, row.shape[1] :].tolist()
+        assert sequence.accepted_lengths == alone.stats.accepted_lengths
+
+
+@POOLED
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_a_refresh_empties_the_pool(monkeypatch: pytest.MonkeyPatch, cache: str, drafting: str) -> None:
+    """What was predicted before it, static decoding would predict otherwise; and nothing is drafted across it."""
+    calls = []
+
+    def spied(*arguments: Any, **named: Any) -> DraftStep:
+        step = draft_step(*arguments, **named)
+        calls.append((named["drafting"], named["window_start"].tolist(), named["forget"].tolist()))
+        return step
+
+    monkeypatch.setattr(planned_executor, "draft_step", spied)
+    freedave.generate(golden_lm("full"), prompt(5), 24, 4, block_length=8, cache=cache, drafting=drafting)
+    blocks = [start for _, (start,), _ in calls]
+    assert sorted(set(blocks)) == [5, 13, 21]
+    assert calls == [("pooled", [start], [n == blocks.index(start)]) for n, start in enumerate(blocks)]
+
+
+@POOLED
+@pytest.mark.parametrize("draft_steps", [2, 8])
+def test_answers_up_to_the_models_last_position(draft_steps: int, drafting: str) -> None:
+    """The last block is cut short where the model has no more positions."""
+    for family in ("block_causal", "full"):
+        lm = golden_lm(family)
+        assert lm.max_positions == 512
+        out = freedave.generate(
+            lm, prompt(476), 36, draft_steps, block_length=24, drafting=drafting, check_lossless=True
+        )
+        assert (out.step_map >= 0).all()
+
+
+@POOLED
+def test_windows_stay_within_the_pool(drafting: str) -> None:
+    """Only what was forwarded is passed, so that a window may begin with blocks that were finished through the pool."""
+    lm = golden_lm(block_length=2)
+    began_complete = 0
+    for seed in range(6):
+        engine = decoder(lm, slots=1, draft_steps=4, block_length=2, drafting=drafting, capacity=64)
+        sequence = engine.add(prompt(4, seed)[0].tolist(), max_new_tokens=40)
+        while engine.sequences:
+            engine.launch()
+            engine.poll()
+            if not sequence.finished:
+                states, pool = sequence.states, engine._executor._pool
+                began_complete += MASK not in states[0][:2]
+                assert MASK in states[0] and len(states[0]) <= pool.length
+    assert began_complete > 0
+
+
+@POOLED
+def test_the_graph_executor_refuses(drafting: str) -> None:
+    with pytest.raises(ValueError, match=f"drafting='{drafting}' needs executor='planned' so far"):
+        freedave.generate(golden_lm(), torch.tensor([[1, 2]]), 8, drafting=drafting, executor="graph")
