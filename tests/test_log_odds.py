@@ -57,9 +57,15 @@ def test_corners():
     assert (log_odds(torch.tensor([1.0, 2.0, INF])) == log_odds(torch.tensor([1.0]))).all()
     assert log_odds(torch.tensor([1.0])) > log_odds(torch.tensor([1 - 2.0**-24])) + 0.5
     assert (log_odds(torch.tensor([0.0, -0.0, -3.5, -INF, NAN])) == log_odds(torch.tensor([2.0**-126]))).all()
-    assert sigmoid(torch.tensor([16.64, 87.0, 200.0, INF])).tolist() == [1.0] * 4
+    assert sigmoid(torch.tensor([17.4, 87.0, 200.0, INF])).tolist() == [1.0] * 4
     low = sigmoid(torch.tensor([-87.0, -200.0, -INF]))
     assert (low == low[0]).all() and 0 < low[0] < 2e-38
+
+
+def test_certainties_are_told_apart_as_confidences_are():
+    """Back and forth, a confidence near 1 stays what it is: it ties with what it tied with, and with nothing else."""
+    near_one = 1 - torch.arange(2000) * 2.0**-24
+    assert torch.equal(sigmoid(log_odds(near_one)), near_one)
 
 
 @pytest.fixture(scope="module")

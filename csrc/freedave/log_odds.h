@@ -46,9 +46,8 @@ HD float log_odds(float confidence) {
 HD float sigmoid(float log_odds) {
   constexpr float kFurthest = 87.0f;
   constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23, which has no bits behind the point
-  float x = -log_odds;
+  float x = log_odds < 0.0f ? log_odds : -log_odds;
   x = x > -kFurthest ? x : -kFurthest;  // a NaN, too
-  x = x < kFurthest ? x : kFurthest;
   const float exponent = (x * 1.44269502162933349609375f + kRounder) - kRounder;
   const float r = (x - exponent * kLn2High) - exponent * kLn2Low;
   float series = static_cast<float>(1.0 / 5040);
@@ -59,7 +58,9 @@ HD float sigmoid(float log_odds) {
   series = series * r + static_cast<float>(1.0 / 2);
   const float exp = ((r * r) * series + r) + 1.0f;
   const float power = float_of((static_cast<int32_t>(exponent) + 127) << 23);
-  return 1.0f / (exp * power + 1.0f);
+  const float odds = exp * power;
+  const float smaller = odds / (odds + 1.0f);
+  return log_odds > 0.0f ? 1.0f - smaller : smaller;
 }
 
 }  // namespace freedave
