@@ -461,8 +461,9 @@ def test_demo_json_with_full_attention(tmp_path: Path, capsys: pytest.CaptureFix
     assert result["attention"] == "full"
     assert ", 1 thread, torch " in result["machine"]
     assert result["settings"]["max_new_tokens"] == MAX_NEW_TOKENS
-    static, nested, recycled, _ = result["total"]
-    assert [row["mode"] for row in result["total"]] == ["static", "nested K=8", "recycled K=8", "recycled K=8, ahead 1"]
+    static, nested, recycled, *_ = result["total"]
+    drafted = ["nested K=8", "recycled K=8", "recycled K=8, ahead 1", "pooled K=8", "pipelined K=8"]
+    assert [row["mode"] for row in result["total"]] == ["static", *drafted]
     assert static["tokens"] == nested["tokens"] == recycled["tokens"]
     assert recycled["fewer_forwards"] == static["forwards"] / recycled["forwards"] > 2
     assert result["tasks"] == {"addition": result["total"]}
@@ -487,7 +488,7 @@ def test_demo_fails_when_a_decode_differs(
     options = ["demo", "--problems", "1", "--draft-steps", "16", "--picture", str(tmp_path / "a.html")]
     assert main(options) == 1
     printed = capsys.readouterr().out
-    assert "NOT LOSSLESS: 3 of 3 FreeDave decodes differ" in printed
+    assert "NOT LOSSLESS: 5 of 5 FreeDave decodes differ" in printed
     assert re.search(r"recycled K=16 +\d/1 +NO \(1\)", printed)
 
 

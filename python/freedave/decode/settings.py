@@ -70,7 +70,7 @@ class Settings:
     @property
     def pool_states(self) -> int:
         """How many states a sequence's pool holds. With fewer, forwards are taken that could be spared."""
-        return max(48, 6 * self.draft_steps) if self.drafting == "pipelined" else max(16, 2 * self.draft_steps)
+        return max(48, 6 * self.draft_steps) if self.drafting == "pipelined" else max(16, 3 * self.draft_steps)
 
     @property
     def drafted_length(self) -> int:

@@ -43,6 +43,7 @@ class Mode:
 
 
 STATIC = Mode(draft_steps=1)
+DRAFTED = (("nested", None), ("recycled", None), ("recycled", 1), ("pooled", None), ("pipelined", None))
 
 
 @dataclass(frozen=True)
@@ -62,17 +63,12 @@ class DemoSettings:
 
     @property
     def modes(self) -> tuple[Mode, ...]:
-        """Static decoding, then for each number of drafts: nested, recycled, and recycled with the shortest lookahead.
-
-        The first two take the fewest forwards; the third spends less compute on each, which is what a CPU is short of.
+        """Static decoding, then for each number of drafts: every way to draft, and the default with the shortest lookahead,
+        which spends less compute on a forward: that is what a CPU is short of.
         """
         return (
             STATIC,
-            *(
-                Mode(steps, drafting, lookahead)
-                for steps in self.draft_steps
-                for drafting, lookahead in (("nested", None), ("recycled", None), ("recycled", 1))
-            ),
+            *(Mode(steps, drafting, lookahead) for steps in self.draft_steps for drafting, lookahead in DRAFTED),
         )
 
 
