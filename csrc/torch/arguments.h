@@ -21,7 +21,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 // A string argument, short enough to be one of the words that the ops know.
-struct Word {
+struct Text {
   char text[24];
   operator std::string_view() const { return text; }
 };
@@ -30,14 +30,14 @@ struct Word {
 
 // torch's own conversion to std::string leaks the string (torch 2.13), once a call.
 template <>
-struct torch::stable::detail::ToImpl<freedave::Word> {
-  static freedave::Word call(StableIValue value, uint64_t, bool) {
+struct torch::stable::detail::ToImpl<freedave::Text> {
+  static freedave::Text call(StableIValue value, uint64_t, bool) {
     const auto handle = torch::stable::detail::to<StringHandle>(value);
     const char* data = nullptr;
-    freedave::Word word{};
-    if (torch_string_c_str(handle, &data) == 0) std::string_view(data).copy(word.text, sizeof(word.text) - 1);
+    freedave::Text text{};
+    if (torch_string_c_str(handle, &data) == 0) std::string_view(data).copy(text.text, sizeof(text.text) - 1);
     torch_delete_string(handle);
-    return word;
+    return text;
   }
 };
 

@@ -30,7 +30,7 @@ float threshold_of(const char* op, std::optional<double> threshold) {
 }
 
 StepRule step_rule(const char* op, int64_t length, int64_t mask_token_id, int64_t tokens_per_step,
-                   std::optional<double> threshold, const Word& order, std::optional<int64_t> block_length) {
+                   std::optional<double> threshold, const Text& order, std::optional<int64_t> block_length) {
   return {.mask_token_id = mask_token_id,
           .tokens_per_step = expect_at_least(op, "tokens_per_step", tokens_per_step, 1),
           .block_length = block_length_of(op, block_length, length),
@@ -47,7 +47,7 @@ LogitType logit_type(const Argument& logits) {
 
 // The arguments that say which logits are to be looked at.
 LogitsToScan to_scan(const Argument& logits, const Argument& input_ids, int64_t mask_token_id, int64_t first_token_id,
-                     const std::optional<Tensor>& mask_index_, const Word& measure,
+                     const std::optional<Tensor>& mask_index_, const Text& measure,
                      const std::optional<Tensor>& suppress_tokens_, bool logits_shift) {
   const char* const op = logits.op;
   const LogitType type = logit_type(logits);
@@ -91,7 +91,7 @@ LogitsToScan to_scan(const Argument& logits, const Argument& input_ids, int64_t 
 }
 
 std::tuple<Tensor, Tensor> predict_tokens(const Tensor& logits_, const Tensor& input_ids_, int64_t mask_token_id,
-                                          const std::optional<Tensor>& mask_index, const Word& measure,
+                                          const std::optional<Tensor>& mask_index, const Text& measure,
                                           const std::optional<Tensor>& suppress_tokens, bool logits_shift) {
   const Argument logits("predict_tokens", "logits", logits_), input_ids("predict_tokens", "input_ids", input_ids_);
   const LogitsToScan scan =
@@ -103,7 +103,7 @@ std::tuple<Tensor, Tensor> predict_tokens(const Tensor& logits_, const Tensor& i
 }
 
 Tensor partial_predictions(const Tensor& logits_, const Tensor& input_ids_, int64_t mask_token_id,
-                           int64_t first_token_id, const std::optional<Tensor>& mask_index, const Word& measure,
+                           int64_t first_token_id, const std::optional<Tensor>& mask_index, const Text& measure,
                            const std::optional<Tensor>& suppress_tokens, bool logits_shift) {
   constexpr const char* kOp = "partial_predictions";
   const Argument logits(kOp, "logits", logits_), input_ids(kOp, "input_ids", input_ids_);
@@ -118,7 +118,7 @@ Tensor partial_predictions(const Tensor& logits_, const Tensor& input_ids_, int6
   return states;
 }
 
-std::tuple<Tensor, Tensor> merge_predictions(const Tensor& states_, const Tensor& input_ids_, const Word& measure) {
+std::tuple<Tensor, Tensor> merge_predictions(const Tensor& states_, const Tensor& input_ids_, const Text& measure) {
   constexpr const char* kOp = "merge_predictions";
   const Argument states(kOp, "states", states_), input_ids(kOp, "input_ids", input_ids_);
   states.expect({ScalarType::Double});
@@ -142,7 +142,7 @@ std::tuple<Tensor, Tensor> merge_predictions(const Tensor& states_, const Tensor
   return {token_ids, confidence};
 }
 
-Tensor rank_positions(const Tensor& confidence_, const Tensor& mask_index_, const Word& order,
+Tensor rank_positions(const Tensor& confidence_, const Tensor& mask_index_, const Text& order,
                       std::optional<int64_t> block_length) {
   constexpr const char* kOp = "rank_positions";
   const Argument confidence(kOp, "confidence", confidence_), mask_index(kOp, "mask_index", mask_index_);
@@ -162,7 +162,7 @@ Tensor rank_positions(const Tensor& confidence_, const Tensor& mask_index_, cons
 
 Tensor select_transfer(const Tensor& confidence_, const Tensor& mask_index_, int64_t num_transfer,
                        const std::optional<Tensor>& num_transfer_per_row, std::optional<double> threshold, bool strict,
-                       const Word& fallback, const Word& order, std::optional<int64_t> block_length) {
+                       const Text& fallback, const Text& order, std::optional<int64_t> block_length) {
   constexpr const char* kOp = "select_transfer";
   const Argument confidence(kOp, "confidence", confidence_), mask_index(kOp, "mask_index", mask_index_);
   const int64_t length = confidence.expect({ScalarType::Float}).length();
@@ -189,7 +189,7 @@ Tensor select_transfer(const Tensor& confidence_, const Tensor& mask_index_, int
 
 std::tuple<Tensor, Tensor> build_drafts(const Tensor& input_ids_, const Tensor& token_ids_, const Tensor& confidence_,
                                         int64_t mask_token_id, int64_t draft_steps, int64_t tokens_per_step,
-                                        std::optional<double> threshold, const Word& order,
+                                        std::optional<double> threshold, const Text& order,
                                         std::optional<int64_t> block_length) {
   constexpr const char* kOp = "build_drafts";
   const Argument input_ids(kOp, "input_ids", input_ids_), token_ids(kOp, "token_ids", token_ids_);
@@ -216,7 +216,7 @@ std::tuple<Tensor, Tensor> build_drafts(const Tensor& input_ids_, const Tensor& 
 }
 
 Tensor verify_drafts(const Tensor& drafts_, const Tensor& targets_, const std::optional<Tensor>& num_drafts,
-                     const Word& match, std::optional<int64_t> mask_token_id) {
+                     const Text& match, std::optional<int64_t> mask_token_id) {
   constexpr const char* kOp = "verify_drafts";
   const Argument drafts(kOp, "drafts", drafts_), targets(kOp, "targets", targets_);
   drafts.expect({ScalarType::Long}).expect_dims(3);
@@ -276,7 +276,7 @@ int64_t expect_drafts(const Argument& drafts) {
 
 Tensor draft_step(const Tensor& drafts_, const Tensor& token_ids, const Tensor& confidence, const Tensor& num_drafts,
                   int64_t mask_token_id, int64_t draft_steps, int64_t tokens_per_step, std::optional<double> threshold,
-                  const Word& order, std::optional<int64_t> block_length, const Word& drafting, const Word& match,
+                  const Text& order, std::optional<int64_t> block_length, const Text& drafting, const Text& match,
                   std::optional<int64_t> eos_token_id, const std::optional<Tensor>& step,
                   const std::optional<Tensor>& answer_start) {
   constexpr const char* kOp = "draft_step";
@@ -333,8 +333,8 @@ void keep(const Tensor& window_key, const Tensor& window_value, const Tensor& ac
 
 Tensor pooled_step(const Tensor& drafts_, const Tensor& token_ids, const Tensor& confidence, const Tensor& num_drafts,
                    const Tensor& pool_, int64_t pool_states, int64_t pool_length, int64_t mask_token_id,
-                   int64_t draft_steps, int64_t tokens_per_step, std::optional<double> threshold, const Word& order,
-                   std::optional<int64_t> block_length, const Word& drafting, std::optional<int64_t> eos_token_id,
+                   int64_t draft_steps, int64_t tokens_per_step, std::optional<double> threshold, const Text& order,
+                   std::optional<int64_t> block_length, const Text& drafting, std::optional<int64_t> eos_token_id,
                    const std::optional<Tensor>& step, const std::optional<Tensor>& answer_start,
                    const std::optional<Tensor>& window_start, const std::optional<Tensor>& computed_length,
                    const std::optional<Tensor>& slots, const std::optional<Tensor>& forget) {

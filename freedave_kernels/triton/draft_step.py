@@ -51,14 +51,14 @@ def complete_prefix(masked, position, length, block_length):
 
 @triton.jit
 def distances(
-    drafts, state, k, active, position, length, draft_row, draft_step, COUNT: tl.constexpr, TILE: tl.constexpr
+    drafts, state, k, active, position, length, row_stride, position_stride, COUNT: tl.constexpr, TILE: tl.constexpr
 ):
     """`[COUNT]`: in how many positions each input draft differs from `state`."""
     distance = tl.zeros([COUNT], tl.int32)
     for begin in range(0, active, TILE):
         row = begin + tl.arange(0, TILE)
         inside = (row < active)[:, None] & (position < length)[None, :]
-        place = row.to(tl.int64)[:, None] * draft_row + position.to(tl.int64)[None, :] * draft_step
+        place = row.to(tl.int64)[:, None] * row_stride + position.to(tl.int64)[None, :] * position_stride
         draft = tl.load(drafts + place, mask=inside, other=0)
         differs = tl.sum((inside & (draft != state[None, :])).to(tl.int32), axis=1)
         if TILE == COUNT:

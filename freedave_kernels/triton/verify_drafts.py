@@ -23,8 +23,8 @@ def furthest_equal(
     position,
     length,
     mask_token_id,
-    draft_row,
-    draft_step,
+    row_stride,
+    position_stride,
     TILE: tl.constexpr,
     SUBSET: tl.constexpr,
 ):
@@ -34,7 +34,7 @@ def furthest_equal(
         k = begin + tl.arange(0, TILE)
         later = (k > current) & (k < active)
         inside = later[:, None] & (position < length)[None, :]
-        place = k.to(tl.int64)[:, None] * draft_row + position.to(tl.int64)[None, :] * draft_step
+        place = k.to(tl.int64)[:, None] * row_stride + position.to(tl.int64)[None, :] * position_stride
         draft = tl.load(drafts + place, mask=inside, other=0)
         differs = inside & (draft != target[None, :])
         if SUBSET:
