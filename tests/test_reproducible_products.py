@@ -163,6 +163,16 @@ def test_a_large_vocabulary_is_tried_in_slices(other_bits):
     assert set(other_bits) == {(8192, 8), (4096, 8)}
 
 
+def test_broken_weights_say_nothing_about_products(nothing_tried):
+    module = layers((32, 40))
+    with torch.no_grad():
+        next(module.parameters())[0, 0] = torch.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reproducible_products.try_products(module)
+    assert not reproducible_products._tried
+
+
 def test_what_is_not_float32_on_a_cpu_is_not_tried(other_bits):
     try_products(layers((8, 8), dtype=torch.bfloat16))
     try_products(layers((8, 8), device="meta"))

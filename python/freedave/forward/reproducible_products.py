@@ -47,7 +47,7 @@ def try_products(model: torch.nn.Module, sliced: torch.nn.Module | None = None) 
         if weight.device.type != "cpu" or weight.dtype != torch.float32:
             continue
         key = (*weight.shape, module is sliced, torch.get_num_threads())
-        if key in _tried:
+        if key in _tried or not weight.isfinite().all():  # a NaN equals nothing, and decoding reports it
             continue
         count = _first_difference(weight, module is sliced)
         _tried[key] = count is None
