@@ -108,17 +108,16 @@ class PoolLayout(NamedTuple):
     age: slice
     start: slice
     confidence: slice
-    effects: slice
 
     @property
     def width(self) -> int:
         """Integers in the pool."""
-        return self.effects.stop
+        return self.confidence.stop
 
     @classmethod
     def of(cls, states: int, length: int) -> PoolLayout:
         size = states * length
-        sizes = [size, size, states, states, 1, (size + 1) // 2, (length * length + 1) // 2]
+        sizes = [size, size, states, states, 1, (size + 1) // 2]
         ends = list(itertools.accumulate(sizes))
         return cls(*map(slice, [0, *ends[:-1]], ends))
 

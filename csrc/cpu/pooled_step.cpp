@@ -1,13 +1,10 @@
-// Verification through all states whose predictions are known, and the next drafts from all that they have told. A
-// thread owns a sequence. Its states are kept as the pool keeps them, a row of columns each, so that they are compared
-// as memory; which columns are filled is kept as bits, which tell nearly all states apart.
-#include <bit>
-#include <cstring>
-
+// Verification through all states whose predictions are known, and the next drafts from the nearest of them. A thread
+// owns a sequence. Its states are kept as the pool keeps them, a row of columns each. How far each is from the state at
+// work is kept up to date as that is filled, so that finding it among them (at distance 0) costs no comparison.
+#include "freedave/pooled_step.h"
 #include "cpu/drafting.h"
 #include "cpu/parallel.h"
 #include "cpu/record.h"
-#include "freedave/pooled_step.h"
 
 namespace freedave::cpu {
 namespace {
@@ -17,8 +14,7 @@ struct Known {
   const int64_t* state;
   const int64_t* token_ids;
   const float* confidence;
-  const uint64_t* filled;  // a bit a column
-  int64_t computed;        // leading window positions whose predictions are known
+  int64_t computed;  // leading window positions whose predictions are known
   int64_t age;
   int64_t place;  // an input draft's index, or that of an entry of the pool
 };
@@ -34,10 +30,8 @@ struct Candidate {
 };
 
 struct Scratch {
-  std::vector<int64_t> states, token_ids, state, expected;
-  std::vector<float> confidence, log_odds, forecast, sure, effect, heap;
-  std::vector<uint64_t> filled, target;
-  std::vector<uint8_t> has_log_odds;
+  std::vector<int64_t> states, token_ids, state, expected, distance;
+  std::vector<float> confidence, sure, heap;
   std::vector<Known> known;
   std::vector<int64_t> kept, picks, chosen;
   std::vector<Hop> path;
@@ -62,20 +56,17 @@ class Sequence {
     origin_ = column_of(start_, columns_);
     answer_start_ = p_.answer_start.data ? p_.answer_start.at(b) : 0;
     step_ = p_.step.data ? p_.step.at(b) : 0;
-    words_ = (columns_ + 63) / 64;
     enter(p.forget.data && p.forget.at(0, b));
     load(p);
   }
 
   void run() {
     verify();
-    measure_effects();
     choose_kept();
     const Record record = record_of(p_, b_);
     write_window(scratch_.state.data(), record.drafts);  // the committed state is the next draft 0
     int64_t num_drafts = 0;
     if (scratch_.path.back().end > scratch_.path.back().begin) {  // else nothing can be filled
-      foresee();
       walk();
       num_drafts = write_drafts(record.drafts);
     }
@@ -109,22 +100,12 @@ class Sequence {
     std::copy_n(row, p_.length - before_wrap, window + before_wrap);
   }
 
-  void fill_bits(const int64_t* state, uint64_t* filled) const {
-    for (int64_t w = 0; w < words_; ++w) {
-      const int64_t bits = std::min<int64_t>(64, columns() - w * 64);
-      uint64_t word = 0;
-      for (int64_t i = 0; i < bits; ++i) word |= static_cast<uint64_t>(state[w * 64 + i] != mask()) << i;
-      filled[w] = word;
-    }
-  }
-
   // The window may have slid since the last call: positions that it left make room for new ones. A jump is a new start.
   void enter(bool forget) {
     const int64_t moved = start_ - *pool_.start;
     const bool slid = moved >= 0 && moved < columns();
     int64_t* age = pool_.age;
     if (forget || !slid) std::fill(age, age + entries_, 0);
-    if (!slid) std::fill(pool_.effects, pool_.effects + columns() * columns(), 0.0f);
     for (int64_t i = 0; slid && i < moved; ++i) {
       const int64_t c = column_of(*pool_.start + i, columns());
       for (int64_t n = 0; n < entries_; ++n) {
@@ -132,8 +113,6 @@ class Sequence {
         pool_.states[place] = pool_.token_ids[place] = mask();
         pool_.confidence[place] = -INFINITY;
       }
-      std::fill(pool_.effects + c * columns(), pool_.effects + (c + 1) * columns(), 0.0f);
-      for (int64_t q = 0; q < columns(); ++q) pool_.effects[q * columns() + c] = 0.0f;
     }
     *pool_.start = start_;
   }
@@ -149,8 +128,7 @@ class Sequence {
     scratch_.states.resize(drafts_ * columns());
     scratch_.token_ids.resize(drafts_ * columns());
     scratch_.confidence.resize(drafts_ * columns());
-    scratch_.filled.resize((drafts_ + entries_) * words_);
-    scratch_.expected.resize(length);
+    scratch_.expected.resize(std::max(length, columns()));
     scratch_.sure.resize(std::max(length, columns()));
     scratch_.known.clear();
     clock_ = 0;
@@ -167,35 +145,30 @@ class Sequence {
       to_columns(state, mask(), &scratch_.states[j * columns()]);
       to_columns(scratch_.expected.data(), mask(), &scratch_.token_ids[j * columns()]);
       to_columns(scratch_.sure.data(), -INFINITY, &scratch_.confidence[j * columns()]);
-      add_known(&scratch_.states[j * columns()], &scratch_.token_ids[j * columns()],
-                &scratch_.confidence[j * columns()], computed, clock_ + 1 + j, j);
+      scratch_.known.push_back({&scratch_.states[j * columns()], &scratch_.token_ids[j * columns()],
+                                &scratch_.confidence[j * columns()], computed, clock_ + 1 + j, j});
     }
     for (int64_t n = 0; n < entries_; ++n) {
       if (pool_.age[n] <= 0) continue;
       const int64_t row = n * columns();
-      add_known(pool_.states + row, pool_.token_ids + row, pool_.confidence + row,
-                std::min(pool_.computed[n] - start_, length), pool_.age[n], n);
+      scratch_.known.push_back({pool_.states + row, pool_.token_ids + row, pool_.confidence + row,
+                                std::min(pool_.computed[n] - start_, length), pool_.age[n], n});
     }
-    scratch_.has_log_odds.assign(scratch_.known.size(), 0);
-    scratch_.log_odds.resize(scratch_.known.size() * columns());
-  }
-
-  void add_known(const int64_t* state, const int64_t* token_ids, const float* confidence, int64_t computed, int64_t age,
-                 int64_t place) {
-    uint64_t* filled = &scratch_.filled[scratch_.known.size() * words_];
-    fill_bits(state, filled);
-    scratch_.known.push_back({state, token_ids, confidence, filled, computed, age, place});
   }
 
   bool is_draft(int64_t known) const { return known < drafts_; }
 
   bool is_masked(int64_t position) const { return scratch_.state[column(position)] == mask(); }
 
-  // The state at work is `scratch_.state`, its bits `scratch_.target`. It only ever fills, so what was found out about
-  // its complete blocks stays.
-  void begin_with(const int64_t* state, const uint64_t* filled) {
+  // The state at work is `scratch_.state`. It only ever fills, so what was found out about its complete blocks stays.
+  void begin_with(const int64_t* state) {
     scratch_.state.assign(state, state + columns());
-    scratch_.target.assign(filled, filled + words_);
+    scratch_.distance.clear();
+    for (const Known& known : scratch_.known) {
+      int64_t distance = 0;
+      for (int64_t c = 0; c < columns(); ++c) distance += known.state[c] != state[c];
+      scratch_.distance.push_back(distance);
+    }
     block_ = {0, 0};
     first_masked_ = 0;
     ended_ = false;
@@ -215,13 +188,11 @@ class Sequence {
 
   void fill(int64_t position, int64_t token) {
     const int64_t c = column(position);
+    for (size_t k = 0; k < scratch_.known.size(); ++k) {
+      const int64_t there = scratch_.known[k].state[c];
+      scratch_.distance[k] += (there != token) - (there != mask());
+    }
     scratch_.state[c] = token;
-    scratch_.target[c / 64] |= uint64_t{1} << c % 64;
-  }
-
-  bool same_as_target(const Known& known) const {
-    return std::equal(known.filled, known.filled + words_, scratch_.target.data()) &&
-           std::memcmp(known.state, scratch_.state.data(), columns() * sizeof(int64_t)) == 0;
   }
 
   bool serves(const Known& known) const { return block_.begin < block_.end && block_.end <= known.computed; }
@@ -234,7 +205,7 @@ class Sequence {
       const int64_t k = among(n);
       const Known& known = scratch_.known[k];
       if (found >= 0 && known.age < scratch_.known[found].age) continue;
-      if (same_as_target(known) && serves(known)) found = k;
+      if (scratch_.distance[k] == 0 && serves(known)) found = k;
     }
     return found;
   }
@@ -265,7 +236,7 @@ class Sequence {
   void verify() {
     scratch_.path.clear();
     scratch_.picks.clear();
-    begin_with(scratch_.known[0].state, scratch_.known[0].filled);
+    begin_with(scratch_.known[0].state);
     int64_t at = 0;
     while (at >= 0) {
       const Known& known = scratch_.known[at];
@@ -281,80 +252,16 @@ class Sequence {
     }
   }
 
-  // Whether `known` agrees with a state wherever that is filled.
-  bool extends(const Known& known, const int64_t* state, const uint64_t* filled) const {
-    for (int64_t w = 0; w < words_; ++w) {
-      if (filled[w] & ~known.filled[w]) return false;
-    }
-    bool differs = false;  // no early return: so the compiler compares several at once
-    for (int64_t c = 0; c < columns(); ++c) differs |= (state[c] != known.state[c]) & (state[c] != mask());
-    return !differs;
-  }
-
-  const float* log_odds_of(int64_t known) {
-    float* row = &scratch_.log_odds[known * columns()];
-    if (!scratch_.has_log_odds[known]) {
-      const float* confidence = scratch_.known[known].confidence;
-      for (int64_t c = 0; c < columns(); ++c) row[c] = log_odds(confidence[c]);
-      scratch_.has_log_odds[known] = 1;
-    }
-    return row;
-  }
-
-  // effects[q, p]: how filling q moved the log-odds of p, between a draft and the known state nearest before it.
-  void measure_effects() {
-    const auto count = static_cast<int64_t>(scratch_.known.size());
-    scratch_.effect.resize(columns());
-    for (int64_t j = drafts_ - 1; j >= 0; --j) {
-      const Known& draft = scratch_.known[j];
-      int64_t parent = -1, added = kFurthestParent + 1;
-      for (int64_t k = 0; k < count; ++k) {
-        if (is_draft(k) && k >= j) continue;
-        const Known& other = scratch_.known[k];
-        int64_t more = 0;
-        for (int64_t w = 0; w < words_; ++w) more += std::popcount(draft.filled[w] & ~other.filled[w]);
-        if (more == 0 || more > added || (more == added && parent >= 0 && other.age < scratch_.known[parent].age))
-          continue;
-        if (more > kFurthestParent || !extends(draft, other.state, other.filled)) continue;
-        parent = k;
-        added = more;
-      }
-      if (parent >= 0) measure(j, parent, added);
-    }
-  }
-
-  void measure(int64_t draft_index, int64_t parent_index, int64_t added) {
-    const Known& draft = scratch_.known[draft_index];
-    const Known& parent = scratch_.known[parent_index];
-    const float* after = log_odds_of(draft_index);
-    const float* before = log_odds_of(parent_index);
-    for (int64_t c = 0; c < columns(); ++c) scratch_.effect[c] = (after[c] - before[c]) / static_cast<float>(added);
-    for (int64_t w = 0; w < words_; ++w) {
-      for (uint64_t bits = draft.filled[w] & ~parent.filled[w]; bits != 0; bits &= bits - 1) {
-        float* effects = pool_.effects + (w * 64 + std::countr_zero(bits)) * columns();
-        for (int64_t c = 0; c < columns(); ++c) {
-          const bool both = is_rankable(draft.confidence[c]) & is_rankable(parent.confidence[c]);
-          effects[c] = both ? scratch_.effect[c] : effects[c];
-        }
-      }
-    }
-  }
-
-  // The newest known states that decoding may still come through. A draft replaces an entry that is the same state.
+  // The newest known states that agree with the state at work wherever that is filled: decoding may come through them.
   void choose_kept() {
     std::vector<int64_t>& kept = scratch_.kept;
     kept.clear();
-    const auto count = static_cast<int64_t>(scratch_.known.size());
-    for (int64_t k = 0; k < count; ++k) {
+    const int64_t* state = scratch_.state.data();
+    for (size_t k = 0; k < scratch_.known.size(); ++k) {
       const Known& known = scratch_.known[k];
-      if (!extends(known, scratch_.state.data(), scratch_.target.data())) continue;
-      bool replaced = false;
-      for (int64_t j = 0; !is_draft(k) && j < drafts_ && !replaced; ++j) {
-        const Known& draft = scratch_.known[j];
-        replaced = std::equal(draft.filled, draft.filled + words_, known.filled) &&
-                   std::memcmp(draft.state, known.state, columns() * sizeof(int64_t)) == 0;
-      }
-      if (!replaced) kept.push_back(k);
+      bool differs = false;  // no early return: so the compiler compares several at once
+      for (int64_t c = 0; c < columns(); ++c) differs |= (state[c] != known.state[c]) & (state[c] != mask());
+      if (!differs) kept.push_back(static_cast<int64_t>(k));
     }
     if (static_cast<int64_t>(kept.size()) <= entries_) return;
     const auto newer = [&](int64_t a, int64_t b) { return scratch_.known[a].age > scratch_.known[b].age; };
@@ -363,57 +270,40 @@ class Sequence {
     std::sort(kept.begin(), kept.end());
   }
 
-  void see(int64_t known_index) {
-    const Known& known = scratch_.known[known_index];
-    const float* log_odds = log_odds_of(known_index);
-    for (int64_t c = 0; c < columns(); ++c) {
-      const bool predicted = is_rankable(known.confidence[c]);
-      scratch_.forecast[c] = predicted ? log_odds[c] : scratch_.forecast[c];
-      scratch_.expected[c] = predicted ? known.token_ids[c] : scratch_.expected[c];
-    }
-  }
-
-  void expect_filled(int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n) {
-      const float* effects = pool_.effects + column(scratch_.picks[n]) * columns();
-      for (int64_t c = 0; c < columns(); ++c) scratch_.forecast[c] += effects[c];
-    }
-  }
-
-  // The newest predictions on the way to the state at work, moved by the effects of what was filled since.
+  // What to expect in the current block of the state at work: each position as predicted at the nearest known state
+  // that has a prediction there, the oldest of those as near.
   void foresee() {
-    scratch_.forecast.assign(columns(), -INFINITY);
-    scratch_.expected.assign(columns(), 0);
-    // Nothing is left of what was predicted before a state that has a prediction wherever it is still needed.
-    const auto tells_all = [&](const Known& known) {
-      for (int64_t i = first_masked_; i < p_.length; ++i) {
-        if (is_masked(i) && !is_rankable(known.confidence[column(i)])) return false;
+    int64_t open = 0;
+    for (int64_t i = block_.begin; i < block_.end; ++i) {
+      scratch_.sure[column(i)] = -INFINITY;
+      open += is_masked(i);
+    }
+    int64_t last = -1;  // the known state that was looked at last
+    for (size_t rounds = 0; rounds < scratch_.known.size() && open > 0; ++rounds) {
+      int64_t nearest = -1;
+      for (size_t n = 0; n < scratch_.known.size(); ++n) {
+        const auto k = static_cast<int64_t>(n);
+        if ((last < 0 || is_nearer(last, k)) && (nearest < 0 || is_nearer(k, nearest))) nearest = k;
       }
-      return true;
-    };
-    size_t from = scratch_.path.size() - 1;
-    while (from > 0 && !tells_all(scratch_.known[scratch_.path[from].known])) --from;
-    for (; from < scratch_.path.size(); ++from) {
-      see(scratch_.path[from].known);
-      expect_filled(scratch_.path[from].begin, scratch_.path[from].end);
+      const Known& known = scratch_.known[nearest];
+      for (int64_t i = block_.begin; i < block_.end; ++i) {
+        const int64_t c = column(i);
+        if (!is_masked(i) || is_rankable(scratch_.sure[c]) || !is_rankable(known.confidence[c])) continue;
+        scratch_.sure[c] = known.confidence[c];
+        scratch_.expected[c] = known.token_ids[c];
+        --open;
+      }
+      last = nearest;
     }
   }
 
-  // Predicted confidences of the current block.
-  void be_sure() {
-    const auto fill_in = [&](int64_t begin, int64_t end) {
-      for (int64_t c = begin; c < end; ++c) {
-        const float sure = sigmoid(scratch_.forecast[c]);
-        scratch_.sure[c] = is_rankable(scratch_.forecast[c]) ? sure : -INFINITY;
-      }
-    };
-    const int64_t begin = column(block_.begin), end = begin + block_.end - block_.begin;
-    fill_in(begin, std::min(end, columns()));
-    fill_in(0, end - columns());
+  bool is_nearer(int64_t a, int64_t b) const {
+    const int64_t distance = scratch_.distance[a], other = scratch_.distance[b];
+    return distance != other ? distance < other : scratch_.known[a].age < scratch_.known[b].age;
   }
 
-  // Goes on from the state at work as decoding is expected to: by what is known where the state is, else by the
-  // forecast. States of the second kind are candidates for the next drafts.
+  // Goes on from the state at work as decoding is expected to: by what is known where the state is, else as foreseen.
+  // States of the second kind are candidates for the next drafts.
   void walk() {
     scratch_.candidates.clear();
     scratch_.heap.clear();
@@ -424,20 +314,21 @@ class Sequence {
       block = block_.begin;
       const auto begin = static_cast<int64_t>(scratch_.picks.size());
       const int64_t at = find(static_cast<int64_t>(scratch_.kept.size()), [&](int64_t n) { return scratch_.kept[n]; });
+      const int64_t* token_ids = scratch_.expected.data();
       if (at >= 0) {
-        see(at);
         pick_by(scratch_.known[at]);
+        token_ids = scratch_.known[at].token_ids;
       } else {
         if (!add_candidate(score, values)) break;
         score *= kScoreDecay;
-        be_sure();
+        foresee();
         pick([&](int64_t i) { return scratch_.sure[column(i)]; });
-        for (size_t n = begin; n < scratch_.picks.size(); ++n) values *= scratch_.sure[column(scratch_.picks[n])];
+        for (size_t n = begin; n < scratch_.picks.size(); ++n)
+          values *= probability(scratch_.sure[column(scratch_.picks[n])]);
       }
       const auto end = static_cast<int64_t>(scratch_.picks.size());
       if (end == begin) break;
-      for (int64_t n = begin; n < end; ++n) fill(scratch_.picks[n], scratch_.expected[column(scratch_.picks[n])]);
-      expect_filled(begin, end);
+      for (int64_t n = begin; n < end; ++n) fill(scratch_.picks[n], token_ids[column(scratch_.picks[n])]);
       advance();
     }
   }
@@ -549,7 +440,7 @@ class Sequence {
   const bool pipelined_;
   Scratch& scratch_;
   const int64_t b_;
-  int64_t start_, origin_, answer_start_, step_, words_, drafts_, clock_;
+  int64_t start_, origin_, answer_start_, step_, drafts_, clock_;
   Span block_;            // the current block of the state at work
   int64_t first_masked_;  // of the state at work
   bool ended_;            // a complete block of the state at work ends the sequence

@@ -2,7 +2,6 @@
 #include <cstdint>
 
 #include "freedave/draft_step.h"
-#include "freedave/log_odds.h"
 
 namespace freedave {
 
@@ -27,7 +26,6 @@ struct DraftPool {
   int64_t* age;        // [entries]; larger is newer, 0: no entry
   int64_t* start;      // the window's, at the last call
   float* confidence;   // [entries, columns]; -inf: no prediction
-  float* effects;      // [columns, columns]
 };
 
 struct PooledStepParams {
@@ -43,7 +41,7 @@ struct PooledStepParams {
 
 // All of a sequence's pool lies side by side, two float32 in the place of an integer: one tensor to hand over.
 HD int64_t pool_width(int64_t entries, int64_t columns) {
-  return 2 * entries * columns + 2 * entries + 1 + (entries * columns + 1) / 2 + (columns * columns + 1) / 2;
+  return 2 * entries * columns + 2 * entries + 1 + (entries * columns + 1) / 2;
 }
 
 HD DraftPool pool_of(const PooledStepParams& p, int64_t slot) {
@@ -54,17 +52,16 @@ HD DraftPool pool_of(const PooledStepParams& p, int64_t slot) {
   int64_t* age = computed + entries;
   int64_t* start = age + entries;
   int64_t* confidence = start + 1;
-  int64_t* effects = confidence + (size + 1) / 2;
-  return {
-      states, token_ids, computed, age, start, reinterpret_cast<float*>(confidence), reinterpret_cast<float*>(effects)};
+  return {states, token_ids, computed, age, start, reinterpret_cast<float*>(confidence)};
 }
 
 // Of a draft's score: what a draft before it costs, and where it ends.
 inline constexpr float kScoreDecay = 0.85f;
 inline constexpr float kLeastScore = 1e-6f;
 
-// How many positions a draft may add to the state that it is compared with.
-inline constexpr int64_t kFurthestParent = 4;
+// What a position that was filled as foreseen multiplies the probability of the values by. (Other measures than
+// probability may be greater or negative.)
+HD float probability(float confidence) { return confidence < 0.0f ? 0.0f : (confidence < 1.0f ? confidence : 1.0f); }
 
 // How likely it is that decoding gets into a later block as foreseen, where the values that were foreseen have this
 // probability.

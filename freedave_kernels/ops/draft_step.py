@@ -173,7 +173,7 @@ def draft_step(
         window_start: `[B]` int64, the position of each window's first element (None: 0).
         computed_length: `[B, J]` int64, how many leading positions of each draft were computed (None: all of them).
         slots: `[B]` int64 or int32, each sequence's slot of `pool`, no two the same; None: sequence b has slot b.
-        forget: `[B]` bool, whether the slot's states are out of date (None: no). The effects stay.
+        forget: `[B]` bool, whether the slot's states are out of date (None: no).
 
     Returns:
         `DraftStep`. But with a pool result for result equal to composing the other ops, which a test checks.

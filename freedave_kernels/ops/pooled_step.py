@@ -23,9 +23,10 @@ class DraftPool:
       may exceed J. `accepted` is the last input draft on the way, and `prefix_length` is of that; `token_ids`, `confidence`
       and `non_finite` are of the last known state. What is complete beyond `prefix_length` was not forwarded in this call.
     - Then the pool holds the newest states that decoding may still come through, those of this call among them.
-    - The next drafts go on from the committed state: from a known one as it predicts; else by the newest predictions, their
-      log-odds moved by what filling a position did to the others when it was last seen. States that are not known become
-      drafts. "pooled" takes the first K, "pipelined" those most likely to be met, later blocks among them.
+    - The next drafts go on from the committed state: from a known one as it predicts; else each position as predicted at the
+      known state nearest (in Hamming distance, ties to the oldest) that has a prediction there. States that are not known
+      become drafts. "pooled" takes the first K, "pipelined" those most likely to be met, later blocks among them: confidences
+      count as probabilities for that, within 0 and 1.
 
     Drafts are computed through their current block at least; what is predicted beyond `computed_length` is not looked at.
     From call to call the window may go over complete blocks of the committed state; where `window_start` goes back, or by C
@@ -69,7 +70,8 @@ class DraftPool:
     @property
     def confidence(self) -> torch.Tensor:
         """`[S, P, C]` float32: how sure they are; -inf where nothing was predicted."""
-        return self._floats(self.layout.confidence, self.num_states)
+        floats = self.memory[:, self.layout.confidence].view(torch.float32)
+        return floats[:, : self.num_states * self.length].unflatten(1, (self.num_states, self.length))
 
     @property
     def computed(self) -> torch.Tensor:
@@ -85,15 +87,6 @@ class DraftPool:
     def start(self) -> torch.Tensor:
         """`[S]` int64: `window_start` of the last call."""
         return self.memory[:, self.layout.start.start]
-
-    @property
-    def effects(self) -> torch.Tensor:
-        """`[S, C, C]` float32: how filling a position moved the log-odds of the others, as last measured."""
-        return self._floats(self.layout.effects, self.length)
-
-    def _floats(self, place: slice, rows: int) -> torch.Tensor:
-        floats = self.memory[:, place].view(torch.float32)
-        return floats[:, : rows * self.length].unflatten(1, (rows, self.length))
 
     def clear(self, slot: int) -> None:
         """Empties a slot for another sequence."""

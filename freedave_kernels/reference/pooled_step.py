@@ -13,11 +13,9 @@ from typing import NamedTuple
 import torch
 
 from freedave_kernels.contract import COUNTERS, PoolLayout, RecordLayout
-from freedave_kernels.reference.log_odds import log_odds, sigmoid
 
 INF = float("inf")
 DECAY, LEAST_SCORE = 0.85, 1e-6  # of a draft's score, float32
-FURTHEST_PARENT = 4  # positions that a draft may add to the state that it is compared with
 
 State = list[int]
 
@@ -97,6 +95,11 @@ def extends(state: State, other: State, mask_token_id: int) -> bool:
     return all(there in (mask_token_id, here) for here, there in zip(state, other, strict=True))
 
 
+def distance(state: State, other: State) -> int:
+    """Hamming distance."""
+    return sum(here != there for here, there in zip(state, other, strict=True))
+
+
 def newest(known: Iterable[Known], state: State, rule: Rule) -> Known | None:
     """The newest known state that is `state`, if the static step from it is known."""
     same = [one for one in known if one.state == state and one.serves(rule)]
@@ -119,56 +122,22 @@ def verify(first: Known, known: list[Known], rule: Rule) -> tuple[Path, State]:
     return path, state
 
 
-def measure_effects(effects: torch.Tensor, drafts: list[Known], entries: list[Known], rule: Rule) -> None:
-    """effects[q, p]: how filling q moved the log-odds of p, between a draft and the known state that it extends."""
-    for draft in reversed(drafts):
-        parents = []
-        for other in (*drafts[: draft.place], *entries):
-            added = [i for i in rule.masked(other.state) if draft.state[i] != rule.mask_token_id]
-            if 1 <= len(added) <= FURTHEST_PARENT and extends(draft.state, other.state, rule.mask_token_id):
-                parents.append((len(added), -other.age, added, other))
-        if not parents:
-            continue
-        _, _, added, parent = min(parents, key=lambda candidate: candidate[:2])
-        before, after = torch.tensor(parent.confidence), torch.tensor(draft.confidence)
-        effect = (log_odds(after) - log_odds(before)) / len(added)
-        both = (before > -INF) & (after > -INF)
-        for q in added:
-            effects[q] = torch.where(both, effect, effects[q])
-
-
-class Forecast:
-    """What to expect at a state: the newest predictions on the way to it, moved by the effects of what was filled since."""
-
-    def __init__(self, width: int, effects: torch.Tensor) -> None:
-        self.token_ids = [0] * width
-        self.log_odds = torch.full((width,), -INF)  # -inf: nothing was predicted
-        self._effects = effects
-
-    def see(self, known: Known) -> None:
-        confidence = torch.tensor(known.confidence)
-        predicted = confidence > -INF
-        self.log_odds = torch.where(predicted, log_odds(confidence), self.log_odds)
-        for i in predicted.nonzero().flatten().tolist():
-            self.token_ids[i] = known.token_ids[i]
-
-    def fill(self, picks: Iterable[int]) -> None:
-        for q in picks:
-            self.log_odds = self.log_odds + self._effects[q]
-
-    def confidence(self) -> torch.Tensor:
-        return torch.where(self.log_odds > -INF, sigmoid(self.log_odds), -INF)
+def foresee(state: State, known: list[Known], rule: Rule) -> tuple[list[int], list[float]]:
+    """What to expect at a state: each position as predicted at the nearest known state that has a prediction there."""
+    token_ids, confidence = list(state), [-INF] * len(state)
+    nearest = sorted(known, key=lambda one: (distance(one.state, state), one.age))
+    for i in rule.masked(state):
+        for one in nearest:
+            if one.confidence[i] > -INF:
+                token_ids[i], confidence[i] = one.token_ids[i], one.confidence[i]
+                break
+    return token_ids, confidence
 
 
 def next_drafts(
-    state: State, path: Path, kept: list[Known], effects: torch.Tensor, rule: Rule, draft_steps: int, pipelined: bool
+    state: State, known: list[Known], kept: list[Known], rule: Rule, draft_steps: int, pipelined: bool
 ) -> list[State]:
     """`state`, which static decoding reaches for sure, and the states after it that are worth a forward."""
-    forecast = Forecast(len(state), effects)
-    for known, picks in path:
-        forecast.see(known)
-        forecast.fill(picks)
-
     first, block = state, rule.current_block(state)
     score = values = torch.tensor(1.0)
     scores: list[float] = []
@@ -179,22 +148,20 @@ def next_drafts(
         block = rule.current_block(state)
         one = newest(kept, state, rule)
         if one is not None:  # costs no forward
-            forecast.see(one)
-            picks = rule.picks(state, one.confidence)
+            token_ids, picks = one.token_ids, rule.picks(state, one.confidence)
         else:
             if not pipelined and len(candidates) == draft_steps:
                 break
             candidates.append(state)
             scores.append(score.item())
             score = score * DECAY
-            confidence = forecast.confidence()
-            picks = rule.picks(state, confidence.tolist())
-            for q in picks:
-                values = values * confidence[q]
+            token_ids, confidence = foresee(state, known, rule)
+            picks = rule.picks(state, confidence)
+            for i in picks:
+                values = values * min(max(confidence[i], 0.0), 1.0)
         if not picks:
             break
-        state = filled(state, picks, forecast.token_ids)
-        forecast.fill(picks)
+        state = filled(state, picks, token_ids)
     best = sorted(range(1, len(candidates)), key=lambda n: -scores[n])[
         : draft_steps - 1
     ]  # stable: ties go to the earlier
@@ -210,7 +177,6 @@ class Pool:
         self.states, self.token_ids = memory[layout.states].view(size), memory[layout.token_ids].view(size)
         self.computed, self.age, self.start = memory[layout.computed], memory[layout.age], memory[layout.start]
         self.confidence = memory[layout.confidence].view(torch.float32)[: states * length].view(size)
-        self.all_effects = memory[layout.effects].view(torch.float32)[: length * length].view(length, length)
         self.window_start, self.entries, self.width = window_start, states, length
         self.columns = (window_start + torch.arange(length)) % length
 
@@ -220,15 +186,10 @@ class Pool:
         slid = 0 <= self.window_start - start < self.width
         if forget or not slid:
             self.age.zero_()
-        if not slid:
-            self.all_effects.zero_()
         left = (start + torch.arange(self.window_start - start if slid else 0)) % self.width
         for tensor, empty in ((self.states, mask_token_id), (self.token_ids, mask_token_id), (self.confidence, -INF)):
             tensor[:, left] = empty
-        self.all_effects[left] = 0.0
-        self.all_effects[:, left] = 0.0
         self.start.fill_(self.window_start)
-        self.effects = self.all_effects[self.columns][:, self.columns]
 
     def known(self, length: int) -> list[Known]:
         return [
@@ -257,13 +218,10 @@ class Pool:
             self.confidence[n, self.columns] = torch.tensor(one.confidence)
             self.computed[n] = self.window_start + one.computed
             self.age[n] = one.age
-        self.all_effects[self.columns[:, None], self.columns] = self.effects
 
 
-def kept_states(state: State, drafts: list[Known], entries: list[Known], count: int, mask_token_id: int) -> list[Known]:
+def kept_states(state: State, known: list[Known], count: int, mask_token_id: int) -> list[Known]:
     """The newest `count` known states that decoding may still come through from `state` on."""
-    seen = [draft.state for draft in drafts]
-    known = [*(entry for entry in entries if entry.state not in seen), *drafts]
     agreeing = [one for one in known if extends(one.state, state, mask_token_id)]
     return sorted(agreeing, key=lambda one: -one.age)[:count]
 
@@ -380,13 +338,13 @@ def pooled_step(
             for j in range(active)
         ]
 
-        path, state = verify(inputs[0], [*inputs, *entries], rule)
-        measure_effects(slot.effects, inputs, entries, rule)
-        kept = kept_states(state, inputs, entries, pool_states, mask_token_id)
+        known = [*inputs, *entries]
+        path, state = verify(inputs[0], known, rule)
+        kept = kept_states(state, known, pool_states, mask_token_id)
         slot.keep(kept)
         built = []
         if path[-1][1]:  # else nothing can be filled, nor could it be after another forward of the same state
-            built = next_drafts(state, path, kept, slot.effects, rule, draft_steps, drafting == "pipelined")
+            built = next_drafts(state, known, kept, rule, draft_steps, drafting == "pipelined")
         records.append(record(path, state, built, rule, draft_steps, of(step, b)))
     if memory is not pool:
         pool.copy_(memory)
