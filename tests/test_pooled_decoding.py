@@ -226,14 +226,12 @@ def test_forwards_of_the_embedded_model(drafting: str, draft_steps: int) -> None
     assert forwards[drafting] <= forwards["recycled"] * 0.9
 
 
+@pytest.mark.parametrize("options", [{"new": 96}, {"new": 33, "eos_token_id": []}], ids=["ends", "cut short"])
 @POOLED
-def test_forwards_of_the_embedded_model_in_fixed_shapes(drafting: str) -> None:
-    assert embedded_forwards("graph", drafting, 8, 2, 96) <= EMBEDDED_FORWARDS[drafting, 8] * 1.04
-
-
-@POOLED
-def test_fixed_shapes_beyond_the_end_of_an_answer(drafting: str) -> None:
-    """Where a window ends behind a sequence, what was forwarded in windows before is still met."""
-    options = {"draft_steps": 8, "per_task": 1, "new": 33, "eos_token_id": []}
+def test_forwards_of_the_embedded_model_in_fixed_shapes(drafting: str, options: dict[str, Any]) -> None:
+    """As few as planned; products of other shapes round otherwise, which may cost one. Where a window ends behind a sequence,
+    states of windows before are still met.
+    """
+    options = {"draft_steps": 8, "per_task": 1, **options}
     graph, planned = (embedded_forwards(executor, drafting, **options) for executor in ("graph", "planned"))
-    assert graph <= planned
+    assert graph <= planned + 1
