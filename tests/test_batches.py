@@ -19,7 +19,7 @@ FAMILIES = [
 EXECUTORS = ["planned", "graph"]
 WAYS = pytest.mark.parametrize(
     ("executor", "drafting"),
-    [("planned", "recycled"), ("planned", "pooled"), ("planned", "pipelined"), ("graph", "recycled")],
+    [(executor, drafting) for executor in EXECUTORS for drafting in ("recycled", "pooled", "pipelined")],
 )
 
 

@@ -26,13 +26,15 @@ def finish(engine: Decoder) -> None:
         engine.poll()
 
 
-@pytest.mark.parametrize("draft_steps", [1, 4])
+@pytest.mark.parametrize(
+    ("draft_steps", "drafting"), [(1, "recycled"), (4, "recycled"), (4, "pooled"), (3, "pipelined")]
+)
 @FAMILIES
-def test_example(family, cache, draft_steps, monkeypatch):
+def test_example(family, cache, draft_steps, drafting, monkeypatch):
     """A shape's first step runs as it is, the second is captured, all further ones are replays; three slots, used again."""
     graphs = use_recorded_graphs(monkeypatch)
     lm = golden_lm(family, block_length=4)
-    engine = captured(lm, 3, draft_steps, cache=cache)
+    engine = captured(lm, 3, draft_steps, cache=cache, drafting=drafting)
     waiting, sequences = [ids(length, seed) for seed, length in enumerate(LENGTHS)], []
     starts = waiting.copy()
     calls = []

@@ -39,7 +39,7 @@ BLOCK_CAUSAL = [
 DRAFTINGS = ["nested", "recycled", *POOLED_DRAFTINGS]
 WAYS = pytest.mark.parametrize(
     ("drafting", "executor"),
-    [*((drafting, "planned") for drafting in DRAFTINGS), ("nested", "graph"), ("recycled", "graph")],
+    [(drafting, executor) for executor in ("planned", "graph") for drafting in DRAFTINGS],
 )
 
 
@@ -53,7 +53,7 @@ def test_golden_decodes(backend, case, draft_steps, drafting):
     expect_golden(case, draft_steps, drafting, "planned")
 
 
-@pytest.mark.parametrize("drafting", ["nested", "recycled"])
+@pytest.mark.parametrize("drafting", DRAFTINGS)
 @pytest.mark.parametrize("draft_steps", [1, 2, 4, 8])
 @pytest.mark.parametrize("case", BLOCK_CAUSAL)
 def test_golden_decodes_of_the_graph_executor(case, draft_steps, drafting):

@@ -18,6 +18,7 @@ from freedave.decode.shapes import window_blocks
 LENGTHS = [3, 12, 8, 5]
 EXACT = [("block_causal", "auto"), ("block_causal", "none"), ("full", "none"), ("full_shifted", "none")]
 REFRESHED = [(family, cache) for family in ("full", "full_shifted") for cache in ("prefix", "dual")]
+DRAFTINGS = pytest.mark.parametrize("drafting", ["recycled", "pooled", "pipelined"])
 FAMILIES = pytest.mark.parametrize(("family", "cache"), EXACT + REFRESHED)
 
 
@@ -97,11 +98,12 @@ def test_lossless_and_in_as_few_forwards(family, cache, block_length, options):
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3])
+@DRAFTINGS
 @FAMILIES
-def test_slots_are_used_again(family, cache, slots):
+def test_slots_are_used_again(family, cache, drafting, slots):
     """The golden models have two key-value heads: with as many slots, a mask that lined up with heads would go unnoticed."""
     lm = golden_lm(family, block_length=4)
-    engine = Decoder(lm, settings_for(lm, cache=cache), slots=slots, capacity=40)
+    engine = Decoder(lm, settings_for(lm, cache=cache, drafting=drafting), slots=slots, capacity=40)
     starts = [ids(length, seed) for seed, length in enumerate((9, 4, 6, 1, 12))]
     waiting, sequences = starts.copy(), []
     while waiting or engine.sequences:
@@ -171,11 +173,12 @@ def test_a_prompts_forward_is_a_shape_that_comes_again_unless_it_is_long(monkeyp
     assert first == ([3] if longest == 512 else [])
 
 
+@DRAFTINGS
 @pytest.mark.parametrize("chunk", [1, 8, 20, 64])
-def test_long_prompts_are_stored_in_chunks(chunk):
+def test_long_prompts_are_stored_in_chunks(chunk, drafting):
     """Each chunk is a forward, while the sequences beside it go on."""
     lm = golden_lm(block_length=8)
-    engine = Decoder(lm, settings_for(lm, prefill_chunk=chunk), slots=3, capacity=140)
+    engine = Decoder(lm, settings_for(lm, prefill_chunk=chunk, drafting=drafting), slots=3, capacity=140)
     starts = [ids(6), ids(102, 1), ids(59, 2)]
     sequences = [engine.add(start) for start in starts]
     before = -(-96 // max(chunk // 8 * 8, 8)) - 1
@@ -205,8 +208,9 @@ def test_what_follows_the_end_is_the_end_token(family, cache):
     assert ends
 
 
+@DRAFTINGS
 @FAMILIES
-def test_a_slot_forgets_what_was_not_finite(family, cache):
+def test_a_slot_forgets_what_was_not_finite(family, cache, drafting):
     """NaN keys of a broken request, and of one that was dropped, lie in slots that others get."""
     lm = golden_lm(family, block_length=4)
     weight = lm.model.model.embed_tokens.weight
@@ -214,7 +218,7 @@ def test_a_slot_forgets_what_was_not_finite(family, cache):
     starts = [[1, 57, *ids(14)], [57, *ids(15, 1)], ids(7, 2), ids(3, 3)]
     try:
         weight.data[57] = float("nan")
-        engine = Decoder(lm, settings_for(lm, cache=cache), slots=2, capacity=40)
+        engine = Decoder(lm, settings_for(lm, cache=cache, drafting=drafting), slots=2, capacity=40)
         broken, dropped = map(engine.add, starts[:2])
         engine.launch()
         engine.drop(dropped)
@@ -230,11 +234,12 @@ def test_a_slot_forgets_what_was_not_finite(family, cache):
         weight.data[57] = kept
 
 
+@DRAFTINGS
 @FAMILIES
-def test_arrivals_and_cancellations_within_a_step(family, cache):
+def test_arrivals_and_cancellations_within_a_step(family, cache, drafting):
     """A step under way does not mind: whoever was dropped commits nothing more, whoever came waits for the next one."""
     lm = golden_lm(family, block_length=4)
-    engine = Decoder(lm, settings_for(lm, cache=cache), slots=3, capacity=40)
+    engine = Decoder(lm, settings_for(lm, cache=cache, drafting=drafting), slots=3, capacity=40)
     first, second = engine.add(ids(6)), engine.add(ids(9, 1))
     for n in itertools.count():
         engine.launch()
@@ -273,6 +278,8 @@ def test_shapes_are_few_and_reported():
 def test_window_blocks():
     lm = golden_lm()
     assert [window_blocks(settings_for(lm, steps)) for steps in (1, 2, 4, 8, 16)] == [2, 2, 3, 5, 5]
+    pooled = [settings_for(lm, steps, new=64, drafting="pooled") for steps in (1, 2, 4, 8, 16)]
+    assert [window_blocks(settings) for settings in pooled] == [2, 2, 3, 5, 9]
     whole = golden_lm("full")  # one block is the answer
     assert window_blocks(settings_for(whole, 8)) == window_blocks(settings_for(whole, 8, threshold=0.5)) == 1
 

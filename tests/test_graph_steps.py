@@ -106,19 +106,23 @@ def executor_of(engine: Decoder) -> GraphExecutor:
     return engine._executor
 
 
-STATE = ("tokens", "drafts", "num_drafts", "start", "begin", "length", "steps_taken")
+STATE = ("tokens", "drafts", "num_drafts", "start", "begin", "length", "prompt_length", "steps_taken")
+STEP_OPS = {"recycled": "draft_step", "pooled": "pooled_step"}
+DRAFTINGS = pytest.mark.parametrize("drafting", STEP_OPS)
 
 
+@DRAFTINGS
 @FAMILIES
-def test_example(family, cache):
+def test_example(family, cache, drafting):
     """Steps of a shape run the same operations on the same shapes, read nothing back and keep their state in place; one of
     four slots is empty.
     """
     lm = golden_lm(family, block_length=16)
-    engine = under_way(lm, 4, 4, requests=3, cache=cache)
+    engine = under_way(lm, 4, 4, requests=3, cache=cache, drafting=drafting)
     executor = executor_of(engine)
     addresses = [getattr(executor.state, name).data_ptr() for name in STATE]
     stored = [part.data_ptr() for part in executor.state.stored]
+    pool = executor.state.pool and executor.state.pool.memory.data_ptr()
     records: dict[str, list[Recorder]] = {}
     for _ in range(6):
         before = executor.shapes
@@ -134,28 +138,31 @@ def test_example(family, cache):
         assert all(recorder.operations == group[0].operations for recorder in group)
     assert addresses == [getattr(executor.state, name).data_ptr() for name in STATE]
     assert stored == [part.data_ptr() for part in executor.state.stored]
+    assert pool == (executor.state.pool and executor.state.pool.memory.data_ptr())
 
 
+@DRAFTINGS
 @FAMILIES
-def test_a_sequences_own_forward_reads_nothing_back(family, cache):
+def test_a_sequences_own_forward_reads_nothing_back(family, cache, drafting):
     """That with a prompt, or of a block that is new, beside the step of the others."""
     lm = golden_lm(family, block_length=16)
-    engine = under_way(lm, 3, 4, requests=1, cache=cache)
+    engine = under_way(lm, 3, 4, requests=1, cache=cache, drafting=drafting)
     engine.add(ids(20, 5))
     own = recorded_launch(lm, engine)
     engine.poll()
-    assert own.count("draft_step") == (1 if cache == "none" else 2)
+    assert own.count(STEP_OPS[drafting]) == (1 if cache == "none" else 2)
 
 
 @pytest.mark.parametrize("slots", [1, 8])
+@DRAFTINGS
 @FAMILIES
-def test_ops_of_a_step(family, cache, slots):
+def test_ops_of_a_step(family, cache, drafting, slots):
     """`draft_attention` once a layer, everything else once a step; `keep` where keys and values are kept at each step."""
     lm = golden_lm(family, block_length=16)
-    recorder = recorded_launch(lm, under_way(lm, slots, 8, requests=slots, cache=cache))
+    recorder = recorded_launch(lm, under_way(lm, slots, 8, requests=slots, cache=cache, drafting=drafting))
     assert recorder.count("draft_attention") == 2
     assert recorder.count("keep") == ((family, cache) == ("block_causal", "auto"))
-    assert recorder.count("predict_tokens") == recorder.count("draft_step") == 1
+    assert recorder.count("predict_tokens") == recorder.count(STEP_OPS[drafting]) == 1
 
 
 def deep_lm(family: str, layers: int) -> DiffusionLM:
@@ -174,15 +181,17 @@ def deep_lm(family: str, layers: int) -> DiffusionLM:
         return DiffusionLM(transformers.Qwen3ForCausalLM(config), MASK, **OPTIONS[family])
 
 
+@DRAFTINGS
 @pytest.mark.parametrize(("family", "cache"), [*EXACT, *REFRESHED])
-def test_few_calls_between_two_forwards(family, cache):
+def test_few_calls_between_two_forwards(family, cache, drafting):
     """No more for many layers, sequences or drafts: 40 at most, each of which a device would have to be asked for."""
     calls = {}
     for layers in (2, 6):
         lm = deep_lm(family, layers)
         for slots in (1, 8):
             for draft_steps in (1, 8):
-                engine = under_way(lm, slots, draft_steps, requests=slots, block_length=16, cache=cache)
+                options = {"block_length": 16, "cache": cache, "drafting": drafting}
+                engine = under_way(lm, slots, draft_steps, requests=slots, **options)
                 recorder = recorded_launch(lm, engine)
                 assert recorder.count("draft_attention") == layers
                 calls[layers, slots, draft_steps] = recorder.between

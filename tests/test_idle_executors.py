@@ -68,6 +68,20 @@ def test_other_steps_do_not(options):
     assert lm.idle_executor is not executor
 
 
+@pytest.mark.parametrize("drafting", ["pooled", "pipelined"])
+def test_a_pool_is_empty_for_the_next_decode(drafting):
+    """What one prompt has told of its states is wrong for another."""
+    lm = own_lm()
+    alone = decode(own_lm(), seed=1, drafting=drafting)
+    decode(lm, seed=0, drafting=drafting)
+    executor = lm.idle_executor
+    again = decode(lm, seed=1, drafting=drafting)
+    assert lm.idle_executor is executor and executor.state.pool is not None
+    assert torch.equal(again.sequences, alone.sequences) and torch.equal(again.forward_map, alone.forward_map)
+    decode(lm, seed=1, drafting=drafting, eos_token_id=[5])  # drafts end there, which a captured step holds
+    assert lm.idle_executor is not executor
+
+
 def test_static_decoding_in_the_same_shapes_uses_the_same_steps():
     lm = own_lm()
     out = decode(lm, check_lossless=True)

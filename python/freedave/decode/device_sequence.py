@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 from freedave.decode.sequence import NUM_DRAFTS, Sequence
-from freedave.decode.settings import Settings
+from freedave.decode.settings import MORE_BLOCKS, Settings
 
 
 class DeviceSequence(Sequence):
@@ -36,6 +38,19 @@ class DeviceSequence(Sequence):
     def reach_ahead(self) -> int:
         """How many positions from the window's start on the drafts, and the drafts made from any of them, can get to."""
         state = self.tokens[self.start :]
+        if self._settings.pooled:
+            return self._reach_pooled(state)
         steps = self.num_drafts - 1 + self._settings.lookahead_steps
         blocks = 0 if self._settings.threshold is None else 1  # any draft's own first step may fill a block
         return min(self.reach(state, steps) + blocks * self._settings.block_length, len(state))
+
+    def _reach_pooled(self, state: list[int]) -> int:
+        """The same where drafts are pooled: what `Settings.drafted_length` allows from this state, in whole blocks.
+
+        A window may be too short for what a draft has filled, or for all that the pool knows. Then it shows another draft, or
+        ends with a state that was not forwarded yet; both cost a forward at most.
+        """
+        settings, size = self._settings, self._settings.block_length
+        # Steps that begin within a block end one block further than steps from its start, so that is one of "more blocks".
+        reached = math.ceil(self.reach(state, settings.draft_steps + settings.lookahead_steps) / size)
+        return (reached + MORE_BLOCKS[settings.drafting] - 1) * size

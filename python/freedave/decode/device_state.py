@@ -11,6 +11,7 @@ from freedave.decode.device_sequence import DeviceSequence
 from freedave.decode.settings import Settings
 from freedave.decode.shapes import Shape
 from freedave.forward.window_attention import attention_modules, layer_buffers
+from freedave_kernels import DraftPool, draft_pool
 
 if TYPE_CHECKING:
     from freedave.models.diffusion_lm import DiffusionLM
@@ -25,9 +26,10 @@ class DeviceState:
     All of it is changed in place, as a captured step reads and writes these tensors wherever it is replayed.
 
     `drafts [S, K, window]`, and `[S]` each: `num_drafts` (0 where a slot is empty, or waits for a forward of its own),
-    `start` of the window, `begin` of the sequence's own forward, `length` of the sequence, `steps_taken`.
+    `start` of the window, `begin` of the sequence's own forward, `length` of the sequence, `prompt_length`, `steps_taken`.
     `tokens [S, *]`: what is committed; with an exact cache, the prompt.
     `stored`: keys and values `[N, S, capacity, G, D]` of all layers. `row [1]`: the slot that a step of one slot is for.
+    `pool`: where drafts are pooled, what each slot knows of states that were forwarded.
     """
 
     def __init__(self, lm: DiffusionLM, settings: Settings, slots: int, capacity: int, window: int) -> None:
@@ -45,15 +47,19 @@ class DeviceState:
         self.tokens = integers(slots, 2 * (capacity + window), fill=NOTHING)
         self.drafts = integers(slots, settings.draft_steps, window, fill=NOTHING)
         self.num_drafts, self.start, self.begin = integers(slots), integers(slots), integers(slots)
-        self.length, self.steps_taken = integers(slots), integers(slots)
+        self.length, self.prompt_length, self.steps_taken = integers(slots), integers(slots), integers(slots)
+        self.pool: DraftPool | None = None
+        if settings.pooled:
+            self.pool = draft_pool(slots, settings.pool_states, window, self.device)
         self.row = integers(1)
         self.most_drafts = integers(1, fill=settings.active_drafts or settings.draft_steps)
         # Constants: positions from 0 on, indices of a forward's runs, ranges without positions, a block that is not drafted
-        # yet.
+        # yet, and that the one sequence of a step begins anew.
         self.columns = torch.arange(capacity + 2 * window, device=self.device)
         self.runs = torch.arange(slots * settings.draft_steps, device=self.device)
         self.no_range = torch.zeros(slots, 1, 2, dtype=torch.int32, device=self.device)
         self.no_block = integers(slots, 1, window, fill=NOTHING)
+        self.anew = torch.ones(1, dtype=torch.bool, device=self.device)
 
     @property
     def layers(self) -> int:
@@ -87,8 +93,10 @@ class DeviceState:
                 window = tokens[start : start + self.window]
                 self.drafts[slot, :, : len(window)] = window
             self.num_drafts[slot] = int(not sequence.waits)
-            self.start[slot], self.length[slot] = start, length
+            self.start[slot], self.length[slot], self.prompt_length[slot] = start, length, sequence.prompt_length
             self.begin[slot] = self.steps_taken[slot] = 0
+            if self.pool is not None:
+                self.pool.clear(slot)
 
     def leave(self, slot: int) -> None:
         """Empties a slot."""

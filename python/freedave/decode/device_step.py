@@ -15,11 +15,11 @@ sequence; these are steps of one slot, with one draft.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from freedave.decode.device_state import DeviceState
+from freedave.decode.device_state import NOTHING, DeviceState
 from freedave.decode.sequence import RANKS_FIRST
 from freedave.decode.settings import Settings
 from freedave.decode.shapes import Shape
@@ -45,7 +45,7 @@ class DeviceStep:
 
     def run(self, shape: Shape, window: list[torch.Tensor]) -> torch.Tensor:
         """A step, whose own keys and values go to `window`. Reads nothing back; returns the record `[R, 11 + 3 L]`."""
-        state, settings, lm = self.state, self._settings, self._lm
+        state = self.state
         start = state.taken(state.start, shape)
         begin = state.taken(state.begin, shape) if shape.whole else start
         number = torch.ones_like(state.row) if shape.one else state.num_drafts
@@ -55,15 +55,44 @@ class DeviceStep:
         features = self._forward(shape, inputs, positions, start, begin, number, rows)
         token_ids, confidence = self.predict(features, known.view(-1))
         confidence = confidence.view(drafts.shape)
-        if self._one_block and lm.logits_shift:
+        if self._one_block and self._lm.logits_shift:
             first = confidence[..., 0]
             first.masked_fill_(first > float("-inf"), RANKS_FIRST)
+        step, following = self._draft(shape, drafts, token_ids.view(drafts.shape), confidence, number, start)
+        self._advance(shape, window, step, following, start, begin, number)
+        return step.record[:, : len(COUNTERS) + 3 * shape.window]
+
+    def _draft(
+        self,
+        shape: Shape,
+        drafts: torch.Tensor,
+        token_ids: torch.Tensor,
+        confidence: torch.Tensor,
+        number: torch.Tensor,
+        start: torch.Tensor,
+    ) -> tuple[DraftStep, torch.Tensor]:
+        """What the predictions prove, and the next drafts `[R, K, L]`, with NOTHING where there is no position."""
+        state, settings = self.state, self._settings
+        pooling: dict[str, Any] = {}
+        nothing = None
+        if state.pool is not None:
+            if not self._one_block:  # windows end elsewhere each time; a state that is met again is masked behind them
+                nothing = drafts < 0
+                drafts = drafts.masked_fill(nothing, self._lm.mask_token_id)
+            pooling = {
+                "pool": state.pool,
+                "answer_start": state.taken(state.prompt_length, shape) - start,
+                "eos_token_id": settings.pooled_end,
+                "window_start": start,
+                "slots": state.row if shape.one else None,
+                "forget": state.anew if shape.one else None,  # a sequence's first forward, or a refresh
+            }
         step = draft_step(
             drafts,
-            token_ids.view(drafts.shape),
+            token_ids,
             confidence,
             number.clamp(min=1),
-            lm.mask_token_id,
+            self._lm.mask_token_id,
             settings.draft_steps,
             tokens_per_step=settings.tokens_per_step,
             threshold=settings.threshold,
@@ -71,9 +100,9 @@ class DeviceStep:
             block_length=settings.block_length,
             drafting=settings.drafting,
             step=state.taken(state.steps_taken, shape),
+            **pooling,
         )
-        self._advance(shape, window, step, start, begin, number)
-        return step.record[:, : len(COUNTERS) + 3 * shape.window]
+        return step, step.drafts if nothing is None else step.drafts.masked_fill(nothing, NOTHING)
 
     def store(self, count: int, done: int) -> None:
         """Stores the keys and values of `count` tokens of the prompt, behind `done`, of the slot that `state.row` names."""
@@ -166,18 +195,19 @@ class DeviceStep:
         shape: Shape,
         window: list[torch.Tensor],
         step: DraftStep,
+        drafts: torch.Tensor,
         start: torch.Tensor,
         begin: torch.Tensor,
         number: torch.Tensor,
     ) -> None:
-        """Keeps the accepted draft's keys and values, slides the window and sets up the next drafts.
+        """Keeps the accepted draft's keys and values, slides the window and sets up the next `drafts`.
 
         A slot without drafts stays as it is: nothing is masked there, so that nothing is drafted, and its window does not
         move.
         """
         state, size, mask = self.state, shape.window, self._lm.mask_token_id
         length = state.taken(state.length, shape)
-        committed = step.drafts[:, 0]
+        committed = drafts[:, 0]
         active = number > 0
         if self._one_block:
             going = (committed == mask).any(1)  # False for slots without drafts: nothing is masked there
@@ -196,7 +226,7 @@ class DeviceStep:
         else:
             columns = start[:, None] + state.columns[size : size + state.window]
             following = state.taken(state.tokens, shape).gather(1, columns)[:, None]
-        drafts = torch.cat([step.drafts, following.expand(-1, self._settings.draft_steps, -1)], -1)
+        drafts = torch.cat([drafts, following.expand(-1, self._settings.draft_steps, -1)], -1)
         source = passed[:, None, None] + state.columns[: state.window]
         state.put(state.drafts, drafts.gather(2, source.expand(-1, self._settings.draft_steps, -1)), shape)
         start.add_(passed)

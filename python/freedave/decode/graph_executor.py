@@ -19,7 +19,7 @@ from freedave.decode.device_sequence import DeviceSequence
 from freedave.decode.device_state import DeviceState
 from freedave.decode.device_step import DeviceStep
 from freedave.decode.executor import Found
-from freedave.decode.sequence import Sequence
+from freedave.decode.sequence import NON_FINITE, Sequence
 from freedave.decode.settings import Settings
 from freedave.decode.shapes import Shape, Shapes
 from freedave_kernels.contract import RecordLayout
@@ -71,6 +71,7 @@ class GraphExecutor:
     def serves(self, settings: Settings, slots: int, capacity: int) -> bool:
         """Whether its steps are those of other settings, for as many sequences of up to `capacity` positions."""
         fixed = all(getattr(settings, name) == getattr(self._settings, name) for name in _FIXED)
+        fixed = fixed and (not settings.pooled or settings.pooled_end == self._settings.pooled_end)
         window = Shapes(settings, slots, capacity).longest_window
         fits = slots == self._slots and capacity <= self._capacity and window == self.state.window
         return fixed and fits and self._weights == _addresses(self._lm.model)
@@ -157,6 +158,8 @@ class GraphExecutor:
             layout = RecordLayout.of(launched.window, self._settings.draft_steps)
             rows = launched.record.tolist()
             for sequence, row in zip(launched.sequences, launched.rows, strict=True):
+                if rows[row][NON_FINITE] >= len(sequence.tokens) - sequence.start:  # there is no such position
+                    rows[row][NON_FINITE] = -1
                 found.append(Found(sequence, rows[row], layout, launched.window))
         self.forward_seconds += time.perf_counter() - began
         return found

@@ -85,8 +85,7 @@ class DecodingOptions:
             `tokens_per_step` positions.
         drafting: how drafts are made. "nested": as published. "recycled": from rejected drafts' predictions as well.
             "pooled": forwarded states are kept, so that none is forwarded twice. "pipelined": so, and drafts of later blocks
-            are among them (where a cache is refreshed once a block there are none: it is "pooled" then). The last two need
-            the planned executor.
+            are among them (where a cache is refreshed once a block there are none: it is "pooled" then).
         lookahead_steps: for how many of its next steps each draft is prepared with predictions; None: for all
             `draft_steps`, which takes the fewest forwards. Less leaves out following blocks that few drafts get to: many
             fewer positions are computed for a few more forwards, which is faster where compute is scarce (a CPU).

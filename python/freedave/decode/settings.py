@@ -71,6 +71,11 @@ class Settings:
         return self.drafting in POOLED_DRAFTINGS
 
     @property
+    def pooled_end(self) -> int | None:
+        """The end token behind which pooled drafts do not go on."""
+        return next(iter(self.eos_token_ids), None)
+
+    @property
     def pool_states(self) -> int:
         """How many states a sequence's pool holds. With fewer, forwards are taken that could be spared."""
         states = max(48, 6 * self.draft_steps) if self.drafting == "pipelined" else max(16, 3 * self.draft_steps)
@@ -209,10 +214,6 @@ def resolve_settings(
         executor=_executor(lm, chosen.executor, chosen.compile),
         compile=chosen.compile,
     )
-    if settings.pooled and settings.executor == "graph":
-        raise ValueError(
-            f"drafting={settings.drafting!r} needs executor='planned' so far; the graph executor has 'recycled' and 'nested'"
-        )
     if settings.one_block and settings.drafting == "pipelined":  # no draft may come from behind a refresh
         settings = dataclasses.replace(settings, drafting="pooled")
     _check_ends(lm, settings)

@@ -91,10 +91,12 @@ class Shapes:
 
 def window_blocks(settings: Settings) -> int:
     """Blocks that the drafts, and the drafts made from any of them, can reach when one position of the first is left; no more
-    than an answer has.
+    than an answer has. Pooled drafts go on as far as the window does: as far as the planned executor's.
     """
     steps = settings.draft_steps + settings.lookahead_steps
-    if settings.threshold is None:
+    if settings.pooled:
+        reached = settings.drafted_length // settings.block_length
+    elif settings.threshold is None:
         reached = 1 + math.ceil((steps * settings.tokens_per_step - 1) / settings.block_length)
     else:  # the first step may fill a block, each further one a position
         reached = 2 + math.ceil(steps / settings.block_length)
