@@ -130,6 +130,17 @@ def test_drafts_are_foreseen_by_the_nearest_state(backend):
     assert step.drafts[0].tolist() == [[M, M, 3, M], [M, M, 3, 4], [M, 6, 3, 4]]
 
 
+def test_ties_go_to_the_earlier_draft(backend):
+    """Nobody doubts anything here, so a later block is as good as this one, and its second draft as the second here."""
+    drafts = torch.full((1, 1, 6), M)
+    token_ids, confidence = torch.tensor([[[0, 1, 2, 3, 4, 5]]]), torch.ones(1, 1, 6)
+    pool = fk.draft_pool(1, 4, 6)
+    step = fk.draft_step(
+        drafts, token_ids, confidence, torch.tensor([1]), M, 4, block_length=2, drafting="pipelined", pool=pool
+    )
+    assert step.drafts[0].tolist() == [[0, M, M, M, M, M], [0, 1, M, M, M, M], [0, 1, 2, M, M, M], [0, 1, 2, 3, M, M]]
+
+
 @st.composite
 def decodes(draw: st.DrawFn) -> dict[str, Any]:
     block_length = draw(st.sampled_from([None, 1, 2, 3, 4, 8]))
