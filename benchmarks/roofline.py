@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from freedave_kernels.contract import STATE_FIELDS, TOKENS_PER_STATE, RecordLayout
+from freedave_kernels.contract import STATE_FIELDS, TOKENS_PER_STATE, PoolLayout, RecordLayout
 
 # Memory bandwidth in the makers' data sheets, bytes a second (SXM modules).
 DATA_SHEET = {"H100": 3.35e12, "H200": 4.8e12, "B200": 8.0e12}
@@ -50,6 +50,11 @@ def draft_step(batch: int, count: int, length: int) -> int:
     read = count * length * (8 + 8 + 4) + 4
     written = RecordLayout.of(length, count).width * 8
     return batch * (read + written)
+
+
+def pooled_step(batch: int, count: int, length: int, states: int) -> int:
+    """What `draft_step` moves, and every state of a pool once, with what was predicted there."""
+    return draft_step(batch, count, length) + batch * PoolLayout.of(states, length).width * 8
 
 
 def draft_attention(

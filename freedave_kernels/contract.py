@@ -36,7 +36,6 @@ OPS = {
     "verify_drafts": Op(),
     "draft_step": Op(),
     "pooled_step": Op(
-        native=("cpu",),
         python=("reference",),
         written=("pool",),
         called_by="draft_step",
@@ -54,9 +53,11 @@ DRAFTINGS = ("recycled", "nested")
 POOLED_DRAFTINGS = ("pooled", "pipelined")
 FALLBACKS = ("top", "top_if_fewer", "top_always")
 
-# Of the CUDA kernels: a window is one block of threads, and what drafts agree with each other is one word of bits.
+# Of the CUDA kernels: a window is one block of threads, what drafts agree with each other is one word of bits, and a lane
+# keeps three known states.
 MAX_LENGTH = 1024
 MAX_DRAFTS = 32
+MAX_POOL_STATES = 64
 
 TOKENS_PER_STATE = 4096  # neighbouring logits that a state of `partial_predictions` tells of
 STATE_FIELDS = 6  # max, second, token, ties, rest, weighted
@@ -134,6 +135,7 @@ STATED_IN_CPP: dict[str, Any] = {
     "counters": list(COUNTERS),
     "max_length": MAX_LENGTH,
     "max_drafts": MAX_DRAFTS,
+    "max_pool_states": MAX_POOL_STATES,
     "tokens_per_state": TOKENS_PER_STATE,
     "state_fields": STATE_FIELDS,
 }

@@ -18,13 +18,14 @@ def dispatched(
     op: str,
     check: Callable[..., None],
     fake: Callable[..., T],
-    window: Callable[..., tuple[int, int]] | None = None,
+    window: Callable[..., tuple[int, ...]] | None = None,
 ) -> Callable[..., T]:
     """Registers an op, and returns what `ops.<op>` calls.
 
     All four functions take every argument of the op's signature by position; the first is a tensor, whose device decides.
     `check` raises where an argument is wrong, naming it, what was expected and what came, from metadata only; `fake` makes
-    results of the right shapes; `window` says which length and how many drafts a block of threads would have to hold.
+    results of the right shapes; `window` says which length, how many drafts and how many states of a pool a block of threads
+    would have to hold.
     """
     registry.add(op, fake, window)
 

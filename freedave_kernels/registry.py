@@ -15,19 +15,26 @@ from typing import Any
 import torch
 
 from freedave_kernels import _library, triton
-from freedave_kernels.contract import MAX_DRAFTS, MAX_LENGTH, OPS, BackendUnavailableError
+from freedave_kernels.contract import MAX_DRAFTS, MAX_LENGTH, MAX_POOL_STATES, OPS, BackendUnavailableError
 
 Kernel = Callable[..., Any]  # takes every argument of the op's signature by position
 
 # "cuda_emulated", the CUDA kernels executed on CPU tensors, exists where tests have built it.
 BACKENDS = ("reference", "cpu", "triton", "cuda", *(("cuda_emulated",) if _library.EMULATED_PATH else ()))
 
+# What a block of threads holds, in the order in which `window` of an op says what a call needs.
+SERVED = (
+    (MAX_LENGTH, f"windows of at most {MAX_LENGTH} positions"),
+    (MAX_DRAFTS, f"at most {MAX_DRAFTS} drafts"),
+    (MAX_POOL_STATES, f"pools of at most {MAX_POOL_STATES} states"),
+)
+
 # The backends for tensors on a device, the best one first.
 BEST_FIRST = {"cpu": ("cpu",), "cuda": ("cuda", "triton", "reference")}
 
 _python_ops = torch.library.Library("freedave", "FRAGMENT")
 _fakes: dict[str, Kernel] = {}
-_windows: dict[str, Callable[..., tuple[int, int]]] = {}
+_windows: dict[str, Callable[..., tuple[int, ...]]] = {}
 
 
 def backends_with(op: str) -> tuple[str, ...]:
@@ -73,9 +80,10 @@ def _has_cuda_kernels() -> bool:
 CUDA_KERNELS = _has_cuda_kernels()  # whether the native library has kernels for CUDA tensors
 
 
-def add(op: str, fake: Kernel, window: Callable[..., tuple[int, int]] | None) -> None:
+def add(op: str, fake: Kernel, window: Callable[..., tuple[int, ...]] | None) -> None:
     """Registers what `ops/<op>.py` knows of its kernels, whichever they are: the shapes of their results (`fake`), and, of
-    those that hold a window in a block of threads, its length and number of drafts. Both take what the kernels take.
+    those that hold a window in a block of threads, its length, the number of drafts and that of a pool's states. Both take
+    what the kernels take.
     """
     rooms = OPS[op]
     _fakes[op] = fake = _on_one_device(op, fake)
@@ -154,16 +162,12 @@ def _within_limits(op: str, backend: str, overload: Kernel) -> Kernel:
     window = _windows[op]
 
     def run(*call: Any) -> Any:
-        length, drafts = window(*call)
-        served = None
-        if length > MAX_LENGTH:
-            served = f"windows of at most {MAX_LENGTH} positions, got {length}"
-        elif drafts > MAX_DRAFTS:
-            served = f"at most {MAX_DRAFTS} drafts, got {drafts}"
-        if served is not None:
-            raise BackendUnavailableError(
-                f"{op}: backend {backend!r} serves {served}; use the backend 'reference' for this call"
-            )
+        for given, (most, served) in zip(window(*call), SERVED, strict=False):
+            if given > most:
+                raise BackendUnavailableError(
+                    f"{OPS[op].called_by or op}: backend {backend!r} serves {served}, got {given}; use the backend "
+                    "'reference' for this call"
+                )
         return overload(*call)
 
     return run

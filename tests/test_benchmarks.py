@@ -335,6 +335,7 @@ def test_limits_are_the_tensors():
     arguments = (scene.drafts, scene.token_ids, scene.confidence, scene.num_drafts)
     moved = sum(tensor.nbytes for tensor in (*arguments, step.record))
     assert roofline.draft_step(2, 4, 8) == moved
+    assert roofline.pooled_step(2, 4, 8, 5) == moved + fk.draft_pool(2, 5, 8).memory.nbytes
     state, tokens, confidence = scene.drafts[:, 0], scene.token_ids[:, 0], scene.confidence[:, 0]
     results = fk.build_drafts(state, tokens, confidence, MASK, 4)
     assert roofline.build_drafts(2, 4, 8) == sum(t.nbytes for t in (state, tokens, confidence, *results))
@@ -455,6 +456,7 @@ def test_gpu_dry_run(dry_run):
     assert kinds >= {"decode_step", "kernels", "part_of_step", "checks", "timing", "lossless", "answers"}
     timed = {row["op"] for row in rows if row["kind"] == "timing"}
     assert timed == {"draft_attention", "predict_tokens", "draft_step", "step"}
+    assert {row["shape"]["P"] for row in rows if str(row.get("provider")).endswith((", pooled", ", pipelined"))} == {16}
     assert "compute-sanitizer: not run (this is a dry run)" in printed
     launched = [row for row in rows if row["kind"] == "decoder_step"]
     assert [(row["shape"]["B"], row["shape"]["K"]) for row in launched] == [(1, 1), (1, 8), (2, 1), (2, 8)]

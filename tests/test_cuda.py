@@ -14,7 +14,7 @@ from states import MASK, generator
 
 import freedave_kernels as fk
 from freedave_kernels import _library, registry
-from freedave_kernels.contract import MAX_DRAFTS, MAX_LENGTH
+from freedave_kernels.contract import MAX_DRAFTS, MAX_LENGTH, MAX_POOL_STATES
 
 CSRC = Path(__file__).parents[1] / "csrc"
 
@@ -64,6 +64,14 @@ def test_a_decoding_step_is_three_launches(emulator, batch, count):
     ]
 
 
+def pooled_step(
+    drafts: torch.Tensor, draft_steps: int = 1, states: int = 2, columns: int | None = None
+) -> fk.DraftStep:
+    pool = fk.draft_pool(len(drafts), states, columns or drafts.shape[-1])
+    num_drafts = torch.ones(len(drafts), dtype=torch.int64)
+    return fk.draft_step(drafts, drafts, drafts.float(), num_drafts, MASK, draft_steps, drafting="pooled", pool=pool)
+
+
 def test_every_other_op_is_one_launch(emulator):
     state, masked = torch.full((3, 8), MASK), torch.ones(3, 8, dtype=torch.bool)
     confidence = torch.rand(3, 8)
@@ -76,6 +84,7 @@ def test_every_other_op_is_one_launch(emulator):
         lambda: fk.select_transfer(confidence, masked, threshold=0.5),
         lambda: fk.build_drafts(state, torch.ones_like(state), confidence, MASK, 4),
         lambda: fk.verify_drafts(state[:, None], state[:, None]),
+        lambda: pooled_step(state[:, None]),
         lambda: fk.keep(*windows, *[numbers] * 3, *stored),
     ):
         before = emulator.simt_launches()
@@ -119,6 +128,7 @@ def test_nothing_to_do_launches_nothing(emulator):
     states = fk.partial_predictions(torch.zeros(0, 3, 8, 5), empty, MASK)
     fk.merge_predictions(states, empty)
     fk.draft_step(empty, empty, torch.zeros(0, 3, 8), torch.zeros(0, dtype=torch.int32), MASK, 4)
+    pooled_step(empty)
     fk.rank_positions(torch.zeros(0, 8), torch.zeros(0, 8, dtype=torch.bool))
     fk.rank_positions(torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.bool))
     fk.keep(*torch.zeros(2, 5, 0, 2, 8, 2, 16), *[empty[:, 0, 0]] * 3, *torch.zeros(2, 5, 0, 20, 2, 16))
@@ -140,6 +150,10 @@ LONG, MANY = MAX_LENGTH + 1, MAX_DRAFTS + 1
         (lambda x: fk.draft_step(*[x(1, 1, LONG)] * 2, x(1, 1, LONG).float(), x(1), 0, 2), f"positions, got {LONG}"),
         (lambda x: fk.draft_step(*[x(1, MANY, 4)] * 2, x(1, MANY, 4).float(), x(1), 0, 2), f"drafts, got {MANY}"),
         (lambda x: fk.draft_step(*[x(1, 1, 4)] * 2, x(1, 1, 4).float(), x(1), 0, MANY), f"drafts, got {MANY}"),
+        (lambda x: pooled_step(x(1, 1, 4), columns=LONG), f"positions, got {LONG}"),
+        (lambda x: pooled_step(x(1, MANY, 4)), f"drafts, got {MANY}"),
+        (lambda x: pooled_step(x(1, 1, 4), draft_steps=MANY), f"drafts, got {MANY}"),
+        (lambda x: pooled_step(x(1, 1, 4), states=MAX_POOL_STATES + 1), f"states, got {MAX_POOL_STATES + 1}"),
     ],
 )
 def test_limits(cuda_backend, call, message):

@@ -12,7 +12,7 @@ from conftest import BACKENDS, on_backend
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from on_gpu import elsewhere
-from states import INF, MASK, Constants, generator, predictions
+from states import CONFIDENCES, INF, MASK, Constants, choose, generator, predictions
 from toy_models import Decoded, Toy, decode
 
 import freedave_kernels as fk
@@ -128,6 +128,17 @@ def test_drafts_are_foreseen_by_the_nearest_state(backend):
     # At [M, M, 3, M] three states are as near: the pool's, which is the oldest, has no prediction for the last position.
     # It is draft 0's, which has the highest confidence. Then the pool's is the nearest for the others.
     assert step.drafts[0].tolist() == [[M, M, 3, M], [M, M, 3, 4], [M, 6, 3, 4]]
+
+
+def test_ties_go_to_the_earlier_draft(backend):
+    """Nobody doubts anything here, so a later block is as good as this one, and its second draft as the second here."""
+    drafts = torch.full((1, 1, 6), M)
+    token_ids, confidence = torch.tensor([[[0, 1, 2, 3, 4, 5]]]), torch.ones(1, 1, 6)
+    pool = fk.draft_pool(1, 4, 6)
+    step = fk.draft_step(
+        drafts, token_ids, confidence, torch.tensor([1]), M, 4, block_length=2, drafting="pipelined", pool=pool
+    )
+    assert step.drafts[0].tolist() == [[0, M, M, M, M, M], [0, 1, M, M, M, M], [0, 1, 2, M, M, M], [0, 1, 2, 3, M, M]]
 
 
 @st.composite
@@ -337,6 +348,34 @@ def test_large_batches(native_backend):
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize(
+    ("length", "columns", "count", "entries", "block_length"),
+    [(33, 40, 32, 64, 8), (64, 64, 9, 5, None), (200, 230, 32, 64, 25), (1024, 1024, 32, 64, 96)],
+)
+@pytest.mark.parametrize("rule", [(1, None, "confidence"), (3, None, "confidence"), (2, 0.8, "left_to_right")], ids=str)
+@pytest.mark.parametrize("drafting", POOLED)
+def test_long_windows_and_many_drafts(native_backend, length, columns, count, entries, block_length, rule, drafting):
+    """Windows of several warps, up to the most that the GPU kernels serve, and pools that run over."""
+    random = generator(length)
+    first = torch.where(torch.rand(2, 1, length, generator=random) < (0.9 if length < 512 else 0.1), M, 1)
+    tokens, sure = torch.randint(M, first.shape, generator=random), choose(CONFIDENCES, first.shape, random)
+    named: dict[str, Any] = dict(zip(("tokens_per_step", "threshold", "order"), rule, strict=True))
+    named |= {"block_length": block_length, "drafting": drafting}
+    named["pool"] = fk.draft_pool(2, entries, columns)
+    drafts, num_drafts = first.repeat(1, count, 1), torch.tensor([1, 1])
+    for start in (0, 0, 3, 3):
+        noisy = torch.rand(drafts.shape, generator=random) < 0.05
+        token_ids = torch.where(noisy, torch.randint(M, drafts.shape, generator=random), tokens)
+        confidence = torch.where(noisy, torch.rand(drafts.shape, generator=random), sure)
+        step = both(
+            drafts, torch.where(drafts == M, token_ids, drafts), torch.where(drafts == M, confidence, -INF),
+            num_drafts, M, count, window_start=torch.tensor([start, start]), **named,
+        )  # fmt: skip
+        drafts, num_drafts = step.drafts, step.num_drafts
+        if columns > length and start == 0:  # as if the window had slid, over whatever is there
+            drafts = torch.cat([drafts[..., 3:], torch.full((2, count, 3), M)], -1)
+
+
 def test_strided_inputs(backend):
     call = swap()
     expected = fk.draft_step(**call)
@@ -376,10 +415,10 @@ def test_opcheck_and_compile():
     assert torch.equal(pools[0].memory, pools[1].memory)
 
 
-@pytest.mark.parametrize("name", ["cuda", "triton"])
+@pytest.mark.parametrize("name", ["triton"])
 def test_backends_without_it_say_who_has_it(monkeypatch, name):
     monkeypatch.setattr(registry, "unavailable", lambda backend: None)
-    message = f"backend '{name}' has no pooled_step; 'reference', 'cpu' have it"
+    message = f"backend '{name}' has no pooled_step; 'reference', 'cpu', 'cuda'.* have it"
     with fk.use_backend(name), pytest.raises(fk.BackendUnavailableError, match=message):
         fk.draft_step(**swap())
 

@@ -6,6 +6,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -18,8 +19,10 @@ from benchmarks.gpu.plan import Plan
 from benchmarks.measure import Timing
 from benchmarks.record import Record
 from benchmarks.scenes import MASK
+from freedave_kernels import registry
+from freedave_kernels.contract import POOLED_DRAFTINGS
 
-K, L = 8, 32
+K, L, STATES = 8, 32, 16
 ROTATED = 2**27  # bytes of logits to go through, more than a GPU's cache holds
 Call = Callable[[], object]
 
@@ -32,6 +35,9 @@ def run(plan: Plan) -> None:
         plan.case(what, 8, functools.partial(predict_tokens, record, machine, rows, vocab, dtype))
     for batch in (1, 128) if not machine.dry else (1, 2):
         plan.case(f"draft_step B={batch}", 8, functools.partial(draft_step, record, machine, batch))
+        for drafting in POOLED_DRAFTINGS:
+            what = f"draft_step {drafting} B={batch}"
+            plan.case(what, 8, functools.partial(pooled_step, record, machine, batch, drafting))
     for batch in (1, 8) if not machine.dry else (1,):
         plan.case(f"step B={batch}", 10, functools.partial(step, record, machine, batch, vocab))
     # Compiling takes long: two shapes, and after everything else.
@@ -87,6 +93,25 @@ def draft_step(record: Record, machine: Machine, batch: int) -> None:
     )  # fmt: skip
 
 
+def pooled_step(record: Record, machine: Machine, batch: int, drafting: str) -> None:
+    """draft_step on pools, which hold what the replays before have left there."""
+    scene = scenes.drafts(batch * 4, K, L, machine.device)
+    inputs = [
+        (p.drafts, p.token_ids, p.confidence, p.num_drafts, fk.draft_pool(batch, STATES, L, machine.device))
+        for p in scene.parts(batch)
+    ]
+
+    def ours(*arguments: Any) -> object:
+        return fk.draft_step(*arguments[:4], MASK, K, drafting=drafting, pool=arguments[4])
+
+    able = [name for name in machine.backends if name in registry.backends_with("pooled_step")]
+    with torch.inference_mode():
+        timings = timed(machine, ours, inputs, {}, able)
+    named = {f"{name}, {drafting}": timing for name, timing in timings.items()}
+    shape = {"B": batch, "K": K, "L": L, "P": STATES}
+    record.add("draft_step", shape, "", named, num_bytes=roofline.pooled_step(batch, K, L, STATES))
+
+
 def step(record: Record, machine: Machine, batch: int, vocab: int) -> None:
     """predict_tokens and draft_step together: launched one by one, and from a graph."""
     scene = scenes.drafts(batch * 4, K, L, device=machine.device)
@@ -109,9 +134,10 @@ def timed(
     ours: Callable[..., object],
     inputs: Sequence[tuple[object, ...]],
     others: dict[str, Callable[..., object]],
+    backends: Sequence[str] | None = None,
 ) -> dict[str, Timing]:
-    """One call of each, from a graph of one call an input: of ours on every backend, and of the others."""
-    providers = {name: _all(functools.partial(_on, name, ours), inputs) for name in machine.backends}
+    """One call of each, from a graph of one call an input: of ours on every backend (or on these), and of the others."""
+    providers = {name: _all(functools.partial(_on, name, ours), inputs) for name in backends or machine.backends}
     providers |= {name: _all(function, inputs) for name, function in others.items()}
     replays = {name: machine.replayed(call, 1) for name, call in providers.items()}
     return {name: timing.per(len(inputs)) for name, timing in machine.times(replays).items()}

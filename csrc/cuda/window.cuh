@@ -76,6 +76,12 @@ class Window {
 
   __device__ bool any(bool mine) { return any_bits(mine) != 0; }
 
+  // Which threads say yes: those of warp w in lane w, as bits.
+  __device__ uint32_t ballots(bool mine) {
+    const uint32_t warps = combine(__ballot_sync(kFullWarp, mine), 0, [](uint32_t x) { return x; });
+    return lane_id() < static_cast<int>(blockDim.x) / kWarp ? warps : 0;
+  }
+
   // The current block is the lowest with a masked position, kNoBlock when nothing is masked.
   __device__ uint32_t current_block(bool masked) { return min(masked ? block : kNoBlock); }
 

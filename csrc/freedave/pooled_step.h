@@ -44,15 +44,17 @@ HD int64_t pool_width(int64_t entries, int64_t columns) {
   return 2 * entries * columns + 2 * entries + 1 + (entries * columns + 1) / 2;
 }
 
-HD DraftPool pool_of(const PooledStepParams& p, int64_t slot) {
-  const int64_t entries = p.pool_entries, size = entries * p.pool_columns;
-  int64_t* states = p.pools + slot * pool_width(entries, p.pool_columns);
-  int64_t* token_ids = states + size;
-  int64_t* computed = token_ids + size;
+HD DraftPool pool_at(int64_t* states, int64_t entries, int64_t columns) {
+  int64_t* token_ids = states + entries * columns;
+  int64_t* computed = token_ids + entries * columns;
   int64_t* age = computed + entries;
   int64_t* start = age + entries;
   int64_t* confidence = start + 1;
   return {states, token_ids, computed, age, start, reinterpret_cast<float*>(confidence)};
+}
+
+HD DraftPool pool_of(const PooledStepParams& p, int64_t slot) {
+  return pool_at(p.pools + slot * pool_width(p.pool_entries, p.pool_columns), p.pool_entries, p.pool_columns);
 }
 
 // Of a draft's score: what a draft before it costs, and where it ends.
@@ -78,6 +80,10 @@ HD int64_t column_of(int64_t position, int64_t columns) {
 
 namespace cpu {
 void launch(const PooledStepParams& p, ParallelFor run);
+}
+
+namespace cuda {
+Error launch(const PooledStepParams& p, Stream stream);  // one kernel
 }
 
 }  // namespace freedave

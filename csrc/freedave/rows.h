@@ -59,8 +59,9 @@ struct Counts {
   bool is_int32;
   Rows rows;
 
-  HD int64_t at(int64_t row) const {
-    const int64_t offset = rows.start(row);
+  HD int64_t at(int64_t row) const { return read(rows.start(row)); }
+
+  HD int64_t read(int64_t offset) const {
     return is_int32 ? static_cast<const int32_t*>(data)[offset] : static_cast<const int64_t*>(data)[offset];
   }
 };

@@ -79,6 +79,7 @@ pybind11::dict contract() {
   contract["counters"] = names<freedave::Counter>();
   contract["max_length"] = freedave::kMaxLength;
   contract["max_drafts"] = freedave::kMaxDrafts;
+  contract["max_pool_states"] = freedave::kMaxPoolStates;
   contract["state_fields"] = freedave::kStateFields;
   contract["tokens_per_state"] = freedave::kTokensPerState;
   return contract;

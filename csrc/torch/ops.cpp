@@ -329,8 +329,6 @@ void keep(const Tensor& window_key, const Tensor& window_value, const Tensor& ac
   launch(windows[0], p);
 }
 
-#if !FREEDAVE_EMULATED
-
 Tensor pooled_step(const Tensor& drafts_, const Tensor& token_ids, const Tensor& confidence, const Tensor& num_drafts,
                    const Tensor& pool_, int64_t pool_states, int64_t pool_length, int64_t mask_token_id,
                    int64_t draft_steps, int64_t tokens_per_step, std::optional<double> threshold, const Text& order,
@@ -368,14 +366,13 @@ Tensor pooled_step(const Tensor& drafts_, const Tensor& token_ids, const Tensor&
   }
   if (forget)
     p.forget = Argument(kOp, "forget", *forget).expect({ScalarType::Bool}).expect_shape_of(drafts, 1).matrix<bool>();
+  expect_served(drafts, pool_length, std::max(p.step.input_drafts, draft_steps), pool_states);
 
   Tensor records = new_tensor(drafts, ScalarType::Long, {batch, record_width(length, draft_steps)});
   p.step.records = data<int64_t>(records);
-  cpu::launch(p, run_on_torch_threads);
+  launch(drafts, p);
   return records;
 }
-
-#endif
 
 void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("predict_tokens", TORCH_BOX(&predict_tokens));
@@ -386,6 +383,7 @@ void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("build_drafts", TORCH_BOX(&build_drafts));
   m.impl("verify_drafts", TORCH_BOX(&verify_drafts));
   m.impl("draft_step", TORCH_BOX(&draft_step));
+  m.impl("pooled_step", TORCH_BOX(&pooled_step));
   m.impl("keep", TORCH_BOX(&keep));
 }
 
@@ -400,10 +398,7 @@ STABLE_TORCH_LIBRARY_IMPL(freedave_emulated, CPU, m) { implement(m); }
 STABLE_TORCH_LIBRARY(freedave, m) {
   for (const char* schema : kSchemas) m.def(schema);
 }
-STABLE_TORCH_LIBRARY_IMPL(freedave, CPU, m) {
-  implement(m);
-  m.impl("pooled_step", TORCH_BOX(&pooled_step));
-}
+STABLE_TORCH_LIBRARY_IMPL(freedave, CPU, m) { implement(m); }
 #if FREEDAVE_HAS_CUDA
 STABLE_TORCH_LIBRARY_IMPL(freedave, CUDA, m) { implement(m); }
 #endif

@@ -183,4 +183,19 @@ def fake(
     return drafts.new_empty((batch, RecordLayout.of(length, draft_steps).width))
 
 
-pooled_step = dispatched("pooled_step", check, fake)
+def window(
+    drafts: torch.Tensor,
+    token_ids: torch.Tensor,
+    confidence: torch.Tensor,
+    num_drafts: torch.Tensor,
+    pool: torch.Tensor,
+    pool_states: int,
+    pool_length: int,
+    mask_token_id: int,
+    draft_steps: int,
+    *rest: Any,
+) -> tuple[int, int, int]:
+    return pool_length, max(drafts.shape[1], draft_steps), pool_states
+
+
+pooled_step = dispatched("pooled_step", check, fake, window)

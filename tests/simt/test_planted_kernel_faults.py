@@ -275,6 +275,87 @@ COPIES = [
             "test_draft_step.py::test_example",
         ),
     ),
+    # pooled_step
+    plant(
+        "pooled_step",
+        "plain",
+        (
+            "uninitialised shared memory",
+            "shared.differences[k] = 0;",
+            "(void)shared.differences[k];",
+            WRONG,
+            "test_pooled_step.py::test_long_windows_and_many_drafts and 64-64-9",
+        ),
+        file="known_states.cuh",
+    ),
+    plant(
+        "pooled_step",
+        "plain",
+        (
+            "states that go are still met",
+            "tally_[g] -= tally_[g] % kOlder;",
+            "(void)tally_[g];",
+            WRONG,
+            "test_pooled_step.py::test_agrees_with_the_oracle",
+        ),
+        file="known_states.cuh",
+    ),
+    plant(
+        "pooled_step",
+        "plain",
+        (
+            "candidate that is as good and later",
+            "lane_id() < count_ && score_ >= score",
+            "lane_id() < count_ && score_ > score",
+            WRONG,
+            "test_pooled_step.py::test_ties_go_to_the_earlier_draft",
+        ),
+    ),
+    plant(
+        "pooled_step",
+        "plain",
+        (
+            "previous kernel not waited for",
+            "  wait_for_previous_kernel();\n",
+            "",
+            "step_pooled_sequences.*launched with programmatic serialization, but no thread calls",
+            "test_pooled_step.py::test_example",
+        ),
+    ),
+    plant(
+        "pooled_step",
+        "thread",
+        (
+            "removed barrier",
+            "    __syncthreads();  // entries that go",
+            "    // entries that go",
+            "data race .* (write_pool|KnownStates)",
+            "test_pooled_step.py::test_long_windows_and_many_drafts and 64-64-9",
+        ),
+    ),
+    plant(
+        "pooled_step",
+        "thread",
+        (
+            "sums read before all have added to them",
+            "      __syncthreads();\n#pragma unroll\n      for (int g = 0; g < kGroups; ++g) differences[g]",
+            "#pragma unroll\n      for (int g = 0; g < kGroups; ++g) differences[g]",
+            "data race .*::compare_with_first",
+            "test_pooled_step.py::test_long_windows_and_many_drafts and 64-64-9",
+        ),
+        file="known_states.cuh",
+    ),
+    plant(
+        "pooled_step",
+        "address",
+        (
+            "store out of bounds",
+            "      if (window_.inside)\n        record().drafts",
+            "        record().drafts",
+            "heap-buffer-overflow .* (step_pooled_sequences|write_drafts|Sequence)",
+            "test_pooled_step.py::test_a_swap_that_rejoins",
+        ),
+    ),
     # keep
     plant(
         "keep",

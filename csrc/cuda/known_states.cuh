@@ -1,0 +1,335 @@
+#pragma once
+
+// What is known of a sequence whose drafts are pooled: the states that were forwarded and what was predicted at them.
+#include "cuda/window.cuh"
+#include "freedave/pooled_step.h"
+
+namespace freedave::cuda {
+
+inline constexpr int kMaxKnown = static_cast<int>(kMaxDrafts + kMaxPoolStates);
+inline constexpr int kGroups = kMaxKnown / kWarp;  // of known states: a lane keeps one of each
+inline constexpr uint32_t kNone = 0xffffffffu;
+
+__device__ __forceinline__ int clamped(int64_t x, int64_t least, int64_t most) {
+  return static_cast<int>(x < least ? least : x > most ? most : x);
+}
+
+// The tensors of which a sequence has rows or a number.
+enum Tensor {
+  kDrafts,
+  kTokenIds,
+  kConfidence,
+  kComputedLength,
+  kNumDrafts,
+  kStep,
+  kAnswerStart,
+  kWindowStart,
+  kSlots,
+  kTensors,
+};
+
+// What is the same for all threads of a sequence, in shared memory: registers are scarce.
+struct Shared {
+  Window::Answers answers;
+  int64_t token_ids[kMaxLength];  // of the state at work; of an open position, what it is expected to hold
+  float probabilities[kMaxLength];
+  uint32_t differences[kMaxKnown];   // of each known state from draft 0
+  uint32_t kept[kGroups];            // a bit a known state
+  int computed[kMaxDrafts];          // leading positions of each draft whose predictions are known
+  const int64_t* states[kMaxKnown];  // of each known state, a draft by position, an entry of the pool by column
+  const int64_t *drafts, *predicted;
+  const float* confidences;
+  int64_t* pool;
+  int64_t start;  // the position of the window's first element
+  int64_t clock;  // the age of the newest entry
+  int64_t step;
+  int64_t offsets[kTensors];
+  int num_drafts;
+  int origin;  // the column of the window's first position
+  int answer_start;
+  bool forget;
+
+  __device__ void read(const PooledStepParams& p, int64_t b) {
+    if (warp_id() == 0) find_rows(p, b);
+    const DraftStepParams& call = p.step;
+    const int i = static_cast<int>(threadIdx.x);
+    if (i < call.input_drafts) {
+      const int64_t place = offsets[kComputedLength] + i * p.computed_length.rows.step;
+      computed[i] = clamped(p.computed_length.data ? p.computed_length.data[place] : call.length, 0, call.length);
+    }
+    if (i == 0) {
+      drafts = call.drafts.data + offsets[kDrafts];
+      predicted = call.token_ids.data + offsets[kTokenIds];
+      confidences = call.confidence.data + offsets[kConfidence];
+      const auto number = [&](const Counts& counts, Tensor tensor, int64_t otherwise) {
+        return counts.data ? counts.read(offsets[tensor]) : otherwise;
+      };
+      pool = pool_of(p, clamped(number(p.slots, kSlots, b), 0, p.pool_slots - 1)).states;
+      start = number(p.window_start, kWindowStart, 0);
+      step = number(call.step, kStep, 0);
+      num_drafts = clamped(number(call.num_drafts, kNumDrafts, 1), 1, call.input_drafts);  // draft 0 is always right
+      origin = static_cast<int>(column_of(start, p.pool_columns));
+      answer_start = clamped(number(call.answer_start, kAnswerStart, 0), 0, call.length);
+      forget = p.forget.data && p.forget.at(0, b);
+    }
+    __syncthreads();
+    for (int k = i; k < num_drafts + p.pool_entries; k += static_cast<int>(blockDim.x)) {
+      states[k] = k < num_drafts ? drafts + k * call.drafts.rows.row_stride : pool + (k - num_drafts) * p.pool_columns;
+    }
+    __syncthreads();
+  }
+
+ private:
+  // A lane a tensor: the search for where this sequence's rows begin is one piece of code, and not a short one.
+  __device__ void find_rows(const PooledStepParams& p, int64_t b) {
+    const DraftStepParams& call = p.step;
+    const int tensor = lane_id();
+    if (tensor < kTensors) {
+      const Rows& rows =
+          chosen(tensor, call.drafts.rows, call.token_ids.rows, call.confidence.rows, p.computed_length.rows,
+                 call.num_drafts.rows, call.step.rows, call.answer_start.rows, p.window_start.rows, p.slots.rows);
+      offsets[tensor] = rows.start(tensor <= kConfidence ? b * call.input_drafts : b);
+    }
+    __syncwarp();
+  }
+
+  template <typename... Others>
+  __device__ static const Rows& chosen(int n, const Rows& first, const Others&... others) {
+    if constexpr (sizeof...(others) == 0) {
+      return first;
+    } else {
+      return n == 0 ? first : chosen(n - 1, others...);
+    }
+  }
+};
+
+// All that is known of a sequence: the active drafts, then the pool's entries. Positions are those of the window, from
+// whose end on to the pool's number of columns the drafts are masked.
+class KnownStates {
+ public:
+  __device__ KnownStates(const PooledStepParams& p, const Shared& shared) : p_(p), shared_(shared) {}
+
+  __device__ int drafts() const { return shared_.num_drafts; }
+  __device__ int entries() const { return static_cast<int>(p_.pool_entries); }
+  __device__ int count() const { return drafts() + entries(); }
+  __device__ int length() const { return static_cast<int>(p_.step.length); }
+  __device__ int columns() const { return static_cast<int>(p_.pool_columns); }
+  __device__ int64_t mask() const { return p_.step.rule.mask_token_id; }
+  __device__ DraftPool pool() const { return pool_at(shared_.pool, p_.pool_entries, p_.pool_columns); }
+
+  // The column of a position, in the rows of entries.
+  __device__ int column(int i) const {
+    const int column = shared_.origin + i;
+    return column < columns() ? column : column - columns();
+  }
+
+  __device__ int64_t state(int k, int i) const {
+    // One load, whichever it is, so that those of several states are under way at once.
+    const int64_t at_draft = (i < length() ? i : 0) * p_.step.drafts.rows.step,
+                  at_entry = i < columns() ? column(i) : 0;
+    const int64_t there = shared_.states[k][k < drafts() ? at_draft : at_entry];
+    return k < drafts() && i >= length() ? mask() : there;
+  }
+
+  struct Prediction {
+    int64_t token_id;
+    float confidence;
+  };
+
+  __device__ Prediction prediction(int k, int i) const {
+    if (k >= drafts()) {
+      const int there = (k - drafts()) * columns() + column(i);
+      return {pool().token_ids[there], pool().confidence[there]};
+    }
+    if (i >= length()) return {mask(), -INFINITY};
+    const int64_t state = shared_.states[k][i * p_.step.drafts.rows.step];
+    const int64_t predicted = shared_.predicted[offset(p_.step.token_ids.rows, k, i)];
+    const float confidence = shared_.confidences[offset(p_.step.confidence.rows, k, i)];
+    const int64_t token_id = i < shared_.computed[k] ? predicted : state;
+    return {token_id, state == mask() ? confidence_in(token_id, confidence, mask()) : -INFINITY};
+  }
+
+ private:
+  __device__ static int64_t offset(const Rows& rows, int k, int i) { return k * rows.row_stride + i * rows.step; }
+
+  const PooledStepParams& p_;
+  const Shared& shared_;
+};
+
+// What every warp keeps in its lanes of all known states, state k in lane k % 32.
+class Tallies {
+ public:
+  // Begins with draft 0. Where the window has slid, the pool forgets what it left.
+  __device__ Tallies(const KnownStates& known, const Window& window, Shared& shared) {
+    const int64_t moved = shared.start - *known.pool().start;
+    const bool slid = moved >= 0 && moved < known.columns();
+    if (slid) clear_columns(known, window.position, static_cast<int>(moved));
+    order_by_age(known, shared.forget || !slid, shared);
+    compare_with_first(known, window, shared);
+  }
+
+  // Position i of the state at work was open and now holds `token`.
+  __device__ void fill(const KnownStates& known, int i, int64_t token) {
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g) {
+      if (index(g) >= known.count()) break;
+      const int64_t there = known.state(index(g), i);
+      tally_[g] -= there == known.mask() ? 0 : kDistance;
+      if (there != token) tally_[g] = (tally_[g] + kDistance) | kDisagrees;
+    }
+  }
+
+  // The newest known state that is the state at work, of those at which `end` positions were computed; -1: none.
+  __device__ int find(int end) const {
+    uint32_t newest = kNone;
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g) {
+      const bool found = tally_[g] < kDistance && tally_[g] % kOlder >= static_cast<uint32_t>(end);
+      newest = min(newest, found ? newest_first(g) : kNone);
+    }
+    newest = __reduce_min_sync(kFullWarp, newest);
+    return newest == kNone ? -1 : state_of(newest);
+  }
+
+  // Numbers that order known states by distance, then age, the oldest first: the least of those from `least` on.
+  __device__ uint32_t nearest(uint32_t least) const {
+    uint32_t nearest = kNone;
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g) {
+      const uint32_t key = tally_[g] % kDisagrees / kOlder * kIndices + static_cast<uint32_t>(index(g));
+      nearest = min(nearest, key < least || tally_[g] % kDisagrees >= kUnknown ? kNone : key);
+    }
+    return __reduce_min_sync(kFullWarp, nearest);
+  }
+
+  __device__ static int state_of(uint32_t ordered) { return static_cast<int>(ordered % kIndices); }
+
+  // The newest that agree with the state at work wherever that is filled, as many as the pool holds. From now on only
+  // these are found.
+  __device__ void keep(int most, Shared& shared) {
+    uint32_t words[kGroups];
+    int count = 0;
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g) {
+      words[g] = __ballot_sync(kFullWarp, tally_[g] < kUnknown);
+      count += __popc(words[g]);
+    }
+    if (count > most) leave_newest(most, words);
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g) {
+      if (threadIdx.x == 0) shared.kept[g] = words[g];
+      if ((words[g] >> lane_id() & 1) == 0) tally_[g] -= tally_[g] % kOlder;
+    }
+  }
+
+ private:
+  // Of a known state: the positions that were computed, kOlder times the number of older states, kDistance times the
+  // distance, and whether it holds another token where the state at work is filled. Where kUnknown is set, it is none.
+  static constexpr uint32_t kOlder = 1 << 11, kDistance = 1 << 18, kUnknown = 1 << 30, kDisagrees = 1u << 31;
+  static constexpr uint32_t kIndices = 1 << 7;
+  static_assert(kMaxLength < kOlder && kMaxKnown <= kDistance / kOlder && kMaxLength < kUnknown / kDistance &&
+                kMaxKnown <= kIndices && kUnknown / kOlder * kIndices < kNone / 2);
+
+  __device__ static int index(int g) { return g * kWarp + lane_id(); }
+
+  // Newer states first, the first of equally old ones.
+  __device__ uint32_t newest_first(int g) const {
+    return (kMaxKnown - tally_[g] % kDistance / kOlder) * kIndices + static_cast<uint32_t>(index(g));
+  }
+
+  __device__ void leave_newest(int most, uint32_t (&words)[kGroups]) const {
+    int newer[kGroups] = {};
+#pragma unroll
+    for (int from = 0; from < kGroups; ++from) {
+      for (uint32_t left = words[from]; left != 0; left &= left - 1) {
+        const uint32_t other = __shfl_sync(kFullWarp, newest_first(from), __ffs(static_cast<int>(left)) - 1);
+#pragma unroll
+        for (int g = 0; g < kGroups; ++g) newer[g] += other < newest_first(g);
+      }
+    }
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g) words[g] &= __ballot_sync(kFullWarp, newer[g] < most);
+  }
+
+  // The window's last columns are those that it left when it moved.
+  __device__ void clear_columns(const KnownStates& known, int i, int moved) {
+    if (i < known.columns() - moved || i >= known.columns()) return;
+    const DraftPool pool = known.pool();
+    for (int n = 0; n < known.entries(); ++n) {
+      const int place = n * known.columns() + known.column(i);
+      pool.states[place] = pool.token_ids[place] = known.mask();
+      pool.confidence[place] = -INFINITY;
+    }
+  }
+
+  // Drafts are newer than entries, in their order. Where nothing is remembered, no entry is known.
+  __device__ void order_by_age(const KnownStates& known, bool nothing, Shared& shared) {
+    const DraftPool pool = known.pool();
+    int64_t age[kGroups], newest = 0;
+    uint32_t older[kGroups] = {};
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g) {
+      const int n = index(g) - known.drafts();
+      age[g] = n < 0 ? INT64_MAX : n < known.entries() && !nothing ? pool.age[n] : 0;
+    }
+#pragma unroll 4
+    for (int n = 0; n < known.entries(); ++n) {
+      const int64_t other = nothing ? 0 : pool.age[n];
+      newest = max(newest, other);
+#pragma unroll
+      for (int g = 0; g < kGroups; ++g) older[g] += other > 0 && other < age[g];
+    }
+    if (threadIdx.x == 0) shared.clock = newest;
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g) {
+      const int k = index(g), n = k - known.drafts();
+      int computed = 0;
+      if (n < 0) {
+        computed = shared.computed[k];
+        older[g] += static_cast<uint32_t>(k);
+      } else if (age[g] > 0) {
+        computed = clamped(pool.computed[n] - shared.start, 0, known.length());
+      }
+      tally_[g] = static_cast<uint32_t>(computed) + kOlder * older[g];
+      if (age[g] <= 0) tally_[g] = kUnknown;
+    }
+  }
+
+  __device__ void compare_with_first(const KnownStates& known, const Window& window, Shared& shared) {
+    constexpr uint32_t kConflict = 1 << 16;
+    const bool alone = blockDim.x == kWarp;
+    const int i = window.position;
+    for (int k = i; !alone && k < kMaxKnown; k += static_cast<int>(blockDim.x)) shared.differences[k] = 0;
+    const int64_t first = known.state(0, i);
+    const unsigned filled = __ballot_sync(kFullWarp, first != known.mask());
+    uint32_t differences[kGroups] = {};
+#pragma unroll 4
+    for (int k = 0; k < known.count(); ++k) {
+      const bool differs = known.state(k, i) != first && i < known.columns();
+      const unsigned word = __ballot_sync(kFullWarp, differs);
+      const int both = __popc(word) + static_cast<int>(kConflict) * __popc(word & filled);
+#pragma unroll
+      for (int g = 0; g < kGroups; ++g) {
+        if (index(g) == k) differences[g] = static_cast<uint32_t>(both);
+      }
+    }
+    if (!alone) {
+      __syncthreads();
+#pragma unroll
+      for (int g = 0; g < kGroups; ++g) {
+        if (differences[g] != 0) atomicAdd(&shared.differences[index(g)], differences[g]);
+      }
+      __syncthreads();
+#pragma unroll
+      for (int g = 0; g < kGroups; ++g) differences[g] = shared.differences[index(g)];
+    }
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g) {
+      tally_[g] += kDistance * (differences[g] % kConflict) + (differences[g] < kConflict ? 0 : kDisagrees);
+    }
+  }
+
+  uint32_t tally_[kGroups];
+};
+
+}  // namespace freedave::cuda
