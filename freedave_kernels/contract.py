@@ -37,7 +37,6 @@ OPS = {
     "draft_step": Op(),
     "pooled_step": Op(
         native=("cpu",),
-        python=("reference",),
         written=("pool",),
         called_by="draft_step",
     ),
