@@ -130,6 +130,53 @@ def test_drafts_are_foreseen_by_the_nearest_state(backend):
     assert step.drafts[0].tolist() == [[M, M, 3, M], [M, M, 3, 4], [M, 6, 3, 4]]
 
 
+@pytest.mark.parametrize(
+    ("values", "later"),
+    [
+        ((0.9853, 0.9971, 0.9773442149162292), True),  # the fourth power is two float32 numbers above 0.85
+        (
+            (0.9890, 0.9894, 0.9812654852867126),
+            False,
+        ),  # and here below, both the other way round if multiplied backwards
+    ],
+)
+def test_a_later_block_is_worth_what_the_values_before_it_are(backend, values, later):
+    """Of the drafts after the certain one, that with the highest score: 0.85 for each draft before it, and where a block
+    begins, the fourth power of the values' probability, a product in ascending order of positions. Nothing counts above 1.
+    """
+    drafts = torch.full((1, 1, 13), M)
+    confidence = torch.tensor([[[2.0] * 3 + [*values] + [2.0] * 6 + [0.5]]])
+    call = (drafts, torch.arange(13).view(1, 1, 13) % M, confidence, torch.tensor([1]), M, 2)
+    named = {"tokens_per_step": 3, "order": "left_to_right", "block_length": 12, "drafting": "pipelined"}
+    step = fk.draft_step(*call, pool=fk.draft_pool(1, 4, 13), **named)
+    assert (step.drafts != M).sum(-1).tolist() == [[3, 12 if later else 6]]
+
+
+def test_a_state_that_was_known_once_is_forwarded_again(backend):
+    """The next drafts go on from what is kept alone: in the next call, nothing else would be met."""
+    call = swap() | {"pool": fk.draft_pool(1, 1, 4)}
+    call["drafts"][0, 1], call["drafts"][0, 2] = torch.tensor([M, 2, 3, M]), torch.tensor([M, 2, 3, 4])
+    call["token_ids"][0] = torch.tensor([1, 2, 3, 4])
+    assert fk.draft_step(**call).drafts[0].tolist() == [[M, M, 3, M], [M, 2, 3, M]]
+    assert call["pool"].states.tolist() == [[[M, 2, 3, 4]]]
+
+
+def test_a_block_that_an_old_state_finished_was_not_forwarded_complete(backend):
+    """In this call: its keys are not final."""
+    pool = fk.draft_pool(1, 4, 4)
+    pool.states[0, 0] = torch.tensor([1, 2, M, M])
+    pool.token_ids[0, 0] = torch.tensor([1, 2, 3, 4])
+    pool.confidence[0, 0] = torch.tensor([-INF, -INF, 0.9, 0.5])
+    pool.age[0, 0], pool.computed[0, 0] = 1, 4
+    drafts, token_ids = torch.tensor([[[1, M, M, M]]]), torch.tensor([[[1, 2, 3, 4]]])
+    confidence = torch.tensor([[[-INF, 0.9, 0.8, 0.7]]])
+    step = fk.draft_step(
+        drafts, token_ids, confidence, torch.tensor([1]), M, 2, block_length=2, drafting="pooled", pool=pool
+    )
+    assert step.steps.tolist() == [2] and step.drafts[0, 0].tolist() == [1, 2, 3, M]
+    assert step.accepted.tolist() == [0] and step.prefix_length.tolist() == [0]
+
+
 @st.composite
 def decodes(draw: st.DrawFn) -> dict[str, Any]:
     constants = Constants(draw)
@@ -338,6 +385,20 @@ def test_large_batches(native_backend):
             both(drafts, token_ids, confidence, torch.full((48,), 8), M, 16, **named)
     finally:
         torch.set_num_threads(before)
+
+
+def test_long_windows(native_backend):
+    """Of as many drafts and states as kernels hold."""
+    random = generator(0)
+    pool = fk.draft_pool(1, 64, 1024)
+    sure = torch.rand(1, 1, 1000, generator=random).clamp(0.2)
+    rank = sure.argsort(-1, descending=True).argsort(-1)
+    for filled in (0, 8):
+        drafts = torch.where(rank < filled + torch.arange(32).view(1, 32, 1), 1, M)
+        confidence = torch.where(drafts == M, sure + 0.002 * torch.rand(drafts.shape, generator=random), -INF)
+        named = {"drafting": "pipelined", "pool": pool, "window_start": torch.tensor([700])}
+        step = both(drafts, torch.ones_like(drafts), confidence, torch.tensor([32]), M, 32, **named)
+    assert step.steps > 1 and (pool.age > 0).sum() > 32
 
 
 def test_strided_inputs(backend):

@@ -107,6 +107,18 @@ def test_no_kernel_spills(binaries, architecture):
                 assert used.stack <= allowed[1] and used.local == 0, path.name
 
 
+def test_a_pool_is_written_when_it_has_been_read(binaries):
+    """A barrier stands between what the threads of a program read and what any of them overwrites, and between rows that
+    lose what the window has left and rows that are written anew. (The interpreter, where results are compared, has no
+    threads.)
+    """
+    (pooled,) = (binaries / "sm_90").glob("pooled_step 32x1024 *.ttgir")
+    stores = re.findall(r"tt\.store|ttg\.barrier all|gpu\.barrier", pooled.read_text())
+    barriers = [place for place, name in enumerate(stores) if name != "tt.store"]
+    # Three of either kind; at the end ages, extents, the start.
+    assert [len(stores) - 1 - place for place in barriers] == [3 + 3 + 3 + 1, 3 + 3]
+
+
 # Bytes a block may have, the driver's own left out.
 SHARED_MEMORY = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "sm_120": 99 << 10, "gfx942": 64 << 10}
 
