@@ -36,7 +36,6 @@ OPS = {
     "verify_drafts": Op(),
     "draft_step": Op(),
     "pooled_step": Op(
-        python=("reference",),
         written=("pool",),
         called_by="draft_step",
     ),

@@ -86,7 +86,7 @@ def files(folder: Path, suffix: str) -> list[Path]:
 def test_every_kernel_compiles(binaries, architecture):
     assert {path.name.split(".")[1] for path in files(binaries / architecture, "json")} == {
         "scan_chunk", "merge_states", "rank_tile", "select_row", "build_sequence",
-        "verify_sequence", "step_sequence", "attend", "merge_parts", "keep_rows",
+        "verify_sequence", "step_sequence", "step_pooled", "attend", "merge_parts", "keep_rows",
     }  # fmt: skip
 
 
@@ -105,6 +105,18 @@ def test_no_kernel_spills(binaries, architecture):
             )
             for used in disassembly.resources(path).values():
                 assert used.stack <= allowed[1] and used.local == 0, path.name
+
+
+def test_a_pool_is_written_when_it_has_been_read(binaries):
+    """A barrier stands between what the threads of a program read and what any of them overwrites, and between rows that
+    lose what the window has left and rows that are written anew. (The interpreter, where results are compared, has no
+    threads.)
+    """
+    (pooled,) = (binaries / "sm_90").glob("pooled_step 32x1024 *.ttgir")
+    stores = re.findall(r"tt\.store|ttg\.barrier all|gpu\.barrier", pooled.read_text())
+    barriers = [place for place, name in enumerate(stores) if name != "tt.store"]
+    # Three of either kind; at the end ages, extents, the start.
+    assert [len(stores) - 1 - place for place in barriers] == [3 + 3 + 3 + 1, 3 + 3]
 
 
 # Bytes a block may have, the driver's own left out.
@@ -143,6 +155,7 @@ def test_budgets(binaries, architecture, case):
     main = {
         "predict_tokens": "scan_chunk",
         "draft_step": "step_sequence",
+        "pooled_step": "step_pooled",
         "rank_positions": "rank_tile",
         "draft_attention": "attend",
         "keep": "keep_rows",
@@ -236,6 +249,18 @@ print(json.dumps([facts, {kernel.function.__name__: len(kernel.compiled) for ker
         rows = int(batch) * 4
         assert predicted == [[rows, 2, 3], [-(-rows * 2 // 16), 1, 1]]  # chunks depend on the vocabulary alone
         assert stepped == [[int(batch), 1, 1]] * 4  # one launch a call
+
+
+def test_launches_of_pooled_drafts():
+    """One, of one binary: for a batch, windows, pools and numbers of drafts of usual sizes."""
+    code = """
+import json, triton_stub as stub
+driver = stub.use("sm_90")
+for batch, count, length, states in ((1, 1, 4, 1), (1, 8, 32, 24), (7, 8, 20, 16), (0, 8, 20, 16), (16, 4, 17, 12)):
+    stub.pooled(count, length, states, "pooled", batch)()
+print(json.dumps([driver.grids, len(stub.step_pooled.compiled)]))
+"""
+    assert json.loads(run("-c", code)) == [[[1, 1, 1], [1, 1, 1], [7, 1, 1], [16, 1, 1]], 1]
 
 
 def test_launches_of_a_layer():
@@ -338,6 +363,22 @@ def test_rows_that_are_too_long(triton):
         fk.select_transfer(*rows)
 
 
+@pytest.mark.parametrize(
+    ("states", "length", "message"),
+    [
+        (4, 1025, "windows of at most 1024 positions, got 1025; use"),
+        (1023, 4, "at most 1024 drafts and states of a pool together, got 2 and 1023; use"),
+    ],
+)
+def test_pools_that_are_too_large(triton, states, length, message):
+    ids = torch.full((1, 2, 4), 9)
+    pool = fk.draft_pool(1, states, length)
+    call = (ids, ids, torch.ones(1, 2, 4), torch.tensor([2]), 9, 2)
+    with pytest.raises(fk.BackendUnavailableError, match="draft_step: backend 'triton' serves " + message):
+        fk.draft_step(*call, drafting="pooled", pool=pool)
+    assert not pool.memory.any()
+
+
 def test_leading_dimensions_that_no_stride_walks(triton):
     logits = torch.randn(3, 4, 2, 50, generator=torch.Generator().manual_seed(0))[:, ::3, :1]
     ids = torch.full((3, 2, 1), 9)
@@ -379,6 +420,9 @@ def test_opcheck():
     torch.library.opcheck(predict, (torch.randn(1, 1, 3, 20), ids, 9, None, "prob", None, False))
     step = (1, None, "confidence", None, "recycled", "exact", None, None, None)
     torch.library.opcheck(draft, (ids, ids, torch.rand(1, 1, 3), torch.tensor([1]), 9, 2, *step))
+    pooled, pool = registry.kernel("pooled_step", "triton", "cpu"), fk.draft_pool(1, 4, 3).memory
+    step = (1, None, "confidence", None, "pipelined", None, None, None, None, None, None, None)
+    torch.library.opcheck(pooled, (ids, ids, torch.rand(1, 1, 3), torch.tensor([1]), pool, 4, 3, 9, 2, *step))
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
+from freedave_kernels.contract import PoolLayout
 from freedave_kernels.triton import launch
 from freedave_kernels.triton.build_drafts import build_drafts, build_sequence
 from freedave_kernels.triton.draft_attention import attend, draft_attention, merge_parts
@@ -25,6 +26,7 @@ from freedave_kernels.triton.draft_step import draft_step, step_sequence
 from freedave_kernels.triton.keep import keep, keep_rows
 from freedave_kernels.triton.merge_predictions import merge_predictions, merge_states
 from freedave_kernels.triton.partial_predictions import partial_predictions
+from freedave_kernels.triton.pooled_step import pooled_step, step_pooled
 from freedave_kernels.triton.predict_tokens import predict_tokens
 from freedave_kernels.triton.rank_positions import rank_positions, rank_tile
 from freedave_kernels.triton.scan_logits import scan_chunk
@@ -33,7 +35,7 @@ from freedave_kernels.triton.verify_drafts import verify_drafts, verify_sequence
 
 KERNELS = [
     scan_chunk, merge_states, rank_tile, select_row, build_sequence, verify_sequence,
-    step_sequence, attend, merge_parts, keep_rows,
+    step_sequence, step_pooled, attend, merge_parts, keep_rows,
 ]  # fmt: skip
 MASK = 9
 
@@ -99,6 +101,17 @@ def step(count: int, length: int, drafting: str, threshold: float | None = None)
     return lambda: draft_step(*drafts(count, length), MASK, count, *rule)
 
 
+def pooled(
+    count: int, length: int, states: int, drafting: str, batch: int = 1, threshold: float | None = None
+) -> Callable[[], Any]:
+    """Everything that may be given."""
+    ids, _, confidence, num_drafts = (tensor.expand(batch, *tensor.shape[1:]) for tensor in drafts(count, length))
+    pool = torch.zeros(batch, PoolLayout.of(states, length).width, dtype=torch.int64)
+    number, flag = torch.zeros(batch, dtype=torch.int64), torch.zeros(batch, dtype=torch.bool)
+    rule = (1, threshold, "confidence", 32, drafting, 2, number, number, number, ids[:, :, 0], number, flag)
+    return lambda: pooled_step(ids, ids, confidence, num_drafts, pool, states, length, MASK, count, *rule)
+
+
 def attention(dtype: torch.dtype, size: int, batch: int, count: int, length: int, heads: int = 32) -> Callable[[], Any]:
     """Eight groups, 8,192 stored positions, everything that may be given; projections as a model makes them."""
 
@@ -131,6 +144,7 @@ def cases(architecture: str) -> dict[str, Callable[[], Any]]:
         "partial_predictions bfloat16 prob": partial(bf16, "prob"),
         "merge_predictions prob": lambda: merge_predictions(states, torch.tensor([MASK]), "prob"),
         "draft_step 8x32 recycled": step(8, 32, "recycled"),
+        "pooled_step 8x32 pooled": pooled(8, 32, 24, "pooled"),
         "rank_positions 32": lambda: rank_positions(confidence, masked, "confidence", None),
         "select_transfer 32": lambda: select_transfer(confidence, masked, 1, None, 0.9, False, "top", "confidence", 32),
         "build_drafts 32": lambda: build_drafts(ids, ids, confidence, MASK, 8, 1, None, "confidence", 32),
@@ -159,6 +173,8 @@ def cases(architecture: str) -> dict[str, Callable[[], Any]]:
         "draft_step 8x32 recycled threshold": step(8, 32, "recycled", 0.9),
         "draft_step 32x1024 recycled": step(32, 1024, "recycled"),
         "draft_step 32x2048 recycled": step(32, 2048, "recycled"),
+        "pooled_step 16x128 pipelined threshold": pooled(16, 128, 96, "pipelined", threshold=0.9),
+        "pooled_step 32x1024 pipelined": pooled(32, 1024, 192, "pipelined"),
         **{f"draft_attention {name} {size}": attention(dtype, size, 1, 2, 4)
            for name, dtype in (("bfloat16", bf16), ("float16", fp16), ("float32", fp32)) for size in (64, 80, 256)},
         **{f"draft_attention {name} {size} many rows": attention(dtype, size, 4, 8, 20)

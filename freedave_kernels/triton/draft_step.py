@@ -202,11 +202,15 @@ def has_ended(
 
 @triton.jit
 def account(
-    record, step_map_at, accepted, steps, built, needs_forward, filled_by, value, open_before, open_accepted, committed,
+    record, step_map_at, accepted, steps, built, needs_forward, filled_by, reusable, broken, open_before, committed,
     still_masked, position, length, block_length, eos_token_id, taken_at, start_at,
     HAS_EOS: tl.constexpr, HAS_TAKEN: tl.constexpr, HAS_ANSWER_START: tl.constexpr,
 ):  # fmt: skip
-    """Writes the step map, and the counters in the order of COUNTERS."""
+    """Writes the step map, and the counters in the order of COUNTERS.
+
+    `reusable` is how many positions the accepted draft's complete blocks hold; `broken` are the masked positions of the
+    current block, before the last step, without a prediction.
+    """
     inside = position < length
     # What only the new draft 0 fills was committed by one more static step.
     fresh = open_before & ~still_masked & (filled_by == NOT_FILLED)
@@ -217,8 +221,6 @@ def account(
     step_map = tl.where(open_before & ~still_masked, step_map, -1)
     tl.store(step_map_at, step_map, mask=inside)
 
-    reusable = complete_prefix(open_accepted, position, length, block_length)
-    broken = open_accepted & (position < reusable + block_length) & ~(value > float("-inf"))
     first_broken = tl.min(tl.where(broken, position, length), axis=0)
     complete = complete_prefix(still_masked, position, length, block_length)
     in_window = count_of(still_masked)
@@ -305,9 +307,11 @@ def step_sequence(
     for n in range(tl.maximum(built, 1), draft_steps):  # those beyond the last repeat it
         tl.store(next_at + n * length, draft, mask=inside)
 
+    reusable = complete_prefix(masked, position, length, block_length)
+    broken = masked & (position < reusable + block_length) & ~(value > float("-inf"))
     account(
-        record, record + WIDTH + length + position, accepted, steps, built, needs_forward, filled_by, value, open_before,
-        masked, committed, still_masked, position, length, block_length, eos_token_id, taken + sequence * taken_step,
+        record, record + WIDTH + length + position, accepted, steps, built, needs_forward, filled_by, reusable, broken,
+        open_before, committed, still_masked, position, length, block_length, eos_token_id, taken + sequence * taken_step,
         answer_start + sequence * answer_start_step, HAS_EOS, HAS_TAKEN, HAS_ANSWER_START,
     )  # fmt: skip
 
