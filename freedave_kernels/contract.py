@@ -47,7 +47,8 @@ OPS = {
 
 NATIVE_OPS = tuple(op for op, rooms in OPS.items() if rooms.native)
 
-MEASURES = ("prob", "margin", "neg_entropy")
+MEASURES = ("prob", "margin", "neg_entropy", "log_odds")
+LARGEST_LOG_ODDS = 64.0  # of the measure; what is more certain counts as this
 ORDERS = ("confidence", "left_to_right")
 MATCHES = ("exact", "subset")
 DRAFTINGS = ("recycled", "nested")
@@ -136,4 +137,5 @@ STATED_IN_CPP: dict[str, Any] = {
     "max_drafts": MAX_DRAFTS,
     "tokens_per_state": TOKENS_PER_STATE,
     "state_fields": STATE_FIELDS,
+    "largest_log_odds": LARGEST_LOG_ODDS,
 }

@@ -147,14 +147,15 @@ def cases(architecture: str) -> dict[str, Callable[[], Any]]:
     return everywhere | {
         **{f"predict_tokens {name} {measure}": predict(dtype, measure)
            for name, dtype in (("bfloat16", bf16), ("float16", fp16), ("float32", fp32))
-           for measure in ("margin", "neg_entropy")},
+           for measure in ("margin", "neg_entropy", "log_odds")},
         "predict_tokens bfloat16 prob everything": predict(bf16, "prob", **extra),
         "predict_tokens bfloat16 prob 4 bytes": predict(bf16, "prob", offset=2),
         "predict_tokens bfloat16 prob 2 bytes": predict(bf16, "prob", offset=1),
         "predict_tokens float32 prob 4 bytes": predict(fp32, "prob", offset=1),
-        **{f"partial_predictions float32 {measure}": partial(fp32, measure) for measure in ("margin", "neg_entropy")},
+        **{f"partial_predictions float32 {measure}": partial(fp32, measure)
+           for measure in ("margin", "neg_entropy", "log_odds")},
         **{f"merge_predictions {measure}": functools.partial(merge_predictions, states, torch.tensor([MASK]), measure)
-           for measure in ("margin", "neg_entropy")},
+           for measure in ("margin", "neg_entropy", "log_odds")},
         "draft_step 8x32 nested": step(8, 32, "nested"),
         "draft_step 8x32 recycled threshold": step(8, 32, "recycled", 0.9),
         "draft_step 32x1024 recycled": step(32, 1024, "recycled"),

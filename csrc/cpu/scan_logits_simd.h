@@ -90,27 +90,29 @@ HD void add_shifted_exp(Float (&x)[N], Float round, Float* sum) {
   for (int j = 0; j < N; ++j) sum[j] = Simd::fma(x[j], power[j], sum[j]);
 }
 
+// Terms are summed at 2^64 times their size: an entropy or log-odds may consist of some that float32 cannot hold.
+constexpr int kScale = 64;
+constexpr double kUnit = 0x1p-64;
+constexpr float kScaledRound = kRound + kScale;
+
 // 2^kScale exp(d) for d <= 0, with relative error below 2e-7 as long as terms of that size count beside exp(0), and
-// below 5e-7 further down; 0 from lowest<kScale>() down.
-template <int kScale, int N>
+// below 5e-7 further down; 0 from lowest() down.
+template <int N>
 HD void exp_nonpositive(Float (&d)[N]) {
-  shifted_exp(d, Simd::set(kRound + kScale));
+  shifted_exp(d, Simd::set(kScaledRound));
 }
 
 // Where the exponent's bits become 0. Further down they would wrap, so arguments are clamped here.
-template <int kScale>
-HD Float lowest() {
-  return Simd::set(-kLn2 * (127 + kScale));
-}
+HD Float lowest() { return Simd::set(-kLn2 * (127 + kScale)); }
 
-// What the terms of a scan are relative to. A term is exp(x) / 2^binade, where 2^binade is about exp(reference): that
-// saves the subtraction of the reference from each element. Divided by `own`, the term of the reference itself, they
-// are relative to it, and its own term is 1.
+// What the terms of a scan are relative to. A term is 2^kScale exp(x) / 2^binade, where 2^binade is about
+// exp(reference): that saves the subtraction of the reference from each element. Divided by `own`, the term of the
+// reference itself, they are relative to it, and its own term is 1.
 struct Reference {
   HD explicit Reference(float at) : value(at) {
     const float binade = rintf(at * kLog2E);
-    round = Simd::set(kRound - binade);
-    lowest = Simd::set(kLn2 * (binade - 126.0f));
+    round = Simd::set(kScaledRound - binade);
+    lowest = Simd::set(kLn2 * (binade - 126.0f - kScale));
     Float term[1] = {Simd::set(at)};
     shifted_exp(term, round);
     float lanes[Simd::kLanes];
@@ -120,7 +122,7 @@ struct Reference {
 
   float value, own;
   Float round;
-  Float lowest;  // terms of what is less count as 2^-126, next to nothing beside `own`
+  Float lowest;  // terms of what is less count as 2^-190, next to nothing beside any that is looked at
 };
 
 // a - b - fl(a - b), exactly.
@@ -271,26 +273,24 @@ HD float scan_tile(const T* x, int size, const Reference& reference, Ahead& ahea
   return Simd::reduce_max(Simd::max(m[0], m[1]));
 }
 
-// Adds the tile's terms relative to `reference`, which no element exceeds.
+// The sum of the tile's terms relative to `reference`, which no element exceeds.
 template <typename T>
-HD void add_terms(const T* x, int size, float reference, Ahead& ahead, OnlineSoftmax& sum) {
+HD double sum_terms(const T* x, int size, float reference, Ahead& ahead) {
   const Float top = Simd::set(reference);
   Terms e;
   walk_tile(
       x, size, ahead,
       [&]<int N>(Float(&u)[N]) __attribute__((always_inline)) {
-        for (int j = 0; j < N; ++j) u[j] = Simd::max(lowest<0>(), Simd::sub(u[j], top));
-        add_shifted_exp(u, Simd::set(kRound), e.part);
+        for (int j = 0; j < N; ++j) u[j] = Simd::max(lowest(), Simd::sub(u[j], top));
+        add_shifted_exp(u, Simd::set(kScaledRound), e.part);
       },
       [&]() __attribute__((always_inline)) { e.end_group(); });
-  sum.rest += Simd::total(e.sum);
+  return kUnit * Simd::total(e.sum);
 }
 
-// The same, with what an entropy needs: terms weighted by their logits, and the largest ones counted apart.
+// Adds the terms with what an entropy needs: terms weighted by their logits, and the largest ones counted apart.
 template <typename T>
 HD void add_entropy_terms(const T* x, int size, float reference, Ahead& ahead, OnlineSoftmax& sum) {
-  // An entropy may consist of terms that float32 cannot hold; they are summed at 2^64 times their size.
-  constexpr int kScale = 64;
   const Float top = Simd::set(reference);
   Terms e, w, t;
   walk_tile(
@@ -303,11 +303,11 @@ HD void add_entropy_terms(const T* x, int size, float reference, Ahead& ahead, O
           // off digits that matter; exp(d + lost) = exp(d) (1 + lost).
           const Float d = Simd::sub(u[j], top);
           is_top[j] = Simd::equal(u[j], top);
-          const Simd::Mask counts = Simd::at_least(d, lowest<kScale>());
+          const Simd::Mask counts = Simd::at_least(d, lowest());
           lost[j] = Simd::keep(counts, rounding_of_difference(u[j], top, d));
-          power[j] = u[j] = Simd::max(lowest<kScale>(), d);
+          power[j] = u[j] = Simd::max(lowest(), d);
         }
-        exp_nonpositive<kScale>(power);
+        exp_nonpositive(power);
         for (int j = 0; j < N; ++j) {
           const Float term = Simd::drop(is_top[j], Simd::fma(power[j], lost[j], power[j]));
           t.part[j] = Simd::add(t.part[j], Simd::keep(is_top[j], Simd::set(1.0f)));
@@ -320,7 +320,6 @@ HD void add_entropy_terms(const T* x, int size, float reference, Ahead& ahead, O
         w.end_group();
         t.end_group();
       });
-  constexpr double kUnit = 0x1p-64;
   sum.rest += kUnit * Simd::total(e.sum);
   sum.weighted += kUnit * Simd::total(w.sum);
   sum.ties += Simd::total(t.sum);
@@ -377,6 +376,9 @@ OnlineSoftmax scan_chunk(const Chunk& chunk) {
   alignas(64) T buffer[kTile];
   OnlineSoftmax sum = empty_softmax();
   int64_t top_tile = -1;
+  // Of the log-odds: the terms of that tile. They are not in `sum` while it leads; at the end it is summed once more,
+  // without the chosen token, beside whose 1 the others were rounded.
+  double top_terms = 0.0;
   Ahead ahead;
   Reference reference(0.0f);
 
@@ -400,6 +402,11 @@ OnlineSoftmax scan_chunk(const Chunk& chunk) {
         if (tile.max <= guess + kSlack) {
           tile.token = chunk.first_token + begin;
           tile.rest *= exp(static_cast<double>(guess) - static_cast<double>(tile.max));
+          if constexpr (needs_others(kMeasure)) {
+            sum.rest += top_terms;
+            top_terms = tile.rest;
+            tile.rest = 0.0;
+          }
           sum = merge(sum, tile);
           top_tile = begin;
           continue;
@@ -417,21 +424,37 @@ OnlineSoftmax scan_chunk(const Chunk& chunk) {
       tile.max = tile_max(x, padded);
     }
     if (tile.max > -INFINITY) tile.token = chunk.first_token + begin;
+    const bool leads = tile.token >= 0 && (sum.token < 0 || tile.max > sum.max);
+    if (needs_others(kMeasure) && leads) sum.rest += top_terms;
     sum = merge(sum, tile);
-    if (sum.token == tile.token && tile.token >= 0) top_tile = begin;
+    if (leads) top_tile = begin;
 
     const float reference = sum.token >= 0 ? sum.max : 0.0f;
     if constexpr (needs_entropy_terms(kMeasure)) {
       add_entropy_terms(x, padded, reference, ahead, sum);
     } else {
-      add_terms(x, padded, reference, ahead, sum);
+      const double terms = sum_terms(x, padded, reference, ahead);
+      if (needs_others(kMeasure) && leads) {
+        top_terms = terms;
+      } else {
+        sum.rest += terms;
+      }
     }
   }
 
   if (top_tile >= 0) {
     const int size = chunk.size - top_tile < kTile ? static_cast<int>(chunk.size - top_tile) : kTile;
+    const int padded = (size + kPair - 1) / kPair * kPair;
     const T* x = prepare_tile(chunk, top_tile, size, buffer);
-    sum.token = chunk.first_token + top_tile + find(x, (size + kPair - 1) / kPair * kPair, sum.max);
+    const int place = find(x, padded, sum.max);
+    sum.token = chunk.first_token + top_tile + place;
+    if constexpr (needs_others(kMeasure)) {
+      if (x != buffer) memcpy(buffer, x, padded * sizeof(T));
+      buffer[place] = negative_infinity(T{});
+      Ahead nothing;
+      sum.ties = 1.0;
+      sum.rest += sum_terms(buffer, padded, sum.max, nothing);
+    }
   }
   return sum;
 }
@@ -445,6 +468,8 @@ ChunkKernel chunk_kernel(Measure measure) {
       return scan_chunk<T, Measure::kMargin>;
     case Measure::kNegEntropy:
       return scan_chunk<T, Measure::kNegEntropy>;
+    case Measure::kLogOdds:
+      return scan_chunk<T, Measure::kLogOdds>;
   }
   return nullptr;
 }

@@ -144,12 +144,23 @@ __device__ __forceinline__ float large_exp(float x, float reference, float& diff
   return power * scale * fmaf(rest, kLn2, 1.0f + lost);
 }
 
+// Sum of exp(x - reference). Pairwise, then one addition a group: short chains of roundings.
+__device__ __forceinline__ float terms_of(const float (&x)[kGroup], float reference) {
+  float e[kGroup];
+#pragma unroll
+  for (int i = 0; i < kGroup; ++i) e[i] = exp2_flushed((x[i] - reference) * kLog2E);
+  return ((e[0] + e[1]) + (e[2] + e[3])) + ((e[4] + e[5]) + (e[6] + e[7]));
+}
+
 // What a thread knows of the logits it has seen.
 template <Measure kMeasure>
 struct Seen {
   float max = -INFINITY;
   int sweep = 0;     // where max first appeared
   float sum = 0.0f;  // of exp(x - max)
+  // The log-odds only: the same of that sweep, which is not in sum. At the end it is summed again without the token
+  // that has max, beside whose 1 the others were rounded.
+  float top_sum = 0.0f;
   // The margin only.
   float second = -INFINITY;
   // The entropy only: see OnlineSoftmax.
@@ -173,13 +184,17 @@ struct Seen {
     } else {
       const float before = reference();
       const float after = fmaxf(larger, before);
+      if (needs_others(kMeasure) && larger > max) {
+        sum += top_sum;
+        top_sum = 0.0f;
+      }
       sum *= exp2_flushed((before - after) * kLog2E);
     }
     sweep = larger > max ? at : sweep;
     max = fmaxf(max, larger);
   }
 
-  __device__ void add(const float (&x)[kGroup]) {
+  __device__ void add(const float (&x)[kGroup], int at) {
     const float top = reference();
     if constexpr (needs_entropy_terms(kMeasure)) {
       float tied = 0.0f, terms = 0.0f, weights = 0.0f;
@@ -195,12 +210,10 @@ struct Seen {
       ties += tied;
       rest += 0x1p-64 * static_cast<double>(terms);
       weighted += 0x1p-64 * static_cast<double>(weights);
+    } else if (needs_others(kMeasure) && sweep == at) {
+      top_sum += terms_of(x, top);
     } else {
-      // Pairwise, then one addition a group: short chains of roundings.
-      float e[kGroup];
-#pragma unroll
-      for (int i = 0; i < kGroup; ++i) e[i] = exp2_flushed((x[i] - top) * kLog2E);
-      sum += ((e[0] + e[1]) + (e[2] + e[3])) + ((e[4] + e[5]) + (e[6] + e[7]));
+      sum += terms_of(x, top);
     }
   }
 };
@@ -244,6 +257,23 @@ __device__ __forceinline__ uint32_t find(const T* chunk, int size, int sweep, fl
   return found;
 }
 
+// Sum of exp(x - reference) over what this thread has of a sweep but for one token.
+template <bool kAligned, bool kSuppress, typename T>
+__device__ __forceinline__ float terms_beside(uint32_t token, const T* chunk, int size, int sweep, float reference,
+                                              const SuppressedBits& suppressed) {
+  float sum = 0.0f;
+#pragma unroll 1
+  for (int g = 0; g < kGroupsAhead; ++g) {
+    const int first = sweep + (g * kThreads + static_cast<int>(threadIdx.x)) * kGroup;
+    float x[kGroup];
+    values_of<kSuppress>(load_group<kAligned>(chunk, first, size), first, suppressed, x);
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) x[i] = static_cast<uint32_t>(first + i) == token ? -INFINITY : x[i];
+    sum += terms_of(x, reference);
+  }
+  return sum;
+}
+
 // What each thread sees of a chunk.
 template <typename T, Measure kMeasure, bool kAligned, bool kSuppress>
 __device__ __forceinline__ Seen<kMeasure> sweep_chunk(const T* chunk, int size, const SuppressedBits& suppressed) {
@@ -264,7 +294,7 @@ __device__ __forceinline__ Seen<kMeasure> sweep_chunk(const T* chunk, int size, 
     }
     seen.raise(largest, sweep);
 #pragma unroll
-    for (int g = 0; g < kGroupsAhead; ++g) seen.add(x[g]);
+    for (int g = 0; g < kGroupsAhead; ++g) seen.add(x[g], sweep);
   }
   return seen;
 }
@@ -288,6 +318,13 @@ __device__ __forceinline__ OnlineSoftmax scan_chunk(const T* chunk, int size, in
     token = find<kAligned, kSuppress>(chunk, size, seen.sweep, top, suppressed);
   }
   const bool has_top = token != kNone;
+  if constexpr (needs_others(kMeasure)) {
+    if (has_top) {
+      seen.top_sum = terms_beside<kAligned, kSuppress>(token, chunk, size, seen.sweep, top, suppressed);
+    }
+    const uint32_t threads = __ballot_sync(kFullWarp, has_top);
+    if (lane_id() == 0) scratch.ties[warp_id()] = __popc(threads);
+  }
   token = __reduce_min_sync(kFullWarp, token);
   if (lane_id() == 0) scratch.token[warp_id()] = token;
 
@@ -301,7 +338,7 @@ __device__ __forceinline__ OnlineSoftmax scan_chunk(const T* chunk, int size, in
       scratch.weighted[warp_id()] = weighted;
     }
   } else {
-    const float sum = warp_sum(seen.sum);
+    const float sum = warp_sum(needs_others(kMeasure) ? seen.sum + seen.top_sum : seen.sum);
     if (lane_id() == 0) scratch.sum[warp_id()] = sum;
   }
   __syncthreads();
@@ -328,7 +365,12 @@ __device__ __forceinline__ OnlineSoftmax scan_chunk(const T* chunk, int size, in
       } else {
         whole.rest += static_cast<double>(scratch.sum[w]);
       }
+      if constexpr (needs_others(kMeasure)) whole.ties += scratch.ties[w];
       if constexpr (needs_second(kMeasure)) whole.second = fmaxf(whole.second, scratch.second[w]);
+    }
+    if (needs_others(kMeasure) && token != kNone) {  // one of the threads' maxima is the chosen token
+      whole.rest += whole.ties - 1.0;
+      whole.ties = 1.0;
     }
   }
   return whole;
@@ -423,6 +465,8 @@ ScanKernel scan_kernel(Measure measure) {
       return scan_chunks<T, Measure::kMargin, kAligned>;
     case Measure::kNegEntropy:
       return scan_chunks<T, Measure::kNegEntropy, kAligned>;
+    case Measure::kLogOdds:
+      return scan_chunks<T, Measure::kLogOdds, kAligned>;
   }
   return nullptr;
 }

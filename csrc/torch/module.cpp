@@ -80,6 +80,7 @@ pybind11::dict contract() {
   contract["max_length"] = freedave::kMaxLength;
   contract["max_drafts"] = freedave::kMaxDrafts;
   contract["state_fields"] = freedave::kStateFields;
+  contract["largest_log_odds"] = freedave::kLargestLogOdds;
   contract["tokens_per_state"] = freedave::kTokensPerState;
   return contract;
 }

@@ -50,9 +50,8 @@ def partial_predictions(
         - the largest logit, -inf if there is none,
         - for the margin, the second largest, equal ones counted twice,
         - the lowest token whose logit is the largest, -1 if there is none,
-        - for the entropy, how many logits equal the largest, else 0,
-        - the sum of exp(x - max), for the entropy without those that equal the largest; NaN or inf if a logit was NaN or
-          +inf,
+        - for the entropy, how many logits equal the largest; for the log-odds, 1 if there is one; else 0,
+        - the sum of exp(x - max), without what is counted in the field before; NaN or inf if a logit was NaN or +inf,
         - for the entropy, the sum of (x - max) exp(x - max).
         Positions that are not masked are not read: their states say that there is nothing.
 

@@ -33,7 +33,7 @@ def predict_tokens(
         mask_token_id: may lie outside the vocabulary of the logits.
         mask_index: `[*, L]` bool, overrides `input_ids == mask_token_id`.
         measure: "prob", the softmax probability of the chosen token; "margin", its distance to the probability of the
-            second best; "neg_entropy", sum p log p.
+            second best; "neg_entropy", sum p log p; "log_odds", log(p / (1 - p)) of the chosen token's probability.
         suppress_tokens: ids (a sequence, or an int64 tensor `[S]`) that can never be chosen and leave the softmax; a
             tensor's ids outside the vocabulary are ignored.
         logits_shift: position i reads row i-1 and position 0 row 0 (Dream). No shifted copy is made.
@@ -44,10 +44,13 @@ def predict_tokens(
 
         A float32 cannot say how near to 1 a probability above 1 - 3e-8 is: "prob" and "margin" of rows that confident are all
         1.0, and the lowest position comes first in any ranking, where code that computes in float64, such as LLaDA's own,
-        still tells them apart. "neg_entropy" does so here, too: it goes to 0, where a float32 is finest.
+        still tells them apart. "log_odds" ranks as that code does, and further: it is worked out from the mass of all other
+        tokens, up to 64.0 (1 - p below 2e-28), which also stands for rows in which nothing else has a probability.
+        "neg_entropy" goes to 0, where a float32 is finest.
 
-    Guarantees: equal logits go to the lower token id; float32 accumulation, confidence within 1e-6 relative of float64;
-    a row's result is bitwise the same whatever the batch, the number of threads or of SMs; logits are read once.
+    Guarantees: equal logits go to the lower token id; float32 accumulation, confidence within 1e-6 relative of float64
+    (log-odds near 0: within 1e-6); a row's result is bitwise the same whatever the batch, the number of threads or of SMs;
+    logits are read once.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from freedave_kernels.reference.predict_tokens import NEVER
+from freedave_kernels.reference.predict_tokens import NEVER, log_odds_of
 
 
 def merge_predictions(states: torch.Tensor, input_ids: torch.Tensor, measure: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -27,6 +27,7 @@ def merge_predictions(states: torch.Tensor, input_ids: torch.Tensor, measure: st
         "prob": lambda: 1 / rest,
         "margin": lambda: -torch.expm1(others - top.squeeze(-1)) / rest,
         "neg_entropy": lambda: weighted / (tied + rest) - (tied.log() + torch.log1p(rest / tied)),
+        "log_odds": lambda: log_odds_of((tied - 1) + rest),
     }[measure]()
     token_ids = torch.where(usable, chosen.squeeze(-1), 0.0).long()
     return torch.where(usable, token_ids, input_ids), torch.where(usable, confidence.float(), NEVER)

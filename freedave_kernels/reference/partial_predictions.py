@@ -43,13 +43,19 @@ def partial_predictions(
     rest = torch.where(is_top, 0.0, term).sum(-1)
     weighted = torch.where(term > 0, term * below, 0.0).sum(-1)
     nothing = torch.zeros_like(rest)
-    by_entropy, by_margin = measure == "neg_entropy", measure == "margin"
+    if measure == "log_odds":  # one is the chosen token, and all that equal it are among the others
+        beside = torch.where(others > NEVER, others - top, NEVER).exp().sum(-1)
+        counted, summed = is_top.any(-1).double(), beside
+    elif measure == "neg_entropy":
+        counted, summed = ties, rest
+    else:
+        counted, summed = nothing, rest + ties
     fields = [
         top.squeeze(-1),
-        others.amax(-1) if by_margin else torch.full_like(rest, NEVER),
+        others.amax(-1) if measure == "margin" else torch.full_like(rest, NEVER),
         chosen.double(),
-        ties if by_entropy else nothing,
-        torch.where(broken, torch.nan, rest if by_entropy else rest + ties),
-        weighted if by_entropy else nothing,
+        counted,
+        torch.where(broken, torch.nan, summed),
+        weighted if measure == "neg_entropy" else nothing,
     ]
     return torch.stack(fields, -1)

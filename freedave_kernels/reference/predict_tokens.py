@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from freedave_kernels.contract import LARGEST_LOG_ODDS
+
 NEVER = float("-inf")
 
 
@@ -27,7 +29,8 @@ def predict_tokens(
 
     # Differences to the top; a row that is not usable is replaced so that no NaN travels on.
     x = torch.where(usable[..., None], x - top, 0.0)
-    confidence = {"prob": _prob, "margin": _margin, "neg_entropy": _neg_entropy}[measure](x, token)
+    of_measure = {"prob": _prob, "margin": _margin, "neg_entropy": _neg_entropy, "log_odds": _log_odds}
+    confidence = of_measure[measure](x, token)
     return torch.where(usable, token, input_ids), torch.where(usable, confidence.float(), NEVER)
 
 
@@ -53,9 +56,22 @@ def _prob(x: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
 
 
 def _margin(x: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
-    others = x.scatter(-1, token.clamp(max=x.shape[-1] - 1)[..., None], NEVER)
+    others = _others(x, token)
     # p1 - p2 = (1 - exp(second - top)) / sum, without the cancellation of the plain difference.
     return -torch.expm1(others.amax(-1)) / x.exp().sum(-1)
+
+
+def _others(x: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+    return x.scatter(-1, token.clamp(max=x.shape[-1] - 1)[..., None], NEVER)
+
+
+def _log_odds(x: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+    return log_odds_of(_others(x, token).exp().sum(-1))
+
+
+def log_odds_of(others: torch.Tensor) -> torch.Tensor:
+    """log(p / (1 - p)) where all others together weigh `others` times as much as the chosen token."""
+    return others.log().neg().clamp(max=LARGEST_LOG_ODDS)
 
 
 def _neg_entropy(x: torch.Tensor, token: torch.Tensor) -> torch.Tensor:

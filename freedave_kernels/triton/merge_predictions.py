@@ -8,9 +8,11 @@ import torch
 import triton
 import triton.language as tl
 
+from freedave_kernels.contract import LARGEST_LOG_ODDS
 from freedave_kernels.triton.launch import as_rows, ceil_div, kernel, outer_stride, power_of_two
 
 NEVER = tl.constexpr(float("-inf"))
+MOST = tl.constexpr(LARGEST_LOG_ODDS)
 # Of a program: 16 rows of predict_tokens, whose states are few, or 4 of a large vocabulary in shorter chunks.
 MERGED_STATES, MERGED_ROWS = 256, 16
 
@@ -82,6 +84,13 @@ def merge_states(
         ties = tl.sum(tl.where(leads, ties, 0.0), axis=1)
         total = ties + rest
         certainty = weighted / total - (tl.log(ties) + log1p(rest / ties))
+    elif MEASURE == "log_odds":
+        ties = tl.load(state + 3, mask=present, other=0.0)
+        rest = tl.sum(scale * tl.where(leads, rest, rest + ties), axis=1)
+        ties = tl.sum(tl.where(leads, ties, 0.0), axis=1)
+        total = ties + rest
+        others = (ties - 1.0) + rest
+        certainty = tl.where(others > 0.0, tl.minimum(-tl.log(tl.where(others > 0.0, others, 1.0)), MOST), MOST)
     else:
         tl.static_assert(False, "this measure has no confidence")
     usable = inside & (top > NEVER) & (top < float("inf")) & (total < float("inf"))  # NaN compares false

@@ -40,10 +40,17 @@ class Needs(NamedTuple):
     """The second largest logit, equal to the largest on a tie."""
     entropy: bool = False
     """Terms weighted by their logits; and those of the largest logit counted apart from all others."""
+    others: bool = False
+    """The terms of all tokens but the chosen one, apart from its 1."""
 
 
 # A measure that is missing here has no scan: looking it up fails.
-NEEDS = {"prob": Needs(), "margin": Needs(second=True), "neg_entropy": Needs(entropy=True)}
+NEEDS = {
+    "prob": Needs(),
+    "margin": Needs(second=True),
+    "neg_entropy": Needs(entropy=True),
+    "log_odds": Needs(others=True),
+}
 
 
 @triton.jit
@@ -178,13 +185,17 @@ def lowest_token(
     first_token_id,
     HAS_SUPPRESSED: tl.constexpr,
 ):
-    """The id of the first of the tokens `token` whose logit is `logit`, or -1: for -inf and NaN."""
+    """The id of the first of the tokens `token` whose logit is `logit`, or -1: for -inf and NaN. And the terms of the
+    others of them, relative to it.
+    """
     x = tl.load(row + token, mask=token < vocab, other=NEVER).to(tl.float32)
     if HAS_SUPPRESSED:
         for s in range(num_suppressed):
             x = tl.where(token == tl.load(suppress_tokens + s * suppressed_step) - first_token_id, NEVER, x)
     found = tl.min(tl.where(x == logit, token, vocab), axis=0)
-    return tl.where(logit > NEVER, found + first_token_id, -1)
+    below = x - tl.where(logit == NEVER, 0.0, logit)
+    others = tl.sum(tl.where(token == found, 0.0, tl.exp2(below * LOG2_E)), axis=0)
+    return tl.where(logit > NEVER, found + first_token_id, -1), others
 
 
 @triton.jit
@@ -208,10 +219,21 @@ def scaled_terms(x, largest, below):
 
 
 @triton.jit
-def sums_below(x, largest, LANES: tl.constexpr, GROUP: tl.constexpr, ENTROPY: tl.constexpr):
+def sums_below(
+    x,
+    largest,
+    lane,
+    group,
+    others,
+    LANES: tl.constexpr,
+    GROUP: tl.constexpr,
+    ENTROPY: tl.constexpr,
+    OTHERS: tl.constexpr,
+):
     """How many logits equal the largest, sum exp(x - largest) and sum (x - largest) exp(x - largest), in float64.
 
-    The last is 0 where ENTROPY is false, and so is the first: then the logits that equal the largest are in the second.
+    The last is 0 where ENTROPY is false, and so is the first: then the logits that equal the largest are in the second. With
+    OTHERS the first is the chosen token alone, and the lane `group`, which has it, counts as what is beside it: `others`.
     """
     # x - max comes first, exactly: folded into the multiplication, a large maximum would cost digits.
     below = x - tl.where(largest == NEVER, 0.0, largest)
@@ -226,7 +248,11 @@ def sums_below(x, largest, LANES: tl.constexpr, GROUP: tl.constexpr, ENTROPY: tl
         weighted = tl.sum(sum_of_groups(term * below, LANES, GROUP), axis=0).to(tl.float64) * UNIT
         rest = tl.sum(sum_of_groups(term, LANES, GROUP), axis=0).to(tl.float64) * UNIT
     else:
-        rest = tl.sum(sum_of_groups(tl.exp2(below * LOG2_E), LANES, GROUP), axis=0).to(tl.float64)
+        terms = sum_of_groups(tl.exp2(below * LOG2_E), LANES, GROUP)
+        if OTHERS:
+            terms = tl.where(lane == group, others, terms)
+            ties = tl.where(largest > NEVER, 1.0, 0.0).to(tl.float64)
+        rest = tl.sum(terms, axis=0).to(tl.float64)
     return ties, rest, weighted
 
 
@@ -273,6 +299,7 @@ def scan_chunk(
     POSITION_AXIS: tl.constexpr,
     SECOND: tl.constexpr,
     ENTROPY: tl.constexpr,
+    OTHERS: tl.constexpr,
     SHIFT: tl.constexpr,
     HAS_MASK_INDEX: tl.constexpr,
     HAS_SUPPRESSED: tl.constexpr,
@@ -303,14 +330,14 @@ def scan_chunk(
     group = tl.min(tl.where(top == largest, lane, LANES), axis=0)
 
     # The token: the first place of that group, whose logits are loaded again while the sum is worked out.
-    token = lowest_token(
+    token, others = lowest_token(
         row, first + group * GROUP + tl.arange(0, GROUP), vocab, largest,
         suppress_tokens, num_suppressed, suppressed_step, first_token_id, HAS_SUPPRESSED,
     )  # fmt: skip
     second = tl.full([], NEVER, tl.float32)
     if SECOND:
         second = tl.max(tl.where(lane == group, runner_up, top), axis=0)
-    ties, rest, weighted = sums_below(x, largest, LANES, GROUP, ENTROPY)
+    ties, rest, weighted = sums_below(x, largest, lane, group, others, LANES, GROUP, ENTROPY, OTHERS)
     store_state(state, largest, second, token, ties, rest, weighted)
 
 
