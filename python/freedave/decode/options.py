@@ -81,8 +81,11 @@ class DecodingOptions:
             at position 0 for block-causal models and at the end of the prompt for full attention.
         tokens_per_step: positions that one static step commits.
         order: "confidence" or "left_to_right".
-        threshold: a static step commits every position of the block at least this confident; if there is none,
-            `tokens_per_step` positions.
+        measure: what positions are ranked by, as `freedave_kernels.predict_tokens` has it. "prob": the predicted token's
+            probability, in float32, of which many are 1.0. "log_odds" ranks these, too, as float64 would. "margin",
+            "neg_entropy": Dream's other algorithms.
+        threshold: a static step commits every position of the block whose token has at least this probability (so it needs
+            "prob" or "log_odds"); if there is none, `tokens_per_step` positions.
         drafting: how drafts are made. "nested": as published. "recycled": from rejected drafts' predictions as well.
             "pooled": forwarded states are kept, so that none is forwarded twice. "pipelined": so, and drafts of later blocks
             are among them (where a cache is refreshed once a block there are none: it is "pooled" then).
@@ -104,6 +107,11 @@ class DecodingOptions:
     block_length: int | None = _option(None, WholeNumber(), "(default: the model's)", "L")
     tokens_per_step: int = _option(1, WholeNumber(), "positions that one static step commits", "N")
     order: str = _option("confidence", Choice(("confidence", "left_to_right")), "which positions a static step commits")
+    measure: str = _option(
+        "prob",
+        Choice(("prob", "log_odds", "margin", "neg_entropy")),
+        "what positions are ranked by; log_odds tells those apart whose probability is 1.0",
+    )
     threshold: float | None = _option(None, Threshold(), "a step commits all tokens this confident", "P")
     drafting: str = _option(
         "recycled",

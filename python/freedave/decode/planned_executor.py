@@ -55,7 +55,7 @@ class PlannedExecutor:
         self._launched: tuple[list[_Slot], list[_Slot], DraftStep | None] = ([], [], None)
         self._kept: list[int] = []
         self._kept_at: list[int] = []
-        self._predict = Predictor(lm)
+        self._predict = Predictor(lm, settings.measure)
         self._pool: DraftPool | None = None
         if settings.pooled:
             self._pool = draft_pool(slots, settings.pool_states, settings.pool_length(capacity), lm.device)
@@ -205,7 +205,7 @@ class PlannedExecutor:
             lm.mask_token_id,
             settings.draft_steps,
             tokens_per_step=settings.tokens_per_step,
-            threshold=settings.threshold,
+            threshold=settings.least_confidence,
             order=settings.order,
             block_length=settings.block_length,
             drafting=settings.drafting,

@@ -36,6 +36,7 @@ class Settings:
     tokens_per_step: int
     order: str
     threshold: float | None
+    """A probability."""
     drafting: str
     """As asked for, but "pooled" where "pipelined" would be that."""
     cache: str
@@ -54,6 +55,8 @@ class Settings:
     """Whether the graph executor's layers go through torch.compile; None: on a GPU."""
     active_drafts: int | None = None
     """How many of the graph executor's drafts count; None: all."""
+    measure: str = "prob"
+    """Of confidences, as `predict_tokens` has it."""
 
     def static(self, *, own_shapes: bool = False) -> Settings:
         """The same decode, one step a forward.
@@ -64,6 +67,11 @@ class Settings:
         if self.executor == "graph" and not own_shapes:
             return dataclasses.replace(self, active_drafts=1)
         return dataclasses.replace(self, draft_steps=1, lookahead_steps=1, drafting="nested")
+
+    @property
+    def least_confidence(self) -> float | None:
+        """The threshold as confidences are measured."""
+        return self.threshold if self.threshold is None or self.measure == "prob" else least_log_odds(self.threshold)
 
     @property
     def pooled(self) -> bool:
@@ -115,6 +123,16 @@ class Settings:
             return length
         whole = math.ceil(length / self.block_length) * self.block_length
         return whole if self.max_positions is None else max(length, min(whole, self.max_positions))
+
+
+def least_log_odds(threshold: float) -> float:
+    """The log-odds from which on a probability, rounded to float32, is at least the float32 `threshold`."""
+    limit = torch.tensor(threshold, dtype=torch.float32)
+    below = torch.nextafter(limit, torch.tensor(-math.inf))
+    rounds_up = (limit.item() + below.item()) / 2
+    if rounds_up <= 0:
+        return -math.inf
+    return math.log(rounds_up) - math.log1p(-rounds_up) if rounds_up < 1 else math.inf
 
 
 def check_prompts(lm: DiffusionLM, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[list[int]]:
@@ -204,6 +222,7 @@ def resolve_settings(
         tokens_per_step=chosen.tokens_per_step,
         order=chosen.order,
         threshold=chosen.threshold,
+        measure=chosen.measure,
         drafting=chosen.drafting,
         cache=_cache(lm, chosen.cache),
         eos_token_ids=lm.eos_token_ids if eos_token_id is None else as_token_ids(eos_token_id),
@@ -214,6 +233,10 @@ def resolve_settings(
         executor=_executor(lm, chosen.executor, chosen.compile),
         compile=chosen.compile,
     )
+    if settings.threshold is not None and settings.measure not in ("prob", "log_odds"):
+        raise ValueError(
+            f"threshold is a probability: it needs measure='prob' or 'log_odds', got measure={settings.measure!r}"
+        )
     if settings.one_block and settings.drafting == "pipelined":  # no draft may come from behind a refresh
         settings = dataclasses.replace(settings, drafting="pooled")
     _check_ends(lm, settings)

@@ -35,11 +35,14 @@ WHOLE_BYTES = 2**23
 
 
 class Predictor:
-    """Predicts rows of features. `projection_seconds` adds up what making their logits took, which is the model's part."""
+    """Predicts rows of features, with confidences of a measure. `projection_seconds` adds up what making their logits took,
+    which is the model's part.
+    """
 
-    def __init__(self, lm: DiffusionLM) -> None:
+    def __init__(self, lm: DiffusionLM, measure: str = "prob") -> None:
         self.projection_seconds = 0.0
         self._lm = lm
+        self._measure = measure
         self._in_parts = lm.has_plain_head and lm.vocab_size is not None and lm.vocab_size > TOKENS_PER_STATE
         self._suppressed = torch.tensor([lm.mask_token_id], device=lm.device)
 
@@ -74,7 +77,9 @@ class Predictor:
         began = time.perf_counter()
         logits = self._lm.project(features)
         self.projection_seconds += time.perf_counter() - began
-        return predict_tokens(logits, input_ids, self._lm.mask_token_id, suppress_tokens=self._suppressed)
+        return predict_tokens(
+            logits, input_ids, self._lm.mask_token_id, measure=self._measure, suppress_tokens=self._suppressed
+        )
 
     def _in_slices(
         self, projection: torch.nn.Linear, features: torch.Tensor, input_ids: torch.Tensor
@@ -96,8 +101,10 @@ class Predictor:
                     input_ids,
                     self._lm.mask_token_id,
                     first_token_id=first,
+                    measure=self._measure,
                     suppress_tokens=self._suppressed,
                 )
             )
             del logits  # frees them before the next slice's are made
-        return merge_predictions(states[0] if len(states) == 1 else torch.cat(states, -2), input_ids)
+        found = states[0] if len(states) == 1 else torch.cat(states, -2)
+        return merge_predictions(found, input_ids, measure=self._measure)
