@@ -48,6 +48,7 @@ OPS = {
 NATIVE_OPS = tuple(op for op, rooms in OPS.items() if rooms.native)
 
 MEASURES = ("prob", "margin", "neg_entropy", "log_odds")
+DRAWN_MEASURES = ("prob", "log_odds")  # of tokens that are drawn with a temperature
 LARGEST_LOG_ODDS = 64.0  # of the measure; what is more certain counts as this
 ORDERS = ("confidence", "left_to_right")
 MATCHES = ("exact", "subset")

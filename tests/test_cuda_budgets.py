@@ -55,11 +55,11 @@ def case_of(symbol: str) -> str:
         return f"keep_rows {'16 bytes' if 'keep_rowsI5uint4E' in symbol else '2 bytes'}"
     if kernel != "scan_chunks":
         return kernel
-    dtype, measure, aligned = re.search(
-        r"scan_chunksI(?:NS_)?(f|8BFloat16|7Float16)E?LNS_7MeasureE(\d)ELb(\d)E", symbol
+    dtype, measure, aligned, drawn = re.search(
+        r"scan_chunksI(?:NS_)?(f|8BFloat16|7Float16)E?LNS_7MeasureE(\d)ELb(\d)ELb(\d)E", symbol
     ).groups()
     place = "" if aligned == "1" else " unaligned"
-    return f"predict_tokens {LOGITS[dtype]} {MEASURES[int(measure)]}{place}"
+    return f"predict_tokens {LOGITS[dtype]} {MEASURES[int(measure)]}{' drawn' if drawn == '1' else ''}{place}"
 
 
 @pytest.fixture(scope="session")

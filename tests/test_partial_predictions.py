@@ -35,7 +35,8 @@ def in_parts(logits, input_ids, edges, *, measure="prob", suppress_tokens=None, 
         )
         for begin, end in itertools.pairwise(edges)
     ]
-    return fk.merge_predictions(torch.cat(states, -2), input_ids, measure=measure)
+    temperature = arguments.get("temperature", 0.0)
+    return fk.merge_predictions(torch.cat(states, -2), input_ids, measure=measure, temperature=temperature)
 
 
 def test_example(backend):
@@ -92,11 +93,11 @@ def test_states_are_those_of_the_oracle(native_backend, dtype, measure):
     states = fk.partial_predictions(
         logits, input_ids, MASK, first_token_id=100_000, measure=measure, suppress_tokens=suppress
     )
-    expected = reference_partial(logits, input_ids, MASK, 100_000, None, measure, suppress, False)
+    expected = reference_partial(logits, input_ids, MASK, 100_000, None, measure, suppress, False, 0.0, None, None)
     assert states.shape == (2, 3, 3, 6)
     torch.testing.assert_close(states, expected, rtol=1e-6, atol=0)
     merged = fk.merge_predictions(states, input_ids, measure=measure)
-    assert_close(merged, reference_merge(expected, input_ids, measure), measure)
+    assert_close(merged, reference_merge(expected, input_ids, measure, 0.0), measure)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -24,7 +24,8 @@ MEASURES = list(MEASURE_NAMES)
 
 
 def oracle(logits, input_ids, *, mask_index=None, measure="prob", suppress_tokens=None, logits_shift=False):
-    return reference.predict_tokens(logits, input_ids, MASK, mask_index, measure, suppress_tokens, logits_shift)
+    rest = (mask_index, measure, suppress_tokens, logits_shift, 0.0, None, None)
+    return reference.predict_tokens(logits, input_ids, MASK, *rest)
 
 
 def assert_close(result, expected, measure="prob"):

@@ -11,6 +11,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "cpu/draw_token_simd.h"
 #include "cpu/scan_logits_chunk.h"
 #include "freedave/logit_types.h"
 
@@ -359,6 +360,37 @@ const T* prepare_tile(const Chunk& chunk, int64_t begin, int size, T* buffer) {
   return buffer;
 }
 
+// The same of logits divided by the temperature, as floats: all of them go to `buffer`, in units of kDrawn.
+template <typename T>
+const float* prepare_scaled_tile(const Chunk& chunk, int64_t begin, int size, float* buffer) {
+  const T* x = static_cast<const T*>(chunk.logits) + begin;
+  const float scale = chunk.inverse_temperature;
+  for (int i = 0; i < size; ++i) buffer[i] = to_float(x[i]) * scale;
+  for (int i = size; i % kDrawn != 0; ++i) buffer[i] = -INFINITY;
+  for (int64_t s = 0; s < chunk.num_suppressed; ++s) {
+    const int64_t i = chunk.suppressed[s] - chunk.first_token - begin;
+    if (i >= 0 && i < size) buffer[i] = -INFINITY;
+  }
+  return buffer;
+}
+
+// What a scan reads of logits of type T.
+template <typename T, bool kIsDrawn>
+struct TileOf {
+  using Type = T;
+  static const T* prepare(const Chunk& chunk, int64_t begin, int size, T* buffer) {
+    return prepare_tile(chunk, begin, size, buffer);
+  }
+};
+
+template <typename T>
+struct TileOf<T, true> {
+  using Type = float;
+  static const float* prepare(const Chunk& chunk, int64_t begin, int size, float* buffer) {
+    return prepare_scaled_tile<T>(chunk, begin, size, buffer);
+  }
+};
+
 // The chunk's block at `begin`; after its last one, the first of what this thread reads next.
 template <typename T>
 Ahead next_block(const Chunk& chunk, int64_t begin) {
@@ -371,9 +403,12 @@ Ahead next_block(const Chunk& chunk, int64_t begin) {
   return Ahead(block, (left < kBlock ? left : kBlock) * sizeof(T));
 }
 
-template <typename T, Measure kMeasure>
+template <typename T, Measure kMeasure, bool kIsDrawn>
 OnlineSoftmax scan_chunk(const Chunk& chunk) {
-  alignas(64) T buffer[kTile];
+  using Tile = TileOf<T, kIsDrawn>;
+  using Logit = typename Tile::Type;
+  alignas(64) Logit buffer[kTile];
+  NoisyChoice choice = no_choice();
   OnlineSoftmax sum = empty_softmax();
   int64_t top_tile = -1;
   // Of the log-odds: the terms of that tile. They are not in `sum` while it leads; at the end it is summed once more,
@@ -383,10 +418,11 @@ OnlineSoftmax scan_chunk(const Chunk& chunk) {
   Reference reference(0.0f);
 
   for (int64_t begin = 0; begin < chunk.size; begin += kTile) {
-    if (chunk.fetch_ahead && begin % kBlock == 0) ahead = next_block<T>(chunk, begin + kBlock);
+    if (!kIsDrawn && chunk.fetch_ahead && begin % kBlock == 0) ahead = next_block<T>(chunk, begin + kBlock);
     const int size = chunk.size - begin < kTile ? static_cast<int>(chunk.size - begin) : kTile;
-    const T* x = prepare_tile(chunk, begin, size, buffer);
+    const Logit* x = Tile::prepare(chunk, begin, size, buffer);
     const int padded = (size + kPair - 1) / kPair * kPair;
+    if constexpr (kIsDrawn) draw_token(x, size, chunk.first_token + begin, chunk.key, choice);
 
     // A probability needs only one scan: relative to the maximum so far, or to that of the first few elements.
     OnlineSoftmax tile = empty_softmax();
@@ -445,43 +481,52 @@ OnlineSoftmax scan_chunk(const Chunk& chunk) {
   if (top_tile >= 0) {
     const int size = chunk.size - top_tile < kTile ? static_cast<int>(chunk.size - top_tile) : kTile;
     const int padded = (size + kPair - 1) / kPair * kPair;
-    const T* x = prepare_tile(chunk, top_tile, size, buffer);
+    const Logit* x = Tile::prepare(chunk, top_tile, size, buffer);
     const int place = find(x, padded, sum.max);
     sum.token = chunk.first_token + top_tile + place;
     if constexpr (needs_others(kMeasure)) {
-      if (x != buffer) memcpy(buffer, x, padded * sizeof(T));
-      buffer[place] = negative_infinity(T{});
+      if (x != buffer) memcpy(buffer, x, padded * sizeof(Logit));
+      buffer[place] = negative_infinity(Logit{});
       Ahead nothing;
       sum.ties = 1.0;
       sum.rest += sum_terms(buffer, padded, sum.max, nothing);
     }
   }
+  if constexpr (kIsDrawn) set_choice(sum, choice);
   return sum;
 }
 
+template <typename T, Measure kMeasure>
+ChunkKernel chunk_kernel(bool drawn) {
+  if constexpr (measures_draws(kMeasure)) {
+    if (drawn) return scan_chunk<T, kMeasure, true>;
+  }
+  return drawn ? nullptr : scan_chunk<T, kMeasure, false>;
+}
+
 template <typename T>
-ChunkKernel chunk_kernel(Measure measure) {
+ChunkKernel chunk_kernel(Measure measure, bool drawn) {
   switch (measure) {
     case Measure::kProb:
-      return scan_chunk<T, Measure::kProb>;
+      return chunk_kernel<T, Measure::kProb>(drawn);
     case Measure::kMargin:
-      return scan_chunk<T, Measure::kMargin>;
+      return chunk_kernel<T, Measure::kMargin>(drawn);
     case Measure::kNegEntropy:
-      return scan_chunk<T, Measure::kNegEntropy>;
+      return chunk_kernel<T, Measure::kNegEntropy>(drawn);
     case Measure::kLogOdds:
-      return scan_chunk<T, Measure::kLogOdds>;
+      return chunk_kernel<T, Measure::kLogOdds>(drawn);
   }
   return nullptr;
 }
 
-ChunkKernel chunk_kernel(LogitType logit_type, Measure measure) {
+ChunkKernel chunk_kernel(LogitType logit_type, Measure measure, bool drawn) {
   switch (logit_type) {
     case LogitType::kFloat32:
-      return chunk_kernel<float>(measure);
+      return chunk_kernel<float>(measure, drawn);
     case LogitType::kBFloat16:
-      return chunk_kernel<BFloat16>(measure);
+      return chunk_kernel<BFloat16>(measure, drawn);
     case LogitType::kFloat16:
-      return chunk_kernel<Float16>(measure);
+      return chunk_kernel<Float16>(measure, drawn);
   }
   return nullptr;
 }

@@ -3,6 +3,7 @@
 #include <stdint.h>
 
 #include "freedave/host_device.h"
+#include "freedave/sampling.h"
 #include "freedave/total_order.h"
 
 namespace freedave {
@@ -72,6 +73,9 @@ inline constexpr float kLargestLogOdds = 64.0f;
 // the entropy and the log-odds are in digits that 1 + rest would round away. So for the entropy, logits equal to the
 // maximum are counted apart from the terms of those below it, and for the log-odds the chosen token is counted apart
 // from all others, equal ones among them. The other measures leave `ties` 0 and keep every term in `rest`.
+//
+// Where a token is drawn, logits are those divided by the temperature, and `token` is the one drawn; `second` is its
+// noisy logit and `weighted` its logit, as no measure that is served then needs these.
 struct OnlineSoftmax {
   float max;        // largest logit, -INFINITY when there is none
   float second;     // second largest, equal to max on a tie (kept for the margin only)
@@ -80,6 +84,17 @@ struct OnlineSoftmax {
   double rest;      // sum of exp(x - max) over all others; NaN when a logit was NaN or +inf
   double weighted;  // sum of (x - max) exp(x - max)
 };
+
+// The measures that a drawn token has.
+HD constexpr bool measures_draws(Measure measure) { return !needs_second(measure) && !needs_entropy_terms(measure); }
+
+HD void set_choice(OnlineSoftmax& s, const NoisyChoice& choice) {
+  s.token = choice.token;
+  s.second = choice.noisy;
+  s.weighted = choice.token < 0 ? 0.0 : static_cast<double>(choice.logit);
+}
+
+HD NoisyChoice choice_of(const OnlineSoftmax& s) { return {s.second, static_cast<float>(s.weighted), s.token}; }
 
 HD OnlineSoftmax empty_softmax() { return {-INFINITY, -INFINITY, -1, 0.0, 0.0, 0.0}; }
 
@@ -107,6 +122,12 @@ HD OnlineSoftmax merge(const OnlineSoftmax& a, const OnlineSoftmax& b) {
   return lead;
 }
 
+HD OnlineSoftmax merge(const OnlineSoftmax& a, const OnlineSoftmax& b, bool drawn) {
+  OnlineSoftmax both = merge(a, b);
+  if (drawn) set_choice(both, first_of(choice_of(a), choice_of(b)));
+  return both;
+}
+
 // A row with a NaN, a +inf, or nothing above -inf has no prediction.
 HD bool is_broken(const OnlineSoftmax& s) {
   return s.token < 0 || !(s.max < INFINITY) || !(s.rest < static_cast<double>(INFINITY));
@@ -114,18 +135,22 @@ HD bool is_broken(const OnlineSoftmax& s) {
 
 // How sure the model is of the arg max: p1, p1 - p2, sum p log p, or log(p1 / (1 - p1)). No difference of nearly equal
 // numbers is taken. NaN, which nothing ranks, for what is no measure.
-HD float confidence_of(const OnlineSoftmax& s, Measure measure) {
+HD float confidence_of(const OnlineSoftmax& s, Measure measure, bool drawn) {
+  // Of the chosen token, relative to the largest.
+  const double logit = drawn ? s.weighted - static_cast<double>(s.max) : 0.0;
   const double sum = s.ties + s.rest;
   switch (measure) {
     case Measure::kProb:
-      return static_cast<float>(1.0 / sum);
+      return static_cast<float>(drawn ? exp(logit) / sum : 1.0 / sum);
     case Measure::kMargin:
       return static_cast<float>(-expm1(static_cast<double>(s.second) - static_cast<double>(s.max)) / sum);
     case Measure::kNegEntropy:
       // sum p log p = sum e (t - log Z) / Z with t = x - max and e = exp(t): two terms of one sign.
       return static_cast<float>(s.weighted / sum - (log(s.ties) + log1p(s.rest / s.ties)));
     case Measure::kLogOdds: {
-      const float log_odds = static_cast<float>(-log((s.ties - 1.0) + s.rest));  // inf where nothing else is left
+      // What is beside the largest token; of another one, the largest is among its others.
+      const double others = logit < 0.0 ? sum - exp(logit) : (s.ties - 1.0) + s.rest;
+      const float log_odds = static_cast<float>(logit - log(others));  // inf where nothing else is left
       return log_odds < kLargestLogOdds ? log_odds : kLargestLogOdds;
     }
   }
