@@ -95,7 +95,7 @@ CUDA_BUDGETS = {
     "predict_tokens float16 log_odds": Budget(64, 3232, 8.75, 4),
     "predict_tokens float32 log_odds": Budget(64, 3232, 8.25, 8),
     **{
-        f"predict_tokens {dtype} {measure} drawn": Budget(128, 3328, 33.0, loads)
+        f"predict_tokens {dtype} {measure} drawn": Budget(168, 3328, 33.0, loads)
         for dtype, loads in (("bfloat16", 4), ("float16", 4), ("float32", 8))
         for measure in ("prob", "log_odds")
     },

@@ -533,7 +533,7 @@ __device__ __forceinline__ Place place_of(const LogitsToScan& p, uint32_t flat) 
 
 // Blocks that an SM must have room for. This caps the registers of a thread: low enough that many loads are in flight,
 // high enough that nothing spills.
-constexpr int blocks_per_sm(Measure measure, bool drawn) { return drawn ? 4 : needs_entropy_terms(measure) ? 6 : 8; }
+constexpr int blocks_per_sm(Measure measure, bool drawn) { return drawn ? 3 : needs_entropy_terms(measure) ? 6 : 8; }
 
 template <typename T, Measure kMeasure, bool kAligned, bool kDrawn>
 __global__ void __launch_bounds__(kThreads, blocks_per_sm(kMeasure, kDrawn))

@@ -57,6 +57,27 @@ class Threshold:
 
 
 @dataclass(frozen=True)
+class Temperature:
+    """0, or what logits are divided by."""
+
+    def checked(self, name: str, value: Any) -> float:
+        from freedave_kernels.arguments import expect_temperature
+
+        expect_temperature("generate", value)
+        return float(value)
+
+
+@dataclass(frozen=True)
+class Seed:
+    """An integer of at least 0, of at most 63 bits."""
+
+    def checked(self, name: str, value: Any) -> int:
+        from freedave.integers import as_int
+
+        return as_int("generate", name, value, minimum=0)
+
+
+@dataclass(frozen=True)
 class Switch:
     """True or False."""
 
@@ -86,6 +107,12 @@ class DecodingOptions:
             "neg_entropy": Dream's other algorithms.
         threshold: a static step commits every position of the block whose token has at least this probability (so it needs
             "prob" or "log_odds"); if there is none, `tokens_per_step` positions.
+        temperature: above 0, tokens are drawn from softmax(logits / temperature), each position's with noise that follows
+            from `seed`, the sequence and the position: the same at every step, whatever is drafted. So static decoding with
+            the same seed draws the same. Confidences are those of the drawn tokens ("prob" or "log_odds"). It needs the
+            planned executor.
+        seed: of the noise, at least 0; sequences of a batch have keys of their own. None: another one with each call, from
+            torch's generator.
         drafting: how drafts are made. "nested": as published. "recycled": from rejected drafts' predictions as well.
             "pooled": forwarded states are kept, so that none is forwarded twice. "pipelined": so, and drafts of later blocks
             are among them (where a cache is refreshed once a block there are none: it is "pooled" then).
@@ -113,6 +140,8 @@ class DecodingOptions:
         "what positions are ranked by; log_odds tells those apart whose probability is 1.0",
     )
     threshold: float | None = _option(None, Threshold(), "a step commits all tokens this confident", "P")
+    temperature: float = _option(0.0, Temperature(), "draw tokens from softmax(logits / T); 0: the likeliest", "T")
+    seed: int | None = _option(None, Seed(), "of the draws (default: another one each time)", "S")
     drafting: str = _option(
         "recycled",
         Choice(("recycled", "nested", "pooled", "pipelined")),

@@ -12,7 +12,7 @@ import torch
 
 from freedave.decode.options import DecodingOptions
 from freedave.integers import as_int, as_token_ids
-from freedave_kernels.contract import POOLED_DRAFTINGS
+from freedave_kernels.contract import DRAWN_MEASURES, POOLED_DRAFTINGS
 
 if TYPE_CHECKING:
     from freedave.models.diffusion_lm import DiffusionLM
@@ -57,6 +57,9 @@ class Settings:
     """How many of the graph executor's drafts count; None: all."""
     measure: str = "prob"
     """Of confidences, as `predict_tokens` has it."""
+    temperature: float = 0.0
+    """0, or what logits are divided by where tokens are drawn."""
+    seed: int = 0
 
     def static(self, *, own_shapes: bool = False) -> Settings:
         """The same decode, one step a forward.
@@ -230,9 +233,15 @@ def resolve_settings(
         aligned_at_zero=lm.attention == "block_causal",
         max_positions=lm.max_positions,
         prefill_chunk=prefill_chunk,
-        executor=_executor(lm, chosen.executor, chosen.compile),
+        executor=_executor(lm, chosen.executor, chosen.compile, chosen.temperature > 0),
         compile=chosen.compile,
+        temperature=chosen.temperature,
+        seed=int(torch.randint(2**63 - 1, ())) if chosen.temperature > 0 and chosen.seed is None else chosen.seed or 0,
     )
+    if settings.temperature > 0 and settings.executor == "graph":
+        raise ValueError("a temperature needs executor='planned' so far")
+    if settings.temperature > 0 and settings.measure not in DRAWN_MEASURES:
+        raise ValueError(f"a temperature needs measure='prob' or 'log_odds', got measure={settings.measure!r}")
     if settings.threshold is not None and settings.measure not in ("prob", "log_odds"):
         raise ValueError(
             f"threshold is a probability: it needs measure='prob' or 'log_odds', got measure={settings.measure!r}"
@@ -265,7 +274,7 @@ def _cache(lm: DiffusionLM, cache: str) -> str:
     return cache
 
 
-def _executor(lm: DiffusionLM, executor: str, compile: bool | None) -> str:
+def _executor(lm: DiffusionLM, executor: str, compile: bool | None, drawn: bool) -> str:
     """ "planned" or "graph", whichever is meant and can be."""
     if executor == "graph" and not lm.takes_draft_attention:
         raise ValueError(
@@ -273,7 +282,7 @@ def _executor(lm: DiffusionLM, executor: str, compile: bool | None) -> str:
             f"{type(lm.model).__name__}: use executor='planned'"
         )
     if executor == "auto":
-        executor = "graph" if lm.device.type == "cuda" and lm.takes_draft_attention else "planned"
+        executor = "graph" if lm.device.type == "cuda" and lm.takes_draft_attention and not drawn else "planned"
     if compile and executor == "planned":
         raise ValueError(
             "compile=True is for executor='graph': the planned executor has no fixed shapes to compile for"
