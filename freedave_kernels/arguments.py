@@ -63,6 +63,14 @@ def expect_positive(op: str, name: str, value: Any) -> None:
         raise ValueError(f"{op}: {name} must be positive and finite, got {value}")
 
 
+def expect_temperature(op: str, value: Any) -> None:
+    """0, or a number whose inverse is a float32."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{op}: temperature must be a float, got {type(value).__name__}")
+    if value != 0 and not 1e-30 <= value <= 1e30:
+        raise ValueError(f"{op}: temperature must be 0 or between 1e-30 and 1e30, got {value}")
+
+
 def expect_choice(op: str, name: str, value: Any, choices: Sequence[str]) -> None:
     if not isinstance(value, str):
         raise TypeError(f"{op}: {name} must be a str, got {type(value).__name__}")

@@ -45,7 +45,9 @@ OPS = {
 
 NATIVE_OPS = tuple(op for op, rooms in OPS.items() if rooms.native)
 
-MEASURES = ("prob", "margin", "neg_entropy")
+MEASURES = ("prob", "margin", "neg_entropy", "log_odds")
+DRAWN_MEASURES = ("prob", "log_odds")  # of tokens that are drawn with a temperature
+LARGEST_LOG_ODDS = 64.0  # of the measure; what is more certain counts as this
 ORDERS = ("confidence", "left_to_right")
 MATCHES = ("exact", "subset")
 DRAFTINGS = ("recycled", "nested")
@@ -137,4 +139,5 @@ STATED_IN_CPP: dict[str, Any] = {
     "max_pool_states": MAX_POOL_STATES,
     "tokens_per_state": TOKENS_PER_STATE,
     "state_fields": STATE_FIELDS,
+    "largest_log_odds": LARGEST_LOG_ODDS,
 }

@@ -23,9 +23,11 @@ class Budget:
     """16-byte loads (LDG.E.128) that a thread issues one after the other, at least."""
 
 
-# Bytes a thread, of Triton's draft_attention, whose sums and weights take nearly all registers: by what its cases' names
-# begin with, the longest that fits.
+# Bytes a thread, of Triton kernels that take nearly all registers: draft_attention for its sums and weights. By what their
+# cases' names begin with, the longest that fits.
 ALLOWED_STACK = {
+    # Noise of 32 tokens a thread is worked out at once.
+    **{f"predict_tokens {case} drawn": 160 for case in ("bfloat16 prob", "float32 log_odds")},
     "draft_attention": 16,
     # 64 bytes with four tiles of keys on their way; still the fastest of 17 combinations on an H200.
     **{f"draft_attention {dtype} 128": 64 for dtype in ("bfloat16", "float16")},
@@ -46,6 +48,10 @@ BUDGETS: dict[tuple[str, str, str], Budget] = {
     ("triton", "sm_90", "predict_tokens float32 margin"): Budget(128, 2048, 11.75, 16),
     ("triton", "sm_90", "predict_tokens bfloat16 neg_entropy"): Budget(255, 2048, 34.0, 8),
     ("triton", "sm_90", "predict_tokens float32 neg_entropy"): Budget(255, 2048, 34.0, 16),
+    ("triton", "sm_90", "predict_tokens bfloat16 log_odds"): Budget(128, 2048, 10.25, 8),
+    ("triton", "sm_90", "predict_tokens float32 log_odds"): Budget(128, 2048, 9.75, 16),
+    ("triton", "sm_90", "predict_tokens bfloat16 prob drawn"): Budget(128, 2048, 135.0, 4),
+    ("triton", "sm_90", "predict_tokens float32 log_odds drawn"): Budget(128, 2048, 135.0, 8),
     ("triton", "sm_100", "predict_tokens bfloat16 prob"): Budget(128, 2048, 9.0, 8),
     ("triton", "sm_100", "predict_tokens float16 prob"): Budget(128, 2048, 9.0, 8),
     ("triton", "sm_100", "predict_tokens float32 prob"): Budget(128, 2048, 9.0, 16),
@@ -90,6 +96,14 @@ CUDA_BUDGETS = {
     "predict_tokens bfloat16 neg_entropy": Budget(80, 3232, 46.0, 4),
     "predict_tokens float16 neg_entropy": Budget(80, 3232, 46.0, 4),
     "predict_tokens float32 neg_entropy": Budget(80, 3232, 46.0, 8),
+    "predict_tokens bfloat16 log_odds": Budget(64, 3232, 8.75, 4),
+    "predict_tokens float16 log_odds": Budget(64, 3232, 8.75, 4),
+    "predict_tokens float32 log_odds": Budget(64, 3232, 8.25, 8),
+    **{
+        f"predict_tokens {dtype} {measure} drawn": Budget(168, 3328, 33.0, loads)
+        for dtype, loads in (("bfloat16", 4), ("float16", 4), ("float32", 8))
+        for measure in ("prob", "log_odds")
+    },
     "merge_states": Budget(48),
     "rank_rows": Budget(64, 9216),
     "select_rows": Budget(64, 10240),

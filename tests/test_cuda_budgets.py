@@ -17,13 +17,13 @@ from budgets import BUDGETS, CUDA_BUDGETS
 
 from freedave_kernels import _library
 from freedave_kernels._C import build
+from freedave_kernels.contract import MEASURES
 
 ARCHITECTURES = [f"sm_{name}" for name in build["cuda_architectures"]]
 SOURCES = (Path(__file__).parents[1] / "csrc/cuda").glob("*.cu")
 KERNELS = {name for path in SOURCES for name in re.findall(r"__global__[^;{]*?(\w+)\(const", path.read_text())}
 UNALIGNED = {f"{case} unaligned" for case in CUDA_BUDGETS if case.startswith("predict_tokens")}
 LOGITS = {"f": "float32", "8BFloat16": "bfloat16", "7Float16": "float16"}
-MEASURES = ("prob", "margin", "neg_entropy")
 ELEMENTS = 32  # that a thread takes through the hot loop of scan_chunks at once
 
 pytestmark = pytest.mark.skipif(not build["cuda"], reason="the library was built without nvcc")
@@ -55,11 +55,11 @@ def case_of(symbol: str) -> str:
         return f"keep_rows {'16 bytes' if 'keep_rowsI5uint4E' in symbol else '2 bytes'}"
     if kernel != "scan_chunks":
         return kernel
-    dtype, measure, aligned = re.search(
-        r"scan_chunksI(?:NS_)?(f|8BFloat16|7Float16)E?LNS_7MeasureE(\d)ELb(\d)E", symbol
+    dtype, measure, aligned, drawn = re.search(
+        r"scan_chunksI(?:NS_)?(f|8BFloat16|7Float16)E?LNS_7MeasureE(\d)ELb(\d)ELb(\d)E", symbol
     ).groups()
     place = "" if aligned == "1" else " unaligned"
-    return f"predict_tokens {LOGITS[dtype]} {MEASURES[int(measure)]}{place}"
+    return f"predict_tokens {LOGITS[dtype]} {MEASURES[int(measure)]}{' drawn' if drawn == '1' else ''}{place}"
 
 
 @pytest.fixture(scope="session")

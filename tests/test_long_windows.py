@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 from states import CONFIDENCES, INF, MASK, choose, generator
+from test_predict_tokens import MEASURES, assert_close
 
 import freedave_kernels as fk
 from freedave_kernels.reference.build_drafts import build_drafts
@@ -28,16 +29,14 @@ def rows(length: int) -> tuple[torch.Tensor, torch.Tensor]:
     return confidence, mask_index
 
 
-@pytest.mark.parametrize("measure", ["prob", "margin", "neg_entropy"])
+@pytest.mark.parametrize("measure", MEASURES)
 def test_predict_tokens(native_backend, measure):
     """More rows than a small GPU starts blocks for, so that a block does several, masked and not."""
     random = generator(0)
     logits = torch.randint(-4, 5, (1024, 40), generator=random).float()
     input_ids = torch.where(torch.rand(1024, generator=random) < 0.6, MASK, 1)
-    token_ids, confidence = fk.predict_tokens(logits, input_ids, MASK, measure=measure)
-    expected = predict_tokens(logits, input_ids, MASK, None, measure, None, False)
-    assert torch.equal(token_ids, expected[0])
-    torch.testing.assert_close(confidence, expected[1], rtol=1e-6, atol=0)
+    result = fk.predict_tokens(logits, input_ids, MASK, measure=measure)
+    assert_close(result, predict_tokens(logits, input_ids, MASK, None, measure, None, False, 0.0, None, None), measure)
 
 
 @ORDERS

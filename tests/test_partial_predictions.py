@@ -35,7 +35,8 @@ def in_parts(logits, input_ids, edges, *, measure="prob", suppress_tokens=None, 
         )
         for begin, end in itertools.pairwise(edges)
     ]
-    return fk.merge_predictions(torch.cat(states, -2), input_ids, measure=measure)
+    temperature = arguments.get("temperature", 0.0)
+    return fk.merge_predictions(torch.cat(states, -2), input_ids, measure=measure, temperature=temperature)
 
 
 def test_example(backend):
@@ -70,14 +71,14 @@ def run(logits, input_ids, arguments, edges):
 @settings(max_examples=300)
 def test_agrees_with_the_oracle(native_backend, call):
     logits, input_ids, arguments, _ = call
-    assert_close(run(*call), oracle(logits, input_ids, **arguments))
+    assert_close(run(*call), oracle(logits, input_ids, **arguments), arguments["measure"])
 
 
 @given(call=calls_in_parts())
 def test_the_reference_agrees_with_itself(call):
     logits, input_ids, arguments, _ = call
     with fk.use_backend("reference"):
-        assert_close(run(*call), oracle(logits, input_ids, **arguments))
+        assert_close(run(*call), oracle(logits, input_ids, **arguments), arguments["measure"])
 
 
 @pytest.mark.parametrize("measure", MEASURES)
@@ -92,12 +93,11 @@ def test_states_are_those_of_the_oracle(native_backend, dtype, measure):
     states = fk.partial_predictions(
         logits, input_ids, MASK, first_token_id=100_000, measure=measure, suppress_tokens=suppress
     )
-    expected = reference_partial(logits, input_ids, MASK, 100_000, None, measure, suppress, False)
+    expected = reference_partial(logits, input_ids, MASK, 100_000, None, measure, suppress, False, 0.0, None, None)
     assert states.shape == (2, 3, 3, 6)
     torch.testing.assert_close(states, expected, rtol=1e-6, atol=0)
-    assert_close(
-        fk.merge_predictions(states, input_ids, measure=measure), reference_merge(expected, input_ids, measure)
-    )
+    merged = fk.merge_predictions(states, input_ids, measure=measure)
+    assert_close(merged, reference_merge(expected, input_ids, measure, 0.0), measure)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -194,7 +194,11 @@ STATES = torch.zeros(2, 3, 4, 6, dtype=torch.float64)
         ({"first_token_id": -1}, ValueError, "first_token_id must be at least 0, got -1"),
         ({"first_token_id": 0.5}, TypeError, "first_token_id must be an int, got float"),
         ({"first_token_id": 2**53}, ValueError, r"token ids must lie below 2\^53, got first_token_id 9007199254740992"),
-        ({"measure": "entropy"}, ValueError, "measure must be one of prob, margin, neg_entropy, got 'entropy'"),
+        (
+            {"measure": "entropy"},
+            ValueError,
+            "measure must be one of prob, margin, neg_entropy, log_odds, got 'entropy'",
+        ),
         ({"suppress_tokens": [-1]}, ValueError, "suppress_tokens must lie in"),
         ({"mask_index": IDS}, TypeError, "mask_index must be bool, got int64"),
         ({"logits_shift": 1}, TypeError, "logits_shift must be a bool, got int"),

@@ -14,22 +14,27 @@ from states import INF, Constants, generator
 
 import freedave_kernels as fk
 from freedave_kernels._C import cpu_isa, usable_cpu_isas
+from freedave_kernels.contract import LARGEST_LOG_ODDS
+from freedave_kernels.contract import MEASURES as MEASURE_NAMES
 from freedave_kernels.reference import predict_tokens as reference
 
 MASK = 9
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-MEASURES = ["prob", "margin", "neg_entropy"]
+MEASURES = list(MEASURE_NAMES)
 
 
 def oracle(logits, input_ids, *, mask_index=None, measure="prob", suppress_tokens=None, logits_shift=False):
-    return reference.predict_tokens(logits, input_ids, MASK, mask_index, measure, suppress_tokens, logits_shift)
+    rest = (mask_index, measure, suppress_tokens, logits_shift, 0.0, None, None)
+    return reference.predict_tokens(logits, input_ids, MASK, *rest)
 
 
-def assert_close(result, expected):
+def assert_close(result, expected, measure="prob"):
+    """Log-odds go through 0, where what is relative says nothing: there the odds are right to 1e-6."""
     token_ids, confidence = result
     assert token_ids.dtype == torch.int64 and confidence.dtype == torch.float32
     assert torch.equal(token_ids, expected[0])
-    torch.testing.assert_close(confidence, expected[1], rtol=1e-6, atol=0, equal_nan=False)
+    atol = 1e-6 if measure == "log_odds" else 0
+    torch.testing.assert_close(confidence, expected[1], rtol=1e-6, atol=atol, equal_nan=False)
 
 
 def test_example(backend):
@@ -96,7 +101,7 @@ def run(logits, input_ids, arguments):
 @settings(max_examples=400)
 def test_agrees_with_the_oracle(native_backend, call):
     logits, input_ids, arguments = call
-    assert_close(run(*call), oracle(logits, input_ids, **arguments))
+    assert_close(run(*call), oracle(logits, input_ids, **arguments), arguments["measure"])
 
 
 @pytest.mark.parametrize("isa", usable_cpu_isas())
@@ -107,7 +112,7 @@ def test_every_instruction_set_agrees_with_the_oracle(isa, call):
     with fk.use_backend("cpu"), pytest.MonkeyPatch.context() as environment:
         environment.setenv("FREEDAVE_CPU_ISA", isa)
         assert cpu_isa() == isa
-        assert_close(fk.predict_tokens(logits, input_ids, MASK, **arguments), oracle(logits, input_ids, **arguments))
+        assert_close(run(*call), oracle(logits, input_ids, **arguments), arguments["measure"])
 
 
 def test_an_instruction_set_that_cannot_run(monkeypatch):
@@ -125,9 +130,8 @@ def test_a_real_vocabulary(native_backend, dtype, measure):
     logits = (torch.randn(6, 151936, generator=generator(0)) * 3).to(dtype)
     logits[0] *= 20  # confident: the entropy is all in the tail
     input_ids = torch.full((6,), MASK)
-    assert_close(
-        fk.predict_tokens(logits, input_ids, MASK, measure=measure), oracle(logits, input_ids, measure=measure)
-    )
+    result = fk.predict_tokens(logits, input_ids, MASK, measure=measure)
+    assert_close(result, oracle(logits, input_ids, measure=measure), measure)
 
 
 def test_probabilities_saturate_and_entropies_do_not(backend):
@@ -136,8 +140,49 @@ def test_probabilities_saturate_and_entropies_do_not(backend):
     logits[:, 4] = torch.tensor([25.0, 27.0, 29.0])
     confidence = {name: fk.predict_tokens(logits, torch.full((3,), MASK), MASK, measure=name)[1] for name in MEASURES}
     assert confidence["prob"].tolist() == confidence["margin"].tolist() == [1.0, 1.0, 1.0]
-    ordered = fk.rank_positions(confidence["neg_entropy"], torch.ones(3, dtype=torch.bool))
-    assert ordered.tolist() == [2, 1, 0]
+    for measure in ("neg_entropy", "log_odds"):
+        ordered = fk.rank_positions(confidence[measure], torch.ones(3, dtype=torch.bool))
+        assert ordered.tolist() == [2, 1, 0]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_log_odds_rank_confident_rows_as_float64_does(native_backend, dtype):
+    """Peaks 10 to 30 above 4,096 random logits: dozens of these probabilities are 1.0 in float32."""
+    random = generator(11)
+    logits = torch.randn(200, 4096, generator=random)
+    logits[torch.arange(200), torch.randint(4096, (200,), generator=random)] = 10 + 20 * torch.rand(
+        200, generator=random
+    )
+    logits, input_ids = logits.to(dtype), torch.full((200,), MASK)
+    others = logits.double().sort(-1).values
+    exact = others[:, -1] - others[:, :-1].logsumexp(-1)
+    assert (fk.predict_tokens(logits, input_ids, MASK)[1] == 1).sum() > 20
+    confidence = fk.predict_tokens(logits, input_ids, MASK, measure="log_odds")[1]
+    assert torch.equal(confidence.argsort(stable=True), exact.argsort(stable=True))
+    torch.testing.assert_close(confidence.double(), exact, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("places", [(0, 1), (0, 100), (2047, 2048), (4095, 4096), (5, 16384), (16384, 39999)])
+def test_log_odds_of_equal_maxima(backend, places):
+    """Those that equal the chosen token are among its others, wherever they stand."""
+    logits = torch.full((1, 40000), -INF)
+    logits[0, list(places)] = 5.0
+    logits[0, 30000] = -25.0
+    token_ids, confidence = fk.predict_tokens(logits, torch.tensor([MASK]), MASK, measure="log_odds")
+    assert token_ids.item() == places[0]
+    assert confidence.item() == pytest.approx(-math.exp(-30), abs=1e-6)
+    logits[0, places[0]] = 5.5
+    confidence = fk.predict_tokens(logits, torch.tensor([MASK]), MASK, measure="log_odds")[1]
+    assert confidence.item() == pytest.approx(0.5, rel=1e-6)
+
+
+@pytest.mark.parametrize("others", [-INF, -1000.0, -66.0])
+def test_log_odds_end_where_nothing_else_counts(backend, others):
+    logits = torch.full((1, 3), others)
+    logits[0, 1] = 0.0
+    token_ids, confidence = fk.predict_tokens(logits, torch.tensor([MASK]), MASK, measure="log_odds")
+    assert token_ids.item() == 1
+    assert confidence.item() == LARGEST_LOG_ODDS
 
 
 @pytest.mark.parametrize("measure", MEASURES)
@@ -150,6 +195,7 @@ def test_very_confident_rows_keep_their_digits(backend, measure):
         "prob": 1 / (1 + tail),
         "margin": (1 - math.exp(-37.0)) / (1 + tail),
         "neg_entropy": -37.0 * tail / (1 + tail) - math.log1p(tail),
+        "log_odds": -math.log(tail),
     }[measure]
     token_ids, confidence = fk.predict_tokens(logits, torch.tensor([MASK]), MASK, measure=measure)
     assert token_ids.item() == 17
@@ -179,9 +225,8 @@ def test_maxima_far_above_everything_before(native_backend, dtype, jumps):
     logits[1, [5000, 9000]] = torch.tensor(jumps[:2], dtype=dtype)
     input_ids = torch.full((3,), MASK)
     for measure in MEASURES:
-        assert_close(
-            fk.predict_tokens(logits, input_ids, MASK, measure=measure), oracle(logits, input_ids, measure=measure)
-        )
+        result = fk.predict_tokens(logits, input_ids, MASK, measure=measure)
+        assert_close(result, oracle(logits, input_ids, measure=measure), measure)
 
 
 @pytest.mark.parametrize("isa", usable_cpu_isas())
@@ -194,7 +239,9 @@ def test_logits_far_from_zero(monkeypatch, isa, offset, spread):
     logits[1, :16384] += -2000 if abs(offset) < 1e4 else 0.0
     input_ids = torch.full((2,), MASK)
     with fk.use_backend("cpu"):
-        assert_close(fk.predict_tokens(logits, input_ids, MASK), oracle(logits, input_ids))
+        for measure in ("prob", "log_odds"):
+            result = fk.predict_tokens(logits, input_ids, MASK, measure=measure)
+            assert_close(result, oracle(logits, input_ids, measure=measure), measure)
 
 
 @pytest.mark.parametrize("isa", usable_cpu_isas())
@@ -213,6 +260,7 @@ def test_all_equal_rows(backend, vocab):
         "prob": 1 / vocab,
         "margin": 1.0 if vocab == 1 else 0.0,
         "neg_entropy": -math.log(vocab),
+        "log_odds": -math.log(vocab - 1) if vocab > 1 else LARGEST_LOG_ODDS,
     }.items():
         result = fk.predict_tokens(torch.full((1, vocab), -2.5), torch.tensor([MASK]), MASK, measure=measure)
         assert result[0].item() == 0
@@ -353,7 +401,11 @@ LOGITS, IDS = torch.zeros(2, 3, 10), torch.zeros(2, 3, dtype=torch.int64)
         ({"mask_token_id": 1.5}, TypeError, "mask_token_id must be an int, got float"),
         ({"mask_index": IDS}, TypeError, "mask_index must be bool, got int64"),
         ({"mask_index": IDS[0].bool()}, ValueError, r"mask_index must have shape \(2, 3\)"),
-        ({"measure": "entropy"}, ValueError, "measure must be one of prob, margin, neg_entropy, got 'entropy'"),
+        (
+            {"measure": "entropy"},
+            ValueError,
+            "measure must be one of prob, margin, neg_entropy, log_odds, got 'entropy'",
+        ),
         ({"suppress_tokens": [10]}, ValueError, r"suppress_tokens must lie in \[0, 10\)"),
         ({"suppress_tokens": ["a"]}, TypeError, "suppress_tokens must be an int, got str"),
         ({"suppress_tokens": 3}, TypeError, "suppress_tokens must be a sequence of ints or an int64 tensor, got int"),

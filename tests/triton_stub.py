@@ -82,13 +82,16 @@ def predict(dtype: torch.dtype, measure: str, vocab: int = 151936, offset: int =
     """One masked row; `offset` elements past an aligned address."""
     logits = torch.zeros(vocab + offset, dtype=dtype)[offset:].view(1, vocab)
     suppress, shift = extra.get("suppress"), extra.get("shift", False)
-    return lambda: predict_tokens(logits, torch.tensor([MASK]), MASK, extra.get("mask"), measure, suppress, shift)
+    seed = torch.tensor([1]) if extra.get("temperature") else None
+    rest = (measure, suppress, shift, extra.get("temperature", 0.0), seed, seed)
+    return lambda: predict_tokens(logits, torch.tensor([MASK]), MASK, extra.get("mask"), *rest)
 
 
 def partial(dtype: torch.dtype, measure: str) -> Callable[[], Any]:
     """One masked row and eight chunks of the vocabulary."""
     logits, suppress = torch.zeros(1, 32768, dtype=dtype), torch.tensor([5])
-    return lambda: partial_predictions(logits, torch.tensor([MASK]), MASK, 4096, None, measure, suppress, False)
+    rest = (None, measure, suppress, False, 0.0, None, None)
+    return lambda: partial_predictions(logits, torch.tensor([MASK]), MASK, 4096, *rest)
 
 
 def drafts(count: int, length: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -142,7 +145,7 @@ def cases(architecture: str) -> dict[str, Callable[[], Any]]:
         "predict_tokens float16 prob": predict(fp16, "prob"),
         "predict_tokens float32 prob": predict(fp32, "prob"),
         "partial_predictions bfloat16 prob": partial(bf16, "prob"),
-        "merge_predictions prob": lambda: merge_predictions(states, torch.tensor([MASK]), "prob"),
+        "merge_predictions prob": lambda: merge_predictions(states, torch.tensor([MASK]), "prob", 0.0),
         "draft_step 8x32 recycled": step(8, 32, "recycled"),
         "pooled_step 8x32 pooled": pooled(8, 32, 24, "pooled"),
         "rank_positions 32": lambda: rank_positions(confidence, masked, "confidence", None),
@@ -161,14 +164,18 @@ def cases(architecture: str) -> dict[str, Callable[[], Any]]:
     return everywhere | {
         **{f"predict_tokens {name} {measure}": predict(dtype, measure)
            for name, dtype in (("bfloat16", bf16), ("float16", fp16), ("float32", fp32))
-           for measure in ("margin", "neg_entropy")},
+           for measure in ("margin", "neg_entropy", "log_odds")},
         "predict_tokens bfloat16 prob everything": predict(bf16, "prob", **extra),
+        "predict_tokens bfloat16 prob drawn": predict(bf16, "prob", temperature=0.7),
+        "predict_tokens float32 log_odds drawn": predict(fp32, "log_odds", temperature=0.7),
+        "merge_predictions log_odds drawn": lambda: merge_predictions(states, torch.tensor([MASK]), "log_odds", 0.7),
         "predict_tokens bfloat16 prob 4 bytes": predict(bf16, "prob", offset=2),
         "predict_tokens bfloat16 prob 2 bytes": predict(bf16, "prob", offset=1),
         "predict_tokens float32 prob 4 bytes": predict(fp32, "prob", offset=1),
-        **{f"partial_predictions float32 {measure}": partial(fp32, measure) for measure in ("margin", "neg_entropy")},
-        **{f"merge_predictions {measure}": functools.partial(merge_predictions, states, torch.tensor([MASK]), measure)
-           for measure in ("margin", "neg_entropy")},
+        **{f"partial_predictions float32 {measure}": partial(fp32, measure)
+           for measure in ("margin", "neg_entropy", "log_odds")},
+        **{f"merge_predictions {measure}": functools.partial(merge_predictions, states, torch.tensor([MASK]), measure, 0.0)
+           for measure in ("margin", "neg_entropy", "log_odds")},
         "draft_step 8x32 nested": step(8, 32, "nested"),
         "draft_step 8x32 recycled threshold": step(8, 32, "recycled", 0.9),
         "draft_step 32x1024 recycled": step(32, 1024, "recycled"),

@@ -17,8 +17,9 @@ void launch(const PredictTokensParams& p, ParallelFor run) {
   }
   const OnlineSoftmax* partials = scanned.partials;
   for (const int64_t flat : scanned.masked) {
-    const OnlineSoftmax whole = merge_row(scanned.chunks, [&](int64_t chunk) { return partials[chunk]; });
-    write_prediction(whole, p.measure, p.token_ids[flat], p.token_ids[flat], p.confidence[flat]);
+    const bool drawn = p.inverse_temperature > 0.0f;
+    const OnlineSoftmax whole = merge_row(scanned.chunks, drawn, [&](int64_t chunk) { return partials[chunk]; });
+    write_prediction(whole, p.measure, drawn, p.token_ids[flat], p.token_ids[flat], p.confidence[flat]);
     partials += scanned.chunks;
   }
 }

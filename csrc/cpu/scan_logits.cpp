@@ -17,19 +17,19 @@
 namespace freedave::cpu {
 namespace {
 
-ChunkKernel kernel_for(Isa isa, LogitType logit_type, Measure measure) {
+ChunkKernel kernel_for(Isa isa, LogitType logit_type, Measure measure, bool drawn) {
   switch (isa) {
 #if FREEDAVE_X86
     case Isa::kAvx512:
-      return chunk_kernel_avx512(logit_type, measure);
+      return chunk_kernel_avx512(logit_type, measure, drawn);
     case Isa::kAvx2:
-      return chunk_kernel_avx2(logit_type, measure);
+      return chunk_kernel_avx2(logit_type, measure, drawn);
 #else
     case Isa::kAvx512:
     case Isa::kAvx2:
 #endif
     case Isa::kBaseline:
-      return chunk_kernel_baseline(logit_type, measure);
+      return chunk_kernel_baseline(logit_type, measure, drawn);
   }
   return nullptr;
 }
@@ -107,7 +107,8 @@ Scanned scan_logits(const LogitsToScan& p, int64_t chunk_size, ParallelFor run) 
   const int64_t chunks = chunks_of(p.vocab, chunk_size);
   partials.resize(rows * chunks);
 
-  const ChunkKernel kernel = kernel_for(chosen_isa(), p.logit_type, p.measure);
+  const bool drawn = p.inverse_temperature > 0.0f;
+  const ChunkKernel kernel = kernel_for(chosen_isa(), p.logit_type, p.measure, drawn);
   if (kernel == nullptr) throw std::logic_error("scan_logits: no kernel for these logits and this measure");
   const auto first = [&](int64_t item) { return item % chunks * chunk_size; };  // logit of the row
   const auto start = [&, positions = masked.data()](int64_t item) {
@@ -123,7 +124,7 @@ Scanned scan_logits(const LogitsToScan& p, int64_t chunk_size, ParallelFor run) 
   // 128 K logits take some 30 us to read, longer than a thread takes to wake.
   const int64_t grain = std::max<int64_t>(1, (int64_t{1} << 17) / std::min(p.vocab, chunk_size));
   Queue queue(rows * chunks);
-  parallel_for(run, queue.items, grain, [&, results = partials.data()](int64_t, int64_t) {
+  parallel_for(run, queue.items, grain, [&, results = partials.data(), masked_rows = masked.data()](int64_t, int64_t) {
     for (Queue::Run now = queue.claim(), after; now.begin < queue.items; now = after) {
       after = queue.claim();  // before `now` is read, so that it can be fetched ahead
       for (int64_t item = now.begin; item < now.end; ++item) {
@@ -134,6 +135,12 @@ Scanned scan_logits(const LogitsToScan& p, int64_t chunk_size, ParallelFor run) 
         chunk.suppressed = std::lower_bound(suppressed_begin, suppressed_end, chunk.first_token);
         chunk.num_suppressed =
             std::lower_bound(chunk.suppressed, suppressed_end, chunk.first_token + chunk.size) - chunk.suppressed;
+        if (drawn) {
+          const int64_t flat = masked_rows[item / chunks];
+          chunk.inverse_temperature = p.inverse_temperature;
+          chunk.key = {static_cast<uint64_t>(p.seed.at(flat / p.length, flat % p.length)),
+                       static_cast<uint64_t>(p.position.at(flat / p.length, flat % p.length))};
+        }
         if (const int64_t next = item + 1 < now.end ? item + 1 : after.begin; next < queue.items) {
           chunk.next = start(next);
           chunk.next_size = size_of(next);

@@ -10,6 +10,7 @@ namespace {
 struct Simd {
   using Float = __m256;
   using Mask = __m256;
+  typedef uint64_t Wide __attribute__((vector_size(32)));
   struct Sum {
     __m256d low, high;
   };
@@ -59,6 +60,21 @@ struct Simd {
   static HD Float drop(Mask where, Float x) { return _mm256_andnot_ps(where, x); }
   static HD bool any(Mask a, Mask b) { return _mm256_movemask_ps(_mm256_or_ps(a, b)) != 0; }
 
+  // 64-bit products of the low halves.
+  static HD Wide multiply(Wide a, Wide b) {
+    return reinterpret_cast<Wide>(_mm256_mul_epu32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
+  }
+  // Of four neighbouring elements each, the first to the first vector, and so on; which four share a lane with which
+  // is any order.
+  static HD void transpose(Float (&x)[4]) {
+    const __m256 a = _mm256_unpacklo_ps(x[0], x[1]), b = _mm256_unpackhi_ps(x[0], x[1]);
+    const __m256 c = _mm256_unpacklo_ps(x[2], x[3]), d = _mm256_unpackhi_ps(x[2], x[3]);
+    x[0] = _mm256_castpd_ps(_mm256_unpacklo_pd(_mm256_castps_pd(a), _mm256_castps_pd(c)));
+    x[1] = _mm256_castpd_ps(_mm256_unpackhi_pd(_mm256_castps_pd(a), _mm256_castps_pd(c)));
+    x[2] = _mm256_castpd_ps(_mm256_unpacklo_pd(_mm256_castps_pd(b), _mm256_castps_pd(d)));
+    x[3] = _mm256_castpd_ps(_mm256_unpackhi_pd(_mm256_castps_pd(b), _mm256_castps_pd(d)));
+  }
+
   static HD Sum zero_sum() { return {_mm256_setzero_pd(), _mm256_setzero_pd()}; }
   static HD Sum accumulate(Sum sum, Float x) {
     return {_mm256_add_pd(sum.low, _mm256_cvtps_pd(_mm256_castps256_ps128(x))),
@@ -76,6 +92,6 @@ struct Simd {
 
 #include "cpu/scan_logits_simd.h"
 
-freedave::cpu::ChunkKernel freedave::cpu::chunk_kernel_avx2(LogitType logit_type, Measure measure) {
-  return chunk_kernel(logit_type, measure);
+freedave::cpu::ChunkKernel freedave::cpu::chunk_kernel_avx2(LogitType logit_type, Measure measure, bool drawn) {
+  return chunk_kernel(logit_type, measure, drawn);
 }

@@ -18,6 +18,7 @@ alignas(64) constexpr int32_t kPowers[32] = {
 struct Simd {
   using Float = __m512;
   using Mask = __mmask16;
+  typedef uint64_t Wide __attribute__((vector_size(64)));
   struct Sum {
     __m512d low, high;
   };
@@ -68,6 +69,21 @@ struct Simd {
   static HD Float drop(Mask where, Float x) { return _mm512_maskz_mov_ps(_knot_mask16(where), x); }
   static HD bool any(Mask a, Mask b) { return (a | b) != 0; }
 
+  // 64-bit products of the low halves.
+  static HD Wide multiply(Wide a, Wide b) {
+    return reinterpret_cast<Wide>(_mm512_mul_epu32(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
+  }
+  // Of four neighbouring elements each, the first to the first vector, and so on; which four share a lane with which
+  // is any order.
+  static HD void transpose(Float (&x)[4]) {
+    const __m512 a = _mm512_unpacklo_ps(x[0], x[1]), b = _mm512_unpackhi_ps(x[0], x[1]);
+    const __m512 c = _mm512_unpacklo_ps(x[2], x[3]), d = _mm512_unpackhi_ps(x[2], x[3]);
+    x[0] = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(c)));
+    x[1] = _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(c)));
+    x[2] = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(b), _mm512_castps_pd(d)));
+    x[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(b), _mm512_castps_pd(d)));
+  }
+
   static HD Sum zero_sum() { return {_mm512_setzero_pd(), _mm512_setzero_pd()}; }
   static HD Sum accumulate(Sum sum, Float x) {
     return {_mm512_add_pd(sum.low, _mm512_cvtps_pd(_mm512_castps512_ps256(x))),
@@ -81,6 +97,6 @@ struct Simd {
 
 #include "cpu/scan_logits_simd.h"
 
-freedave::cpu::ChunkKernel freedave::cpu::chunk_kernel_avx512(LogitType logit_type, Measure measure) {
-  return chunk_kernel(logit_type, measure);
+freedave::cpu::ChunkKernel freedave::cpu::chunk_kernel_avx512(LogitType logit_type, Measure measure, bool drawn) {
+  return chunk_kernel(logit_type, measure, drawn);
 }

@@ -12,6 +12,7 @@ struct Simd {
   typedef float Float __attribute__((vector_size(16)));
   typedef int32_t Mask __attribute__((vector_size(16)));
   typedef uint32_t Bits __attribute__((vector_size(16)));
+  typedef uint64_t Wide __attribute__((vector_size(16)));
   struct Sum {
     double lane[4];
   };
@@ -79,6 +80,15 @@ struct Simd {
     return (both[0] | both[1] | both[2] | both[3]) != 0;
   }
 
+  // 64-bit products of the low halves.
+  static HD Wide multiply(Wide a, Wide b) { return (a & 0xffffffffu) * (b & 0xffffffffu); }
+  // Of four neighbouring elements each, the first to the first vector, and so on; which four share a lane with which
+  // is any order.
+  static HD void transpose(Float (&x)[4]) {
+    const Float a = x[0], b = x[1], c = x[2], d = x[3];
+    for (int r = 0; r < 4; ++r) x[r] = Float{a[r], b[r], c[r], d[r]};
+  }
+
   static HD Sum zero_sum() { return {{0.0, 0.0, 0.0, 0.0}}; }
   static HD Sum accumulate(Sum sum, Float x) {
     for (int lane = 0; lane < kLanes; ++lane) sum.lane[lane] += static_cast<double>(x[lane]);
@@ -92,6 +102,6 @@ struct Simd {
 
 #include "cpu/scan_logits_simd.h"
 
-freedave::cpu::ChunkKernel freedave::cpu::chunk_kernel_baseline(LogitType logit_type, Measure measure) {
-  return chunk_kernel(logit_type, measure);
+freedave::cpu::ChunkKernel freedave::cpu::chunk_kernel_baseline(LogitType logit_type, Measure measure, bool drawn) {
+  return chunk_kernel(logit_type, measure, drawn);
 }

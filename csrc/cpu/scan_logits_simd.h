@@ -11,6 +11,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "cpu/draw_token_simd.h"
 #include "cpu/scan_logits_chunk.h"
 #include "freedave/logit_types.h"
 
@@ -90,27 +91,29 @@ HD void add_shifted_exp(Float (&x)[N], Float round, Float* sum) {
   for (int j = 0; j < N; ++j) sum[j] = Simd::fma(x[j], power[j], sum[j]);
 }
 
+// Terms are summed at 2^64 times their size: an entropy or log-odds may consist of some that float32 cannot hold.
+constexpr int kScale = 64;
+constexpr double kUnit = 0x1p-64;
+constexpr float kScaledRound = kRound + kScale;
+
 // 2^kScale exp(d) for d <= 0, with relative error below 2e-7 as long as terms of that size count beside exp(0), and
-// below 5e-7 further down; 0 from lowest<kScale>() down.
-template <int kScale, int N>
+// below 5e-7 further down; 0 from lowest() down.
+template <int N>
 HD void exp_nonpositive(Float (&d)[N]) {
-  shifted_exp(d, Simd::set(kRound + kScale));
+  shifted_exp(d, Simd::set(kScaledRound));
 }
 
 // Where the exponent's bits become 0. Further down they would wrap, so arguments are clamped here.
-template <int kScale>
-HD Float lowest() {
-  return Simd::set(-kLn2 * (127 + kScale));
-}
+HD Float lowest() { return Simd::set(-kLn2 * (127 + kScale)); }
 
-// What the terms of a scan are relative to. A term is exp(x) / 2^binade, where 2^binade is about exp(reference): that
-// saves the subtraction of the reference from each element. Divided by `own`, the term of the reference itself, they
-// are relative to it, and its own term is 1.
+// What the terms of a scan are relative to. A term is 2^kScale exp(x) / 2^binade, where 2^binade is about
+// exp(reference): that saves the subtraction of the reference from each element. Divided by `own`, the term of the
+// reference itself, they are relative to it, and its own term is 1.
 struct Reference {
   HD explicit Reference(float at) : value(at) {
     const float binade = rintf(at * kLog2E);
-    round = Simd::set(kRound - binade);
-    lowest = Simd::set(kLn2 * (binade - 126.0f));
+    round = Simd::set(kScaledRound - binade);
+    lowest = Simd::set(kLn2 * (binade - 126.0f - kScale));
     Float term[1] = {Simd::set(at)};
     shifted_exp(term, round);
     float lanes[Simd::kLanes];
@@ -120,7 +123,7 @@ struct Reference {
 
   float value, own;
   Float round;
-  Float lowest;  // terms of what is less count as 2^-126, next to nothing beside `own`
+  Float lowest;  // terms of what is less count as 2^-190, next to nothing beside any that is looked at
 };
 
 // a - b - fl(a - b), exactly.
@@ -271,26 +274,24 @@ HD float scan_tile(const T* x, int size, const Reference& reference, Ahead& ahea
   return Simd::reduce_max(Simd::max(m[0], m[1]));
 }
 
-// Adds the tile's terms relative to `reference`, which no element exceeds.
+// The sum of the tile's terms relative to `reference`, which no element exceeds.
 template <typename T>
-HD void add_terms(const T* x, int size, float reference, Ahead& ahead, OnlineSoftmax& sum) {
+HD double sum_terms(const T* x, int size, float reference, Ahead& ahead) {
   const Float top = Simd::set(reference);
   Terms e;
   walk_tile(
       x, size, ahead,
       [&]<int N>(Float(&u)[N]) __attribute__((always_inline)) {
-        for (int j = 0; j < N; ++j) u[j] = Simd::max(lowest<0>(), Simd::sub(u[j], top));
-        add_shifted_exp(u, Simd::set(kRound), e.part);
+        for (int j = 0; j < N; ++j) u[j] = Simd::max(lowest(), Simd::sub(u[j], top));
+        add_shifted_exp(u, Simd::set(kScaledRound), e.part);
       },
       [&]() __attribute__((always_inline)) { e.end_group(); });
-  sum.rest += Simd::total(e.sum);
+  return kUnit * Simd::total(e.sum);
 }
 
-// The same, with what an entropy needs: terms weighted by their logits, and the largest ones counted apart.
+// Adds the terms with what an entropy needs: terms weighted by their logits, and the largest ones counted apart.
 template <typename T>
 HD void add_entropy_terms(const T* x, int size, float reference, Ahead& ahead, OnlineSoftmax& sum) {
-  // An entropy may consist of terms that float32 cannot hold; they are summed at 2^64 times their size.
-  constexpr int kScale = 64;
   const Float top = Simd::set(reference);
   Terms e, w, t;
   walk_tile(
@@ -303,11 +304,11 @@ HD void add_entropy_terms(const T* x, int size, float reference, Ahead& ahead, O
           // off digits that matter; exp(d + lost) = exp(d) (1 + lost).
           const Float d = Simd::sub(u[j], top);
           is_top[j] = Simd::equal(u[j], top);
-          const Simd::Mask counts = Simd::at_least(d, lowest<kScale>());
+          const Simd::Mask counts = Simd::at_least(d, lowest());
           lost[j] = Simd::keep(counts, rounding_of_difference(u[j], top, d));
-          power[j] = u[j] = Simd::max(lowest<kScale>(), d);
+          power[j] = u[j] = Simd::max(lowest(), d);
         }
-        exp_nonpositive<kScale>(power);
+        exp_nonpositive(power);
         for (int j = 0; j < N; ++j) {
           const Float term = Simd::drop(is_top[j], Simd::fma(power[j], lost[j], power[j]));
           t.part[j] = Simd::add(t.part[j], Simd::keep(is_top[j], Simd::set(1.0f)));
@@ -320,7 +321,6 @@ HD void add_entropy_terms(const T* x, int size, float reference, Ahead& ahead, O
         w.end_group();
         t.end_group();
       });
-  constexpr double kUnit = 0x1p-64;
   sum.rest += kUnit * Simd::total(e.sum);
   sum.weighted += kUnit * Simd::total(w.sum);
   sum.ties += Simd::total(t.sum);
@@ -360,6 +360,37 @@ const T* prepare_tile(const Chunk& chunk, int64_t begin, int size, T* buffer) {
   return buffer;
 }
 
+// The same of logits divided by the temperature, as floats: all of them go to `buffer`, in units of kDrawn.
+template <typename T>
+const float* prepare_scaled_tile(const Chunk& chunk, int64_t begin, int size, float* buffer) {
+  const T* x = static_cast<const T*>(chunk.logits) + begin;
+  const float scale = chunk.inverse_temperature;
+  for (int i = 0; i < size; ++i) buffer[i] = to_float(x[i]) * scale;
+  for (int i = size; i % kDrawn != 0; ++i) buffer[i] = -INFINITY;
+  for (int64_t s = 0; s < chunk.num_suppressed; ++s) {
+    const int64_t i = chunk.suppressed[s] - chunk.first_token - begin;
+    if (i >= 0 && i < size) buffer[i] = -INFINITY;
+  }
+  return buffer;
+}
+
+// What a scan reads of logits of type T.
+template <typename T, bool kIsDrawn>
+struct TileOf {
+  using Type = T;
+  static const T* prepare(const Chunk& chunk, int64_t begin, int size, T* buffer) {
+    return prepare_tile(chunk, begin, size, buffer);
+  }
+};
+
+template <typename T>
+struct TileOf<T, true> {
+  using Type = float;
+  static const float* prepare(const Chunk& chunk, int64_t begin, int size, float* buffer) {
+    return prepare_scaled_tile<T>(chunk, begin, size, buffer);
+  }
+};
+
 // The chunk's block at `begin`; after its last one, the first of what this thread reads next.
 template <typename T>
 Ahead next_block(const Chunk& chunk, int64_t begin) {
@@ -372,19 +403,26 @@ Ahead next_block(const Chunk& chunk, int64_t begin) {
   return Ahead(block, (left < kBlock ? left : kBlock) * sizeof(T));
 }
 
-template <typename T, Measure kMeasure>
+template <typename T, Measure kMeasure, bool kIsDrawn>
 OnlineSoftmax scan_chunk(const Chunk& chunk) {
-  alignas(64) T buffer[kTile];
+  using Tile = TileOf<T, kIsDrawn>;
+  using Logit = typename Tile::Type;
+  alignas(64) Logit buffer[kTile];
+  NoisyChoice choice = no_choice();
   OnlineSoftmax sum = empty_softmax();
   int64_t top_tile = -1;
+  // Of the log-odds: the terms of that tile. They are not in `sum` while it leads; at the end it is summed once more,
+  // without the chosen token, beside whose 1 the others were rounded.
+  double top_terms = 0.0;
   Ahead ahead;
   Reference reference(0.0f);
 
   for (int64_t begin = 0; begin < chunk.size; begin += kTile) {
-    if (chunk.fetch_ahead && begin % kBlock == 0) ahead = next_block<T>(chunk, begin + kBlock);
+    if (!kIsDrawn && chunk.fetch_ahead && begin % kBlock == 0) ahead = next_block<T>(chunk, begin + kBlock);
     const int size = chunk.size - begin < kTile ? static_cast<int>(chunk.size - begin) : kTile;
-    const T* x = prepare_tile(chunk, begin, size, buffer);
+    const Logit* x = Tile::prepare(chunk, begin, size, buffer);
     const int padded = (size + kPair - 1) / kPair * kPair;
+    if constexpr (kIsDrawn) draw_token(x, size, chunk.first_token + begin, chunk.key, choice);
 
     // A probability needs only one scan: relative to the maximum so far, or to that of the first few elements.
     OnlineSoftmax tile = empty_softmax();
@@ -400,6 +438,11 @@ OnlineSoftmax scan_chunk(const Chunk& chunk) {
         if (tile.max <= guess + kSlack) {
           tile.token = chunk.first_token + begin;
           tile.rest *= exp(static_cast<double>(guess) - static_cast<double>(tile.max));
+          if constexpr (needs_others(kMeasure)) {
+            sum.rest += top_terms;
+            top_terms = tile.rest;
+            tile.rest = 0.0;
+          }
           sum = merge(sum, tile);
           top_tile = begin;
           continue;
@@ -417,46 +460,73 @@ OnlineSoftmax scan_chunk(const Chunk& chunk) {
       tile.max = tile_max(x, padded);
     }
     if (tile.max > -INFINITY) tile.token = chunk.first_token + begin;
+    const bool leads = tile.token >= 0 && (sum.token < 0 || tile.max > sum.max);
+    if (needs_others(kMeasure) && leads) sum.rest += top_terms;
     sum = merge(sum, tile);
-    if (sum.token == tile.token && tile.token >= 0) top_tile = begin;
+    if (leads) top_tile = begin;
 
     const float reference = sum.token >= 0 ? sum.max : 0.0f;
     if constexpr (needs_entropy_terms(kMeasure)) {
       add_entropy_terms(x, padded, reference, ahead, sum);
     } else {
-      add_terms(x, padded, reference, ahead, sum);
+      const double terms = sum_terms(x, padded, reference, ahead);
+      if (needs_others(kMeasure) && leads) {
+        top_terms = terms;
+      } else {
+        sum.rest += terms;
+      }
     }
   }
 
   if (top_tile >= 0) {
     const int size = chunk.size - top_tile < kTile ? static_cast<int>(chunk.size - top_tile) : kTile;
-    const T* x = prepare_tile(chunk, top_tile, size, buffer);
-    sum.token = chunk.first_token + top_tile + find(x, (size + kPair - 1) / kPair * kPair, sum.max);
+    const int padded = (size + kPair - 1) / kPair * kPair;
+    const Logit* x = Tile::prepare(chunk, top_tile, size, buffer);
+    const int place = find(x, padded, sum.max);
+    sum.token = chunk.first_token + top_tile + place;
+    if constexpr (needs_others(kMeasure)) {
+      if (x != buffer) memcpy(buffer, x, padded * sizeof(Logit));
+      buffer[place] = negative_infinity(Logit{});
+      Ahead nothing;
+      sum.ties = 1.0;
+      sum.rest += sum_terms(buffer, padded, sum.max, nothing);
+    }
   }
+  if constexpr (kIsDrawn) set_choice(sum, choice);
   return sum;
 }
 
+template <typename T, Measure kMeasure>
+ChunkKernel chunk_kernel(bool drawn) {
+  if constexpr (measures_draws(kMeasure)) {
+    if (drawn) return scan_chunk<T, kMeasure, true>;
+  }
+  return drawn ? nullptr : scan_chunk<T, kMeasure, false>;
+}
+
 template <typename T>
-ChunkKernel chunk_kernel(Measure measure) {
+ChunkKernel chunk_kernel(Measure measure, bool drawn) {
   switch (measure) {
     case Measure::kProb:
-      return scan_chunk<T, Measure::kProb>;
+      return chunk_kernel<T, Measure::kProb>(drawn);
     case Measure::kMargin:
-      return scan_chunk<T, Measure::kMargin>;
+      return chunk_kernel<T, Measure::kMargin>(drawn);
     case Measure::kNegEntropy:
-      return scan_chunk<T, Measure::kNegEntropy>;
+      return chunk_kernel<T, Measure::kNegEntropy>(drawn);
+    case Measure::kLogOdds:
+      return chunk_kernel<T, Measure::kLogOdds>(drawn);
   }
   return nullptr;
 }
 
-ChunkKernel chunk_kernel(LogitType logit_type, Measure measure) {
+ChunkKernel chunk_kernel(LogitType logit_type, Measure measure, bool drawn) {
   switch (logit_type) {
     case LogitType::kFloat32:
-      return chunk_kernel<float>(measure);
+      return chunk_kernel<float>(measure, drawn);
     case LogitType::kBFloat16:
-      return chunk_kernel<BFloat16>(measure);
+      return chunk_kernel<BFloat16>(measure, drawn);
     case LogitType::kFloat16:
-      return chunk_kernel<Float16>(measure);
+      return chunk_kernel<Float16>(measure, drawn);
   }
   return nullptr;
 }

@@ -66,6 +66,13 @@ __device__ __forceinline__ float exp2_flushed(float x) {
 #endif
 }
 
+// What all lanes hold alike, as the compiler knows it then: such numbers have registers and instructions of their own.
+__device__ __forceinline__ uint64_t same_in_warp(uint64_t x) {
+  const uint32_t low = __reduce_min_sync(kFullWarp, static_cast<uint32_t>(x));
+  const uint32_t high = __reduce_min_sync(kFullWarp, static_cast<uint32_t>(x >> 32));
+  return static_cast<uint64_t>(high) << 32 | low;
+}
+
 __device__ __forceinline__ float warp_max(float x) {
   for (int offset = kWarp / 2; offset > 0; offset /= 2) x = fmaxf(x, __shfl_xor_sync(kFullWarp, x, offset));
   return x;

@@ -26,17 +26,17 @@ __global__ void __launch_bounds__(kMergeThreads)
 
   OnlineSoftmax whole = empty_softmax();
   for (int chunk = lane_id(); chunk < chunks; chunk += kWarp) {
-    whole = merge(whole, load_state(states + chunk * p.state_rows.step));
+    whole = merge(whole, load_state(states + chunk * p.state_rows.step), p.drawn);
   }
   for (int offset = kWarp / 2; offset > 0; offset /= 2) {
     // Lanes without a chunk hold the neutral state, so skipping them changes no bit.
-    if (offset < chunks) whole = merge(whole, shuffle_down(whole, offset));
+    if (offset < chunks) whole = merge(whole, shuffle_down(whole, offset), p.drawn);
   }
   if (lane_id() > 0) return;
   const bool predicted = !is_broken(whole);
   const uint32_t length = static_cast<uint32_t>(p.length);
   p.token_ids[row] = predicted ? whole.token : p.input_ids.at(row / length, row % length);
-  p.confidence[row] = predicted ? confidence_of(whole, p.measure) : -INFINITY;
+  p.confidence[row] = predicted ? confidence_of(whole, p.measure, p.drawn) : -INFINITY;
 }
 
 }  // namespace

@@ -29,6 +29,7 @@ Error launch(const PredictTokensParams& p, void* workspace, Stream stream) {
                                      .length = p.length,
                                      .input_ids = p.input_ids,
                                      .measure = p.measure,
+                                     .drawn = p.inverse_temperature > 0.0f,
                                      .token_ids = p.token_ids,
                                      .confidence = p.confidence};
   return launch(merge, stream);

@@ -13,6 +13,7 @@
 #include "cuda/scan_logits.h"
 #include "freedave/online_softmax.h"
 #include "freedave/predict_tokens.h"
+#include "freedave/sampling.h"
 
 namespace freedave::cuda {
 namespace {
@@ -115,12 +116,23 @@ __device__ __forceinline__ Group<T> load_group(const T* chunk, int first, int si
   return group;
 }
 
-// The group as floats, suppressed tokens at -inf: their logits do not count, not even a NaN.
-template <bool kSuppress, typename T>
+// Of a row, where a token is drawn.
+struct Draw {
+  float inverse_temperature;
+  NoiseKey key;
+};
+
+// The group as floats, divided by the temperature where a token is drawn; suppressed tokens at -inf: their logits do
+// not count, not even a NaN.
+template <bool kSuppress, bool kDrawn, typename T>
 __device__ __forceinline__ void values_of(const Group<T>& group, int first, const SuppressedBits& suppressed,
-                                          float (&x)[kGroup]) {
+                                          const Draw& draw, float (&x)[kGroup]) {
 #pragma unroll
   for (int w = 0; w < Group<T>::kWords; ++w) Word<T>::unpack(group.word[w], x + w * Group<T>::kPerWord);
+  if constexpr (kDrawn) {
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) x[i] *= draw.inverse_temperature;
+  }
   if constexpr (kSuppress) {
     const uint32_t bits = suppressed[first / 32] >> (first % 32);
 #pragma unroll
@@ -144,12 +156,25 @@ __device__ __forceinline__ float large_exp(float x, float reference, float& diff
   return power * scale * fmaf(rest, kLn2, 1.0f + lost);
 }
 
+__device__ __forceinline__ void terms_of(const float (&x)[kGroup], float reference, float (&e)[kGroup]) {
+#pragma unroll
+  for (int i = 0; i < kGroup; ++i) e[i] = exp2_flushed((x[i] - reference) * kLog2E);
+}
+
+// Pairwise, then one addition a group: short chains of roundings.
+__device__ __forceinline__ float sum_of(const float (&e)[kGroup]) {
+  return ((e[0] + e[1]) + (e[2] + e[3])) + ((e[4] + e[5]) + (e[6] + e[7]));
+}
+
 // What a thread knows of the logits it has seen.
 template <Measure kMeasure>
 struct Seen {
   float max = -INFINITY;
   int sweep = 0;     // where max first appeared
   float sum = 0.0f;  // of exp(x - max)
+  // The log-odds only: the same of that sweep, which is not in sum. At the end it is summed again without the token
+  // that has max, beside whose 1 the others were rounded.
+  float top_sum = 0.0f;
   // The margin only.
   float second = -INFINITY;
   // The entropy only: see OnlineSoftmax.
@@ -173,13 +198,18 @@ struct Seen {
     } else {
       const float before = reference();
       const float after = fmaxf(larger, before);
+      if (needs_others(kMeasure) && larger > max) {
+        sum += top_sum;
+        top_sum = 0.0f;
+      }
       sum *= exp2_flushed((before - after) * kLog2E);
     }
     sweep = larger > max ? at : sweep;
     max = fmaxf(max, larger);
   }
 
-  __device__ void add(const float (&x)[kGroup]) {
+  // `e` are exp(x - reference()), where the entropy does not need more.
+  __device__ void add(const float (&x)[kGroup], const float (&e)[kGroup], int at) {
     const float top = reference();
     if constexpr (needs_entropy_terms(kMeasure)) {
       float tied = 0.0f, terms = 0.0f, weights = 0.0f;
@@ -195,18 +225,68 @@ struct Seen {
       ties += tied;
       rest += 0x1p-64 * static_cast<double>(terms);
       weighted += 0x1p-64 * static_cast<double>(weights);
+    } else if (needs_others(kMeasure) && sweep == at) {
+      top_sum += sum_of(e);
     } else {
-      // Pairwise, then one addition a group: short chains of roundings.
-      float e[kGroup];
-#pragma unroll
-      for (int i = 0; i < kGroup; ++i) e[i] = exp2_flushed((x[i] - top) * kLog2E);
-      sum += ((e[0] + e[1]) + (e[2] + e[3])) + ((e[4] + e[5]) + (e[6] + e[7]));
+      sum += sum_of(e);
     }
   }
 };
 
-template <Measure kMeasure>
-struct Scratch {
+// What a thread knows of the token that is drawn: sampling.h. A token's noise takes two logarithms, which few need.
+// With w the uniform number, it is at most -log w, so that a token can only come first where w <= exp(x - best).
+class Drawn {
+ public:
+  NoisyChoice choice = no_choice();
+
+  // A new reference of the terms.
+  __device__ void refer_to(float reference) {
+    // Rounding must lose no token: a noisy logit is rounded to its own precision, a term to some 1e-5.
+    const float slack = fabsf(best_) * 0x1p-22f + 1e-4f;
+    factor_ = best_ > -INFINITY ? fminf(exp2f((reference - best_ + slack) * kLog2E), FLT_MAX) : FLT_MAX;
+  }
+
+  // One bit for each of the 8 tokens from `first` that may come first. A term is exp(x - reference).
+  __device__ uint32_t filter(const float (&term)[kGroup], uint64_t first, const NoiseKey& key) const {
+    uint32_t may = 0;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const Philox noise = key.words(static_cast<int64_t>(first / 4 + half));
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        // 1 + w, without the last of its bits.
+        const float uniform = float_from_bits(noise.word[r] >> 9 | 0x3f800000u);
+        const int i = 4 * half + r;
+        if (uniform <= fmaf(term[i], factor_, 1.0f + 0x1p-22f)) may |= 1u << i;
+      }
+    }
+    return may;
+  }
+
+  __device__ void consider(float logit, uint64_t token, const NoiseKey& key) {
+    const NoisyChoice one = {logit + noise_of(key.word(static_cast<int64_t>(token))), logit,
+                             static_cast<int64_t>(token)};
+    if (one.noisy > -INFINITY) choice = first_of(one, choice);
+  }
+
+  // What any thread of the warp has found is the bound of all.
+  __device__ void share() { best_ = fmaxf(best_, warp_max(choice.noisy)); }
+
+ private:
+  float best_ = -INFINITY;
+  float factor_ = FLT_MAX;
+};
+
+template <bool kDrawn>
+struct Choices {};
+
+template <>
+struct Choices<true> {
+  NoisyChoice choice[kWarps];
+};
+
+template <Measure kMeasure, bool kDrawn>
+struct Scratch : Choices<kDrawn> {
   float max[kWarps];
   float second[kWarps];
   uint32_t token[kWarps];
@@ -228,14 +308,14 @@ __device__ __forceinline__ void look_at(const float (&x)[kGroup], float& largest
 // the thread saw its maximum.
 constexpr uint32_t kNone = 0xffffffffu;
 
-template <bool kAligned, bool kSuppress, typename T>
+template <bool kAligned, bool kSuppress, bool kDrawn, typename T>
 __device__ __forceinline__ uint32_t find(const T* chunk, int size, int sweep, float wanted,
-                                         const SuppressedBits& suppressed) {
+                                         const SuppressedBits& suppressed, const Draw& draw) {
   uint32_t found = kNone;
   for (int g = 0; g < kGroupsAhead && found == kNone; ++g) {
     const int first = sweep + (g * kThreads + static_cast<int>(threadIdx.x)) * kGroup;
     float x[kGroup];
-    values_of<kSuppress>(load_group<kAligned>(chunk, first, size), first, suppressed, x);
+    values_of<kSuppress, kDrawn>(load_group<kAligned>(chunk, first, size), first, suppressed, draw, x);
     // Backwards, so that the lowest stands at the end.
     for (int i = kGroup - 1; i >= 0; --i) {
       if (first + i < size && x[i] == wanted) found = static_cast<uint32_t>(first + i);
@@ -244,10 +324,51 @@ __device__ __forceinline__ uint32_t find(const T* chunk, int size, int sweep, fl
   return found;
 }
 
+// Sum of exp(x - reference) over what this thread has of a sweep but for one token.
+template <bool kAligned, bool kSuppress, bool kDrawn, typename T>
+__device__ __forceinline__ float terms_beside(uint32_t token, const T* chunk, int size, int sweep, float reference,
+                                              const SuppressedBits& suppressed, const Draw& draw) {
+  float sum = 0.0f;
+#pragma unroll 1
+  for (int g = 0; g < kGroupsAhead; ++g) {
+    const int first = sweep + (g * kThreads + static_cast<int>(threadIdx.x)) * kGroup;
+    float x[kGroup];
+    values_of<kSuppress, kDrawn>(load_group<kAligned>(chunk, first, size), first, suppressed, draw, x);
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) x[i] = static_cast<uint32_t>(first + i) == token ? -INFINITY : x[i];
+    float e[kGroup];
+    terms_of(x, reference, e);
+    sum += sum_of(e);
+  }
+  return sum;
+}
+
+// Looks closer at the tokens of a sweep whose bits are set, all of them tokens of this thread: bit 8 g + i is the i-th
+// of the g-th group. They are few, so their logits are read again.
+template <bool kSuppress, typename T>
+__device__ __forceinline__ void consider_all(uint32_t may, const T* chunk, int size, int sweep, int64_t first_token,
+                                             const SuppressedBits& suppressed, const Draw& draw, Drawn& drawn) {
+  while (may != 0) {
+    const int bit = __ffs(static_cast<int>(may)) - 1;
+    may &= may - 1;
+    const int place = sweep + (bit / kGroup * kThreads + static_cast<int>(threadIdx.x)) * kGroup + bit % kGroup;
+    if (place >= size) continue;
+    if (kSuppress && (suppressed[place / 32] >> (place % 32) & 1) != 0) continue;
+    drawn.consider(to_float(chunk[place]) * draw.inverse_temperature, static_cast<uint64_t>(first_token + place),
+                   draw.key);
+  }
+}
+
 // What each thread sees of a chunk.
-template <typename T, Measure kMeasure, bool kAligned, bool kSuppress>
-__device__ __forceinline__ Seen<kMeasure> sweep_chunk(const T* chunk, int size, const SuppressedBits& suppressed) {
+template <typename T, Measure kMeasure, bool kAligned, bool kSuppress, bool kDrawn>
+__device__ __forceinline__ Seen<kMeasure> sweep_chunk(const T* chunk, int size, int64_t first_token,
+                                                      const SuppressedBits& suppressed, const Draw& draw,
+                                                      Drawn& drawn) {
   Seen<kMeasure> seen;
+  if constexpr (kDrawn) {  // one token of each thread first, so that their bound is worth something
+    consider_all<kSuppress>(1, chunk, size, 0, first_token, suppressed, draw, drawn);
+    drawn.share();
+  }
   for (int sweep = 0; sweep < size; sweep += kSweep) {
     const int mine = sweep + static_cast<int>(threadIdx.x) * kGroup;
     Group<T> group[kGroupsAhead];
@@ -259,21 +380,42 @@ __device__ __forceinline__ Seen<kMeasure> sweep_chunk(const T* chunk, int size, 
     float largest = needs_second(kMeasure) ? seen.max : -INFINITY;
 #pragma unroll
     for (int g = 0; g < kGroupsAhead; ++g) {
-      values_of<kSuppress>(group[g], mine + g * kThreads * kGroup, suppressed, x[g]);
+      values_of<kSuppress, kDrawn>(group[g], mine + g * kThreads * kGroup, suppressed, draw, x[g]);
       look_at<kMeasure>(x[g], largest, seen.second);
     }
     seen.raise(largest, sweep);
+    uint32_t may = 0;
+    if constexpr (kDrawn) {
+      drawn.refer_to(seen.reference());
+    }
 #pragma unroll
-    for (int g = 0; g < kGroupsAhead; ++g) seen.add(x[g]);
+    for (int g = 0; g < kGroupsAhead; ++g) {
+      float e[kGroup];
+      if constexpr (!needs_entropy_terms(kMeasure)) terms_of(x[g], seen.reference(), e);
+      seen.add(x[g], e, sweep);
+      if constexpr (kDrawn) {
+        const uint64_t first = static_cast<uint64_t>(first_token + mine + g * kThreads * kGroup);
+        may |= drawn.filter(e, first, draw.key) << (g * kGroup);
+      }
+    }
+    if constexpr (kDrawn) {
+      if (__any_sync(kFullWarp, may != 0)) {
+        consider_all<kSuppress>(may, chunk, size, sweep, first_token, suppressed, draw, drawn);
+        drawn.share();
+      }
+    }
   }
   return seen;
 }
 
 // One chunk of one row, by the whole block; thread 0 has the result.
-template <typename T, Measure kMeasure, bool kAligned, bool kSuppress>
+template <typename T, Measure kMeasure, bool kAligned, bool kDrawn, bool kSuppress>
 __device__ __forceinline__ OnlineSoftmax scan_chunk(const T* chunk, int size, int64_t first_token,
-                                                    const SuppressedBits& suppressed, Scratch<kMeasure>& scratch) {
-  Seen<kMeasure> seen = sweep_chunk<T, kMeasure, kAligned, kSuppress>(chunk, size, suppressed);
+                                                    const SuppressedBits& suppressed, const Draw& draw,
+                                                    Scratch<kMeasure, kDrawn>& scratch) {
+  Drawn drawn;
+  Seen<kMeasure> seen =
+      sweep_chunk<T, kMeasure, kAligned, kSuppress, kDrawn>(chunk, size, first_token, suppressed, draw, drawn);
 
   // The block's maximum, and every thread's terms relative to it.
   const float warp_top = warp_max(seen.max);
@@ -285,11 +427,27 @@ __device__ __forceinline__ OnlineSoftmax scan_chunk(const T* chunk, int size, in
 
   uint32_t token = kNone;
   if (seen.max == top && top > -INFINITY) {
-    token = find<kAligned, kSuppress>(chunk, size, seen.sweep, top, suppressed);
+    token = find<kAligned, kSuppress, kDrawn>(chunk, size, seen.sweep, top, suppressed, draw);
   }
   const bool has_top = token != kNone;
+  if constexpr (needs_others(kMeasure)) {
+    if (has_top) {
+      seen.top_sum = terms_beside<kAligned, kSuppress, kDrawn>(token, chunk, size, seen.sweep, top, suppressed, draw);
+    }
+    const uint32_t threads = __ballot_sync(kFullWarp, has_top);
+    if (lane_id() == 0) scratch.ties[warp_id()] = __popc(threads);
+  }
   token = __reduce_min_sync(kFullWarp, token);
   if (lane_id() == 0) scratch.token[warp_id()] = token;
+  if constexpr (kDrawn) {
+    for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+      const NoisyChoice other = {__shfl_down_sync(kFullWarp, drawn.choice.noisy, offset),
+                                 __shfl_down_sync(kFullWarp, drawn.choice.logit, offset),
+                                 __shfl_down_sync(kFullWarp, drawn.choice.token, offset)};
+      drawn.choice = first_of(other, drawn.choice);
+    }
+    if (lane_id() == 0) scratch.choice[warp_id()] = drawn.choice;
+  }
 
   const float own_max = seen.max;
   seen.raise(top, 0);
@@ -301,7 +459,7 @@ __device__ __forceinline__ OnlineSoftmax scan_chunk(const T* chunk, int size, in
       scratch.weighted[warp_id()] = weighted;
     }
   } else {
-    const float sum = warp_sum(seen.sum);
+    const float sum = warp_sum(needs_others(kMeasure) ? seen.sum + seen.top_sum : seen.sum);
     if (lane_id() == 0) scratch.sum[warp_id()] = sum;
   }
   __syncthreads();
@@ -328,7 +486,18 @@ __device__ __forceinline__ OnlineSoftmax scan_chunk(const T* chunk, int size, in
       } else {
         whole.rest += static_cast<double>(scratch.sum[w]);
       }
+      if constexpr (needs_others(kMeasure)) whole.ties += scratch.ties[w];
       if constexpr (needs_second(kMeasure)) whole.second = fmaxf(whole.second, scratch.second[w]);
+    }
+    if constexpr (kDrawn) {
+      for (int w = 1; w < kWarps; ++w) {
+        drawn.choice = first_of(scratch.choice[w], drawn.choice);
+      }
+      set_choice(whole, drawn.choice);
+    }
+    if (needs_others(kMeasure) && token != kNone) {  // one of the threads' maxima is the chosen token
+      whole.rest += whole.ties - 1.0;
+      whole.ties = 1.0;
     }
   }
   return whole;
@@ -364,13 +533,14 @@ __device__ __forceinline__ Place place_of(const LogitsToScan& p, uint32_t flat) 
 
 // Blocks that an SM must have room for. This caps the registers of a thread: low enough that many loads are in flight,
 // high enough that nothing spills.
-constexpr int blocks_per_sm(Measure measure) { return needs_entropy_terms(measure) ? 6 : 8; }
+constexpr int blocks_per_sm(Measure measure, bool drawn) { return drawn ? 3 : needs_entropy_terms(measure) ? 6 : 8; }
 
-template <typename T, Measure kMeasure, bool kAligned>
-__global__ void __launch_bounds__(kThreads, blocks_per_sm(kMeasure))
+template <typename T, Measure kMeasure, bool kAligned, bool kDrawn>
+__global__ void __launch_bounds__(kThreads, blocks_per_sm(kMeasure, kDrawn))
     scan_chunks(const __grid_constant__ LogitsToScan p, double* __restrict__ states, uint32_t rows, int chunk_size) {
   FREEDAVE_SHARED(SuppressedBits, suppressed);
-  FREEDAVE_SHARED(Scratch<kMeasure>, scratch);
+  using Memory = Scratch<kMeasure, kDrawn>;
+  FREEDAVE_SHARED(Memory, scratch);
   let_next_kernel_launch();
   wait_for_previous_kernel();
 
@@ -395,9 +565,17 @@ __global__ void __launch_bounds__(kThreads, blocks_per_sm(kMeasure))
       const uint32_t row = base + static_cast<uint32_t>(__ffs(static_cast<int>(masked)) - 1) * gridDim.y;
       const bool shifted = p.logits_shift && row % static_cast<uint32_t>(p.length) > 0;
       const T* chunk = static_cast<const T*>(p.logits) + p.logit_rows.start(row - shifted) + first;
+      Draw draw{};
+      if constexpr (kDrawn) {
+        const Place at = place_of(p, row);
+        draw = {p.inverse_temperature,
+                {same_in_warp(static_cast<uint64_t>(p.seed.at(at.row, at.position))),
+                 same_in_warp(static_cast<uint64_t>(p.position.at(at.row, at.position)))}};
+      }
       const OnlineSoftmax partial =
-          suppress ? scan_chunk<T, kMeasure, kAligned, true>(chunk, size, first_token, suppressed, scratch)
-                   : scan_chunk<T, kMeasure, kAligned, false>(chunk, size, first_token, suppressed, scratch);
+          suppress
+              ? scan_chunk<T, kMeasure, kAligned, kDrawn, true>(chunk, size, first_token, suppressed, draw, scratch)
+              : scan_chunk<T, kMeasure, kAligned, kDrawn, false>(chunk, size, first_token, suppressed, draw, scratch);
       if (threadIdx.x == 0) store_state(partial, state_of(row));
       __syncthreads();  // the next row uses the same scratch
     }
@@ -414,25 +592,32 @@ bool is_aligned(const LogitsToScan& p, int64_t element_size) {
 
 using ScanKernel = void (*)(LogitsToScan, double*, uint32_t, int);
 
-template <typename T, bool kAligned>
-ScanKernel scan_kernel(Measure measure) {
-  switch (measure) {
-    case Measure::kProb:
-      return scan_chunks<T, Measure::kProb, kAligned>;
-    case Measure::kMargin:
-      return scan_chunks<T, Measure::kMargin, kAligned>;
-    case Measure::kNegEntropy:
-      return scan_chunks<T, Measure::kNegEntropy, kAligned>;
+template <typename T, Measure kMeasure>
+ScanKernel scan_kernel(bool aligned, bool drawn) {
+  if constexpr (measures_draws(kMeasure)) {
+    if (drawn) return aligned ? scan_chunks<T, kMeasure, true, true> : scan_chunks<T, kMeasure, false, true>;
   }
-  return nullptr;
+  if (drawn) return nullptr;
+  return aligned ? scan_chunks<T, kMeasure, true, false> : scan_chunks<T, kMeasure, false, false>;
 }
 
 template <typename T>
 ScanKernel scan_kernel(const LogitsToScan& p) {
-  return is_aligned(p, sizeof(T)) ? scan_kernel<T, true>(p.measure) : scan_kernel<T, false>(p.measure);
+  const bool aligned = is_aligned(p, sizeof(T)), drawn = p.inverse_temperature > 0.0f;
+  switch (p.measure) {
+    case Measure::kProb:
+      return scan_kernel<T, Measure::kProb>(aligned, drawn);
+    case Measure::kMargin:
+      return scan_kernel<T, Measure::kMargin>(aligned, drawn);
+    case Measure::kNegEntropy:
+      return scan_kernel<T, Measure::kNegEntropy>(aligned, drawn);
+    case Measure::kLogOdds:
+      return scan_kernel<T, Measure::kLogOdds>(aligned, drawn);
+  }
+  return nullptr;
 }
 
-// Null for what is no type of logits, or no measure.
+// Null for what is no type of logits, or no measure of what is wanted.
 ScanKernel scan_kernel_for(const LogitsToScan& p) {
   switch (p.logit_type) {
     case LogitType::kFloat32:

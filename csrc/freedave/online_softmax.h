@@ -3,11 +3,12 @@
 #include <stdint.h>
 
 #include "freedave/host_device.h"
+#include "freedave/sampling.h"
 #include "freedave/total_order.h"
 
 namespace freedave {
 
-enum class Measure : int32_t { kProb, kMargin, kNegEntropy };
+enum class Measure : int32_t { kProb, kMargin, kNegEntropy, kLogOdds };
 
 constexpr const char* name(Measure measure) {
   switch (measure) {
@@ -17,6 +18,8 @@ constexpr const char* name(Measure measure) {
       return "margin";
     case Measure::kNegEntropy:
       return "neg_entropy";
+    case Measure::kLogOdds:
+      return "log_odds";
   }
   return nullptr;
 }
@@ -29,6 +32,7 @@ HD constexpr bool needs_second(Measure measure) {
   switch (measure) {
     case Measure::kProb:
     case Measure::kNegEntropy:
+    case Measure::kLogOdds:
       return false;
     case Measure::kMargin:
       return true;
@@ -41,6 +45,7 @@ HD constexpr bool needs_entropy_terms(Measure measure) {
   switch (measure) {
     case Measure::kProb:
     case Measure::kMargin:
+    case Measure::kLogOdds:
       return false;
     case Measure::kNegEntropy:
       return true;
@@ -48,17 +53,48 @@ HD constexpr bool needs_entropy_terms(Measure measure) {
   __builtin_unreachable();
 }
 
-// The softmax of part of a row: enough for the arg max and every measure of confidence, in one pass. For the entropy,
-// logits equal to the maximum are counted apart from the terms of those below it: the entropy of a peaked row is in
-// digits that 1 + rest would round away. The other measures leave `ties` 0 and keep every term in `rest`.
+// The terms of all tokens but the chosen one, summed apart from its 1.
+HD constexpr bool needs_others(Measure measure) {
+  switch (measure) {
+    case Measure::kProb:
+    case Measure::kMargin:
+    case Measure::kNegEntropy:
+      return false;
+    case Measure::kLogOdds:
+      return true;
+  }
+  __builtin_unreachable();
+}
+
+// What is more certain counts as this: the others weigh e^-64 of the chosen token, while terms of some 2^-126 are lost.
+inline constexpr float kLargestLogOdds = 64.0f;
+
+// The softmax of part of a row: enough for the arg max and every measure of confidence, in one pass. In a peaked row
+// the entropy and the log-odds are in digits that 1 + rest would round away. So for the entropy, logits equal to the
+// maximum are counted apart from the terms of those below it, and for the log-odds the chosen token is counted apart
+// from all others, equal ones among them. The other measures leave `ties` 0 and keep every term in `rest`.
+//
+// Where a token is drawn, logits are those divided by the temperature, and `token` is the one drawn; `second` is its
+// noisy logit and `weighted` its logit, as no measure that is served then needs these.
 struct OnlineSoftmax {
   float max;        // largest logit, -INFINITY when there is none
   float second;     // second largest, equal to max on a tie (kept for the margin only)
   int64_t token;    // lowest id whose logit is max, -1 when there is none
-  double ties;      // how many logits equal max
-  double rest;      // sum of exp(x - max) over the others; NaN when a logit was NaN or +inf
+  double ties;      // how many logits, equal to max, are not in rest
+  double rest;      // sum of exp(x - max) over all others; NaN when a logit was NaN or +inf
   double weighted;  // sum of (x - max) exp(x - max)
 };
+
+// The measures that a drawn token has.
+HD constexpr bool measures_draws(Measure measure) { return !needs_second(measure) && !needs_entropy_terms(measure); }
+
+HD void set_choice(OnlineSoftmax& s, const NoisyChoice& choice) {
+  s.token = choice.token;
+  s.second = choice.noisy;
+  s.weighted = choice.token < 0 ? 0.0 : static_cast<double>(choice.logit);
+}
+
+HD NoisyChoice choice_of(const OnlineSoftmax& s) { return {s.second, static_cast<float>(s.weighted), s.token}; }
 
 HD OnlineSoftmax empty_softmax() { return {-INFINITY, -INFINITY, -1, 0.0, 0.0, 0.0}; }
 
@@ -86,23 +122,37 @@ HD OnlineSoftmax merge(const OnlineSoftmax& a, const OnlineSoftmax& b) {
   return lead;
 }
 
+HD OnlineSoftmax merge(const OnlineSoftmax& a, const OnlineSoftmax& b, bool drawn) {
+  OnlineSoftmax both = merge(a, b);
+  if (drawn) set_choice(both, first_of(choice_of(a), choice_of(b)));
+  return both;
+}
+
 // A row with a NaN, a +inf, or nothing above -inf has no prediction.
 HD bool is_broken(const OnlineSoftmax& s) {
   return s.token < 0 || !(s.max < INFINITY) || !(s.rest < static_cast<double>(INFINITY));
 }
 
-// How sure the model is of the arg max: p1, p1 - p2, or sum p log p. No difference of nearly equal numbers is taken.
-// NaN, which nothing ranks, for what is no measure.
-HD float confidence_of(const OnlineSoftmax& s, Measure measure) {
+// How sure the model is of the arg max: p1, p1 - p2, sum p log p, or log(p1 / (1 - p1)). No difference of nearly equal
+// numbers is taken. NaN, which nothing ranks, for what is no measure.
+HD float confidence_of(const OnlineSoftmax& s, Measure measure, bool drawn) {
+  // Of the chosen token, relative to the largest.
+  const double logit = drawn ? s.weighted - static_cast<double>(s.max) : 0.0;
   const double sum = s.ties + s.rest;
   switch (measure) {
     case Measure::kProb:
-      return static_cast<float>(1.0 / sum);
+      return static_cast<float>(drawn ? exp(logit) / sum : 1.0 / sum);
     case Measure::kMargin:
       return static_cast<float>(-expm1(static_cast<double>(s.second) - static_cast<double>(s.max)) / sum);
     case Measure::kNegEntropy:
       // sum p log p = sum e (t - log Z) / Z with t = x - max and e = exp(t): two terms of one sign.
       return static_cast<float>(s.weighted / sum - (log(s.ties) + log1p(s.rest / s.ties)));
+    case Measure::kLogOdds: {
+      // What is beside the largest token; of another one, the largest is among its others.
+      const double others = logit < 0.0 ? sum - exp(logit) : (s.ties - 1.0) + s.rest;
+      const float log_odds = static_cast<float>(logit - log(others));  // inf where nothing else is left
+      return log_odds < kLargestLogOdds ? log_odds : kLargestLogOdds;
+    }
   }
   return NAN;
 }

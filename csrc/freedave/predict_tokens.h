@@ -24,6 +24,8 @@ struct LogitsToScan {
   const int64_t* suppress_tokens;  // in any order; ids that no logit has mean nothing
   int64_t num_suppress_tokens, suppress_tokens_step;
   Measure measure;
+  float inverse_temperature;             // 0: the largest logit is chosen, else a token is drawn
+  Matrix<const int64_t> seed, position;  // of the noise; looked at where a token is drawn
 };
 
 struct PredictTokensParams : LogitsToScan {
@@ -42,6 +44,7 @@ struct MergePredictionsParams {
   int64_t length;   // L
   Matrix<const int64_t> input_ids;
   Measure measure;
+  bool drawn;
   int64_t* token_ids;  // contiguous [*, L]
   float* confidence;   // contiguous [*, L]
 };

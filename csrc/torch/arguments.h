@@ -11,6 +11,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "freedave/names.h"
 #include "freedave/rows.h"
@@ -19,6 +20,7 @@ namespace freedave {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
 
 // A string argument, short enough to be one of the words that the ops know.
 struct Text {
@@ -45,24 +47,15 @@ namespace freedave {
 
 // As Python calls it.
 inline const char* name(ScalarType type) {
-  switch (type) {
-    case ScalarType::Bool:
-      return "bool";
-    case ScalarType::Int:
-      return "int32";
-    case ScalarType::Long:
-      return "int64";
-    case ScalarType::Half:
-      return "float16";
-    case ScalarType::BFloat16:
-      return "bfloat16";
-    case ScalarType::Float:
-      return "float32";
-    case ScalarType::Double:
-      return "float64";
-    default:
-      return torch::headeronly::toString(type);
+  constexpr std::pair<ScalarType, const char*> kNames[] = {
+      {ScalarType::Bool, "bool"},         {ScalarType::Int, "int32"},     {ScalarType::Long, "int64"},
+      {ScalarType::Half, "float16"},      {ScalarType::Float, "float32"}, {ScalarType::Double, "float64"},
+      {ScalarType::BFloat16, "bfloat16"},
+  };
+  for (const auto& [known, name] : kNames) {
+    if (known == type) return name;
   }
+  return torch::headeronly::toString(type);
 }
 
 // A tensor argument, named for error messages. Sizes, strides and values are the tensor's own.
@@ -159,13 +152,25 @@ struct Argument {
   }
 };
 
-// One number for each row over the first `count` dimensions of `other`, where the caller gave them.
-inline Counts counts(const char* op, const char* name, const std::optional<Tensor>& tensor,
-                     std::initializer_list<ScalarType> types, const Argument& other, int64_t count) {
+// One number, int32 or int64, for each row over the first `count` dimensions of `other`, where the caller gave them.
+inline Counts counts(const char* op, const char* name, const OptionalTensor& tensor, const Argument& other,
+                     int64_t count) {
   if (!tensor) return {};
   const Argument argument(op, name, *tensor);
-  argument.expect(types).expect_shape_of(other, count);
+  argument.expect({ScalarType::Int, ScalarType::Long}).expect_shape_of(other, count);
   return {argument.data, argument.type == ScalarType::Int, argument.rows(count, 0)};
+}
+
+// As [*, L], where the caller gave it: int64 or bool, over the first `count` dimensions of `other`.
+template <typename T>
+Matrix<const T> matrix_of(const Argument& other, int64_t count, const char* name, const OptionalTensor& tensor) {
+  if (!tensor) return {};
+  Argument argument(other.op, name, *tensor);
+  // A tensor without elements may have no memory; nothing is read then, whatever the pointer says.
+  if (argument.data == nullptr) argument.data = &argument;
+  return argument.expect({sizeof(T) == 1 ? ScalarType::Bool : ScalarType::Long})
+      .expect_shape_of(other, count)
+      .template matrix<T>();
 }
 
 inline int64_t expect_at_least(const char* op, const char* name, int64_t value, int64_t minimum) {

@@ -81,6 +81,7 @@ pybind11::dict contract() {
   contract["max_drafts"] = freedave::kMaxDrafts;
   contract["max_pool_states"] = freedave::kMaxPoolStates;
   contract["state_fields"] = freedave::kStateFields;
+  contract["largest_log_odds"] = freedave::kLargestLogOdds;
   contract["tokens_per_state"] = freedave::kTokensPerState;
   return contract;
 }

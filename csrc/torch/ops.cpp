@@ -47,8 +47,9 @@ LogitType logit_type(const Argument& logits) {
 
 // The arguments that say which logits are to be looked at.
 LogitsToScan to_scan(const Argument& logits, const Argument& input_ids, int64_t mask_token_id, int64_t first_token_id,
-                     const std::optional<Tensor>& mask_index_, const Text& measure,
-                     const std::optional<Tensor>& suppress_tokens_, bool logits_shift) {
+                     const OptionalTensor& mask_index, const Text& measure, const OptionalTensor& suppress_tokens_,
+                     bool logits_shift, double temperature, const OptionalTensor& seed,
+                     const OptionalTensor& positions) {
   const char* const op = logits.op;
   const LogitType type = logit_type(logits);
   STD_TORCH_CHECK(logits.dims >= 2, op, ": logits must have at least 2 dimensions, got shape ", logits.shape());
@@ -66,19 +67,18 @@ LogitsToScan to_scan(const Argument& logits, const Argument& input_ids, int64_t 
                  .first_token_id = expect_at_least(op, "first_token_id", first_token_id, 0),
                  .logits_shift = logits_shift,
                  .input_ids = input_ids.matrix<int64_t>(),
-                 .mask_index = {},
+                 .mask_index = matrix_of<bool>(input_ids, input_ids.dims, "mask_index", mask_index),
                  .mask_token_id = mask_token_id,
                  .suppress_tokens = nullptr,
                  .num_suppress_tokens = 0,
                  .suppress_tokens_step = 0,
-                 .measure = choose<Measure>(op, "measure", measure)};
-  if (mask_index_) {
-    const Argument mask_index(op, "mask_index", *mask_index_);
-    p.mask_index = mask_index.expect({ScalarType::Bool}).expect_shape_of(input_ids).matrix<bool>();
-    // A tensor without elements may have no memory; nothing is read then, whatever the pointer says.
-    static constexpr bool kNothing = false;
-    if (p.mask_index.data == nullptr) p.mask_index.data = &kNothing;
-  }
+                 .measure = choose<Measure>(op, "measure", measure),
+                 .inverse_temperature = temperature > 0.0 ? static_cast<float>(1.0 / temperature) : 0.0f,
+                 .seed = matrix_of<int64_t>(input_ids, input_ids.dims, "seed", seed),
+                 .position = matrix_of<int64_t>(input_ids, input_ids.dims, "positions", positions)};
+  STD_TORCH_CHECK(
+      temperature == 0.0 || (seed && positions && measures_draws(p.measure) && first_token_id % 4 == 0), op,
+      ": a temperature needs seed, positions, a measure of the drawn token, and a multiple of 4 as first token");
   if (suppress_tokens_) {
     const Argument suppress_tokens(op, "suppress_tokens", *suppress_tokens_);
     suppress_tokens.expect({ScalarType::Long}).expect_dims(1);
@@ -91,11 +91,12 @@ LogitsToScan to_scan(const Argument& logits, const Argument& input_ids, int64_t 
 }
 
 std::tuple<Tensor, Tensor> predict_tokens(const Tensor& logits_, const Tensor& input_ids_, int64_t mask_token_id,
-                                          const std::optional<Tensor>& mask_index, const Text& measure,
-                                          const std::optional<Tensor>& suppress_tokens, bool logits_shift) {
+                                          const OptionalTensor& mask_index, const Text& measure,
+                                          const OptionalTensor& suppress_tokens, bool logits_shift, double temperature,
+                                          const OptionalTensor& seed, const OptionalTensor& positions) {
   const Argument logits("predict_tokens", "logits", logits_), input_ids("predict_tokens", "input_ids", input_ids_);
-  const LogitsToScan scan =
-      to_scan(logits, input_ids, mask_token_id, 0, mask_index, measure, suppress_tokens, logits_shift);
+  const LogitsToScan scan = to_scan(logits, input_ids, mask_token_id, 0, mask_index, measure, suppress_tokens,
+                                    logits_shift, temperature, seed, positions);
   Tensor token_ids = new_tensor_like(input_ids, ScalarType::Long);
   Tensor confidence = new_tensor_like(input_ids, ScalarType::Float);
   launch(logits, PredictTokensParams{scan, data<int64_t>(token_ids), data<float>(confidence)});
@@ -103,12 +104,13 @@ std::tuple<Tensor, Tensor> predict_tokens(const Tensor& logits_, const Tensor& i
 }
 
 Tensor partial_predictions(const Tensor& logits_, const Tensor& input_ids_, int64_t mask_token_id,
-                           int64_t first_token_id, const std::optional<Tensor>& mask_index, const Text& measure,
-                           const std::optional<Tensor>& suppress_tokens, bool logits_shift) {
+                           int64_t first_token_id, const OptionalTensor& mask_index, const Text& measure,
+                           const OptionalTensor& suppress_tokens, bool logits_shift, double temperature,
+                           const OptionalTensor& seed, const OptionalTensor& positions) {
   constexpr const char* kOp = "partial_predictions";
   const Argument logits(kOp, "logits", logits_), input_ids(kOp, "input_ids", input_ids_);
-  const LogitsToScan scan =
-      to_scan(logits, input_ids, mask_token_id, first_token_id, mask_index, measure, suppress_tokens, logits_shift);
+  const LogitsToScan scan = to_scan(logits, input_ids, mask_token_id, first_token_id, mask_index, measure,
+                                    suppress_tokens, logits_shift, temperature, seed, positions);
   STD_TORCH_CHECK(first_token_id <= kTokenIds - scan.vocab, kOp, ": token ids must lie below 2^53, got ", scan.vocab,
                   " from first_token_id ", first_token_id);
   std::vector<int64_t> sizes(input_ids.sizes, input_ids.sizes + input_ids.dims);
@@ -118,7 +120,8 @@ Tensor partial_predictions(const Tensor& logits_, const Tensor& input_ids_, int6
   return states;
 }
 
-std::tuple<Tensor, Tensor> merge_predictions(const Tensor& states_, const Tensor& input_ids_, const Text& measure) {
+std::tuple<Tensor, Tensor> merge_predictions(const Tensor& states_, const Tensor& input_ids_, const Text& measure,
+                                             double temperature) {
   constexpr const char* kOp = "merge_predictions";
   const Argument states(kOp, "states", states_), input_ids(kOp, "input_ids", input_ids_);
   states.expect({ScalarType::Double});
@@ -137,6 +140,7 @@ std::tuple<Tensor, Tensor> merge_predictions(const Tensor& states_, const Tensor
                                         .length = input_ids.sizes[input_ids.dims - 1],
                                         .input_ids = input_ids.matrix<int64_t>(),
                                         .measure = choose<Measure>(kOp, "measure", measure),
+                                        .drawn = temperature > 0.0,
                                         .token_ids = data<int64_t>(token_ids),
                                         .confidence = data<float>(confidence)});
   return {token_ids, confidence};
@@ -161,14 +165,13 @@ Tensor rank_positions(const Tensor& confidence_, const Tensor& mask_index_, cons
 }
 
 Tensor select_transfer(const Tensor& confidence_, const Tensor& mask_index_, int64_t num_transfer,
-                       const std::optional<Tensor>& num_transfer_per_row, std::optional<double> threshold, bool strict,
+                       const OptionalTensor& num_transfer_per_row, std::optional<double> threshold, bool strict,
                        const Text& fallback, const Text& order, std::optional<int64_t> block_length) {
   constexpr const char* kOp = "select_transfer";
   const Argument confidence(kOp, "confidence", confidence_), mask_index(kOp, "mask_index", mask_index_);
   const int64_t length = confidence.expect({ScalarType::Float}).length();
   mask_index.expect({ScalarType::Bool}).expect_shape_of(confidence);
-  const Counts per_row = counts(kOp, "num_transfer_per_row", num_transfer_per_row, {ScalarType::Int, ScalarType::Long},
-                                confidence, confidence.dims - 1);
+  const Counts per_row = counts(kOp, "num_transfer_per_row", num_transfer_per_row, confidence, confidence.dims - 1);
   expect_served(confidence, length);
 
   Tensor transfer_index = new_tensor_like(confidence, ScalarType::Bool);
@@ -215,15 +218,15 @@ std::tuple<Tensor, Tensor> build_drafts(const Tensor& input_ids_, const Tensor& 
   return {drafts, num_drafts};
 }
 
-Tensor verify_drafts(const Tensor& drafts_, const Tensor& targets_, const std::optional<Tensor>& num_drafts,
-                     const Text& match, std::optional<int64_t> mask_token_id) {
+Tensor verify_drafts(const Tensor& drafts_, const Tensor& targets_, const OptionalTensor& num_drafts, const Text& match,
+                     std::optional<int64_t> mask_token_id) {
   constexpr const char* kOp = "verify_drafts";
   const Argument drafts(kOp, "drafts", drafts_), targets(kOp, "targets", targets_);
   drafts.expect({ScalarType::Long}).expect_dims(3);
   targets.expect({ScalarType::Long}).expect_shape_of(drafts);
   const int64_t batch = drafts.sizes[0], draft_steps = expect_at_least(kOp, "K", drafts.sizes[1], 1);
   const int64_t length = expect_at_least(kOp, "L", drafts.length(), 1);
-  const Counts active = counts(kOp, "num_drafts", num_drafts, {ScalarType::Int, ScalarType::Long}, drafts, 1);
+  const Counts active = counts(kOp, "num_drafts", num_drafts, drafts, 1);
   const Match rule = choose<Match>(kOp, "match", match);
   STD_TORCH_CHECK(rule == Match::kExact || mask_token_id, kOp, ": match='subset' needs mask_token_id, got none");
   expect_served(drafts, length, draft_steps);
@@ -244,8 +247,8 @@ Tensor verify_drafts(const Tensor& drafts_, const Tensor& targets_, const std::o
 // What both steps take. The records are still to be made.
 DraftStepParams draft_step_params(const Argument& drafts, const Tensor& token_ids_, const Tensor& confidence_,
                                   const Tensor& num_drafts, int64_t draft_steps, const StepRule& rule,
-                                  std::optional<int64_t> eos_token_id, const std::optional<Tensor>& step,
-                                  const std::optional<Tensor>& answer_start) {
+                                  std::optional<int64_t> eos_token_id, const OptionalTensor& step,
+                                  const OptionalTensor& answer_start) {
   const char* const op = drafts.op;
   const Argument token_ids(op, "token_ids", token_ids_), confidence(op, "confidence", confidence_);
   token_ids.expect({ScalarType::Long}).expect_shape_of(drafts);
@@ -253,9 +256,9 @@ DraftStepParams draft_step_params(const Argument& drafts, const Tensor& token_id
   return {.drafts = drafts.matrix<int64_t>(),
           .token_ids = token_ids.matrix<int64_t>(),
           .confidence = confidence.matrix<float>(),
-          .num_drafts = counts(op, "num_drafts", num_drafts, {ScalarType::Int, ScalarType::Long}, drafts, 1),
-          .step = counts(op, "step", step, {ScalarType::Long}, drafts, 1),
-          .answer_start = counts(op, "answer_start", answer_start, {ScalarType::Long}, drafts, 1),
+          .num_drafts = counts(op, "num_drafts", num_drafts, drafts, 1),
+          .step = counts(op, "step", step, drafts, 1),
+          .answer_start = counts(op, "answer_start", answer_start, drafts, 1),
           .batch = drafts.sizes[0],
           .input_drafts = drafts.sizes[1],
           .draft_steps = expect_at_least(op, "draft_steps", draft_steps, 1),
@@ -277,8 +280,7 @@ int64_t expect_drafts(const Argument& drafts) {
 Tensor draft_step(const Tensor& drafts_, const Tensor& token_ids, const Tensor& confidence, const Tensor& num_drafts,
                   int64_t mask_token_id, int64_t draft_steps, int64_t tokens_per_step, std::optional<double> threshold,
                   const Text& order, std::optional<int64_t> block_length, const Text& drafting, const Text& match,
-                  std::optional<int64_t> eos_token_id, const std::optional<Tensor>& step,
-                  const std::optional<Tensor>& answer_start) {
+                  std::optional<int64_t> eos_token_id, const OptionalTensor& step, const OptionalTensor& answer_start) {
   constexpr const char* kOp = "draft_step";
   const Argument drafts(kOp, "drafts", drafts_);
   const int64_t length = expect_drafts(drafts);
@@ -296,7 +298,7 @@ Tensor draft_step(const Tensor& drafts_, const Tensor& token_ids, const Tensor& 
 }
 
 void keep(const Tensor& window_key, const Tensor& window_value, const Tensor& accepted, const Tensor& start,
-          const Tensor& count, const Tensor& key, const Tensor& value, const std::optional<Tensor>& slots) {
+          const Tensor& count, const Tensor& key, const Tensor& value, const OptionalTensor& slots) {
   constexpr const char* kOp = "keep";
   const Argument windows[] = {{kOp, "window_key", window_key}, {kOp, "window_value", window_value}};
   const Argument stored[] = {{kOp, "stored_key", key}, {kOp, "stored_value", value}};
@@ -309,14 +311,11 @@ void keep(const Tensor& window_key, const Tensor& window_value, const Tensor& ac
   Argument layer = windows[0];
   layer.name = "a layer of window_key";
   ++layer.sizes, --layer.dims;
-  const auto per_row = [&](const char* name, const std::optional<Tensor>& numbers) {
-    return counts(kOp, name, numbers, {ScalarType::Int, ScalarType::Long}, layer, 1);
-  };
   KeepParams p{{n[0], n[1], n[2], n[3], n[4], n[5] * bytes, s[1], s[2]},
-               per_row("accepted", accepted),
-               per_row("start", start),
-               per_row("count", count),
-               per_row("slots", slots),
+               counts(kOp, "accepted", accepted, layer, 1),
+               counts(kOp, "start", start, layer, 1),
+               counts(kOp, "count", count, layer, 1),
+               counts(kOp, "slots", slots, layer, 1),
                {}};
   for (int i = 0; i < 2; ++i) {
     const Argument &from = windows[i], &to = stored[i];
@@ -333,9 +332,8 @@ Tensor pooled_step(const Tensor& drafts_, const Tensor& token_ids, const Tensor&
                    const Tensor& pool_, int64_t pool_states, int64_t pool_length, int64_t mask_token_id,
                    int64_t draft_steps, int64_t tokens_per_step, std::optional<double> threshold, const Text& order,
                    std::optional<int64_t> block_length, const Text& drafting, std::optional<int64_t> eos_token_id,
-                   const std::optional<Tensor>& step, const std::optional<Tensor>& answer_start,
-                   const std::optional<Tensor>& window_start, const std::optional<Tensor>& computed_length,
-                   const std::optional<Tensor>& slots, const std::optional<Tensor>& forget) {
+                   const OptionalTensor& step, const OptionalTensor& answer_start, const OptionalTensor& window_start,
+                   const OptionalTensor& computed_length, const OptionalTensor& slots, const OptionalTensor& forget) {
   constexpr const char* kOp = "pooled_step";
   const Argument drafts(kOp, "drafts", drafts_), pool(kOp, "pool", pool_);
   const int64_t length = expect_drafts(drafts), batch = drafts.sizes[0];
@@ -356,16 +354,10 @@ Tensor pooled_step(const Tensor& drafts_, const Tensor& token_ids, const Tensor&
                      .pool_entries = pool_states,
                      .pool_columns = pool_length,
                      .drafting = choose<PooledDrafting>(kOp, "drafting", drafting),
-                     .window_start = counts(kOp, "window_start", window_start, {ScalarType::Long}, drafts, 1),
-                     .computed_length = {},
-                     .slots = counts(kOp, "slots", slots, {ScalarType::Int, ScalarType::Long}, drafts, 1),
-                     .forget = {}};
-  if (computed_length) {
-    const Argument lengths(kOp, "computed_length", *computed_length);
-    p.computed_length = lengths.expect({ScalarType::Long}).expect_shape_of(drafts, 2).matrix<int64_t>();
-  }
-  if (forget)
-    p.forget = Argument(kOp, "forget", *forget).expect({ScalarType::Bool}).expect_shape_of(drafts, 1).matrix<bool>();
+                     .window_start = counts(kOp, "window_start", window_start, drafts, 1),
+                     .computed_length = matrix_of<int64_t>(drafts, 2, "computed_length", computed_length),
+                     .slots = counts(kOp, "slots", slots, drafts, 1),
+                     .forget = matrix_of<bool>(drafts, 1, "forget", forget)};
   expect_served(drafts, pool_length, std::max(p.step.input_drafts, draft_steps), pool_states);
 
   Tensor records = new_tensor(drafts, ScalarType::Long, {batch, record_width(length, draft_steps)});

@@ -9,12 +9,13 @@ import torch
 from freedave_kernels import arguments
 from freedave_kernels.contract import MEASURES, STATE_FIELDS
 from freedave_kernels.dispatch import dispatched
+from freedave_kernels.ops.predict_tokens import expect_drawn_measure
 
 OP = "merge_predictions"
 
 
 def merge_predictions(
-    states: torch.Tensor, input_ids: torch.Tensor, *, measure: str = "prob"
+    states: torch.Tensor, input_ids: torch.Tensor, *, measure: str = "prob", temperature: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What `predict_tokens` would have returned for the whole vocabulary, from the states of its parts.
 
@@ -22,7 +23,7 @@ def merge_predictions(
         states: `[*, L, C, 6]` float64, C at least 1: the results of `partial_predictions` for all parts, side by side in the
             order of their tokens (`torch.cat(parts, -2)`); the last dimension contiguous, any other strides.
         input_ids: `[*, L]` int64.
-        measure: the one that the states were made with.
+        measure, temperature: those that the states were made with.
 
     Returns:
         `token_ids [*, L]` int64 and `confidence [*, L]` float32. Positions of whose logits the states know nothing, or which
@@ -35,10 +36,10 @@ def merge_predictions(
         TypeError, ValueError: naming the argument, what was expected and what came.
         BackendUnavailableError: the backend cannot serve the call: not available here, another device, beyond its limits.
     """
-    return _call(states, input_ids, measure)
+    return _call(states, input_ids, measure, temperature)
 
 
-def check(states: Any, input_ids: Any, measure: Any) -> None:
+def check(states: Any, input_ids: Any, measure: Any, temperature: Any) -> None:
     arguments.expect_tensor(OP, "states", states, [torch.float64], min_dims=3)
     if states.shape[-1] != STATE_FIELDS or states.shape[-2] == 0:
         raise ValueError(f"{OP}: states must have shape [*, L, C, {STATE_FIELDS}], got {tuple(states.shape)}")
@@ -47,10 +48,15 @@ def check(states: Any, input_ids: Any, measure: Any) -> None:
     arguments.expect_tensor(OP, "input_ids", input_ids, [torch.int64])
     arguments.expect_shape(OP, "input_ids", input_ids, states.shape[:-2], "states without their last two dimensions")
     arguments.expect_choice(OP, "measure", measure, MEASURES)
+    arguments.expect_temperature(OP, temperature)
+    if temperature > 0:
+        expect_drawn_measure(OP, measure)
     arguments.expect_same_device(OP, states, "states", input_ids=input_ids)
 
 
-def fake(states: torch.Tensor, input_ids: torch.Tensor, measure: str = "prob") -> tuple[torch.Tensor, torch.Tensor]:
+def fake(
+    states: torch.Tensor, input_ids: torch.Tensor, measure: str = "prob", temperature: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
     shape = input_ids.shape
     return input_ids.new_empty(shape), states.new_empty(shape, dtype=torch.float32)
 

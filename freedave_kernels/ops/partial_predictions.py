@@ -10,7 +10,7 @@ import torch
 from freedave_kernels import arguments
 from freedave_kernels.contract import STATE_FIELDS, TOKENS_PER_STATE
 from freedave_kernels.dispatch import dispatched
-from freedave_kernels.ops.predict_tokens import as_tensor, check_logits
+from freedave_kernels.ops.predict_tokens import as_tensor, check_logits, temperature_seed_positions
 
 OP = "partial_predictions"
 
@@ -27,6 +27,9 @@ def partial_predictions(
     measure: str = "prob",
     suppress_tokens: Sequence[int] | torch.Tensor | None = None,
     logits_shift: bool = False,
+    temperature: float = 0.0,
+    seed: int | torch.Tensor | None = None,
+    positions: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Looks at a part of the vocabulary: a slice of a projection whose logits never exist all at once, or one shard where
     tensor parallelism has divided it. `merge_predictions` makes predictions of the states of all parts::
@@ -40,8 +43,9 @@ def partial_predictions(
     Args:
         logits: `[*, L, V]` float16, bfloat16 or float32, of tokens `first_token_id` to `first_token_id + V - 1`; the last
             dimension contiguous, any leading strides.
-        input_ids, mask_token_id, mask_index, measure, logits_shift: as `predict_tokens` takes them.
-        first_token_id: the token of the first logit, at least 0; ids must lie below 2^53.
+        input_ids, mask_token_id, mask_index, measure, logits_shift, temperature, seed, positions: as `predict_tokens` takes
+            them.
+        first_token_id: the token of the first logit, at least 0; ids must lie below 2^53. A multiple of 4 with a temperature.
         suppress_tokens: ids of the whole vocabulary, as `predict_tokens` takes them.
 
     Returns:
@@ -50,10 +54,11 @@ def partial_predictions(
         - the largest logit, -inf if there is none,
         - for the margin, the second largest, equal ones counted twice,
         - the lowest token whose logit is the largest, -1 if there is none,
-        - for the entropy, how many logits equal the largest, else 0,
-        - the sum of exp(x - max), for the entropy without those that equal the largest; NaN or inf if a logit was NaN or
-          +inf,
+        - for the entropy, how many logits equal the largest; for the log-odds, 1 if there is one; else 0,
+        - the sum of exp(x - max), without what is counted in the field before; NaN or inf if a logit was NaN or +inf,
         - for the entropy, the sum of (x - max) exp(x - max).
+        With a temperature logits are those divided by it; the token is the one with the largest noisy logit, which stands in
+        the second field, and its logit in the last.
         Positions that are not masked are not read: their states say that there is nothing.
 
     Guarantees: those of `predict_tokens`. Parts that begin at multiples of 4,096 give the states that the whole vocabulary
@@ -66,14 +71,19 @@ def partial_predictions(
     Source: the online softmax (arXiv:1805.02867), its state as a result, as split attention does it (arXiv:2309.17453).
     """
     suppressed = as_tensor(OP, suppress_tokens, logits, TOKEN_IDS)
-    return _call(logits, input_ids, mask_token_id, first_token_id, mask_index, measure, suppressed, logits_shift)
+    drawing = temperature_seed_positions(OP, input_ids, temperature, seed, positions)
+    rest = (measure, suppressed, logits_shift, *drawing)
+    return _call(logits, input_ids, mask_token_id, first_token_id, mask_index, *rest)
 
 
 def check(logits: Any, input_ids: Any, mask_token_id: Any, first_token_id: Any, *rest: Any) -> None:
     check_logits(OP, logits, input_ids, mask_token_id, *rest)
+    temperature = rest[-3]
     arguments.expect_int(OP, "first_token_id", first_token_id, minimum=0)
     if first_token_id + logits.shape[-1] > TOKEN_IDS:
         raise ValueError(f"{OP}: token ids must lie below 2^53, got first_token_id {first_token_id}")
+    if temperature > 0 and first_token_id % 4:
+        raise ValueError(f"{OP}: with a temperature first_token_id must be a multiple of 4, got {first_token_id}")
 
 
 def fake(
@@ -85,6 +95,9 @@ def fake(
     measure: str = "prob",
     suppress_tokens: torch.Tensor | None = None,
     logits_shift: bool = False,
+    temperature: float = 0.0,
+    seed: torch.Tensor | None = None,
+    positions: torch.Tensor | None = None,
 ) -> torch.Tensor:
     states = -(-logits.shape[-1] // TOKENS_PER_STATE)
     return logits.new_empty((*input_ids.shape, states, STATE_FIELDS), dtype=torch.float64)

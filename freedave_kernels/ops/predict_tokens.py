@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from freedave_kernels import arguments
-from freedave_kernels.contract import MEASURES
+from freedave_kernels.contract import DRAWN_MEASURES, MEASURES
 from freedave_kernels.dispatch import dispatched
 
 OP = "predict_tokens"
@@ -24,6 +24,9 @@ def predict_tokens(
     measure: str = "prob",
     suppress_tokens: Sequence[int] | torch.Tensor | None = None,
     logits_shift: bool = False,
+    temperature: float = 0.0,
+    seed: int | torch.Tensor | None = None,
+    positions: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Predicts every masked position: its arg max token and the model's confidence in it.
 
@@ -33,10 +36,15 @@ def predict_tokens(
         mask_token_id: may lie outside the vocabulary of the logits.
         mask_index: `[*, L]` bool, overrides `input_ids == mask_token_id`.
         measure: "prob", the softmax probability of the chosen token; "margin", its distance to the probability of the
-            second best; "neg_entropy", sum p log p.
+            second best; "neg_entropy", sum p log p; "log_odds", log(p / (1 - p)) of the chosen token's probability.
         suppress_tokens: ids (a sequence, or an int64 tensor `[S]`) that can never be chosen and leave the softmax; a
             tensor's ids outside the vocabulary are ignored.
         logits_shift: position i reads row i-1 and position 0 row 0 (Dream). No shifted copy is made.
+        temperature: above 0, the token is drawn from softmax(logits / temperature), whose confidence is then meant ("prob",
+            "log_odds"): arg max of logits / temperature + noise, where the noise follows from `seed`, the position and the
+            token alone. So a draw can be repeated, whatever is drawn beside it; with another seed it is another.
+        seed: an int, or int64 `[*, L]`: 64 bits for each position, one value a sequence as a rule. Needed with a temperature.
+        positions: `[*, L]` int64, positions in their sequences (None: 0 to L - 1).
 
     Returns:
         `token_ids [*, L]` int64 and `confidence [*, L]` float32. Positions that are not masked are not read: they return
@@ -44,10 +52,13 @@ def predict_tokens(
 
         A float32 cannot say how near to 1 a probability above 1 - 3e-8 is: "prob" and "margin" of rows that confident are all
         1.0, and the lowest position comes first in any ranking, where code that computes in float64, such as LLaDA's own,
-        still tells them apart. "neg_entropy" does so here, too: it goes to 0, where a float32 is finest.
+        still tells them apart. "log_odds" ranks as that code does, and further: it is worked out from the mass of all other
+        tokens, up to 64.0 (1 - p below 2e-28), which also stands for rows in which nothing else has a probability.
+        "neg_entropy" goes to 0, where a float32 is finest.
 
-    Guarantees: equal logits go to the lower token id; float32 accumulation, confidence within 1e-6 relative of float64;
-    a row's result is bitwise the same whatever the batch, the number of threads or of SMs; logits are read once.
+    Guarantees: equal logits go to the lower token id; float32 accumulation, confidence within 1e-6 relative of float64
+    (log-odds near 0: within 1e-6); a row's result is bitwise the same whatever the batch, the number of threads or of SMs;
+    logits are read once.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -56,7 +67,29 @@ def predict_tokens(
     Source: confidence-ranked unmasking of LLaDA (arXiv:2502.09992) and Dream (arXiv:2508.15487).
     """
     suppressed = as_tensor(OP, suppress_tokens, logits)
-    return _call(logits, input_ids, mask_token_id, mask_index, measure, suppressed, logits_shift)
+    drawing = temperature_seed_positions(OP, input_ids, temperature, seed, positions)
+    return _call(logits, input_ids, mask_token_id, mask_index, measure, suppressed, logits_shift, *drawing)
+
+
+def temperature_seed_positions(
+    op: str, input_ids: Any, temperature: Any, seed: Any, positions: Any
+) -> tuple[float, torch.Tensor | None, torch.Tensor | None]:
+    """As kernels take them: tensors like `input_ids` where a token is drawn, else nothing."""
+    arguments.expect_temperature(op, temperature)
+    if temperature == 0:
+        return 0.0, None, None
+    if seed is None:
+        raise ValueError(f"{op}: seed must be an int or an int64 tensor with a temperature, got None")
+    arguments.expect_tensor(op, "input_ids", input_ids, [torch.int64])
+    if not isinstance(seed, torch.Tensor):
+        arguments.expect_int(op, "seed", seed)
+        if not -(2**63) <= seed < 2**64:
+            raise ValueError(f"{op}: seed must have at most 64 bits, got {seed}")
+        signed = seed - 2**64 if seed >= 2**63 else seed
+        seed = torch.full((), signed, dtype=torch.int64, device=input_ids.device).expand(input_ids.shape)
+    if positions is None:
+        positions = torch.arange(input_ids.shape[-1], device=input_ids.device).expand(input_ids.shape)
+    return float(temperature), seed, positions
 
 
 def as_tensor(op: str, suppress_tokens: Any, logits: Any, vocab: int | None = None) -> torch.Tensor | None:
@@ -93,6 +126,9 @@ def check_logits(
     measure: Any,
     suppress_tokens: Any,
     logits_shift: Any,
+    temperature: Any,
+    seed: Any,
+    positions: Any,
 ) -> None:
     arguments.expect_tensor(op, "logits", logits, arguments.FLOAT_DTYPES, min_dims=2)
     if logits.shape[-1] == 0:
@@ -111,7 +147,18 @@ def check_logits(
         arguments.expect_dims(op, "suppress_tokens", suppress_tokens, "S")
     arguments.expect_bool(op, "logits_shift", logits_shift)
     others = {"input_ids": input_ids, "mask_index": mask_index, "suppress_tokens": suppress_tokens}
+    if temperature > 0:
+        expect_drawn_measure(op, measure)
+        for name, value in (("seed", seed), ("positions", positions)):
+            arguments.expect_tensor(op, name, value, [torch.int64])
+            arguments.expect_shape(op, name, value, input_ids.shape, "like input_ids")
+            others[name] = value
     arguments.expect_same_device(op, logits, "logits", **others)
+
+
+def expect_drawn_measure(op: str, measure: str) -> None:
+    if measure not in DRAWN_MEASURES:
+        raise ValueError(f"{op}: with a temperature measure must be 'prob' or 'log_odds', got {measure!r}")
 
 
 def fake(
@@ -122,6 +169,9 @@ def fake(
     measure: str = "prob",
     suppress_tokens: torch.Tensor | None = None,
     logits_shift: bool = False,
+    temperature: float = 0.0,
+    seed: torch.Tensor | None = None,
+    positions: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     shape = input_ids.shape
     return input_ids.new_empty(shape), logits.new_empty(shape, dtype=torch.float32)

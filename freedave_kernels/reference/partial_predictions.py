@@ -6,6 +6,7 @@ import torch
 
 from freedave_kernels.contract import TOKENS_PER_STATE
 from freedave_kernels.reference.predict_tokens import NEVER, logits_to_choose_from
+from freedave_kernels.reference.sampling import token_noise
 
 
 def partial_predictions(
@@ -17,11 +18,14 @@ def partial_predictions(
     measure: str,
     suppress_tokens: torch.Tensor | None,
     logits_shift: bool,
+    temperature: float,
+    seed: torch.Tensor | None,
+    positions: torch.Tensor | None,
 ) -> torch.Tensor:
     masked = input_ids == mask_token_id if mask_index is None else mask_index
     vocab = logits.shape[-1]
     suppressed_here = None if suppress_tokens is None else suppress_tokens - first_token_id
-    x = logits_to_choose_from(logits, suppressed_here, logits_shift)
+    x = logits_to_choose_from(logits, suppressed_here, logits_shift, temperature)
     x = torch.where(masked[..., None], x, NEVER)
 
     states = -(-vocab // TOKENS_PER_STATE)
@@ -34,8 +38,8 @@ def partial_predictions(
     top = x.amax(-1, keepdim=True)
     is_top = (x == top) & (top > NEVER)
     chosen = torch.where(is_top, token, states * TOKENS_PER_STATE).amin(-1)
-    chosen = torch.where(is_top.any(-1), chosen + first_token_id, -1)
-    others = torch.where(token + first_token_id == chosen[..., None], NEVER, x)
+    others = torch.where(token == chosen[..., None], NEVER, x)
+    second = others.amax(-1) if measure == "margin" else torch.full_like(chosen, NEVER, dtype=torch.float64)
 
     below = torch.where(x > NEVER, x - top, NEVER)
     term = below.exp()
@@ -43,13 +47,30 @@ def partial_predictions(
     rest = torch.where(is_top, 0.0, term).sum(-1)
     weighted = torch.where(term > 0, term * below, 0.0).sum(-1)
     nothing = torch.zeros_like(rest)
-    by_entropy, by_margin = measure == "neg_entropy", measure == "margin"
+    if measure != "neg_entropy":
+        weighted = nothing
+    if temperature > 0:  # the token with the largest noisy logit, both of which take fields that are free then
+        assert seed is not None and positions is not None
+        noise = token_noise(seed, positions, first_token_id, states * TOKENS_PER_STATE).view_as(x)
+        noisy = (x.float() + noise).double()
+        second = noisy.amax(-1)
+        is_drawn = (noisy == second[..., None]) & (noisy > NEVER)
+        chosen = torch.where(is_drawn, token, states * TOKENS_PER_STATE).amin(-1)
+        weighted = torch.where(token == chosen[..., None], x, 0.0).sum(-1)
+    chosen = torch.where(is_top.any(-1), chosen + first_token_id, -1)
+    if measure == "log_odds":  # one is the chosen token, and all that equal it are among the others
+        beside = torch.where(others > NEVER, others - top, NEVER).exp().sum(-1)
+        counted, summed = is_top.any(-1).double(), beside
+    elif measure == "neg_entropy":
+        counted, summed = ties, rest
+    else:
+        counted, summed = nothing, rest + ties
     fields = [
         top.squeeze(-1),
-        others.amax(-1) if by_margin else torch.full_like(rest, NEVER),
+        second,
         chosen.double(),
-        ties if by_entropy else nothing,
-        torch.where(broken, torch.nan, rest if by_entropy else rest + ties),
-        weighted if by_entropy else nothing,
+        counted,
+        torch.where(broken, torch.nan, summed),
+        weighted,
     ]
     return torch.stack(fields, -1)

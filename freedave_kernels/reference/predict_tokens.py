@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from freedave_kernels.contract import LARGEST_LOG_ODDS
+from freedave_kernels.reference.sampling import token_noise
+
 NEVER = float("-inf")
 
 
@@ -15,30 +18,39 @@ def predict_tokens(
     measure: str,
     suppress_tokens: torch.Tensor | None,
     logits_shift: bool,
+    temperature: float,
+    seed: torch.Tensor | None,
+    positions: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     masked = input_ids == mask_token_id if mask_index is None else mask_index
     vocab = logits.shape[-1]
-    x = logits_to_choose_from(logits, suppress_tokens, logits_shift)
+    x = logits_to_choose_from(logits, suppress_tokens, logits_shift, temperature)
 
     top = x.amax(-1, keepdim=True)  # NaN wherever the row has one
+    noisy = x
+    if temperature > 0:
+        assert seed is not None and positions is not None
+        noisy = x.float() + token_noise(seed, positions, 0, vocab)
     vocabulary = torch.arange(vocab, device=x.device)
-    token = torch.where(x == top, vocabulary, vocab).amin(-1)  # the lowest id among equal logits
+    # The lowest id among equal logits.
+    token = torch.where(noisy == noisy.amax(-1, keepdim=True), vocabulary, vocab).amin(-1)
     usable = masked & top.squeeze(-1).isfinite()
 
     # Differences to the top; a row that is not usable is replaced so that no NaN travels on.
     x = torch.where(usable[..., None], x - top, 0.0)
-    confidence = {"prob": _prob, "margin": _margin, "neg_entropy": _neg_entropy}[measure](x, token)
+    of_measure = {"prob": _prob, "margin": _margin, "neg_entropy": _neg_entropy, "log_odds": _log_odds}
+    confidence = of_measure[measure](x, token)
     return torch.where(usable, token, input_ids), torch.where(usable, confidence.float(), NEVER)
 
 
 def logits_to_choose_from(
-    logits: torch.Tensor, suppress_tokens: torch.Tensor | None, logits_shift: bool
+    logits: torch.Tensor, suppress_tokens: torch.Tensor | None, logits_shift: bool, temperature: float
 ) -> torch.Tensor:
-    """In float64, each position's own row, suppressed tokens at -inf."""
+    """In float64, each position's own row, suppressed tokens at -inf. Those divided by a temperature are float32 before."""
     if logits_shift:
         rows = (torch.arange(logits.shape[-2], device=logits.device) - 1).clamp(min=0)
         logits = logits[..., rows, :]
-    x = logits.double()
+    x = logits.double() if temperature == 0 else (logits.float() * (1 / temperature)).double()
     return x if suppress_tokens is None else x.masked_fill(_suppressed(suppress_tokens, x.shape[-1]), NEVER)
 
 
@@ -49,13 +61,30 @@ def _suppressed(token_ids: torch.Tensor, vocab: int) -> torch.Tensor:
 
 
 def _prob(x: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
-    return 1 / x.exp().sum(-1)
+    return _of(token, x).exp() / x.exp().sum(-1)
+
+
+def _of(token: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return x.gather(-1, token.clamp(max=x.shape[-1] - 1)[..., None]).squeeze(-1)
 
 
 def _margin(x: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
-    others = x.scatter(-1, token.clamp(max=x.shape[-1] - 1)[..., None], NEVER)
+    others = _others(x, token)
     # p1 - p2 = (1 - exp(second - top)) / sum, without the cancellation of the plain difference.
     return -torch.expm1(others.amax(-1)) / x.exp().sum(-1)
+
+
+def _others(x: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+    return x.scatter(-1, token.clamp(max=x.shape[-1] - 1)[..., None], NEVER)
+
+
+def _log_odds(x: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+    return log_odds_of(_of(token, x), _others(x, token).exp().sum(-1))
+
+
+def log_odds_of(logit: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """log(p / (1 - p)) of a token, all others of which together weigh `others`."""
+    return (logit - others.log()).clamp(max=LARGEST_LOG_ODDS)
 
 
 def _neg_entropy(x: torch.Tensor, token: torch.Tensor) -> torch.Tensor:

@@ -8,9 +8,11 @@ import torch
 import triton
 import triton.language as tl
 
+from freedave_kernels.contract import LARGEST_LOG_ODDS
 from freedave_kernels.triton.launch import as_rows, ceil_div, kernel, outer_stride, power_of_two
 
 NEVER = tl.constexpr(float("-inf"))
+MOST = tl.constexpr(LARGEST_LOG_ODDS)
 # Of a program: 16 rows of predict_tokens, whose states are few, or 4 of a large vocabulary in shorter chunks.
 MERGED_STATES, MERGED_ROWS = 256, 16
 
@@ -47,6 +49,7 @@ def merge_states(
     ROWS: tl.constexpr,
     CHUNKS: tl.constexpr,
     MEASURE: tl.constexpr,
+    DRAWN: tl.constexpr,
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
@@ -64,10 +67,18 @@ def merge_states(
     leads = known & (largest == top[:, None])
     shift = tl.where(known, largest - tl.where(known, top[:, None], 0.0), 0.0)
     scale = tl.where(known, tl.exp(shift), 1.0)
-    chosen = tl.min(tl.where(leads, token, float("inf")), axis=1)
+    if DRAWN:  # by its noisy logit
+        noisy = tl.load(state + 1, mask=present & known, other=NEVER)
+        drawn = known & (noisy == tl.max(noisy, axis=1)[:, None])
+        chosen = tl.min(tl.where(drawn, token, float("inf")), axis=1)
+        logit = tl.load(state + 5, mask=present & known, other=0.0) - top[:, None]
+        logit = tl.sum(tl.where(known & (token == chosen[:, None]), logit, 0.0), axis=1)
+    else:
+        chosen = tl.min(tl.where(leads, token, float("inf")), axis=1)
+        logit = tl.zeros_like(top)
     if MEASURE == "prob":
         total = tl.sum(scale * rest, axis=1)
-        certainty = 1.0 / total
+        certainty = tl.exp(logit) / total
     elif MEASURE == "margin":
         total = tl.sum(scale * rest, axis=1)
         second = tl.load(state + 1, mask=present & known, other=NEVER)
@@ -82,6 +93,13 @@ def merge_states(
         ties = tl.sum(tl.where(leads, ties, 0.0), axis=1)
         total = ties + rest
         certainty = weighted / total - (tl.log(ties) + log1p(rest / ties))
+    elif MEASURE == "log_odds":
+        ties = tl.load(state + 3, mask=present, other=0.0)
+        rest = tl.sum(scale * tl.where(leads, rest, rest + ties), axis=1)
+        ties = tl.sum(tl.where(leads, ties, 0.0), axis=1)
+        total = ties + rest
+        others = tl.where(logit < 0.0, total - tl.exp(logit), (ties - 1.0) + rest)
+        certainty = tl.where(others > 0.0, tl.minimum(logit - tl.log(tl.where(others > 0.0, others, 1.0)), MOST), MOST)
     else:
         tl.static_assert(False, "this measure has no confidence")
     usable = inside & (top > NEVER) & (top < float("inf")) & (total < float("inf"))  # NaN compares false
@@ -90,7 +108,9 @@ def merge_states(
     tl.store(confidence + row, tl.where(usable, certainty.to(tl.float32), NEVER), mask=inside)
 
 
-def merge_predictions(states: torch.Tensor, input_ids: torch.Tensor, measure: str) -> tuple[torch.Tensor, torch.Tensor]:
+def merge_predictions(
+    states: torch.Tensor, input_ids: torch.Tensor, measure: str, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     token_ids = input_ids.new_empty(input_ids.shape)
     confidence = states.new_empty(input_ids.shape, dtype=torch.float32)
     rows = input_ids.numel()
@@ -119,6 +139,6 @@ def merge_predictions(states: torch.Tensor, input_ids: torch.Tensor, measure: st
             ids.stride(0),
             ids.stride(1),
         ),
-        (merged_rows, padded, measure),
+        (merged_rows, padded, measure, temperature > 0),
     )
     return token_ids, confidence

@@ -18,6 +18,7 @@ import triton.language as tl
 
 from freedave_kernels.contract import STATE_FIELDS
 from freedave_kernels.triton.launch import ceil_div, kernel, outer_stride, short_range
+from freedave_kernels.triton.sampling import token_noise
 from freedave_kernels.triton.tunables import tunables
 
 VECTOR_BYTES = 16
@@ -40,10 +41,17 @@ class Needs(NamedTuple):
     """The second largest logit, equal to the largest on a tie."""
     entropy: bool = False
     """Terms weighted by their logits; and those of the largest logit counted apart from all others."""
+    others: bool = False
+    """The terms of all tokens but the chosen one, apart from its 1."""
 
 
 # A measure that is missing here has no scan: looking it up fails.
-NEEDS = {"prob": Needs(), "margin": Needs(second=True), "neg_entropy": Needs(entropy=True)}
+NEEDS = {
+    "prob": Needs(),
+    "margin": Needs(second=True),
+    "neg_entropy": Needs(entropy=True),
+    "log_odds": Needs(others=True),
+}
 
 
 @triton.jit
@@ -176,15 +184,23 @@ def lowest_token(
     num_suppressed,
     suppressed_step,
     first_token_id,
+    inverse_temperature,
     HAS_SUPPRESSED: tl.constexpr,
+    DRAWN: tl.constexpr,
 ):
-    """The id of the first of the tokens `token` whose logit is `logit`, or -1: for -inf and NaN."""
+    """The id of the first of the tokens `token` whose logit is `logit`, or -1: for -inf and NaN. And the terms of the
+    others of them, relative to it.
+    """
     x = tl.load(row + token, mask=token < vocab, other=NEVER).to(tl.float32)
+    if DRAWN:
+        x *= inverse_temperature
     if HAS_SUPPRESSED:
         for s in range(num_suppressed):
             x = tl.where(token == tl.load(suppress_tokens + s * suppressed_step) - first_token_id, NEVER, x)
     found = tl.min(tl.where(x == logit, token, vocab), axis=0)
-    return tl.where(logit > NEVER, found + first_token_id, -1)
+    below = x - tl.where(logit == NEVER, 0.0, logit)
+    others = tl.sum(tl.where(token == found, 0.0, tl.exp2(below * LOG2_E)), axis=0)
+    return tl.where(logit > NEVER, found + first_token_id, -1), others
 
 
 @triton.jit
@@ -208,10 +224,21 @@ def scaled_terms(x, largest, below):
 
 
 @triton.jit
-def sums_below(x, largest, LANES: tl.constexpr, GROUP: tl.constexpr, ENTROPY: tl.constexpr):
+def sums_below(
+    x,
+    largest,
+    lane,
+    group,
+    others,
+    LANES: tl.constexpr,
+    GROUP: tl.constexpr,
+    ENTROPY: tl.constexpr,
+    OTHERS: tl.constexpr,
+):
     """How many logits equal the largest, sum exp(x - largest) and sum (x - largest) exp(x - largest), in float64.
 
-    The last is 0 where ENTROPY is false, and so is the first: then the logits that equal the largest are in the second.
+    The last is 0 where ENTROPY is false, and so is the first: then the logits that equal the largest are in the second. With
+    OTHERS the first is the chosen token alone, and the lane `group`, which has it, counts as what is beside it: `others`.
     """
     # x - max comes first, exactly: folded into the multiplication, a large maximum would cost digits.
     below = x - tl.where(largest == NEVER, 0.0, largest)
@@ -226,8 +253,27 @@ def sums_below(x, largest, LANES: tl.constexpr, GROUP: tl.constexpr, ENTROPY: tl
         weighted = tl.sum(sum_of_groups(term * below, LANES, GROUP), axis=0).to(tl.float64) * UNIT
         rest = tl.sum(sum_of_groups(term, LANES, GROUP), axis=0).to(tl.float64) * UNIT
     else:
-        rest = tl.sum(sum_of_groups(tl.exp2(below * LOG2_E), LANES, GROUP), axis=0).to(tl.float64)
+        terms = sum_of_groups(tl.exp2(below * LOG2_E), LANES, GROUP)
+        if OTHERS:
+            terms = tl.where(lane == group, others, terms)
+            ties = tl.where(largest > NEVER, 1.0, 0.0).to(tl.float64)
+        rest = tl.sum(terms, axis=0).to(tl.float64)
     return ties, rest, weighted
+
+
+@triton.jit
+def draw_token(x, lane, seed, position, first_id, GROUP: tl.constexpr):
+    """The token with the largest noisy logit (the lowest of equal ones; -1 where there is none), that logit, and without
+    its noise.
+    """
+    noisy = x + token_noise(seed, position, first_id // 4, lane, GROUP)
+    best = tl.max(tl.max(noisy, axis=1), axis=0)
+    place = lane[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+    nowhere = lane.shape[0] * GROUP
+    chosen = tl.min(tl.min(tl.where(noisy == best, place, nowhere), axis=1), axis=0)
+    logit = tl.max(tl.max(tl.where(place == chosen, x, NEVER), axis=1), axis=0)
+    some = best > NEVER
+    return tl.where(some, first_id + chosen, -1), best, tl.where(some, logit, 0.0)
 
 
 @triton.jit
@@ -266,6 +312,13 @@ def scan_chunk(
     ids_position: tl.int64,
     mask_outer: tl.int64,
     mask_position: tl.int64,
+    seed,
+    positions,
+    seed_outer: tl.int64,
+    seed_position: tl.int64,
+    positions_outer: tl.int64,
+    positions_position: tl.int64,
+    inverse_temperature: tl.float32,
     LANES: tl.constexpr,
     GROUP: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -273,9 +326,11 @@ def scan_chunk(
     POSITION_AXIS: tl.constexpr,
     SECOND: tl.constexpr,
     ENTROPY: tl.constexpr,
+    OTHERS: tl.constexpr,
     SHIFT: tl.constexpr,
     HAS_MASK_INDEX: tl.constexpr,
     HAS_SUPPRESSED: tl.constexpr,
+    DRAWN: tl.constexpr,
 ):
     outer, position, chunk = tl.program_id(POSITION_AXIS ^ 1), tl.program_id(POSITION_AXIS), tl.program_id(2)
     nth_row = (outer * length + position).to(tl.uint32)  # unsigned, so that the product takes one instruction
@@ -291,6 +346,8 @@ def scan_chunk(
     lane = tl.arange(0, LANES)
     row = logits + row_start(outer, position, logits_outer, logits_position, SHIFT, VECTOR)
     x = load_chunk(row, lane, first, vocab, GROUP, VECTOR, TAIL_VECTOR)
+    if DRAWN:
+        x *= inverse_temperature
     if HAS_SUPPRESSED:
         x = hide_suppressed(x, lane, suppress_tokens, num_suppressed, suppressed_step, first_token_id + first, GROUP)
 
@@ -303,14 +360,19 @@ def scan_chunk(
     group = tl.min(tl.where(top == largest, lane, LANES), axis=0)
 
     # The token: the first place of that group, whose logits are loaded again while the sum is worked out.
-    token = lowest_token(
+    token, others = lowest_token(
         row, first + group * GROUP + tl.arange(0, GROUP), vocab, largest,
-        suppress_tokens, num_suppressed, suppressed_step, first_token_id, HAS_SUPPRESSED,
+        suppress_tokens, num_suppressed, suppressed_step, first_token_id, inverse_temperature, HAS_SUPPRESSED, DRAWN,
     )  # fmt: skip
     second = tl.full([], NEVER, tl.float32)
     if SECOND:
         second = tl.max(tl.where(lane == group, runner_up, top), axis=0)
-    ties, rest, weighted = sums_below(x, largest, LANES, GROUP, ENTROPY)
+    ties, rest, weighted = sums_below(x, largest, lane, group, others, LANES, GROUP, ENTROPY, OTHERS)
+    if DRAWN:
+        place = outer.to(tl.int64) * seed_outer + position.to(tl.int64) * seed_position
+        key = tl.load(seed + place)
+        place = outer.to(tl.int64) * positions_outer + position.to(tl.int64) * positions_position
+        token, second, weighted = draw_token(x, lane, key, tl.load(positions + place), first_token_id + first, GROUP)
     store_state(state, largest, second, token, ties, rest, weighted)
 
 
@@ -323,13 +385,16 @@ def scan_logits(
     measure: str,
     suppress_tokens: torch.Tensor | None,
     logits_shift: bool,
+    temperature: float,
+    seed: torch.Tensor | None,
+    positions: torch.Tensor | None,
     chunk: int,
 ) -> torch.Tensor:
     """States `[*, L, C, 6]`, one for each `chunk` logits: a power of two, and at least as many as one load fetches."""
     chunks = ceil_div(logits.shape[-1], chunk)
     states = logits.new_empty((*input_ids.shape, chunks, STATE_FIELDS), dtype=torch.float64)
     if input_ids.numel() > 0:
-        rest = (measure, suppress_tokens, logits_shift, chunk)
+        rest = (measure, suppress_tokens, logits_shift, temperature, seed, positions, chunk)
         scan_into(states, logits, input_ids, mask_token_id, first_token_id, mask_index, *rest)
     return states
 
@@ -344,15 +409,20 @@ def scan_into(
     measure: str,
     suppress_tokens: torch.Tensor | None,
     logits_shift: bool,
+    temperature: float,
+    seed: torch.Tensor | None,
+    positions: torch.Tensor | None,
     chunk: int,
 ) -> None:
     """Launches the scan, once where a single stride walks the leading dimensions, else for each of the outermost."""
     mask = input_ids if mask_index is None else mask_index
-    outer = outer_stride(logits, 2), outer_stride(input_ids, 1), outer_stride(mask, 1)
-    if outer[0] is None or outer[1] is None or outer[2] is None:
-        rest = (measure, suppress_tokens, logits_shift, chunk)
+    keys = input_ids if seed is None else seed
+    places = input_ids if positions is None else positions
+    outer = outer_stride(logits, 2), *(outer_stride(each, 1) for each in (input_ids, mask, keys, places))
+    if None in outer:
         for n in range(input_ids.shape[0]):
-            masked = None if mask_index is None else mask_index[n]
+            masked, key, place = (None if each is None else each[n] for each in (mask_index, seed, positions))
+            rest = (measure, suppress_tokens, logits_shift, temperature, key, place, chunk)
             scan_into(states[n], logits[n], input_ids[n], mask_token_id, first_token_id, masked, *rest)
         return
     length, vocab = logits.shape[-2:]
@@ -363,10 +433,11 @@ def scan_into(
     chunks = states.shape[-2]
     logits_position = logits.stride(-2) if length > 1 else 0
     # The lowest bit set is the largest power of two that divides every row's address.
-    alignment = logits.data_ptr() | outer[0] * itemsize | logits_position * itemsize | VECTOR_BYTES
+    alignment = logits.data_ptr() | (outer[0] or 0) * itemsize | logits_position * itemsize | VECTOR_BYTES
     vector = (alignment & -alignment) // itemsize
     suppressed = input_ids if suppress_tokens is None else suppress_tokens
-    flags = (*NEEDS[measure], logits_shift, mask_index is not None, suppress_tokens is not None)
+    drawn = temperature > 0
+    flags = (*NEEDS[measure], logits_shift, mask_index is not None, suppress_tokens is not None, drawn)
     chosen = tunables(logits.device, logits.dtype)
     position_axis = 1 if length <= MAX_GRID_Y else 0
     scan_chunk.launch(
@@ -374,9 +445,11 @@ def scan_into(
         (logits, input_ids, mask, suppressed, states,
          length, vocab, mask_token_id, first_token_id,
          0 if suppress_tokens is None else suppressed.numel(), suppressed.stride(0),
-         outer[0], logits_position, outer[1], input_ids.stride(-1), outer[2], mask.stride(-1)),
+         outer[0], logits_position, outer[1], input_ids.stride(-1), outer[2], mask.stride(-1),
+         keys, places, outer[3], keys.stride(-1), outer[4], places.stride(-1), 1 / temperature if drawn else 0.0),
         (lanes, group, vector, math.gcd(vector, vocab), position_axis, *flags),
         (logits.dtype, short_range(logits)),
-        min(chosen.num_warps, max(1, lanes // 32)),
+        # Noise takes registers beside the chunk, so a thread has half as much of it.
+        min(chosen.num_warps * (2 if drawn else 1), max(1, lanes // 32)),
         chosen.max_registers,
     )  # fmt: skip

@@ -34,7 +34,7 @@ def command_of(source: str) -> tuple[list[str], str]:
 def test_a_new_measure_needs_an_answer_in_every_switch(source, where, tmp_path):
     header = tmp_path / HEADER.removeprefix("csrc/")
     header.parent.mkdir()
-    changes = {"kProb, kMargin, kNegEntropy };": "kProb, kMargin, kNegEntropy, kMaxLogit };"}
+    changes = {"kNegEntropy, kLogOdds };": "kNegEntropy, kLogOdds, kMaxLogit };"}
     header.write_text(planting.patched((planting.ROOT / HEADER).read_text(), changes, HEADER))
     command, folder = command_of(source)
     command[1:1] = [f"-I{tmp_path}", f"-fmacro-prefix-map={tmp_path}/=csrc/", "-fsyntax-only"]

@@ -47,6 +47,20 @@ COPIES = [
             "test_predict_tokens.py::test_ties_go_to_the_lower_token",
         ),
         (
+            "the bound of a thread's draws is too low",
+            "fabsf(best_) * 0x1p-22f + 1e-4f",
+            "-0.5f",
+            WRONG,
+            "test_drawn_tokens.py::test_every_token_has_its_own_noise",
+        ),
+        (
+            "the chosen token among its others",
+            "static_cast<uint32_t>(first + i) == token ? -INFINITY : x[i]",
+            "x[i]",
+            WRONG,
+            "test_predict_tokens.py::test_very_confident_rows_keep_their_digits and log_odds",
+        ),
+        (
             "uninitialised shared memory",
             "bits[i] = 0;",
             "(void)bits[i];",

@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from freedave.decode.options import Choice, DecodingOptions, Switch, WholeNumber
+from freedave.decode.options import Choice, DecodingOptions, Seed, Switch, WholeNumber
 from freedave.picture import check_picture_path
 
 # Written out, as the modules that they belong to import torch. tests/test_cli.py compares them.
@@ -115,7 +115,7 @@ def add_decoding_options(parser: Any, max_new_tokens: str) -> None:
         elif isinstance(kind, Switch):
             given["action"] = argparse.BooleanOptionalAction
         else:
-            given["type"] = whole_number(1) if isinstance(kind, WholeNumber) else number
+            given["type"] = {WholeNumber: whole_number(1), Seed: whole_number(0)}.get(type(kind), number)
             given["metavar"] = option.metadata["letter"]
         group.add_argument(name, **given)
         if option.name == "draft_steps":

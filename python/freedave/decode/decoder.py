@@ -25,6 +25,8 @@ import torch
 from freedave.decode import idle_executors
 from freedave.decode.executor import Executor, Found
 from freedave.decode.graph_executor import GraphExecutor
+from freedave.decode.noise import sequence_key
+from freedave.decode.options import Seed
 from freedave.decode.output import Commit
 from freedave.decode.planned_executor import PlannedExecutor
 from freedave.decode.sequence import NON_FINITE, STEPS, Sequence
@@ -122,12 +124,16 @@ class Decoder:
         """How often each fixed shape ran; the planned executor has none."""
         return self._executor.shapes
 
-    def add(self, prompt: Several[int] | torch.Tensor, max_new_tokens: int | None = None) -> Sequence:
+    def add(
+        self, prompt: Several[int] | torch.Tensor, max_new_tokens: int | None = None, seed: int | None = None
+    ) -> Sequence:
         """Adds a sequence, whose prompt the next launched step computes. Allowed while a step is under way, too.
 
         Args:
             prompt: its token ids, one at least.
             max_new_tokens: None: as many as the settings say.
+            seed: of this sequence's draws, which are then those of `generate` with this seed and prompt alone. None: the
+                settings' seed, with a key of its own for each sequence.
 
         Raises:
             RuntimeError: every slot is taken.
@@ -139,6 +145,9 @@ class Decoder:
         if max_new_tokens is not None:
             max_new_tokens = as_int("Decoder.add", "max_new_tokens", max_new_tokens, minimum=1)
             settings = dataclasses.replace(settings, max_new_tokens=max_new_tokens)
+        key = sequence_key(settings.seed, self._added) if settings.temperature > 0 else 0
+        if seed is not None:
+            key = sequence_key(Seed().checked("seed", seed), 0)
         prompt = check_prompt(self._lm, prompt)
         length = check_length(self._lm, settings, len(prompt))
         if length > self._capacity:
@@ -147,6 +156,7 @@ class Decoder:
                 f"but a slot has {self._capacity}"
             )
         sequence = self._executor.enter(self._added, self._free.pop(), prompt, settings)
+        sequence.key = key
         self._added += 1
         self._active.append(sequence)
         return sequence

@@ -37,7 +37,7 @@ class DeviceStep:
 
     def __init__(self, lm: DiffusionLM, settings: Settings, state: DeviceState) -> None:
         self.state = state
-        self.predict = Predictor(lm)
+        self.predict = Predictor(lm, settings.measure)
         self._lm = lm
         self._settings = settings
         self._size = settings.block_length
@@ -95,7 +95,7 @@ class DeviceStep:
             self._lm.mask_token_id,
             settings.draft_steps,
             tokens_per_step=settings.tokens_per_step,
-            threshold=settings.threshold,
+            threshold=settings.least_confidence,
             order=settings.order,
             block_length=settings.block_length,
             drafting=settings.drafting,

@@ -57,6 +57,27 @@ class Threshold:
 
 
 @dataclass(frozen=True)
+class Temperature:
+    """0, or what logits are divided by."""
+
+    def checked(self, name: str, value: Any) -> float:
+        from freedave_kernels.arguments import expect_temperature
+
+        expect_temperature("generate", value)
+        return float(value)
+
+
+@dataclass(frozen=True)
+class Seed:
+    """An integer of at least 0, of at most 63 bits."""
+
+    def checked(self, name: str, value: Any) -> int:
+        from freedave.integers import as_int
+
+        return as_int("generate", name, value, minimum=0)
+
+
+@dataclass(frozen=True)
 class Switch:
     """True or False."""
 
@@ -81,8 +102,17 @@ class DecodingOptions:
             at position 0 for block-causal models and at the end of the prompt for full attention.
         tokens_per_step: positions that one static step commits.
         order: "confidence" or "left_to_right".
-        threshold: a static step commits every position of the block at least this confident; if there is none,
-            `tokens_per_step` positions.
+        measure: what positions are ranked by, as `freedave_kernels.predict_tokens` has it. "prob": the predicted token's
+            probability, in float32, of which many are 1.0. "log_odds" ranks these, too, as float64 would. "margin",
+            "neg_entropy": Dream's other algorithms.
+        threshold: a static step commits every position of the block whose token has at least this probability (so it needs
+            "prob" or "log_odds"); if there is none, `tokens_per_step` positions.
+        temperature: above 0, tokens are drawn from softmax(logits / temperature), each position's with noise that follows
+            from `seed`, the sequence and the position: the same at every step, whatever is drafted. So static decoding with
+            the same seed draws the same. Confidences are those of the drawn tokens ("prob" or "log_odds"). It needs the
+            planned executor.
+        seed: of the noise, at least 0; sequences of a batch have keys of their own. None: another one with each call, from
+            torch's generator.
         drafting: how drafts are made. "nested": as published. "recycled": from rejected drafts' predictions as well.
             "pooled": forwarded states are kept, so that none is forwarded twice. "pipelined": so, and drafts of later blocks
             are among them (where a cache is refreshed once a block there are none: it is "pooled" then).
@@ -104,7 +134,14 @@ class DecodingOptions:
     block_length: int | None = _option(None, WholeNumber(), "(default: the model's)", "L")
     tokens_per_step: int = _option(1, WholeNumber(), "positions that one static step commits", "N")
     order: str = _option("confidence", Choice(("confidence", "left_to_right")), "which positions a static step commits")
+    measure: str = _option(
+        "prob",
+        Choice(("prob", "log_odds", "margin", "neg_entropy")),
+        "what positions are ranked by; log_odds tells those apart whose probability is 1.0",
+    )
     threshold: float | None = _option(None, Threshold(), "a step commits all tokens this confident", "P")
+    temperature: float = _option(0.0, Temperature(), "draw tokens from softmax(logits / T); 0: the likeliest", "T")
+    seed: int | None = _option(None, Seed(), "of the draws (default: another one each time)", "S")
     drafting: str = _option(
         "recycled",
         Choice(("recycled", "nested", "pooled", "pipelined")),

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 
 from freedave.decode.cache_policy import CachePolicy, new_cache, policy_for
 from freedave.decode.executor import Found
 from freedave.decode.planned_sequence import PlannedSequence
 from freedave.decode.sequence import ACCEPTED, NON_FINITE, PREFIX_LENGTH, Sequence
 from freedave.decode.settings import Settings
-from freedave.forward.packed_forward import ForwardBuilder
+from freedave.forward.packed_forward import ForwardBuilder, Prediction
 from freedave.forward.prediction import Predictor
 from freedave_kernels import DraftPool, DraftStep, draft_pool, draft_step
 
@@ -55,7 +56,7 @@ class PlannedExecutor:
         self._launched: tuple[list[_Slot], list[_Slot], DraftStep | None] = ([], [], None)
         self._kept: list[int] = []
         self._kept_at: list[int] = []
-        self._predict = Predictor(lm)
+        self._predict = Predictor(lm, settings.measure, settings.temperature)
         self._pool: DraftPool | None = None
         if settings.pooled:
             self._pool = draft_pool(slots, settings.pool_states, settings.pool_length(capacity), lm.device)
@@ -176,9 +177,14 @@ class PlannedExecutor:
             numbers.append([sequence.start for sequence in sequences])
             numbers.append([sequence.slot for sequence in sequences])
             numbers.append([int(settings.one_block and sequence.refresh) for sequence in sequences])
+        if settings.temperature > 0:
+            numbers.append([slot.sequence.key for slot in active])
+            numbers.append([slot.sequence.start for slot in active])
         flat = list(itertools.chain.from_iterable(numbers))
         calls, drafts, numbers_on_device = builder.build(states, flat, lm.device, self._cache)
-        num_drafts, steps_taken, *for_pool = numbers_on_device.split([len(each) for each in numbers])
+        num_drafts, steps_taken, *others = numbers_on_device.split([len(each) for each in numbers])
+        for_noise = others[-2:] if settings.temperature > 0 else None
+        for_pool = others[:4] if settings.pooled else []
 
         token_ids = drafts.clone()
         confidence = torch.full(drafts.shape, float("-inf"), dtype=torch.float32, device=lm.device)
@@ -189,7 +195,9 @@ class PlannedExecutor:
             self.positions_computed += forward.input_ids.shape[1]
             if not len(prediction.place):
                 continue
-            predicted, certainty = self._predict(features, torch.full_like(prediction.logits_row, lm.mask_token_id))
+            noise = None if for_noise is None else _noise(prediction, *for_noise, shape=drafts.shape)
+            masked = torch.full_like(prediction.logits_row, lm.mask_token_id)
+            predicted, certainty = self._predict(features, masked, noise)
             places = len(prediction.place)
             token_ids.view(-1).index_copy_(0, prediction.place, predicted[:places])
             confidence.view(-1).index_copy_(0, prediction.place, certainty[:places])
@@ -205,7 +213,7 @@ class PlannedExecutor:
             lm.mask_token_id,
             settings.draft_steps,
             tokens_per_step=settings.tokens_per_step,
-            threshold=settings.threshold,
+            threshold=settings.least_confidence,
             order=settings.order,
             block_length=settings.block_length,
             drafting=settings.drafting,
@@ -226,3 +234,16 @@ class PlannedExecutor:
             "slots": slots,
             "forget": refreshed != 0,
         }
+
+
+def _noise(
+    prediction: Prediction, keys: torch.Tensor, starts: torch.Tensor, *, shape: torch.Size
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Key and position of each row that is predicted, `[R]`, where drafts `[B, J, L]` begin at `starts`; 0 of rows that only
+    fill up a product.
+    """
+    count, length = shape[1:]
+    sequence = prediction.place // (count * length)
+    rows = len(prediction.logits_row) - len(sequence)
+    positions = starts[sequence] + prediction.place % length
+    return F.pad(keys[sequence], (0, rows)), F.pad(positions, (0, rows))

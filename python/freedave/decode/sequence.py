@@ -29,11 +29,13 @@ class Sequence:
 
     An answer ends behind its first end token or stop sequence, once the block in which it stands is finished, or at `end`.
     `answer_end` is that position as far as it is known: what is committed behind it is no part of the answer, though the rest
-    of its block still depends on it. Nothing in the prompt ends an answer. `error` says why a sequence was given up.
+    of its block still depends on it. Nothing in the prompt ends an answer. `error` says why a sequence was given up. `key` is
+    what its noise follows from, where tokens are drawn.
     """
 
     def __init__(self, index: int, slot: int, prompt: list[int], settings: Settings, mask_token_id: int) -> None:
         self.index = index
+        self.key = 0
         self.slot = slot
         self.prompt_length = len(prompt)
         self.end = len(prompt) + settings.max_new_tokens

@@ -12,7 +12,7 @@ import torch
 
 from freedave.decode.options import DecodingOptions
 from freedave.integers import as_int, as_token_ids
-from freedave_kernels.contract import MAX_POOL_STATES, POOLED_DRAFTINGS
+from freedave_kernels.contract import DRAWN_MEASURES, MAX_POOL_STATES, POOLED_DRAFTINGS
 
 if TYPE_CHECKING:
     from freedave.models.diffusion_lm import DiffusionLM
@@ -33,6 +33,7 @@ class Settings:
     tokens_per_step: int
     order: str
     threshold: float | None
+    """A probability."""
     drafting: str
     """As asked for, but "pooled" where "pipelined" would be that."""
     cache: str
@@ -51,6 +52,11 @@ class Settings:
     """Whether the graph executor's layers go through torch.compile; None: on a GPU."""
     active_drafts: int | None = None
     """How many of the graph executor's drafts count; None: all."""
+    measure: str = "prob"
+    """Of confidences, as `predict_tokens` has it."""
+    temperature: float = 0.0
+    """0, or what logits are divided by where tokens are drawn."""
+    seed: int = 0
 
     def static(self, *, own_shapes: bool = False) -> Settings:
         """The same decode, one step a forward.
@@ -61,6 +67,11 @@ class Settings:
         if self.executor == "graph" and not own_shapes:
             return dataclasses.replace(self, active_drafts=1)
         return dataclasses.replace(self, draft_steps=1, lookahead_steps=1, drafting="nested")
+
+    @property
+    def least_confidence(self) -> float | None:
+        """The threshold as confidences are measured."""
+        return self.threshold if self.threshold is None or self.measure == "prob" else least_log_odds(self.threshold)
 
     @property
     def pooled(self) -> bool:
@@ -113,6 +124,16 @@ class Settings:
             return length
         whole = math.ceil(length / self.block_length) * self.block_length
         return whole if self.max_positions is None else max(length, min(whole, self.max_positions))
+
+
+def least_log_odds(threshold: float) -> float:
+    """The log-odds from which on a probability, rounded to float32, is at least the float32 `threshold`."""
+    limit = torch.tensor(threshold, dtype=torch.float32)
+    below = torch.nextafter(limit, torch.tensor(-math.inf))
+    rounds_up = (limit.item() + below.item()) / 2
+    if rounds_up <= 0:
+        return -math.inf
+    return math.log(rounds_up) - math.log1p(-rounds_up) if rounds_up < 1 else math.inf
 
 
 def check_prompts(lm: DiffusionLM, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[list[int]]:
@@ -202,6 +223,7 @@ def resolve_settings(
         tokens_per_step=chosen.tokens_per_step,
         order=chosen.order,
         threshold=chosen.threshold,
+        measure=chosen.measure,
         drafting=chosen.drafting,
         cache=_cache(lm, chosen.cache),
         eos_token_ids=lm.eos_token_ids if eos_token_id is None else as_token_ids(eos_token_id),
@@ -209,9 +231,19 @@ def resolve_settings(
         aligned_at_zero=lm.attention == "block_causal",
         max_positions=lm.max_positions,
         prefill_chunk=prefill_chunk,
-        executor=_executor(lm, chosen.executor, chosen.compile),
+        executor=_executor(lm, chosen.executor, chosen.compile, chosen.temperature > 0),
         compile=chosen.compile,
+        temperature=chosen.temperature,
+        seed=int(torch.randint(2**63 - 1, ())) if chosen.temperature > 0 and chosen.seed is None else chosen.seed or 0,
     )
+    if settings.temperature > 0 and settings.executor == "graph":
+        raise ValueError("a temperature needs executor='planned' so far")
+    if settings.temperature > 0 and settings.measure not in DRAWN_MEASURES:
+        raise ValueError(f"a temperature needs measure='prob' or 'log_odds', got measure={settings.measure!r}")
+    if settings.threshold is not None and settings.measure not in ("prob", "log_odds"):
+        raise ValueError(
+            f"threshold is a probability: it needs measure='prob' or 'log_odds', got measure={settings.measure!r}"
+        )
     if settings.one_block and settings.drafting == "pipelined":  # no draft may come from behind a refresh
         settings = dataclasses.replace(settings, drafting="pooled")
     _check_ends(lm, settings)
@@ -240,7 +272,7 @@ def _cache(lm: DiffusionLM, cache: str) -> str:
     return cache
 
 
-def _executor(lm: DiffusionLM, executor: str, compile: bool | None) -> str:
+def _executor(lm: DiffusionLM, executor: str, compile: bool | None, drawn: bool) -> str:
     """ "planned" or "graph", whichever is meant and can be."""
     if executor == "graph" and not lm.takes_draft_attention:
         raise ValueError(
@@ -248,7 +280,7 @@ def _executor(lm: DiffusionLM, executor: str, compile: bool | None) -> str:
             f"{type(lm.model).__name__}: use executor='planned'"
         )
     if executor == "auto":
-        executor = "graph" if lm.device.type == "cuda" and lm.takes_draft_attention else "planned"
+        executor = "graph" if lm.device.type == "cuda" and lm.takes_draft_attention and not drawn else "planned"
     if compile and executor == "planned":
         raise ValueError(
             "compile=True is for executor='graph': the planned executor has no fixed shapes to compile for"

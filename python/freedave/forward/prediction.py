@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -35,18 +35,27 @@ WHOLE_BYTES = 2**23
 
 
 class Predictor:
-    """Predicts rows of features. `projection_seconds` adds up what making their logits took, which is the model's part."""
+    """Predicts rows of features, with confidences of a measure. `projection_seconds` adds up what making their logits took,
+    which is the model's part.
+    """
 
-    def __init__(self, lm: DiffusionLM) -> None:
+    def __init__(self, lm: DiffusionLM, measure: str = "prob", temperature: float = 0.0) -> None:
         self.projection_seconds = 0.0
         self._lm = lm
+        self._options: dict[str, Any] = {"measure": measure, "temperature": temperature}
         self._in_parts = lm.has_plain_head and lm.vocab_size is not None and lm.vocab_size > TOKENS_PER_STATE
         self._suppressed = torch.tensor([lm.mask_token_id], device=lm.device)
 
-    def __call__(self, features: torch.Tensor, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(
+        self,
+        features: torch.Tensor,
+        input_ids: torch.Tensor,
+        noise: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens and confidences `[R]` of `features [R, *]` (`DiffusionLM.packed_features`); the mask is never predicted.
 
-        Rows whose `input_ids [R]` are not the mask are not predicted, as `predict_tokens` leaves them. Results are the same
+        Rows whose `input_ids [R]` are not the mask are not predicted, as `predict_tokens` leaves them. With a temperature
+        `noise` are the seed and the position of each row, `[R]` int64 both. Results are the same
         bits however the rows are divided, as far as their logits are.
         """
         in_parts = self._in_parts and (features.is_cpu or self._logits_bytes(features) > ONE_PRODUCT_BYTES)
@@ -55,9 +64,10 @@ class Predictor:
             rows, predict = self._rows_at_once(features), self._whole
         else:
             rows, predict = ROWS, functools.partial(self._in_slices, projection)
+        given = (features, input_ids, *(noise or ()))
         if len(features) <= rows:
-            return predict(features, input_ids)
-        parts = [predict(*part) for part in zip(features.split(rows), input_ids.split(rows), strict=True)]
+            return predict(*given)
+        parts = [predict(*part) for part in zip(*(each.split(rows) for each in given), strict=True)]
         return torch.cat([token_ids for token_ids, _ in parts]), torch.cat([confidence for _, confidence in parts])
 
     def _rows_at_once(self, features: torch.Tensor) -> int:
@@ -70,14 +80,33 @@ class Predictor:
     def _logits_bytes(self, features: torch.Tensor) -> int:
         return len(features) * (self._lm.vocab_size or 0) * features.element_size()
 
-    def _whole(self, features: torch.Tensor, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _whole(
+        self,
+        features: torch.Tensor,
+        input_ids: torch.Tensor,
+        seed: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         began = time.perf_counter()
         logits = self._lm.project(features)
         self.projection_seconds += time.perf_counter() - began
-        return predict_tokens(logits, input_ids, self._lm.mask_token_id, suppress_tokens=self._suppressed)
+        return predict_tokens(
+            logits,
+            input_ids,
+            self._lm.mask_token_id,
+            suppress_tokens=self._suppressed,
+            seed=seed,
+            positions=positions,
+            **self._options,
+        )
 
     def _in_slices(
-        self, projection: torch.nn.Linear, features: torch.Tensor, input_ids: torch.Tensor
+        self,
+        projection: torch.nn.Linear,
+        features: torch.Tensor,
+        input_ids: torch.Tensor,
+        seed: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         weight, bias = projection.weight, projection.bias
         most = SLICE_BYTES if features.is_cpu else SLICE_BYTES_ELSEWHERE
@@ -97,7 +126,11 @@ class Predictor:
                     self._lm.mask_token_id,
                     first_token_id=first,
                     suppress_tokens=self._suppressed,
+                    seed=seed,
+                    positions=positions,
+                    **self._options,
                 )
             )
             del logits  # frees them before the next slice's are made
-        return merge_predictions(states[0] if len(states) == 1 else torch.cat(states, -2), input_ids)
+        found = states[0] if len(states) == 1 else torch.cat(states, -2)
+        return merge_predictions(found, input_ids, **self._options)

@@ -1,0 +1,169 @@
+"""generate(temperature=..., seed=...): what static sampling with the same seed returns, in fewer forwards."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from test_batches import FAMILIES, decoder, padded
+from test_decoding import DRAFTINGS
+from tiny_models import MASK, golden_lm, prompt
+
+import freedave
+from freedave.decode.noise import sequence_key
+from freedave.decode.settings import resolve_settings
+from freedave.forward import prediction
+from freedave.models.diffusion_lm import DiffusionLM
+
+BY_DRAFTING = pytest.mark.parametrize("drafting", DRAFTINGS)
+
+
+def test_example() -> None:
+    """Token for token and step for step what static sampling returns; another seed is another sample."""
+    lm = golden_lm()
+    options = {"max_new_tokens": 32, "block_length": 8, "temperature": 0.7, "check_lossless": True}
+    one = freedave.generate(lm, prompt(), seed=1, **options)
+    again = freedave.generate(lm, prompt(), seed=1, **options)
+    other = freedave.generate(lm, prompt(), seed=2, **options)
+    assert one.static is not None and one.num_forwards < one.static.num_forwards
+    assert torch.equal(one.sequences, again.sequences) and torch.equal(one.step_map, again.step_map)
+    assert not torch.equal(one.sequences, other.sequences)
+
+
+@BY_DRAFTING
+@pytest.mark.parametrize(("family", "cache"), FAMILIES)
+def test_random_decodes(family: str, cache: str, drafting: str) -> None:
+    """All families and caches; orders, blocks, thresholds, batches, ends and seeds that are drawn."""
+    lm = golden_lm(family)
+    for number in range(6):
+        draw = random.Random(number)
+        input_ids, attention_mask = padded([draw.choice([1, 4, 9]) for _ in range(draw.choice([1, 3]))], "left")
+        out = freedave.generate(
+            lm,
+            input_ids,
+            draw.choice([7, 20, 33]),
+            draw.choice([2, 3, 8]),
+            draw.choice([1, 4, 8, 16]),
+            attention_mask=attention_mask,
+            cache=cache,
+            drafting=drafting,
+            tokens_per_step=draw.choice([1, 1, 2]),
+            threshold=draw.choice([None, None, 0.2]),
+            order=draw.choice(["confidence", "left_to_right"]),
+            measure=draw.choice(["prob", "log_odds"]),
+            eos_token_id=[draw.randrange(MASK) for _ in range(draw.choice([0, 1]))],
+            temperature=draw.choice([0.1, 0.7, 1.0, 2.0]),
+            seed=draw.randrange(2**63),
+            check_lossless=True,
+        )
+        assert (out.sequences != MASK).all()
+
+
+def test_a_seed_is_a_seed() -> None:
+    """The first sequence of a batch draws as it does alone, whatever K, drafting, and other sequences; the others draw with
+    keys of their own."""
+    lm = golden_lm(block_length=8)
+    row = prompt(6)
+    alone = freedave.generate(lm, row, 24, 1, temperature=0.8, seed=5, drafting="nested")
+    for drafting, draft_steps in itertools.product(DRAFTINGS, (2, 8)):
+        out = freedave.generate(lm, row.expand(3, -1), 24, draft_steps, temperature=0.8, seed=5, drafting=drafting)
+        assert torch.equal(out.sequences[0], alone.sequences[0])
+        assert len({tuple(sequence) for sequence in out.sequences.tolist()}) == 3
+
+
+def test_a_sequence_may_have_a_seed() -> None:
+    """Of `Decoder.add`: what is drawn does not depend on what was added before."""
+    lm = golden_lm()
+    engine = decoder(lm, slots=3, temperature=0.8, seed=1)
+    sequences = [engine.add(prompt(4, 1)[0].tolist()), engine.add(prompt(5)[0].tolist(), seed=77)]
+    while engine.sequences:
+        engine.launch()
+        engine.poll()
+    alone = freedave.generate(lm, prompt(5), 16, 4, temperature=0.8, seed=77)
+    assert sequences[1].generated(sequences[1].tokens) == alone.sequences[0, 5:].tolist()
+    with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
+        engine.add([1], seed=-1)
+
+
+def test_keys_of_sequences() -> None:
+    """Of 64 bits, and different for every seed and sequence."""
+    keys = {sequence_key(seed, index) for seed in (0, 1, 2, 2**32, 2**62, 2**63 - 1) for index in range(50)}
+    assert len(keys) == 6 * 50 and all(-(2**63) <= key < 2**63 for key in keys)
+
+
+def test_without_a_seed_torch_decides() -> None:
+    lm = golden_lm()
+    answers = []
+    for manual in (1, 1, 2):
+        torch.manual_seed(manual)
+        answers.append(freedave.generate(lm, prompt(), 16, temperature=1.0).sequences.tolist())
+    assert answers[0] == answers[1] != answers[2]
+
+
+def test_slices_of_a_vocabulary_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where logits are never all there at once, each row still draws with its own noise."""
+    lm = golden_lm()
+    expected = freedave.generate(lm, prompt(), 32, temperature=0.8, seed=3)
+    monkeypatch.setattr(prediction, "ROWS", 3)
+    monkeypatch.setattr(prediction, "WHOLE_BYTES", 1)
+    assert torch.equal(freedave.generate(lm, prompt(), 32, temperature=0.8, seed=3).sequences, expected.sequences)
+
+
+class Bag(torch.nn.Module):
+    """Three tokens and a mask; a position's logits are the sum of what its visible tokens say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        says = torch.randn(4, 4, generator=torch.Generator().manual_seed(5))
+        self.says = torch.nn.Parameter(says, requires_grad=False)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: Any) -> SimpleNamespace:
+        visible = attention_mask if attention_mask.dtype == torch.bool else attention_mask >= 0
+        return SimpleNamespace(logits=visible[:, 0].float() @ self.says[input_ids])
+
+
+def test_left_to_right_is_ancestral_sampling() -> None:
+    """Chi-square of the joint distribution of answers of three tokens."""
+    model, temperature, count = Bag(), 0.7, 3000
+    lm = DiffusionLM(model, 3, attention="full", block_length=3)
+    rows = torch.zeros(count, 1, dtype=torch.int64)
+    out = freedave.generate(lm, rows, 3, 3, order="left_to_right", temperature=temperature, seed=4)
+    answers = [tuple(answer) for answer in out.sequences[:, 1:].tolist()]
+    statistic = 0.0
+    for answer in itertools.product(range(3), repeat=3):
+        chance = 1.0
+        for known, token in enumerate(answer):
+            state = torch.tensor([0, *answer[:known], *[3] * (3 - known)])
+            logits = model.says[state].double().sum(0)[:3]
+            chance *= float((logits / temperature).softmax(-1)[token])
+        statistic += (answers.count(answer) - count * chance) ** 2 / (count * chance)
+    assert statistic < 26 + 5 * math.sqrt(2 * 26)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"temperature": -1.0}, ValueError, "temperature must be 0 or between 1e-30 and 1e30, got -1.0"),
+        ({"temperature": True}, TypeError, "temperature must be a float, got bool"),
+        ({"seed": 0.5}, TypeError, "seed"),
+        ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
+        ({"seed": 2**63}, ValueError, "seed must be at most 9223372036854775807"),
+        ({"measure": "margin"}, ValueError, "a temperature needs measure='prob' or 'log_odds', got measure='margin'"),
+        ({"executor": "graph"}, ValueError, "a temperature needs executor='planned' so far"),
+    ],
+    ids=str,
+)
+def test_argument_errors(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        freedave.generate(golden_lm(), prompt(), 8, **{"temperature": 1.0, "seed": 1} | change)
+
+
+def test_auto_is_an_executor_that_can() -> None:
+    settings = resolve_settings(golden_lm(), 4, 8, temperature=1.0, seed=1)
+    assert (settings.executor, settings.temperature, settings.seed) == ("planned", 1.0, 1)
+    assert settings.static().seed == 1 and settings.static().temperature == 1.0
