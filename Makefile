@@ -7,11 +7,13 @@
 # make bench   every benchmark that needs no GPU; results, plots and the tables of docs/benchmarks.md (a quarter of an hour)
 # make wheel   a wheel in dist/; check-cuda-torch tries it in a CPU and in a CUDA torch, without a GPU
 # make check-torch  the wheel and a source build in the oldest torch, with the oldest libraries that pyproject.toml allows
+# make check-engines  our algorithms for SGLang beside SGLang's own, from its wheel, without a GPU
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CUDA_VENV := .venv-cuda
 OLDEST_VENV := .venv-oldest
+ENGINES_VENV := .venv-engines
 PINS := requirements/build.txt requirements/decode.txt requirements/dev.txt requirements/triton.txt
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc cmake -type f)
 CXX_FILES = $(shell find csrc tests/simt \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \))
@@ -22,7 +24,7 @@ OP_TESTS = tests/test_predict_tokens.py tests/test_partial_predictions.py tests/
 CMAKE_HERE = $(BIN)/cmake -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
              -DPython_EXECUTABLE=$(abspath $(BIN))/python -DFREEDAVE_CUDA=off
 
-.PHONY: setup demo test test-asan simt test-simt-asan test-simt-tsan coverage-cuda lint bench wheel check-cuda-torch check-torch clean
+.PHONY: setup demo test test-asan simt test-simt-asan test-simt-tsan coverage-cuda lint bench wheel check-cuda-torch check-torch check-engines clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.built
@@ -146,6 +148,19 @@ check-torch: wheel $(OLDEST_VENV)/.installed
 $(OLDEST_VENV)/.installed: requirements/oldest.txt
 	$(PYTHON) -m venv $(OLDEST_VENV)
 	$(OLDEST_VENV)/bin/python -m pip install --quiet -r $<
+	@touch $@
+
+# SGLang's wheel without what it needs on a GPU: requirements/engines.txt lists what its Python code imports. Ours is installed
+# as well, because SGLang finds plug-ins by their entry points.
+check-engines: $(ENGINES_VENV)/.installed
+	FREEDAVE_CUDA=off FREEDAVE_BUILD_FOLDER=$(abspath build/engines) \
+	  $(ENGINES_VENV)/bin/python -m pip install --quiet --no-build-isolation --no-deps --force-reinstall .
+	OMP_NUM_THREADS=1 $(ENGINES_VENV)/bin/pytest -q --disable-warnings tests/engines/check_sglang.py
+
+$(ENGINES_VENV)/.installed: requirements/engines.txt
+	$(PYTHON) -m venv $(ENGINES_VENV)
+	$(ENGINES_VENV)/bin/python -m pip install --quiet -r $<
+	$(ENGINES_VENV)/bin/python -m pip install --quiet --no-deps sglang==0.5.23
 	@touch $@
 
 bench: setup

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
 from tiny_models import MASK, golden_lm, prompt
 
 import freedave
-from freedave.decode.decoder import Decoder
+from freedave.decode.decoder import Committed, Decoder
+from freedave.decode.metrics import DecoderMetrics
 from freedave.decode.sequence import Sequence
 from freedave.decode.settings import resolve_settings
 from freedave.forward import packed_forward
+from freedave_kernels import DraftPool
 
 FAMILIES = [("block_causal", "auto"), ("block_causal", "none"), ("full", "none"), ("full", "prefix"), ("full", "dual")]
 EXECUTORS = ["planned", "graph"]
@@ -225,3 +229,92 @@ def test_generate_names_the_broken_ones_and_keeps_the_others(broken_token):
         expected.stats.accepted_by_sequence[0], [0], expected.stats.accepted_by_sequence[1], [0]
     ]  # fmt: skip
     assert {commit.sequence for commit in commits if commit.finished} == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize(("family", "cache"), FAMILIES)
+def test_what_is_final_is_never_taken_back(family, cache, executor):
+    """Handed on as it is reported, an answer's beginning grows into the answer, wherever an end token or a stop is found."""
+    lm = golden_lm(family)
+    free = freedave.generate(lm, prompt(6), 16, 4, block_length=8, cache=cache).sequences[0, 6:].tolist()
+    ends = [{}, {"eos_token_id": free[9]}, {"eos_token_id": free[3]}, {"stop_sequences": [free[9:11]]}]
+    for end in ends:
+        engine = engine_for(lm, cache=cache, executor=executor, drafting="recycled", **end)
+        sequence, streamed, reported = engine.add(ids(6)), [], {}
+        while not sequence.finished:
+            engine.launch()
+            for commit in map(Committed.describe, engine.poll()):
+                reported |= dict(zip(commit.positions, commit.token_ids, strict=True))
+                assert len(streamed) <= commit.final <= commit.length
+                streamed += [reported[position] for position in range(len(streamed), commit.final)]
+        assert commit.final == commit.length == len(streamed)
+        assert streamed == free[: len(streamed)] and (end == {}) == (len(streamed) == 16)
+    assert len(ends) == 4
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_metrics(executor):
+    lm = golden_lm()
+    engine = engine_for(lm, slots=2, executor=executor)
+    assert engine.metrics() == DecoderMetrics() and engine.metrics().tokens_per_forward == 0
+    sequences = [engine.add(ids(6)), engine.add(ids(9, 1))]
+    engine.launch()
+    engine.poll()
+    early = engine.metrics()
+    engine.drop(sequences[1])
+    finish(engine)
+    metrics, kept = engine.metrics(), sequences[0]
+    assert early.added == 2 and early.forwards == 1 and early.finished == early.dropped == 0  # it is no view
+    assert (metrics.added, metrics.finished, metrics.dropped, metrics.failed) == (2, 1, 1, 0)
+    assert metrics.forwards == engine.forwards == len(kept.accepted_lengths)
+    lengths = kept.accepted_lengths + sequences[1].accepted_lengths
+    assert metrics.accepted == Counter(lengths) and metrics.mean_accepted == sum(lengths) / len(lengths)
+    assert metrics.tokens == kept.committed + sequences[1].committed
+    assert metrics.tokens_per_forward == metrics.tokens / metrics.forwards
+    assert metrics.positions_computed == engine.positions_computed > 0
+    assert metrics.forward_seconds == engine.forward_seconds > 0
+
+
+def test_metrics_count_what_broke(broken_token):
+    lm, options = broken_token
+    engine = engine_for(lm, slots=2, **options)
+    sequences = [engine.add(ids(9)), engine.add([BROKEN, *ids(18, 1)])]
+    finish(engine)
+    metrics = engine.metrics()
+    assert (metrics.added, metrics.finished, metrics.failed, metrics.dropped) == (2, 1, 1, 0)
+    assert metrics.accepted.total() == len([steps for steps in sequences[0].accepted_lengths if steps])
+
+
+OUT_OF_MEMORY = [
+    ("planned", "recycled", (Sequence, "__init__")),
+    ("planned", "pooled", (DraftPool, "clear")),
+    ("graph", "recycled", (torch, "tensor")),
+    ("graph", "pooled", (DraftPool, "clear")),  # the last thing that is done for a sequence
+]
+
+
+@pytest.mark.parametrize(("executor", "drafting", "where"), OUT_OF_MEMORY)
+def test_running_out_of_memory_changes_nothing(monkeypatch, executor, drafting, where):
+    """The others go on, and once there is memory the request is taken."""
+    lm = golden_lm()
+    engine = engine_for(lm, slots=2, executor=executor, drafting=drafting)
+    first = engine.add(ids(6))
+    engine.launch()
+    engine.poll()
+    before = engine.metrics()
+
+    def out_of_memory(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*where, out_of_memory)
+        with pytest.raises(torch.OutOfMemoryError):
+            engine.add(ids(9, 1))
+    assert engine.free_slots == 1 and engine.sequences == [first] and engine.metrics() == before
+    engine.launch()
+    assert [commit.sequence for commit in engine.poll()] == [first]
+    later = engine.add(ids(9, 1))
+    assert later.index == 1
+    finish(engine)
+    expect_as_alone(lm, first, ids(6))
+    expect_as_alone(lm, later, ids(9, 1))

@@ -22,6 +22,8 @@ from transformers import (
 
 import freedave
 import freedave_kernels as fk
+from freedave.decode.decoder import Decoder
+from freedave.decode.settings import resolve_settings
 from freedave_kernels.contract import OPS
 
 ROOT = Path(__file__).parents[1]
@@ -136,6 +138,55 @@ def test_the_decoder_loop_runs(capsys):
         out.sequences[0, len(prompt) :].tolist() for prompt, out in zip(prompts, expected, strict=True)
     ]
     assert "Commit(" in capsys.readouterr().out
+
+
+def test_the_server_loop_runs():
+    """As it stands: requests come and are cancelled while others are decoded, and each answer is as if it were alone."""
+    names: dict[str, Any] = {}
+    exec(indented(ROOT / "docs/engines.md", "import queue"), names)
+    lm = freedave.load_model("demo")
+    texts = {"first": "48392+7715=", "second": "12+34=", "third": "93+8=", "gone": "5+6=", "never": "7+8="}
+    prompts = {name: lm.tokenizer(text)["input_ids"] for name, text in texts.items()}
+    inbox: Any = names["queue"].Queue()
+    for message in (("first", prompts["first"], 48), ("gone", prompts["gone"], 48), ("never", prompts["never"], 48)):
+        inbox.put(message)
+    inbox.put(("empty", [], 48))
+    heard: list[tuple[str, str | None]] = []
+    answers: dict[str, list[int]] = {name: [] for name in [*prompts, "empty"]}
+
+    def hand_on(name: str, tokens: list[int], reason: str | None) -> None:
+        if not heard:  # the first tokens of anyone: the others come and go while these two are decoded
+            for message in (
+                ("second", prompts["second"], 32),
+                ("gone",),
+                ("never",),
+                ("third", prompts["third"], 16),
+                None,
+            ):
+                inbox.put(message)
+        answers[name] += tokens
+        heard.append((name, reason))
+
+    settings = resolve_settings(lm, 16, 48, draft_steps=8)
+    decoder = Decoder(lm, settings, slots=2, capacity=96)
+    names["serve"](decoder, inbox, hand_on)
+    decoder.close()
+    reasons = {name: reason for name, reason in heard if reason}
+    assert reasons.pop("empty").startswith("the prompt is empty")
+    assert reasons == {
+        "gone": "cancelled",
+        "never": "cancelled",
+        **dict.fromkeys(("first", "second", "third"), "finished"),
+    }
+    assert len([name for name, _ in heard if name == "first"]) > 3 and answers["never"] == []
+    for name, new in (("first", 48), ("second", 32), ("third", 16)):
+        alone = freedave.generate(lm, torch.tensor([prompts[name]]), max_new_tokens=new).sequences[
+            0, len(prompts[name]) :
+        ]
+        assert answers[name] == alone[: len(answers[name])].tolist()
+        assert len(set(alone[len(answers[name]) :].tolist())) <= 1  # nothing but what fills an answer up
+    metrics = decoder.metrics()
+    assert (metrics.added, metrics.finished, metrics.dropped, metrics.failed) == (4, 3, 1, 0)
 
 
 # By the row of the README's table; what decides the number of weights, from the published configurations.

@@ -88,6 +88,7 @@ def commit(
         total=total,
         finished=tokens == total,
         length=total if length is None else length,
+        final=0,
     )
 
 

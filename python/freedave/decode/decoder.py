@@ -25,6 +25,7 @@ import torch
 from freedave.decode import idle_executors
 from freedave.decode.executor import Executor, Found
 from freedave.decode.graph_executor import GraphExecutor
+from freedave.decode.metrics import DecoderMetrics
 from freedave.decode.noise import sequence_key
 from freedave.decode.options import Seed
 from freedave.decode.output import Commit
@@ -61,6 +62,7 @@ class Committed:
             total=sequence.total,
             finished=sequence.finished,
             length=sequence.answer_end - sequence.prompt_length,
+            final=sequence.final,
             sequence=sequence.index,
         )
 
@@ -85,7 +87,7 @@ class Decoder:
         self._settings = settings
         self._capacity = capacity
         self._free = list(range(slots))[::-1]
-        self._added = 0
+        self._metrics = DecoderMetrics()
         self._active: list[Sequence] = []
         self._launched: list[Sequence] | None = None
         self._executor: Executor
@@ -124,6 +126,16 @@ class Decoder:
         """How often each fixed shape ran; the planned executor has none."""
         return self._executor.shapes
 
+    def metrics(self) -> DecoderMetrics:
+        """What the decoder has done until now."""
+        return dataclasses.replace(
+            self._metrics,
+            accepted=self._metrics.accepted.copy(),
+            forwards=self.forwards,
+            positions_computed=self.positions_computed,
+            forward_seconds=self.forward_seconds,
+        )
+
     def add(
         self, prompt: Several[int] | torch.Tensor, max_new_tokens: int | None = None, seed: int | None = None
     ) -> Sequence:
@@ -137,7 +149,8 @@ class Decoder:
 
         Raises:
             RuntimeError: every slot is taken.
-            TypeError, ValueError: what `generate` would refuse, or more positions than a slot has. Nothing has changed then.
+            TypeError, ValueError: what `generate` would refuse, or more positions than a slot has.
+            torch.OutOfMemoryError: there is no memory for its prompt. Whatever is raised, nothing has changed then.
         """
         if not self._free:
             raise RuntimeError("every slot is taken: wait for a sequence to finish, or drop one")
@@ -145,7 +158,7 @@ class Decoder:
         if max_new_tokens is not None:
             max_new_tokens = as_int("Decoder.add", "max_new_tokens", max_new_tokens, minimum=1)
             settings = dataclasses.replace(settings, max_new_tokens=max_new_tokens)
-        key = sequence_key(settings.seed, self._added) if settings.temperature > 0 else 0
+        key = sequence_key(settings.seed, self._metrics.added) if settings.temperature > 0 else 0
         if seed is not None:
             key = sequence_key(Seed().checked("seed", seed), 0)
         prompt = check_prompt(self._lm, prompt)
@@ -155,9 +168,10 @@ class Decoder:
                 f"the prompt ({len(prompt)} tokens) and max_new_tokens ({settings.max_new_tokens}) need {length} positions, "
                 f"but a slot has {self._capacity}"
             )
-        sequence = self._executor.enter(self._added, self._free.pop(), prompt, settings)
+        sequence = self._executor.enter(self._metrics.added, self._free[-1], prompt, settings)
+        self._free.pop()
         sequence.key = key
-        self._added += 1
+        self._metrics.added += 1
         self._active.append(sequence)
         return sequence
 
@@ -170,6 +184,7 @@ class Decoder:
         if sequence not in self._active:
             raise ValueError("the sequence is not being decoded: it has finished, or was dropped")
         self._active.remove(sequence)
+        self._metrics.dropped += 1
         if self._launched is None or sequence not in self._launched:
             self._release(sequence)
 
@@ -219,7 +234,17 @@ class Decoder:
                 self._release(commit.sequence)
         self._active = [sequence for sequence in self._active if not sequence.finished]
         self.forwards += 1
+        for commit in commits:
+            self._count(commit)
         return commits
+
+    def _count(self, commit: Committed) -> None:
+        metrics, sequence = self._metrics, commit.sequence
+        metrics.tokens += len(commit.positions)
+        if sequence.error is None:
+            metrics.accepted[commit.steps] += 1
+        metrics.failed += sequence.error is not None
+        metrics.finished += sequence.finished and sequence.error is None
 
     def _advance(self, found: Found) -> Committed:
         """Commits what a step found out about one sequence."""

@@ -96,7 +96,11 @@ class GraphExecutor:
 
     def enter(self, index: int, slot: int, prompt: list[int], settings: Settings) -> DeviceSequence:
         sequence = DeviceSequence(index, slot, prompt, settings, self._lm.mask_token_id)
-        self.state.enter(sequence)
+        try:
+            self.state.enter(sequence)
+        except BaseException:  # out of memory, or interrupted: the slot stays empty
+            self.state.leave(slot)
+            raise
         return sequence
 
     def leave(self, sequence: Sequence) -> None:

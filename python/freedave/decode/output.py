@@ -39,8 +39,9 @@ class Commit:
     Positions count from the sequence's first generated one; `sequence` is its index in the batch, `forward` counts the
     forwards of the whole batch. `length` is how long the answer can still be: `total`, and less once an end token or a stop
     sequence is committed, which may stand before positions of its block that earlier commits reported: those are no part of
-    the answer. `tokens` counts what is committed of the answer. A sequence that breaks (`NonFiniteLogitsError`) is reported
-    once more, finished and without positions.
+    the answer. `tokens` counts what is committed of the answer. The answer's first `final` tokens are all committed, and no
+    later commit changes or takes back one of them: they can be handed on. A sequence that breaks (`NonFiniteLogitsError`) is
+    reported once more, finished and without positions.
     """
 
     forward: int
@@ -52,6 +53,7 @@ class Commit:
     total: int
     finished: bool
     length: int
+    final: int
     sequence: int = 0
 
 

@@ -84,9 +84,9 @@ class PlannedExecutor:
             block_causal=self._lm.attention == "block_causal",
             logits_shift=self._lm.logits_shift,
         )
-        self._slots[index] = _Slot(sequence, policy)
         if self._pool is not None:
             self._pool.clear(slot)
+        self._slots[index] = _Slot(sequence, policy)
         return sequence
 
     def leave(self, sequence: Sequence) -> None:

@@ -64,6 +64,15 @@ class Sequence:
         steps = self.step_map[self.prompt_length : self.answer_end]
         return len(steps) - steps.count(-1)
 
+    @property
+    def final(self) -> int:
+        """How many tokens the answer begins with that are final: up to the first position that is not committed.
+
+        An end token or a stop sequence that is found later stands behind them.
+        """
+        steps = self.step_map[self.prompt_length : self.answer_end]
+        return steps.index(-1) if -1 in steps else len(steps)
+
     def generated(self, values: list[int]) -> list[int]:
         """The part of `tokens`, `step_map` or `forward_map` that belongs to the answer."""
         return values[self.prompt_length : self.end]

@@ -1,4 +1,4 @@
-"""Doors into other libraries: transformers' `generate` and lm-evaluation-harness.
+"""Doors into other libraries: SGLang, transformers' `generate` and lm-evaluation-harness.
 
 Each module imports the library it is for; the package itself imports none.
 """

@@ -104,7 +104,7 @@ def custom_generate(
     ends = _as_list(generation_config._eos_token_tensor)
     prompts = _without_padding(input_ids, others.get("attention_mask"))
     with _as_diffusion_lm(model, mask_token_id, attention, options.get("block_length"), logits_shift, ends) as lm:
-        stream = None if streamer is None else _Stream(streamer, ends)
+        stream = None if streamer is None else _Stream(streamer)
         answers = answer_prompts(
             lm,
             prompts,
@@ -232,18 +232,15 @@ def _turn(model: PreTrainedModel) -> threading.RLock:
 class _Stream:
     """Hands tokens to a streamer once they, and all before them, are final."""
 
-    def __init__(self, streamer: Any, ends: Sequence[int]) -> None:
+    def __init__(self, streamer: Any) -> None:
         self._streamer = streamer
-        self._ends = ends
         self._waiting: dict[int, int] = {}
-        self._next: int | None = 0
+        self._given = 0
 
     def __call__(self, commit: Commit) -> None:
         self._waiting.update(zip(commit.positions, commit.token_ids, strict=True))
-        ready = []
-        while self._next in self._waiting:
-            ready.append(self._waiting.pop(self._next))
-            self._next = None if ready[-1] in self._ends else self._next + 1
+        ready = [self._waiting.pop(position) for position in range(self._given, commit.final)]
+        self._given = commit.final
         if ready:
             self._streamer.put(torch.tensor(ready))
 
