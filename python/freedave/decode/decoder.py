@@ -122,6 +122,16 @@ class Decoder:
         """How often each fixed shape ran; the planned executor has none."""
         return self._executor.shapes
 
+    @property
+    def drafts_chosen(self) -> dict[str, int]:
+        """How often each number of drafts and lookahead was chosen; empty where none is."""
+        return self._executor.drafts_chosen
+
+    @property
+    def drafts_reason(self) -> str:
+        """Why, in a sentence."""
+        return self._executor.drafts_reason
+
     def add(self, prompt: Several[int] | torch.Tensor, max_new_tokens: int | None = None) -> Sequence:
         """Adds a sequence, whose prompt the next launched step computes. Allowed while a step is under way, too.
 
