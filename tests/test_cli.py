@@ -109,6 +109,16 @@ def test_generate_prints_the_text(capsys: pytest.CaptureFixture[str], executor: 
     ) in captured.err
 
 
+def test_generate_says_what_was_chosen_and_why(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["generate", "demo", "--prompt", "48392+7715=", "--executor", "planned", "--check-lossless", "-v"]
+    assert main([*options, "--draft-steps", "auto"]) == 0
+    said = capsys.readouterr().err
+    assert "identical to static decoding: yes" in said
+    assert re.search(r"^drafts: mostly \d+ drafts?, lookahead \d+ \(\d+ of \d+ forwards\): draft 2 is right \d+% ", said, re.M)
+    assert main([*options, "--draft-steps", "8"]) == 0
+    assert "drafts: " not in capsys.readouterr().err
+
+
 def test_generate_json_is_what_generate_returns(random_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--prompt-ids", "1,2,3,4,5", "--max-new-tokens", "24", "--draft-steps", "4", "--block-length", "8"]
     options += ["--tokens-per-step", "2", "--order", "left_to_right", "--drafting", "nested", "--cache", "none"]

@@ -31,6 +31,9 @@ MODELS: dict[str, Model] = {
 NOISES: dict[str, Noise] = {
     "quiet": lambda forward, draw: 1.0,
     "jitter": lambda forward, draw: draw.lognormvariate(0, 0.08),
+    "interrupted": lambda forward, draw: (
+        draw.lognormvariate(0, 0.1) * (draw.uniform(2, 6) if draw.random() < 0.15 else 1)
+    ),
     "doubled at times": lambda forward, draw: draw.lognormvariate(0, 0.05) * (2 if forward // 60 % 3 == 1 else 1),
 }
 TOKENS, SEEDS = 1600, 3
@@ -98,10 +101,11 @@ BLOCKS = [4, 16]
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("machine", MACHINES)
 def test_never_far_from_the_best_fixed_choice(machine: str, model: str, noise: str, block: int) -> None:
-    """Nor ever below static decoding. The best of nine fixed choices is a little lucky in runs of so few forwards."""
+    """Nor below static decoding. The best of nine fixed choices is a little lucky in runs of so few forwards; where one of
+    seven forwards is interrupted for longer than it takes, what forwards cost is known less well."""
     best, static = ratios(machine, model, noise, block)
-    assert best >= 0.94
-    assert static >= 0.97
+    assert best >= (0.88 if noise == "interrupted" else 0.93)
+    assert static >= (0.94 if noise == "interrupted" else 0.97)
 
 
 def test_regret() -> None:
@@ -148,8 +152,9 @@ def test_another_number_of_sequences_borrows_the_form() -> None:
         costs.learn(one, 256, 8e-3)
     four = costs.curve("decode", 4)
     assert four.seconds(256) == one.seconds(256)
-    costs.learn(four, 64, 2 * one.seconds(64))
-    assert four.seconds(256) > 1.5 * one.seconds(256)
+    for _ in range(5):
+        costs.learn(four, 64, 2 * one.seconds(64))
+    assert four.seconds(256) > 1.4 * one.seconds(256)
     assert costs.curve("decode", 5) is four and costs.curve("prefix", 1) is not one
 
 

@@ -136,11 +136,19 @@ class _Progress:
     made: _Rate = field(default_factory=_Rate)
     static: _Rate = field(default_factory=_Rate)
     """What static decoding would have made of the same time, as far as the curve knows."""
+    near: _Rate = field(default_factory=_Rate)
+    """Of forwards with the shortest lookahead, one after the other."""
+    near_likely: float = 1.0
+    """How many of four drafts were expected to be right then."""
     crowding: float = 1.0
     """Work of a draft against that of one that computes its own block alone."""
     allowance: float | None = None
     """Seconds that trials may lose now; None: no forward has been timed."""
+    most_allowance: float = 0.0
+    """With so much, a trial may lose more; then there is none until that is made up for."""
     forwards: int = 0
+    only_near: bool = False
+    """Whether the forward that was chosen last could have no other lookahead than the shortest."""
     ahead: int = 1
     """The lookahead that was chosen last."""
     plan: _Plan | None = None
@@ -156,6 +164,8 @@ class Experience:
 
 
 _THRIFT = 1.01  # what time is worth more than it brings now: of choices that are nearly alike, the cheaper one
+# The first forwards, and some now and then, have the shortest lookahead, so that its rate is known.
+_NEAR_FORWARDS, _NEAR_EVERY = 16, 500
 _TRIALS = 0.006  # share of the time that may be lost by trying what is not expected to be best
 # For how many forwards' time trials may be had at once: among the first forwards, and later.
 _FIRST_FORWARDS, _FIRST_TRIALS, _LATER_TRIALS = 20, 3.0, 1.0
@@ -230,7 +240,10 @@ class DraftChooser:
             crowding = works[last, 1] / (deepest * groups[0][0].usual_work)
             progress.crowding += 0.1 * (crowding - progress.crowding)
         near = levels.index(max(scores, key=scores.__getitem__)[0])
-        if replanned:
+        progress.only_near = progress.forwards % _NEAR_EVERY < _NEAR_FORWARDS
+        if progress.only_near:
+            pass
+        elif replanned:
             for ahead in self._ahead_levels:
                 for level in levels[max(near - 1, 0) : near + 2]:
                     score(level, ahead)
@@ -255,10 +268,14 @@ class DraftChooser:
         self._costs.learn(self._curve, work, seconds)
         expected = self._curve.seconds(work)
         progress.made.add(sum(steps for _, steps in chains), expected)
+        if progress.only_near:
+            progress.near.add(sum(steps for _, steps in chains), expected)
+            progress.near_likely = sum(self._acceptance.reached()[:4])
         progress.forwards += 1
         most = (_FIRST_TRIALS if progress.forwards <= _FIRST_FORWARDS else _LATER_TRIALS) * expected
         allowance = most if progress.allowance is None else progress.allowance
         progress.allowance = min(allowance + _TRIALS * expected, most)
+        progress.most_allowance = _LATER_TRIALS * expected
 
     def why(self) -> str:
         """What was chosen most often, and what that rests on; empty where nothing was."""
@@ -281,7 +298,12 @@ class DraftChooser:
         for likely in reached:
             gains.append(gains[-1] + likely)
         if progress.made.seconds > 0:
-            rate = _THRIFT * max(each.steps / each.seconds for each in (progress.made, progress.static) if each.seconds)
+            # At least what simpler ways made: a rate that is too low makes time look cheap, and stays low by that.
+            rate = max(each.steps / each.seconds for each in (progress.made, progress.static) if each.seconds)
+            if progress.near.seconds > 0:
+                near = progress.near.steps / progress.near.seconds
+                rate = max(rate, near * min(sum(reached[:4]) / progress.near_likely, 1.0))
+            rate *= _THRIFT
         else:
             rate = max(count * gains[level] / seconds[level] for level in self._levels)
         worth, total, best, previous = [0.0, 0.0], 0.0, 0.0, 1
@@ -315,7 +337,7 @@ class DraftChooser:
         tried, most = best, scores[best]
         for way, score in scores.items():
             loss = (scores[best] - score) / plan.rate
-            if way == best or loss > allowance:
+            if way == best or min(loss, self._progress.most_allowance) > allowance:
                 continue
             gain = sum(times * outlook.gain(*way, reached, plan.worth) for outlook, times in groups)
             hope = gain - plan.rate * self._curve.optimistic_seconds(works[way])

@@ -14,6 +14,7 @@ _DRIFT = 0.03  # of the machine's speed from one forward to the next
 _AGEING = 0.004  # of what is known of a size
 _GUESSED, _BETWEEN = 0.5, 0.2  # of a size that was never run: beyond all that were, or between two of them
 _OUTLIER = 3.0  # standard deviations
+_FEW_RUNS, _DEAREST = 3, 0.35  # of so few forwards none counts as much dearer than expected
 
 
 @dataclass
@@ -98,11 +99,13 @@ class CostCurve:
         """The least that a forward may take, as far as is known."""
         size = self.sizes.get(self.index(work))
         if size is not None:
-            return self.seconds(work) * math.exp(-math.sqrt(size.variance))
+            return self.seconds(work) * math.exp(
+                -max(math.sqrt(size.variance), _GUESSED if size.runs < _FEW_RUNS else 0.0)
+            )
         least = self.seconds(work)
         if self._order and work < self._order[0].work:  # nothing below may be but in proportion
             least = min(least, math.exp(self._order[0].value) * work / self._order[0].work)
-        return least * math.exp(-_BETWEEN)
+        return least * math.exp(-_GUESSED)
 
 
 class CostModel:
@@ -110,13 +113,16 @@ class CostModel:
 
     Neighbours slow a machine down for seconds, whatever it runs. So each surprise is divided: a change that comes without
     another size is the machine's, and moves no curve; one that comes with another size belongs, as far as little is known of
-    that size, to it.
+    that size, to it. A single forward that took far longer than all others says
+    little.
     """
 
     def __init__(self) -> None:
         self._curves: dict[tuple[Hashable, int], CostCurve] = {}
         self._drift = 0.0
         self._drift_variance = _DRIFT * _JITTER
+        self._jitter = _JITTER**2
+        self._outlier = 0.0
         self._last: _Size | None = None
 
     def curve(self, kind: Hashable, sequences: int) -> CostCurve:
@@ -140,18 +146,29 @@ class CostModel:
         if size is None:
             size = curve.add(work)
         of_size, of_drift = size.variance, self._drift_variance + _DRIFT**2
-        total = of_size + of_drift + _JITTER**2
+        total = of_size + of_drift + self._jitter
         if unknown:
             of_size, of_drift = 1e6, 0.0
-        elif surprise * surprise > _OUTLIER**2 * total and size.runs >= 3:
-            of_drift = max(of_drift, surprise * surprise / 2)
-            of_size = 0.0 if size is self._last else max(of_size, (_JITTER / 2) ** 2)
-        total = of_size + of_drift + _JITTER**2
+        elif size.runs < _FEW_RUNS:
+            surprise = min(surprise, _DEAREST)  # what is dear by accident would not be run again
+        elif surprise * surprise > _OUTLIER**2 * total:
+            again, self._outlier = self._outlier * surprise > 0, surprise
+            if again:
+                of_drift = max(of_drift, surprise * surprise / 2)
+                of_size = 0.0 if size is self._last else max(of_size, (_JITTER / 2) ** 2)
+            else:
+                surprise, of_drift = math.copysign(math.sqrt(total), surprise), 0.0
+        else:
+            self._outlier = 0.0
+            self._jitter += (surprise * surprise / 2 - self._jitter) / 50
+            self._jitter = min(max(self._jitter, (_JITTER / 2) ** 2), (3 * _JITTER) ** 2)
+        total = of_size + of_drift + self._jitter
         size.value += of_size / total * surprise
         if of_size:
             size.variance = of_size * (1 - of_size / total) + _AGEING**2
         self._drift += of_drift / total * surprise
-        self._drift_variance = of_drift * (1 - of_drift / total)
+        if of_drift:
+            self._drift_variance = of_drift * (1 - of_drift / total)
         size.runs += 1
         size.work += (work - size.work) / min(size.runs, 30)
         curve.changed()
