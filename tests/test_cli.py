@@ -114,7 +114,9 @@ def test_generate_says_what_was_chosen_and_why(capsys: pytest.CaptureFixture[str
     assert main([*options, "--draft-steps", "auto"]) == 0
     said = capsys.readouterr().err
     assert "identical to static decoding: yes" in said
-    assert re.search(r"^drafts: mostly \d+ drafts?, lookahead \d+ \(\d+ of \d+ forwards\): draft 2 is right \d+% ", said, re.M)
+    assert re.search(
+        r"^drafts: mostly \d+ drafts?, lookahead \d+ \(\d+ of \d+ forwards\): draft 2 is right \d+%", said, re.M
+    )
     assert main([*options, "--draft-steps", "8"]) == 0
     assert "drafts: " not in capsys.readouterr().err
 
