@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import torch
 
@@ -27,11 +28,11 @@ EMBEDDED_BUDGET, RANDOM_BUDGET, FEWEST_ROUNDS = 75.0, 60.0, 3
 
 @dataclass(frozen=True)
 class Way:
-    """One way to decode; `draft_steps=1` is static decoding."""
+    """One way to decode; `draft_steps=1` is static decoding, "auto" chooses for each forward."""
 
     batch: int
     block_length: int
-    draft_steps: int
+    draft_steps: int | Literal["auto"]
     drafting: str = "recycled"
     lookahead_steps: int | None = None
 
@@ -42,9 +43,27 @@ class Way:
 
     @property
     def provider(self) -> str:
-        if self.draft_steps == 1:
-            return "static"
+        if self.draft_steps in (1, "auto"):
+            return "static" if self.draft_steps == 1 else "auto"
         return "nested" if self.drafting == "nested" else "ahead 1" if self.lookahead_steps == 1 else "freedave"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """`outside`: the share of time outside the forward."""
+
+    seconds: float
+    outside: float
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Tokens a second of "auto" against static decoding's, and against the best fixed setting's (static among them)."""
+
+    cell: str
+    against_static: float
+    against_best: float
+    best: Way
 
 
 @dataclass(frozen=True)
@@ -86,6 +105,13 @@ def run(record: Record, quick: bool) -> None:
     )
     ways = QUICK_RANDOM if quick else RANDOM
     measure(record, random({way.batch for way in ways}, rounds=2 if quick else 3, tiny=quick), ways)
+    for model in ("embedded", "random"):
+        for batch, block_length in QUICK_CELLS if quick else CELLS:
+            chosen = measure_choice(record, model, batch, block_length, quick)
+            print(
+                f"  {chosen.cell}: auto {chosen.against_static:.2f} x static, {chosen.against_best:.2f} x the best fixed "
+                f"({chosen.best.provider}, K={chosen.best.draft_steps})"
+            )
 
 
 def _ways(batch: int, block_length: int, draft_steps: Iterable[int]) -> list[Way]:
@@ -104,6 +130,44 @@ EMBEDDED = [
 RANDOM = [*_ways(1, 16, [1, 8]), Way(1, 16, 8, lookahead_steps=1), *_ways(4, 16, [1, 8])]
 QUICK_EMBEDDED = [*_ways(1, 16, [1, 8]), *_ways(2, 16, [1, 8])]
 QUICK_RANDOM = _ways(1, 4, [1, 4])
+
+
+# Where "auto" has to be as fast as the best fixed setting: sequences and block lengths.
+CELLS = [(batch, block_length) for batch in (1, 4, 16, 32) for block_length in (4, 16, 32)]
+QUICK_CELLS = [(2, 4)]
+CELLS_OF_CHECK = [(1, 4), (1, 16), (4, 16), (16, 4)]
+# Forwards of more tokens are not tried as fixed settings: on a CPU they take longer than the static steps that they spare.
+MOST_TOKENS = 4096
+
+
+def choices(batch: int, block_length: int) -> list[Way]:
+    """Static decoding, "auto", and the fixed settings that it is compared with."""
+    fixed = [Way(batch, block_length, steps, lookahead_steps=ahead) for steps in (2, 4, 8, 16) for ahead in (1, None)]
+    small = [way for way in fixed if _most_tokens(way) <= MOST_TOKENS]
+    return [Way(batch, block_length, 1), Way(batch, block_length, "auto"), *small]
+
+
+def _most_tokens(way: Way) -> int:
+    """Of a forward with a fixed number of drafts, about."""
+    assert way.draft_steps != "auto"
+    ahead = way.draft_steps if way.lookahead_steps is None else way.lookahead_steps
+    return way.batch * way.draft_steps * (1 + ahead // way.block_length) * way.block_length
+
+
+def measure_choice(record: Record, model: str, batch: int, block_length: int, quick: bool) -> Chosen:
+    """Interleaved, once what is learnt of the model has been learnt."""
+    if model == "embedded":
+        workload = embedded({batch}, rounds=2 if quick else 5, max_new_tokens=16 if quick else 96)
+    else:
+        workload = random({batch}, rounds=2 if quick else 3, tiny=quick)
+    ways = choices(batch, block_length)
+    for prompt in workload.prompts[batch]:  # the promise begins after a hundred tokens
+        decode(workload, ways[1], prompt)
+    found = measure(record, workload, ways)
+    static, auto, *_ = (found[way].seconds for way in ways)
+    best = min((way for way in ways if way.draft_steps != "auto"), key=lambda way: found[way].seconds)
+    cell = f"{workload.name} B={batch}, block {block_length}"
+    return Chosen(cell, static / auto, found[best].seconds / auto, best)
 
 
 def embedded(batches: Iterable[int], rounds: int, max_new_tokens: int = 96) -> Workload:
@@ -161,8 +225,8 @@ def decode(workload: Workload, way: Way, prompt: torch.Tensor) -> Decoded:
     return Decoded(seconds, out.stats.other_seconds, out.stats.tokens, out.num_forwards, out.sequences)
 
 
-def measure(record: Record, workload: Workload, ways: Sequence[Way]) -> dict[Way, float]:
-    """Returns the share of time outside the forward, by way."""
+def measure(record: Record, workload: Workload, ways: Sequence[Way]) -> dict[Way, Measured]:
+    """Every way in turn, on every prompt, in every round."""
     for batch in dict.fromkeys(way.batch for way in ways):
         freedave.generate(workload.lm, workload.prompts[batch][0], max_new_tokens=2, draft_steps=2)  # warms up
     samples: Samples = {way: [[] for _ in workload.prompts[way.batch]] for way in ways}
@@ -183,7 +247,7 @@ def _summed(timings: list[Timing]) -> Timing:
     return Timing(**sums, rounds=timings[0].rounds, of_rounds=timings[0].of_rounds)
 
 
-def _row(record: Record, workload: Workload, way: Way, samples: Samples, timings: dict[Way, Timing]) -> float:
+def _row(record: Record, workload: Workload, way: Way, samples: Samples, timings: dict[Way, Timing]) -> Measured:
     last = [rounds[-1] for rounds in samples[way]]
     tokens, forwards = sum(one.tokens for one in last), sum(one.forwards for one in last)
     outside = statistics.median(one.outside / one.seconds for rounds in samples[way] for one in rounds)
@@ -210,8 +274,8 @@ def _row(record: Record, workload: Workload, way: Way, samples: Samples, timings
         f"{'' if ratio is None else f'{ratio:.2f}':>10}{outside:>9.1%}{'  DIFFERS FROM STATIC' if identical is False else ''}"
     )
     record.put("decode", text, model=workload.name, provider=way.provider, shape=_shape(way), **values)
-    return outside
+    return Measured(timings[way].median, outside)
 
 
-def _shape(way: Way) -> dict[str, int]:
+def _shape(way: Way) -> dict[str, int | str]:
     return {"B": way.batch, "K": way.draft_steps, "block": way.block_length}

@@ -378,7 +378,7 @@ def test_a_model_without_a_tokenizer() -> None:
             "top_k cannot be honoured; known are until, max_gen_toks and draft_steps",
         ),
         ({"draft_steps": 0}, "draft_steps must be at least 1, got 0"),
-        ({"draft_steps": "four"}, "draft_steps must be an int, got str"),
+        ({"draft_steps": "four"}, "draft_steps must be 'auto' or an integer of at least 1, got 'four'"),
         ({"draft_steps": [4]}, "draft_steps must be an int, got list"),
         ({"threshold": "high"}, "threshold must be a float, got str"),
         ({"order": 3}, "order must be a str, got int"),
@@ -437,7 +437,7 @@ def test_bad_command_lines(options: list[str], message: str, capsys: pytest.Capt
     ("arguments", "message"),
     [
         ("--model_args pretrained=demo,bogus=1", "--model_args: .* unexpected keyword argument 'bogus'"),
-        ("--model_args pretrained=demo,draft_steps=many", "--model_args: .*draft_steps must be an int, got str"),
+        ("--model_args pretrained=demo,draft_steps=many", "--model_args: .*draft_steps must be 'auto' or an integer"),
         ("--model_args pretrained=demo,draft_steps=0", "draft_steps must be at least 1, got 0"),
         ("--model_args pretrained=no/such/model", "no/such/model"),
         ("--model_args pretrained=demo --tasks no_such_task", "Tasks not found: no_such_task"),

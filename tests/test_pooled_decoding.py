@@ -186,7 +186,7 @@ def test_fixed_shapes_take_as_few_forwards_as_planned(family: str, cache: str, d
 @POOLED
 def test_a_window_that_is_known_throughout(monkeypatch: pytest.MonkeyPatch, drafting: str) -> None:
     """Blocks that were finished through the pool may fill the whole window; the next step computes and passes them."""
-    monkeypatch.setattr(Settings, "drafted_length", property(lambda self: self.block_length))
+    monkeypatch.setattr(Settings, "drafted_length", lambda self, draft_steps: self.block_length)
     options = {"max_new_tokens": 24, "draft_steps": 6, "block_length": 4, "drafting": drafting}
     accepted: list[int] = []
     for seed in range(4):

@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from freedave.decode.options import Choice, DecodingOptions, Seed, Switch, WholeNumber
+from freedave.decode.options import Choice, DecodingOptions, Seed, Switch, WholeNumber, WholeNumberOrAuto
 from freedave.picture import check_picture_path
 
 # Written out, as the modules that they belong to import torch. tests/test_cli.py compares them.
@@ -34,6 +34,17 @@ def whole_number(minimum: int) -> Callable[[str], int]:
         return number
 
     return parse
+
+
+def whole_number_or_auto(text: str) -> int | str:
+    """A type for argparse: a whole number of at least 1, or the word auto."""
+    if text == "auto":
+        return text
+    try:
+        int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be auto or a whole number, got {text!r}") from None
+    return whole_number(1)(text)
 
 
 def number(text: str) -> float:
@@ -115,7 +126,12 @@ def add_decoding_options(parser: Any, max_new_tokens: str) -> None:
         elif isinstance(kind, Switch):
             given["action"] = argparse.BooleanOptionalAction
         else:
-            given["type"] = {WholeNumber: whole_number(1), Seed: whole_number(0)}.get(type(kind), number)
+            types: dict[type, Callable[[str], Any]] = {
+                WholeNumber: whole_number(1),
+                Seed: whole_number(0),
+                WholeNumberOrAuto: whole_number_or_auto,
+            }
+            given["type"] = types.get(type(kind), number)
             given["metavar"] = option.metadata["letter"]
         group.add_argument(name, **given)
         if option.name == "draft_steps":
@@ -150,8 +166,9 @@ def add_demo(commands: Any) -> None:
     parser = commands.add_parser(
         "demo",
         help="decode held-out problems with the embedded model, statically and with FreeDave",
-        description="Decode held-out problems with the embedded model: static decoding, FreeDave with nested drafts "
-        "(as published) and with recycled drafts. Exit code 1 if any decode differs from static decoding.",
+        description="Decode held-out problems with the embedded model: static decoding, FreeDave with as many drafts as is "
+        "fastest, and with fixed numbers of nested (as published), recycled, pooled and pipelined drafts. Exit code 1 if "
+        "any decode differs from static decoding.",
     )
     positive = whole_number(1)
     parser.add_argument("--problems", type=positive, default=25, metavar="N", help="a task (default: %(default)s)")
@@ -191,6 +208,9 @@ def add_generate(commands: Any) -> None:
 
     output = parser.add_argument_group("output")
     output.add_argument("--check-lossless", action="store_true", help="also decode statically and compare")
+    output.add_argument(
+        "-v", "--verbose", action="store_true", help="with --draft-steps auto: say what was chosen, and why"
+    )
     add_picture_option(
         output,
         (),

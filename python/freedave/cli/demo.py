@@ -121,7 +121,8 @@ def draw(picture: str, lm: DiffusionLM, result: Comparison) -> None:
 
 def trace(lm: DiffusionLM, example: WorkedExample, mode: Mode) -> Trace:
     """One mode's decode of the worked example, as a picture shows it."""
-    name = "static decoding" if mode.is_static else f"FreeDave, {mode.draft_steps} {mode.drafting} drafts"
+    drafts = f"{mode.drafting} drafts" if mode.draft_steps == "auto" else f"{mode.draft_steps} {mode.drafting} drafts"
+    name = "static decoding" if mode.is_static else f"FreeDave, {drafts}"
     return Trace.of(name, lm, example.outputs[mode])
 
 

@@ -72,7 +72,8 @@ def title(config: dict[str, Any]) -> str:
     """Which model, and how it decoded."""
     settings, dtype = config["freedave"], config["model_dtype"].removeprefix("torch.")
     steps = settings["draft_steps"]
-    how = "static decoding" if steps == 1 else f"{steps} {settings['drafting']} drafts"
+    drafts = f"{settings['drafting']} drafts" if steps == "auto" else f"{steps} {settings['drafting']} drafts"
+    how = "static decoding" if steps == 1 else drafts
     return f"{settings['model']}: {settings['attention'].replace('_', '-')} attention, {dtype}, {how}"
 
 

@@ -47,7 +47,9 @@ class Decoded:
     def name(self) -> str:
         """What the decode is called next to static decoding."""
         steps, drafting = self.arguments.draft_steps, self.arguments.drafting
-        return "static decoding" if steps == 1 else f"FreeDave, {steps} {drafting} drafts"
+        if steps == 1:
+            return "static decoding"
+        return f"FreeDave, {drafting} drafts" if steps == "auto" else f"FreeDave, {steps} {drafting} drafts"
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -146,7 +148,7 @@ def draw(picture: str, decoded: Decoded) -> None:
     lm, arguments = decoded.lm, decoded.arguments
     block_length = arguments.block_length or lm.block_length or arguments.max_new_tokens
     traces = [Trace.of("static decoding", lm, decoded.static)]
-    if arguments.draft_steps > 1:
+    if arguments.draft_steps != 1:
         traces.append(Trace.of(decoded.name, lm, decoded.output))
     decode_picture(
         picture,
@@ -172,6 +174,8 @@ def report(decoded: Decoded) -> None:
             f"identical to static decoding: {'yes' if decoded.difference is None else 'NO'} "
             f"(static {decoded.static.num_forwards} forwards, FreeDave {decoded.output.num_forwards})"
         )
+    if decoded.arguments.verbose and stats.drafts_reason:
+        lines.append(f"drafts: {stats.drafts_reason}")
     if decoded.arguments.picture:
         lines.append(f"pictures: {', '.join(decoded.arguments.picture)}")
     print("\n".join(lines), file=sys.stderr)

@@ -21,11 +21,13 @@ before; with "dual" these compute the next block as well, once drafts can reach 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Collection
 from typing import Protocol
 
 import torch
 
+from freedave.decode.outlook import Outlook, outlook
 from freedave.decode.planned_sequence import PlannedSequence
 from freedave.decode.sequence import RANKS_FIRST
 from freedave.decode.settings import Settings
@@ -49,6 +51,9 @@ class CachePolicy(Protocol):
     def plan(self, sequence: PlannedSequence, batch_index: int, builder: ForwardBuilder) -> None:
         """Adds the sequence's runs and predictions to the next forward."""
 
+    def outlook(self, sequence: PlannedSequence, head_share: float) -> Outlook:
+        """What the next forward would compute, for any number of the drafts in hand; its prompt apart."""
+
     def rank(self, sequence: PlannedSequence, confidence: torch.Tensor) -> None:
         """Changes the confidences `[J, L]` of a sequence in place, where the policy decides what is committed first."""
 
@@ -59,6 +64,35 @@ class CachePolicy(Protocol):
 def masked_positions(state: list[int], mask_token_id: int, end: int) -> list[int]:
     """Positions below `end` that are masked."""
     return [i for i, token in enumerate(state[:end]) if token == mask_token_id]
+
+
+def _outlook(sequence: PlannedSequence, first: int, whole: int | None, most_behind: int, head_share: float) -> Outlook:
+    """`first` and `whole` as in `Outlook`; complete blocks at the window's start are added to `first` where blocks count."""
+    block, mask, state = sequence.block_length, sequence.mask_token_id, sequence.drafts[0]
+    if mask in state:
+        begin = state.index(mask) // block * block
+        now = state[begin : begin + block].count(mask)
+        behind = state.count(mask) - now + len(sequence.tokens) - sequence.start - len(state)
+    else:
+        begin, behind = len(state), len(sequence.tokens) - sequence.start - len(state)
+        now = min(behind, block)
+        behind -= now
+    drafts = len(sequence.drafts)
+    if drafts > 1 and mask not in sequence.drafts[-1] and not behind:
+        drafts -= 1  # it is complete, and not forwarded
+    if sequence.one_block:  # nor are those that are complete in their block
+        drafts = min(drafts, math.ceil(now / sequence.tokens_per_step))
+    return outlook(
+        drafts,
+        now,
+        min(behind, most_behind),
+        block,
+        sequence.tokens_per_step,
+        first if whole is not None else begin,
+        whole,
+        head_share,
+        sequence.more_blocks,
+    )
 
 
 class ExactCache:
@@ -156,6 +190,9 @@ class ExactCache:
         builder.predict_masked(batch_index, first, first_places, length, self._mask)
         builder.attend(first, len(members), length, sequence.slot, [(0, sequence.start)])
 
+    def outlook(self, sequence: PlannedSequence, head_share: float) -> Outlook:
+        return _outlook(sequence, 0, None, sequence.furthest, head_share)
+
     def rank(self, sequence: PlannedSequence, confidence: torch.Tensor) -> None:
         pass
 
@@ -195,6 +232,10 @@ class NoCache(_WholeSequences):
                 masked = masked_positions(sequence.states[j], self._mask, sequence.reach_of[j])
                 row = begin + n * len(sequence.tokens)
                 builder.predict(batch_index, j, masked, [row + max(start + i - self._shift, 0) for i in masked])
+
+    def outlook(self, sequence: PlannedSequence, head_share: float) -> Outlook:
+        length = len(sequence.tokens)
+        return _outlook(sequence, length, length, sequence.furthest, head_share)
 
     def rank(self, sequence: PlannedSequence, confidence: torch.Tensor) -> None:
         pass
@@ -271,6 +312,11 @@ class BlockRefresh(_WholeSequences):
             builder.store(begin + end, stop - end, sequence.slot, end)
         masked = masked_positions(state, self._mask, sequence.reach_of[0])
         builder.predict(batch_index, 0, masked, [begin + max(start + i - self._shift, 0) for i in masked])
+
+    def outlook(self, sequence: PlannedSequence, head_share: float) -> Outlook:
+        whole = len(sequence.tokens) if sequence.refresh else 0
+        each = self._size if self._dual else len(sequence.tokens) - sequence.start
+        return _outlook(sequence, whole or each, each, self._size, head_share)
 
     def rank(self, sequence: PlannedSequence, confidence: torch.Tensor) -> None:
         if self._shift:

@@ -126,6 +126,16 @@ class Decoder:
         """How often each fixed shape ran; the planned executor has none."""
         return self._executor.shapes
 
+    @property
+    def drafts_chosen(self) -> dict[str, int]:
+        """How often each number of drafts and lookahead was chosen; empty where none is."""
+        return self._executor.drafts_chosen
+
+    @property
+    def drafts_reason(self) -> str:
+        """Why, in a sentence."""
+        return self._executor.drafts_reason
+
     def metrics(self) -> DecoderMetrics:
         """What the decoder has done until now."""
         return dataclasses.replace(

@@ -41,6 +41,14 @@ class Executor(Protocol):
     def shapes(self) -> dict[str, int]:
         """How often each fixed shape ran."""
 
+    @property
+    def drafts_chosen(self) -> dict[str, int]:
+        """How often each number of drafts and lookahead was chosen; empty where none is."""
+
+    @property
+    def drafts_reason(self) -> str:
+        """Why, in a sentence."""
+
     def enter(self, index: int, slot: int, prompt: list[int], settings: Settings) -> Sequence:
         """A new sequence in a free slot."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -32,7 +32,7 @@ def generate(
     lm: DiffusionLM,
     input_ids: torch.Tensor,
     max_new_tokens: int = 256,
-    draft_steps: int = 8,
+    draft_steps: int | Literal["auto"] = 8,
     block_length: int | None = None,
     tokens_per_step: int = 1,
     order: str = "confidence",
@@ -144,6 +144,8 @@ def _decode(
     stats.forward_seconds = decoder.forward_seconds
     stats.cache_bytes = decoder.cache_bytes
     stats.shapes = decoder.shapes
+    stats.drafts_chosen = decoder.drafts_chosen
+    stats.drafts_reason = decoder.drafts_reason
     decoder.close()
     stats.total_seconds = time.perf_counter() - began
     broken = [sequence for sequence in sequences if sequence.error is not None]

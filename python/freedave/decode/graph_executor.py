@@ -94,6 +94,15 @@ class GraphExecutor:
     def shapes(self) -> dict[str, int]:
         return {str(shape): runs for shape, runs in self.steps.ran.items()}
 
+    @property
+    def drafts_chosen(self) -> dict[str, int]:
+        """Steps have as many drafts as their shapes."""
+        return {}
+
+    @property
+    def drafts_reason(self) -> str:
+        return ""
+
     def enter(self, index: int, slot: int, prompt: list[int], settings: Settings) -> DeviceSequence:
         sequence = DeviceSequence(index, slot, prompt, settings, self._lm.mask_token_id)
         try:

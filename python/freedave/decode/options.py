@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, Literal, ParamSpec, Protocol, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -30,6 +30,18 @@ class WholeNumber:
         from freedave.integers import as_int
 
         return as_int("generate", name, value, minimum=1)
+
+
+@dataclass(frozen=True)
+class WholeNumberOrAuto:
+    """An integer of at least 1, or "auto"."""
+
+    def checked(self, name: str, value: Any) -> Any:
+        if isinstance(value, str):
+            if value != "auto":
+                raise ValueError(f"generate: {name} must be 'auto' or an integer of at least 1, got {value!r}")
+            return value
+        return WholeNumber().checked(name, value)
 
 
 @dataclass(frozen=True)
@@ -97,7 +109,9 @@ class DecodingOptions:
     """How to decode. An option whose default is None may be None: then the model, or another option, decides.
 
     Args:
-        draft_steps: K, drafts a forward verifies; 1 is static decoding.
+        draft_steps: K, drafts a forward verifies; 1 is static decoding. "auto": in each forward as many, 1 to 16, and as long
+            a lookahead, as the seconds of the forwards so far and the drafts accepted so far say is fastest; what is chosen
+            changes no token. The graph executor has 8 then.
         block_length: None: the model's own (full attention without one: the whole answer is one block). Blocks are aligned
             at position 0 for block-causal models and at the end of the prompt for full attention.
         tokens_per_step: positions that one static step commits.
@@ -130,7 +144,7 @@ class DecodingOptions:
         TypeError, ValueError: naming the option.
     """
 
-    draft_steps: int = _option(8, WholeNumber(), "drafts a forward", "K")
+    draft_steps: int | Literal["auto"] = _option(8, WholeNumberOrAuto(), "drafts a forward, or auto", "K")
     block_length: int | None = _option(None, WholeNumber(), "(default: the model's)", "L")
     tokens_per_step: int = _option(1, WholeNumber(), "positions that one static step commits", "N")
     order: str = _option("confidence", Choice(("confidence", "left_to_right")), "which positions a static step commits")

@@ -74,7 +74,9 @@ class DecodeStats:
     of each sequence, one entry for each forward that it took part in. `positions_computed`: token positions that went
     through the model in all forwards, the compute that was spent. Seconds are wall time, without that of `on_step`; the
     forward is the model's, with the vocabulary projection and the cache. `cache_bytes`: the key-value buffers, which hold
-    every sequence once. `shapes`: how often each fixed shape of the graph executor ran. `own_static`: with
+    every sequence once. `shapes`: how often each fixed shape of the graph executor ran. `drafts_chosen`: with
+    `draft_steps="auto"` on the planned executor, how often each number of drafts and lookahead was chosen, and
+    `drafts_reason`, a sentence: why. `own_static`: with
     `measure_own_static`, what differs from static decoding in its own shapes: 0 in float32; in 16 bits near ties round to
     either side.
     """
@@ -87,6 +89,8 @@ class DecodeStats:
     accepted_by_sequence: list[list[int]] = field(default_factory=list)
     cache_bytes: int = 0
     shapes: dict[str, int] = field(default_factory=dict)
+    drafts_chosen: dict[str, int] = field(default_factory=dict)
+    drafts_reason: str = ""
     own_static: Differences | None = None
 
     @property

@@ -11,16 +11,19 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 
 from freedave.decode.cache_policy import CachePolicy, new_cache, policy_for
+from freedave.decode.draft_choice import Choice, DraftChooser, Experience, described
 from freedave.decode.executor import Found
 from freedave.decode.planned_sequence import PlannedSequence
-from freedave.decode.sequence import ACCEPTED, NON_FINITE, PREFIX_LENGTH, Sequence
+from freedave.decode.sequence import ACCEPTED, NON_FINITE, PREFIX_LENGTH, STEPS, Sequence
 from freedave.decode.settings import Settings
 from freedave.forward.packed_forward import ForwardBuilder, Prediction
 from freedave.forward.prediction import Predictor
@@ -36,6 +39,36 @@ _PADDING = -1
 CALL_TOKENS = 1024
 
 
+_experience: WeakKeyDictionary[torch.nn.Module, Experience] = WeakKeyDictionary()
+
+
+def chooser_for(lm: DiffusionLM, settings: Settings) -> DraftChooser:
+    """Chooses for a decode with these settings, from what all decodes of the model have left."""
+    machine = settings.cache, str(lm.device), torch.get_num_threads()
+    drafting = (
+        settings.drafting,
+        settings.cache,
+        settings.block_length,
+        settings.tokens_per_step,
+        settings.threshold,
+        settings.order,
+    )
+    experience = _experience.setdefault(lm.model, Experience())
+    return DraftChooser(experience, machine, drafting, settings.draft_steps, settings.lookahead_steps)
+
+
+def _head_share(lm: DiffusionLM) -> float:
+    """The share of the vocabulary projection, which is only computed for what is predicted, in the work on a token."""
+    if not lm.has_plain_head:
+        return 0.0
+    model: Any = lm.model
+    head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    body = sum(parameter.numel() for parameter in model.parameters()) - head.numel()
+    if embedding is not head:
+        body -= embedding.numel()
+    return float(head.numel() / (head.numel() + body))
+
+
 @dataclass(eq=False)
 class _Slot:
     sequence: PlannedSequence
@@ -45,8 +78,16 @@ class _Slot:
 class PlannedExecutor:
     """Runs the forwards of a batch of sequences; see `executor.Executor`."""
 
+    clock: Callable[[], float] = staticmethod(time.perf_counter)
+    """What the steps are timed with, where drafts are chosen."""
+
     def __init__(self, lm: DiffusionLM, settings: Settings, *, slots: int, capacity: int) -> None:
         self.positions_computed = 0
+        self._chooser = chooser_for(lm, settings) if settings.choose_drafts else None
+        self._head_share = _head_share(lm) if settings.choose_drafts else 0.0
+        self._choice = Choice(settings.draft_steps, settings.lookahead_steps, settings.draft_steps)
+        self._work = self._step_seconds = 0.0
+        self._chains: list[tuple[int, int]] = []
         self._features_seconds = 0.0
         self._lm = lm
         self._settings = settings
@@ -92,11 +133,38 @@ class PlannedExecutor:
     def leave(self, sequence: Sequence) -> None:
         del self._slots[sequence.index]
 
+    @property
+    def drafts_chosen(self) -> dict[str, int]:
+        chosen = {} if self._chooser is None else self._chooser.chosen
+        return {described(*way): times for way, times in sorted(chosen.items())}
+
+    @property
+    def drafts_reason(self) -> str:
+        return "" if self._chooser is None else self._chooser.why()
+
     def launch(self, sequences: list[Sequence]) -> None:
+        began = self.clock()
         storing, active = self._scheduled(sequences)
+        if self._chooser is not None and active:
+            self._choose(self._chooser, storing, active)
+        for slot in active:
+            slot.sequence.open_window(self._choice.drafts, self._choice.lookahead)
         self._launched = storing, active, self._step(storing, active)
+        self._step_seconds = self.clock() - began
+
+    def _choose(self, chooser: DraftChooser, storing: list[_Slot], active: list[_Slot]) -> None:
+        """How many drafts this forward has. Its prompts are work that it has anyway."""
+        outlooks = [slot.policy.outlook(slot.sequence, self._head_share) for slot in active]
+        prompts = sum(slot.policy.prompt_tokens(slot.sequence) for slot in (*storing, *active))
+        self._choice = choice = chooser.choose(outlooks, float(prompts))
+        # A forward that computes prompts says little about those that do not.
+        self._work = 0.0
+        if not prompts:
+            self._work = sum(outlook.work(choice.drafts, choice.lookahead) for outlook in outlooks)
 
     def read(self) -> list[Found]:
+        self._read_at = self.clock()
+        self._chains = []
         storing, active, step = self._launched
         for slot in storing:
             slot.sequence.accepted_lengths.append(0)
@@ -115,6 +183,7 @@ class PlannedExecutor:
         drafts = [record[begin : begin + length] for begin in first_of_drafts]
         new = sequence.advance(drafts, record, record[found.layout.step_map], forward)
         if not sequence.finished:
+            self._chains.append((len(sequence.states), record[STEPS]))
             kept = slot.policy.kept(record[ACCEPTED], record[PREFIX_LENGTH])
             first = sequence.slot * self._capacity + start
             self._kept += kept
@@ -128,6 +197,9 @@ class PlannedExecutor:
                 both = torch.tensor([self._kept, self._kept_at], device=self._lm.device)
                 self._cache.keep(both[0], both[1])
             self._kept, self._kept_at = [], []
+        if self._chooser is not None and self._launched[1]:
+            seconds = self._step_seconds + self.clock() - self._read_at
+            self._chooser.learn(self._work, seconds if self._work else None, self._chains)
 
     def _scheduled(self, sequences: list[Sequence]) -> tuple[list[_Slot], list[_Slot]]:
         """Those whose next chunk of the prompt is only stored, and those whose drafts are predicted; others wait.
@@ -211,7 +283,7 @@ class PlannedExecutor:
             confidence,
             num_drafts,
             lm.mask_token_id,
-            settings.draft_steps,
+            self._choice.build,
             tokens_per_step=settings.tokens_per_step,
             threshold=settings.least_confidence,
             order=settings.order,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from freedave.decode.sequence import NUM_DRAFTS, Sequence
-from freedave.decode.settings import Settings
+from freedave.decode.settings import MORE_BLOCKS, Settings
 
 
 class PlannedSequence(Sequence):
-    """`states` are the drafts to be forwarded, each over the whole window; `reach_of[j]` says how many positions of draft j
+    """`drafts` are those in hand, as they were made. `open_window` decides how many of them are forwarded, and how far ahead:
+    `states` are the drafts to be forwarded, each over the whole window; `reach_of[j]` says how many positions of draft j
     have to be predicted: its next drafts cannot depend on those behind.
 
     The window is `start ... start + length - 1`: the current block and those further blocks that the drafts, or the drafts
@@ -21,7 +22,33 @@ class PlannedSequence(Sequence):
     def __init__(self, index: int, slot: int, prompt: list[int], settings: Settings, mask_token_id: int) -> None:
         super().__init__(index, slot, prompt, settings, mask_token_id)
         # The first forward has one "draft": the state with nothing generated, which is right by definition.
-        self._open_window([self.tokens[self.start : self.start + settings.block_length]])
+        self.drafts = [self.tokens[self.start : self.start + settings.block_length]]
+        self.states: list[list[int]] = []
+        self.reach_of: list[int] = []
+
+    @property
+    def block_length(self) -> int:
+        return self._settings.block_length
+
+    @property
+    def mask_token_id(self) -> int:
+        return self._mask
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self._settings.tokens_per_step
+
+    @property
+    def more_blocks(self) -> int | None:
+        """How many blocks more the first of several drafts shows; None: drafts are not pooled."""
+        return MORE_BLOCKS[self._settings.drafting] if self._settings.pooled and not self.one_block else None
+
+    @property
+    def furthest(self) -> int:
+        """Positions behind the current block that drafts may have to do with."""
+        settings = self._settings
+        steps = (2 * settings.draft_steps + settings.lookahead_steps) * settings.tokens_per_step
+        return steps + 6 * settings.block_length
 
     @property
     def length(self) -> int:
@@ -40,28 +67,28 @@ class PlannedSequence(Sequence):
             passed = self.passed(committed, record)
             self.refresh = passed > 0
             self.start += passed
-            self._open_window([draft[passed:length] for draft in drafts[: max(record[NUM_DRAFTS], 1)]])
+            self.drafts = [draft[passed:length] for draft in drafts[: max(record[NUM_DRAFTS], 1)]]
         return new
 
-    def _open_window(self, drafts: list[list[int]]) -> None:
-        """The window from `start` for active `drafts`, as long as their next drafts need."""
-        size = self._settings.block_length
+    def open_window(self, count: int, lookahead: int) -> None:
+        """The window from `start` for the first `count` drafts in hand, as long as their next `lookahead` steps need."""
+        size, drafts = self._settings.block_length, self.drafts[:count]
         fresh = [self._mask] * (len(self.tokens) - self.start - len(drafts[0]))
         if self.one_block:
             del fresh[max(2 * size - len(drafts[0]), 0) :]
         states = [draft + fresh for draft in drafts]
-        reach = [self.reach(state, self._settings.lookahead_steps) for state in states]
+        reach = [self.reach(state, lookahead) for state in states]
         length = reach[-1]  # drafts are nested, so the last one reaches furthest
-        if self._settings.pooled and not self.one_block:
+        if self._settings.pooled and count > 1 and not self.one_block:
             # Draft 0 says what to expect wherever a walk may lead, and shows it the whole window.
-            length = reach[0] = self._pooled_length(states[0])
+            length = reach[0] = max(self._pooled_length(states[0], count), length)
         # A draft without masks predicts nothing, so it is not forwarded.
         open_until = size if self.one_block else length
         self.states = [state[:length] for state in states if self._mask in state[:open_until]]
         self.reach_of = [min(end, length) for end in reach[: len(self.states)]]
 
-    def _pooled_length(self, state: list[int]) -> int:
-        """The length of a window in which pooled drafts go on from `state`, to which it is open."""
+    def _pooled_length(self, state: list[int], count: int) -> int:
+        """The length of a window in which up to `count` pooled drafts go on from `state`, to which it is open."""
         size = self._settings.block_length
         complete = state.index(self._mask) // size * size
-        return min(complete + self._settings.drafted_length, len(state))
+        return min(complete + self._settings.drafted_length(count), len(state))

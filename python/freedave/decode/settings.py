@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from freedave.decode.draft_choice import MOST_DRAFTS
 from freedave.decode.options import DecodingOptions
 from freedave.integers import as_int, as_token_ids
 from freedave_kernels.contract import DRAWN_MEASURES, MAX_POOL_STATES, POOLED_DRAFTINGS
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 # pipelining enters later blocks early; with fewer blocks, both find fewer drafts (measured with the embedded model).
 MORE_BLOCKS = {"pooled": 1, "pipelined": 4}
 
+# What draft_steps="auto" is on the graph executor, whose steps have fixed shapes.
+GRAPH_DRAFTS = 8
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -28,7 +32,9 @@ class Settings:
 
     max_new_tokens: int
     draft_steps: int
+    """K; the most that a forward may have where drafts are chosen."""
     lookahead_steps: int
+    """The same of the lookahead."""
     block_length: int
     tokens_per_step: int
     order: str
@@ -57,6 +63,8 @@ class Settings:
     temperature: float = 0.0
     """0, or what logits are divided by where tokens are drawn."""
     seed: int = 0
+    choose_drafts: bool = False
+    """Whether each forward has as many drafts, and as long a lookahead, as is expected to be fastest (`draft_choice.py`)."""
 
     def static(self, *, own_shapes: bool = False) -> Settings:
         """The same decode, one step a forward.
@@ -66,7 +74,7 @@ class Settings:
         """
         if self.executor == "graph" and not own_shapes:
             return dataclasses.replace(self, active_drafts=1)
-        return dataclasses.replace(self, draft_steps=1, lookahead_steps=1, drafting="nested")
+        return dataclasses.replace(self, draft_steps=1, lookahead_steps=1, drafting="nested", choose_drafts=False)
 
     @property
     def least_confidence(self) -> float | None:
@@ -90,10 +98,9 @@ class Settings:
         states = max(48, 6 * self.draft_steps) if self.drafting == "pipelined" else max(16, 3 * self.draft_steps)
         return min(states, MAX_POOL_STATES)
 
-    @property
-    def drafted_length(self) -> int:
-        """How far drafts may go, counted from the first block that is not complete, where they are pooled."""
-        steps = 2 * self.draft_steps * self.tokens_per_step
+    def drafted_length(self, draft_steps: int) -> int:
+        """How far so many drafts may go, counted from the first block that is not complete, where they are pooled."""
+        steps = 2 * draft_steps * self.tokens_per_step
         return (math.ceil(steps / self.block_length) + MORE_BLOCKS[self.drafting]) * self.block_length
 
     def pool_length(self, capacity: int) -> int:
@@ -101,7 +108,9 @@ class Settings:
 
         It may begin with complete blocks, but no more than drafts go over.
         """
-        return math.ceil(min(2 * self.drafted_length, capacity) / self.block_length) * self.block_length
+        return (
+            math.ceil(min(2 * self.drafted_length(self.draft_steps), capacity) / self.block_length) * self.block_length
+        )
 
     @property
     def one_block(self) -> bool:
@@ -215,10 +224,14 @@ def resolve_settings(
     max_new_tokens = as_int("generate", "max_new_tokens", max_new_tokens, minimum=1)
     if prefill_chunk is not None:
         prefill_chunk = as_int("generate", "prefill_chunk", prefill_chunk, minimum=1)
+    executor = _executor(lm, chosen.executor, chosen.compile, chosen.temperature > 0)
+    draft_steps = chosen.draft_steps
+    if draft_steps == "auto":
+        draft_steps = GRAPH_DRAFTS if executor == "graph" else MOST_DRAFTS
     settings = Settings(
         max_new_tokens=max_new_tokens,
-        draft_steps=chosen.draft_steps,
-        lookahead_steps=min(chosen.lookahead_steps or chosen.draft_steps, chosen.draft_steps),
+        draft_steps=draft_steps,
+        lookahead_steps=min(chosen.lookahead_steps or draft_steps, draft_steps),
         block_length=chosen.block_length or lm.block_length or max_new_tokens,
         tokens_per_step=chosen.tokens_per_step,
         order=chosen.order,
@@ -231,10 +244,11 @@ def resolve_settings(
         aligned_at_zero=lm.attention == "block_causal",
         max_positions=lm.max_positions,
         prefill_chunk=prefill_chunk,
-        executor=_executor(lm, chosen.executor, chosen.compile, chosen.temperature > 0),
+        executor=executor,
         compile=chosen.compile,
         temperature=chosen.temperature,
         seed=int(torch.randint(2**63 - 1, ())) if chosen.temperature > 0 and chosen.seed is None else chosen.seed or 0,
+        choose_drafts=chosen.draft_steps == "auto" and executor == "planned",
     )
     if settings.temperature > 0 and settings.executor == "graph":
         raise ValueError("a temperature needs executor='planned' so far")

@@ -95,7 +95,7 @@ def window_blocks(settings: Settings) -> int:
     """
     steps = settings.draft_steps + settings.lookahead_steps
     if settings.pooled:
-        reached = settings.drafted_length // settings.block_length
+        reached = settings.drafted_length(settings.draft_steps) // settings.block_length
     elif settings.threshold is None:
         reached = 1 + math.ceil((steps * settings.tokens_per_step - 1) / settings.block_length)
     else:  # the first step may fill a block, each further one a position

@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -22,9 +22,9 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Mode:
-    """One way to decode; `draft_steps=1` is static decoding."""
+    """One way to decode; `draft_steps=1` is static decoding, "auto" chooses in each forward."""
 
-    draft_steps: int
+    draft_steps: int | Literal["auto"]
     drafting: str = "recycled"
     lookahead_steps: int | None = None
 
@@ -38,11 +38,14 @@ class Mode:
         """What people read: "static", "nested K=8", "recycled K=8, ahead 1"."""
         if self.is_static:
             return "static"
+        if self.draft_steps == "auto":
+            return f"{self.drafting} auto"
         ahead = "" if self.lookahead_steps is None else f", ahead {self.lookahead_steps}"
         return f"{self.drafting} K={self.draft_steps}{ahead}"
 
 
 STATIC = Mode(draft_steps=1)
+AUTO = Mode(draft_steps="auto")
 DRAFTED = (("nested", None), ("recycled", None), ("recycled", 1), ("pooled", None), ("pipelined", None))
 
 
@@ -63,11 +66,12 @@ class DemoSettings:
 
     @property
     def modes(self) -> tuple[Mode, ...]:
-        """Static decoding, then for each number of drafts: every way to draft, and the default with the shortest lookahead,
-        which spends less compute on a forward: that is what a CPU is short of.
+        """Static decoding, as many drafts as is fastest, then for each fixed number of drafts: every way to draft, and
+        "recycled" with the shortest lookahead, which spends less compute on a forward: that is what a CPU is short of.
         """
         return (
             STATIC,
+            AUTO,
             *(Mode(steps, drafting, lookahead) for steps in self.draft_steps for drafting, lookahead in DRAFTED),
         )
 

@@ -1,0 +1,228 @@
+"""draft_steps="auto" on the planned executor: static decoding's tokens whatever is chosen; choices follow the cost."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from test_batches import FAMILIES, decoder, padded
+from test_decoding import BLOCK_CAUSAL, FULL
+from test_pooled_decoding import any_options
+from tiny_models import golden_lm, prompt
+
+import freedave
+from freedave.decode import planned_executor
+from freedave.decode.draft_choice import Choice, DraftChooser, Experience
+from freedave.decode.options import DecodingOptions
+from freedave.decode.outlook import Outlook
+from freedave.decode.planned_executor import PlannedExecutor
+from freedave_kernels.contract import DRAFTINGS, POOLED_DRAFTINGS
+
+DRAFTING = pytest.mark.parametrize("drafting", [*DRAFTINGS, *POOLED_DRAFTINGS])
+
+
+class Machine:
+    """A clock that goes on by what a machine would take for each forward."""
+
+    def __init__(self, seconds: Callable[[int], float]) -> None:
+        self.now, self._seconds = 0.0, seconds
+
+    def __call__(self) -> float:
+        return self.now
+
+    def compute(self, tokens: int) -> None:
+        self.now += self._seconds(tokens)
+
+
+def run_on(monkeypatch: pytest.MonkeyPatch, seconds: Callable[[int], float]) -> Machine:
+    """Lets all models run on a machine whose forwards of n tokens take `seconds(n)`; what was learnt is forgotten."""
+    machine = Machine(seconds)
+    computed = freedave.DiffusionLM.packed_features
+
+    def features(self: Any, forward: Any, rows: torch.Tensor) -> torch.Tensor:
+        machine.compute(forward.input_ids.shape[1])
+        return computed(self, forward, rows)
+
+    monkeypatch.setattr(freedave.DiffusionLM, "packed_features", features)
+    monkeypatch.setattr(PlannedExecutor, "clock", machine)
+    monkeypatch.setattr(planned_executor, "_experience", {})
+    return machine
+
+
+@pytest.mark.parametrize(
+    ("seconds", "fewest", "most"),
+    [
+        pytest.param(lambda tokens: 1e-4 * tokens, 55, 64, id="every token costs the same"),
+        pytest.param(lambda tokens: 1e-3, 4, 25, id="tokens cost nothing"),
+    ],
+)
+def test_example(monkeypatch: pytest.MonkeyPatch, seconds: Callable[[int], float], fewest: int, most: int) -> None:
+    """Where tokens cost nothing many drafts are forwarded, and where drafts cost what they bring, next to none."""
+    run_on(monkeypatch, seconds)
+    lm = golden_lm(block_length=8)
+    for seed in range(4):
+        out = freedave.generate(lm, prompt(8, seed), 64, "auto", check_lossless=True)
+    assert fewest <= out.num_forwards <= most
+    assert sum(out.stats.drafts_chosen.values()) == out.num_forwards
+    chosen = max(out.stats.drafts_chosen, key=lambda way: out.stats.drafts_chosen[way])
+    assert out.stats.drafts_reason.startswith(f"mostly {chosen} (")
+
+
+@pytest.fixture
+def anything(monkeypatch: pytest.MonkeyPatch) -> random.Random:
+    """Every choice is drawn at random."""
+    draw = random.Random(0)
+
+    def choose(self: DraftChooser, outlooks: list[Outlook], other_work: float = 0.0) -> Choice:
+        counts = [draw.choice([1, 2, 3, 5, 8, 16]) for _ in range(3)]
+        self.chosen[counts[0], counts[1]] += 1
+        return Choice(*counts)
+
+    monkeypatch.setattr(DraftChooser, "choose", choose)
+    monkeypatch.setattr(DraftChooser, "learn", lambda *_: None)
+    monkeypatch.setattr(DraftChooser, "why", lambda _: "drawn")
+    return draw
+
+
+@DRAFTING
+@pytest.mark.parametrize("case", [*BLOCK_CAUSAL, *FULL])
+def test_golden_decodes_whatever_is_chosen(anything: random.Random, case: dict[str, Any], drafting: str) -> None:
+    cache = "auto" if case["family"] == "block_causal" else case["cache"]
+    lm = golden_lm(case["family"], block_length=case["block_length"])
+    for seed in range(2):
+        anything.seed(seed)
+        out = freedave.generate(
+            lm,
+            torch.tensor([case["prompt"]]),
+            len(case["sequence"]) - len(case["prompt"]),
+            "auto",
+            case["block_length"],
+            order=case["order"],
+            drafting=drafting,
+            cache=cache,
+        )
+        assert out.sequences[0].tolist() == case["sequence"]
+        assert out.step_map[0].tolist() == case["step"]
+        assert sum(out.stats.drafts_chosen.values()) == out.num_forwards
+
+
+@DRAFTING
+@pytest.mark.parametrize(("family", "cache"), FAMILIES)
+def test_random_decodes_whatever_is_chosen(anything: random.Random, family: str, cache: str, drafting: str) -> None:
+    """Batches, ends, thresholds, several positions a step: 1,024 decodes with those of all parameters."""
+    lm = golden_lm(family)
+    for seed in range(32):
+        draw = random.Random(seed)
+        options = any_options(draw) | {"draft_steps": "auto"}
+        input_ids, mask = padded([draw.choice([1, 4, 5, 12]) for _ in range(draw.choice([1, 3]))], "left")
+        anything.seed(seed)
+        freedave.generate(
+            lm, input_ids, attention_mask=mask, drafting=drafting, cache=cache, check_lossless=True, **options
+        )
+
+
+@pytest.mark.parametrize(("family", "cache"), FAMILIES)
+@pytest.mark.parametrize("block_length", [4, 8])
+@pytest.mark.parametrize("drafting", ["nested", "recycled"])
+def test_the_outlook_foretells_what_is_computed(
+    monkeypatch: pytest.MonkeyPatch, anything: random.Random, family: str, cache: str, block_length: int, drafting: str
+) -> None:
+    """To the token, and how many drafts there are for the next forward, without planning it."""
+    lm = golden_lm(family)
+    engine = decoder(
+        lm, slots=1, capacity=96, cache=cache, block_length=block_length, drafting=drafting, draft_steps="auto"
+    )
+    executor = engine._executor
+    assert isinstance(executor, PlannedExecutor)
+    executor._head_share = 0.0  # so that work is tokens
+    sequence: Any = engine.add(prompt(9)[0].tolist(), max_new_tokens=40)
+    foretold = []
+    choose = DraftChooser.choose
+
+    def spied(self: DraftChooser, outlooks: list[Outlook], other_work: float = 0.0) -> Choice:
+        choice = choose(self, outlooks, other_work)
+        foretold.append((outlooks[0].work(choice.drafts, choice.lookahead) + other_work, outlooks[0], choice))
+        return choice
+
+    monkeypatch.setattr(DraftChooser, "choose", spied)
+    errors = []
+    while engine.sequences:
+        before = executor.positions_computed
+        engine.launch()
+        work, outlook, choice = foretold[-1]
+        errors.append(abs(work - (executor.positions_computed - before)))
+        accepted = engine.poll()[0].steps - 1
+        if not sequence.finished and drafting == "nested":  # recycled ones go on through rejected drafts, too
+            follow = min(outlook.follows(choice.lookahead)[min(accepted, outlook.drafts - 1)], choice.build)
+            assert len(sequence.drafts) <= follow
+    if cache in (
+        "prefix",
+        "dual",
+    ):  # drafts that are complete in their block are left out, next blocks with "dual" added
+        assert sum(errors) <= 0.25 * executor.positions_computed
+    else:
+        assert errors.count(0) >= 0.95 * len(errors)
+
+
+def test_a_prompt_teaches_nothing_about_other_forwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    learnt = []
+    monkeypatch.setattr(DraftChooser, "learn", lambda self, work, seconds, chains: learnt.append((work, seconds)))
+    out = freedave.generate(golden_lm(), prompt(200), 16, "auto", prefill_chunk=64)
+    without = [seconds is None for _, seconds in learnt]
+    assert without == [True] + [False] * (len(learnt) - 1)
+    assert len(learnt) < out.num_forwards  # forwards that only store
+
+
+def test_what_is_learnt_stays_with_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And another object around the same model, as transformers' `generate` makes one for each call, finds it."""
+    run_on(monkeypatch, lambda tokens: 1e-3)
+    prompts = [prompt(8, seed) for seed in range(3)]
+    first, *_, last = [
+        freedave.generate(golden_lm(block_length=8), each, 40, "auto") for each in (*prompts, prompts[0])
+    ]
+    assert last.num_forwards < first.num_forwards
+
+
+def test_the_pool_has_room_for_whatever_is_chosen() -> None:
+    engine = decoder(golden_lm(block_length=8), slots=2, capacity=96, drafting="pooled", draft_steps="auto")
+    executor = engine._executor
+    assert isinstance(executor, PlannedExecutor) and executor._pool is not None
+    assert executor._pool.num_states == 48
+
+
+def test_static_decoding_is_what_one_pooled_draft_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that "auto" can be as fast as static decoding, where that is fastest."""
+    monkeypatch.setattr(DraftChooser, "choose", lambda *_: Choice(1, 1, 1))
+    for drafting in ("recycled", "pooled", "pipelined"):
+        out = freedave.generate(
+            golden_lm(block_length=8), prompt(8), 32, "auto", drafting=drafting, check_lossless=True
+        )
+        assert out.static is not None
+        assert out.stats.positions_computed == out.static.stats.positions_computed
+
+
+def test_a_lookahead_that_is_given_is_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    run_on(monkeypatch, lambda tokens: 1e-3)
+    out = freedave.generate(golden_lm(), prompt(8), 40, "auto", lookahead_steps=2)
+    assert {way.split()[-1] for way in out.stats.drafts_chosen} <= {"1", "2"}
+
+
+def test_the_graph_executor_has_eight() -> None:
+    lm = golden_lm(block_length=8)
+    auto, fixed = (freedave.generate(lm, prompt(8), 24, steps, executor="graph") for steps in ("auto", 8))
+    assert auto.num_forwards == fixed.num_forwards and auto.stats.shapes == fixed.stats.shapes
+    assert auto.stats.drafts_chosen == {} and auto.stats.drafts_reason == ""
+
+
+def test_other_words_are_refused() -> None:
+    with pytest.raises(ValueError, match="draft_steps must be 'auto' or an integer of at least 1, got 'many'"):
+        DecodingOptions(draft_steps="many")  # type: ignore[arg-type]
+
+
+def test_nothing_learnt_is_shared_by_models() -> None:
+    one, other = Experience(), Experience()
+    DraftChooser(one).learn(10.0, 1e-3, [(4, 2)])
+    assert one.acceptance[None].tried[0] == 1 and not other.acceptance
