@@ -6,7 +6,6 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
@@ -101,8 +100,14 @@ def pooled_step(record: Record, machine: Machine, batch: int, drafting: str) -> 
         for p in scene.parts(batch)
     ]
 
-    def ours(*arguments: Any) -> object:
-        return fk.draft_step(*arguments[:4], MASK, K, drafting=drafting, pool=arguments[4])
+    def ours(
+        drafts: torch.Tensor,
+        token_ids: torch.Tensor,
+        confidence: torch.Tensor,
+        num_drafts: torch.Tensor,
+        pool: fk.DraftPool,
+    ) -> object:
+        return fk.draft_step(drafts, token_ids, confidence, num_drafts, MASK, K, drafting=drafting, pool=pool)
 
     able = [name for name in machine.backends if name in registry.backends_with("pooled_step")]
     with torch.inference_mode():
