@@ -22,7 +22,7 @@ class Fixed:
     lookahead: int
 
     def choose(self, outlooks: list[Outlook]) -> Choice:
-        return Choice(self.drafts, self.lookahead, self.drafts)
+        return Choice(self.drafts, self.lookahead, self.drafts, self.drafts)
 
     def learn(self, *_: object) -> None:
         pass

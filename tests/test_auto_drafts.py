@@ -77,7 +77,7 @@ def anything(monkeypatch: pytest.MonkeyPatch) -> random.Random:
     draw = random.Random(0)
 
     def choose(self: DraftChooser, outlooks: list[Outlook], other_work: float = 0.0) -> Choice:
-        counts = [draw.choice([1, 2, 3, 5, 8, 16]) for _ in range(3)]
+        counts = [draw.choice([1, 2, 3, 5, 8, 16]) for _ in range(4)]
         self.chosen[counts[0], counts[1]] += 1
         return Choice(*counts)
 
@@ -195,7 +195,7 @@ def test_the_pool_has_room_for_whatever_is_chosen() -> None:
 
 def test_static_decoding_is_what_one_pooled_draft_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that "auto" can be as fast as static decoding, where that is fastest."""
-    monkeypatch.setattr(DraftChooser, "choose", lambda *_: Choice(1, 1, 1))
+    monkeypatch.setattr(DraftChooser, "choose", lambda *_: Choice(1, 1, 1, 1))
     for drafting in ("recycled", "pooled", "pipelined"):
         out = freedave.generate(
             golden_lm(block_length=8), prompt(8), 32, "auto", drafting=drafting, check_lossless=True

@@ -85,11 +85,13 @@ class Acceptance:
 @dataclass(frozen=True)
 class Choice:
     """`drafts` each sequence has in a forward, if it has as many; `lookahead`: for how many of its next steps each draft is
-    prepared; `build`: how many drafts to make of what the forward finds."""
+    prepared; `build`: how many drafts to make of what the forward finds. `shown`: for how many drafts the first one shows
+    what they can reach, where drafts are pooled."""
 
     drafts: int
     lookahead: int
     build: int
+    shown: int
 
 
 def described(drafts: int, lookahead: int) -> str:
@@ -255,7 +257,8 @@ class DraftChooser:
             best = self._trial(best, scores, works, groups, plan)
         progress.ahead = best[1]
         self.chosen[best] += 1
-        return Choice(best[0], best[1], plan.build)
+        # Those in hand may be fewer than are worth their time, and the next ones need not be.
+        return Choice(best[0], best[1], plan.build, max(plan.wanted, best[0]) if best[0] >= levels[-1] else best[0])
 
     def learn(self, work: float, seconds: float | None, chains: Sequence[tuple[int, int]]) -> None:
         """What came of the forward that was chosen last: its work and seconds (None: they say nothing about forwards like

@@ -85,7 +85,9 @@ class PlannedExecutor:
         self.positions_computed = 0
         self._chooser = chooser_for(lm, settings) if settings.choose_drafts else None
         self._head_share = _head_share(lm) if settings.choose_drafts else 0.0
-        self._choice = Choice(settings.draft_steps, settings.lookahead_steps, settings.draft_steps)
+        self._choice = Choice(
+            settings.draft_steps, settings.lookahead_steps, settings.draft_steps, settings.draft_steps
+        )
         self._work = self._step_seconds = 0.0
         self._chains: list[tuple[int, int]] = []
         self._features_seconds = 0.0
@@ -148,7 +150,7 @@ class PlannedExecutor:
         if self._chooser is not None and active:
             self._choose(self._chooser, storing, active)
         for slot in active:
-            slot.sequence.open_window(self._choice.drafts, self._choice.lookahead)
+            slot.sequence.open_window(self._choice.drafts, self._choice.lookahead, self._choice.shown)
         self._launched = storing, active, self._step(storing, active)
         self._step_seconds = self.clock() - began
 

@@ -70,8 +70,11 @@ class PlannedSequence(Sequence):
             self.drafts = [draft[passed:length] for draft in drafts[: max(record[NUM_DRAFTS], 1)]]
         return new
 
-    def open_window(self, count: int, lookahead: int) -> None:
-        """The window from `start` for the first `count` drafts in hand, as long as their next `lookahead` steps need."""
+    def open_window(self, count: int, lookahead: int, shown: int) -> None:
+        """The window from `start` for the first `count` drafts in hand, as long as their next `lookahead` steps need.
+
+        Where drafts are pooled, and `shown` is more than 1, it is as long as so many drafts can make use of.
+        """
         size, drafts = self._settings.block_length, self.drafts[:count]
         fresh = [self._mask] * (len(self.tokens) - self.start - len(drafts[0]))
         if self.one_block:
@@ -79,9 +82,9 @@ class PlannedSequence(Sequence):
         states = [draft + fresh for draft in drafts]
         reach = [self.reach(state, lookahead) for state in states]
         length = reach[-1]  # drafts are nested, so the last one reaches furthest
-        if self._settings.pooled and count > 1 and not self.one_block:
+        if self._settings.pooled and shown > 1 and not self.one_block:
             # Draft 0 says what to expect wherever a walk may lead, and shows it the whole window.
-            length = reach[0] = max(self._pooled_length(states[0], count), length)
+            length = reach[0] = max(self._pooled_length(states[0], shown), length)
         # A draft without masks predicts nothing, so it is not forwarded.
         open_until = size if self.one_block else length
         self.states = [state[:length] for state in states if self._mask in state[:open_until]]
