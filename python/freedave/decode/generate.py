@@ -37,7 +37,7 @@ def generate(
     tokens_per_step: int = 1,
     order: str = "confidence",
     threshold: float | None = None,
-    drafting: str = "recycled",
+    drafting: str = "pooled",
     cache: str = "auto",
     eos_token_id: int | Sequence[int] | None = None,
     lookahead_steps: int | None = None,

@@ -157,8 +157,8 @@ class DecodingOptions:
     temperature: float = _option(0.0, Temperature(), "draw tokens from softmax(logits / T); 0: the likeliest", "T")
     seed: int | None = _option(None, Seed(), "of the draws (default: another one each time)", "S")
     drafting: str = _option(
-        "recycled",
-        Choice(("recycled", "nested", "pooled", "pipelined")),
+        "pooled",
+        Choice(("pooled", "recycled", "nested", "pipelined")),
         "nested is as published; pooled takes fewer forwards, pipelined fewest",
     )
     lookahead_steps: int | None = _option(
