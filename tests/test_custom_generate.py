@@ -285,7 +285,7 @@ def test_a_difference_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"do_sample": True}, "do_sample=True cannot be honoured by freedave.custom_generate: decoding is greedy"),
+        ({"do_sample": True}, "do_sample=True cannot be honoured by freedave.custom_generate: without it, temperature"),
         ({"num_beams": 3}, "num_beams=3 cannot be honoured"),
         ({"do_sample": True, "num_return_sequences": 2}, "cannot be honoured"),
         ({"output_scores": True, "return_dict_in_generate": True}, "output_scores=True cannot be honoured"),

@@ -371,7 +371,10 @@ def test_a_model_without_a_tokenizer() -> None:
 @pytest.mark.parametrize(
     ("generation", "message"),
     [
-        ({"do_sample": True}, "this asks for sampling, and decoding is greedy here"),
+        (
+            {"do_sample": True},
+            "this asks for sampling, which a task cannot; the model's options temperature and seed can",
+        ),
         ({"temperature": 0.7}, "this asks for sampling"),
         (
             {"top_k": 5},

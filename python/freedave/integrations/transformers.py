@@ -28,7 +28,7 @@ from freedave.models.diffusion_lm import DiffusionLM
 # What `generate` itself puts there; anything else came from the caller.
 PREPARED = ("attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "cache_position")
 UNSUPPORTED = {
-    "do_sample": (False, "decoding is greedy"),
+    "do_sample": (False, "without it, temperature and seed draw tokens"),
     "num_beams": (1, "there are no beams"),
     "num_return_sequences": (1, "greedy decoding has one result"),
     "output_scores": (False, "tokens are not committed from left to right"),

@@ -237,7 +237,9 @@ class FreeDaveLM(TemplateLM):
             raise TypeError(f"until must be a string or a list of strings, got {until!r}")
         settings = dict(normalize_gen_kwargs(generation, self._max_gen_toks))
         if settings.pop("do_sample", False) | bool(settings.pop("temperature", 0)):
-            raise ValueError("this asks for sampling, and decoding is greedy here")
+            raise ValueError(
+                "this asks for sampling, which a task cannot; the model's options temperature and seed can"
+            )
         until = handle_stop_sequences(settings.pop("until", None), eos=self.tokenizer.eos_token)
         new = settings.pop("max_gen_toks")
         unknown = sorted(set(settings) - set(OPTION_NAMES))
