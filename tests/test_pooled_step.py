@@ -267,9 +267,9 @@ def both(*arguments: Any, **named: Any) -> fk.DraftStep:
     rest = [named.get(name, defaults.get(name)) for name in names]
     record = reference(*arguments[:4], copy.memory, copy.num_states, copy.length, *arguments[4:], *rest)
     torch.testing.assert_close(step.counters, record[:, step.layout.counters], rtol=0, atol=0)
-    theirs = fk.DraftStep(record, step.draft_steps)
-    torch.testing.assert_close(step.confidence, theirs.confidence, rtol=0, atol=0, equal_nan=True)
     end = step.layout.confidence.start
+    floats = [one[:, end:].view(torch.float32) for one in (step.record, record)]  # with what is behind an odd length
+    torch.testing.assert_close(*floats, rtol=0, atol=0, equal_nan=True)
     assert torch.equal(step.record[:, :end], record[:, :end])
     for name in ("age", "computed", "start", "states", "token_ids", "confidence"):
         torch.testing.assert_close(
