@@ -426,20 +426,6 @@ def test_long_windows_and_many_drafts(native_backend, length, columns, count, en
             drafts = torch.cat([drafts[..., 3:], torch.full((2, count, 3), M)], -1)
 
 
-def test_long_windows(native_backend):
-    """Of as many drafts and states as kernels hold."""
-    random = generator(0)
-    pool = fk.draft_pool(1, 64, 1024)
-    sure = torch.rand(1, 1, 1000, generator=random).clamp(0.2)
-    rank = sure.argsort(-1, descending=True).argsort(-1)
-    for filled in (0, 8):
-        drafts = torch.where(rank < filled + torch.arange(32).view(1, 32, 1), 1, M)
-        confidence = torch.where(drafts == M, sure + 0.002 * torch.rand(drafts.shape, generator=random), -INF)
-        named = {"drafting": "pipelined", "pool": pool, "window_start": torch.tensor([700])}
-        step = both(drafts, torch.ones_like(drafts), confidence, torch.tensor([32]), M, 32, **named)
-    assert step.steps > 1 and (pool.age > 0).sum() > 32
-
-
 def test_strided_inputs(backend):
     call = swap()
     expected = fk.draft_step(**call)
