@@ -267,9 +267,9 @@ def both(*arguments: Any, **named: Any) -> fk.DraftStep:
     rest = [named.get(name, defaults.get(name)) for name in names]
     record = reference(*arguments[:4], copy.memory, copy.num_states, copy.length, *arguments[4:], *rest)
     torch.testing.assert_close(step.counters, record[:, step.layout.counters], rtol=0, atol=0)
-    theirs = fk.DraftStep(record, step.draft_steps)
-    torch.testing.assert_close(step.confidence, theirs.confidence, rtol=0, atol=0, equal_nan=True)
     end = step.layout.confidence.start
+    floats = [one[:, end:].view(torch.float32) for one in (step.record, record)]  # with what is behind an odd length
+    torch.testing.assert_close(*floats, rtol=0, atol=0, equal_nan=True)
     assert torch.equal(step.record[:, :end], record[:, :end])
     for name in ("age", "computed", "start", "states", "token_ids", "confidence"):
         torch.testing.assert_close(
@@ -424,20 +424,6 @@ def test_long_windows_and_many_drafts(native_backend, length, columns, count, en
         drafts, num_drafts = step.drafts, step.num_drafts
         if columns > length and start == 0:  # as if the window had slid, over whatever is there
             drafts = torch.cat([drafts[..., 3:], torch.full((2, count, 3), M)], -1)
-
-
-def test_long_windows(native_backend):
-    """Of as many drafts and states as kernels hold."""
-    random = generator(0)
-    pool = fk.draft_pool(1, 64, 1024)
-    sure = torch.rand(1, 1, 1000, generator=random).clamp(0.2)
-    rank = sure.argsort(-1, descending=True).argsort(-1)
-    for filled in (0, 8):
-        drafts = torch.where(rank < filled + torch.arange(32).view(1, 32, 1), 1, M)
-        confidence = torch.where(drafts == M, sure + 0.002 * torch.rand(drafts.shape, generator=random), -INF)
-        named = {"drafting": "pipelined", "pool": pool, "window_start": torch.tensor([700])}
-        step = both(drafts, torch.ones_like(drafts), confidence, torch.tensor([32]), M, 32, **named)
-    assert step.steps > 1 and (pool.age > 0).sum() > 32
 
 
 def test_strided_inputs(backend):
