@@ -32,6 +32,7 @@ class Model(torch.nn.Module):
             torch.manual_seed(seed)
             self.inner = transformers.Qwen3ForCausalLM(config).eval()
         self.config = config
+        self.sharpness = 1.0
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **others: Any) -> Any:
         if attention_mask is None:  # everything sees everything
@@ -40,6 +41,7 @@ class Model(torch.nn.Module):
             attention_mask = torch.zeros(1, 1, input_ids.shape[1], length)
         out = self.inner(input_ids, attention_mask=attention_mask, **others)
         out.logits[..., MASK] = -30.0
+        out.logits *= self.sharpness
         return out
 
 
@@ -146,6 +148,19 @@ def test_fast_dllm(seed, cache, steps, threshold, lossless):
     assert taken <= forwards if lossless else taken == forwards
 
 
+@pytest.mark.parametrize("lossless", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_confidences_are_ranked_as_in_float64(seed, lossless):
+    """Though most of them are 1.0 in float32, where the lowest position would come first."""
+    model, start = Model(seed), prompts(seed, 2)
+    model.sharpness = 8.0
+    expected, filled, _ = published(model, start, 16, 16, 16)
+    call = {"steps": 16, "gen_length": 16, "block_length": 16, "mask_id": MASK, "lossless": lossless}
+    assert torch.equal(llada.generate(model, start, **call), expected)
+    assert torch.equal(fast_dllm.generate(model, start, **call)[0], expected)
+    assert filled != sorted(filled)
+
+
 def test_drafts_take_fewer_forwards():
     for cache, function in FUNCTIONS.items():
         call = (model_of(3), prompts(3), 16, 16, 8)
@@ -163,7 +178,11 @@ def test_padding_is_not_seen():
 
 
 REFUSED = [
-    (llada.generate, {"temperature": 0.5}, r"llada.generate: temperature=0.5 cannot be honoured: decoding is greedy"),
+    (
+        llada.generate,
+        {"temperature": 0.5},
+        r"llada.generate: temperature=0.5 cannot be honoured: .* draws anew in each step",
+    ),
     (llada.generate, {"cfg_scale": 1.0}, "cfg_scale=1.0 cannot"),
     (llada.generate, {"remasking": "random"}, "remasking='random' cannot"),
     (llada.generate, {"logits_eos_inf": True}, "logits_eos_inf=True cannot"),

@@ -5,8 +5,8 @@
     out, forwards = generate_with_dual_cache(lm, input_ids, steps=128, gen_length=128, block_length=32, threshold=0.9)
 
 Tokens and their order are those of the published functions, but for these differences: the mask is never predicted, and is
-no part of the softmax; confidences are float32, not float64, and the lowest position comes first among equal ones. Sequences
-of a batch do not wait for each other, so that one sequence's tokens do not depend on the others.
+no part of the softmax; confidences that float64 cannot tell apart, all of them 1.0, are told apart; and sequences of a batch
+do not wait for each other, so that one sequence's tokens do not depend on the others.
 """
 
 from __future__ import annotations
@@ -125,7 +125,11 @@ def _decode(
 ) -> tuple[torch.Tensor, int]:
     refuse(
         caller,
-        temperature=(temperature, 0, "decoding is greedy"),
+        temperature=(
+            temperature,
+            0,
+            "the published function draws anew in each step; see freedave.generate(temperature=...)",
+        ),
         remasking=(remasking, "low_confidence", "positions are ranked by confidence"),
         factor=(factor, None, "there is no such rule here"),
     )
@@ -138,6 +142,7 @@ def _decode(
         draft_steps,
         block_length,
         tokens_per_step,
+        measure="log_odds",
         threshold=threshold,
         cache=cache,
         eos_token_id=(),

@@ -4,8 +4,8 @@
 
     out = generate(lm, input_ids, steps=128, gen_length=128, block_length=32, lossless=True)
 
-Tokens and their order are those of the published function, but for these differences: the mask is never predicted, and is no
-part of the softmax; confidences are float32, not float64, and the lowest position comes first among equal ones.
+Tokens and their order are those of the published function, but for these differences: the mask is never predicted, and is
+no part of the softmax; and confidences that float64 cannot tell apart, all of them 1.0, are told apart.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from freedave.decode.generate import generate as decode
 from freedave.integrations.step_schedule import refuse, tokens_a_step
 from freedave.models.diffusion_lm import DiffusionLM
 
-GREEDY = "decoding is greedy"
+DRAWS = "the published function draws anew in each step; see freedave.generate(temperature=...)"
 
 
 def generate(
@@ -55,7 +55,7 @@ def generate(
     caller = "llada.generate"
     refuse(
         caller,
-        temperature=(temperature, 0, GREEDY),
+        temperature=(temperature, 0, DRAWS),
         cfg_scale=(cfg_scale, 0, "there is no guidance"),
         remasking=(remasking, "low_confidence", "positions are ranked by confidence"),
         logits_eos_inf=(logits_eos_inf, False, "the end token is a token like others"),
@@ -70,6 +70,7 @@ def generate(
         draft_steps if lossless else 1,
         block_length,
         tokens_per_step,
+        measure="log_odds",
         cache="none",
         eos_token_id=(),
         attention_mask=attention_mask,
