@@ -318,3 +318,49 @@ def test_running_out_of_memory_changes_nothing(monkeypatch, executor, drafting, 
     finish(engine)
     expect_as_alone(lm, first, ids(6))
     expect_as_alone(lm, later, ids(9, 1))
+
+
+@pytest.mark.parametrize("drafting", ["recycled", "pooled", "pipelined"])
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize(("family", "cache"), [("block_causal", "auto"), ("full", "none"), ("full", "dual")])
+def test_each_sequence_has_its_own_ends(family, cache, executor, drafting):
+    """Beside others that end where the settings say, or nowhere."""
+    lm = golden_lm(family)
+    options = {"cache": cache, "drafting": drafting}
+    free = freedave.generate(lm, prompt(6), 16, 4, block_length=8, cache=cache).sequences[0, 6:].tolist()
+    engine = engine_for(lm, executor=executor, eos_token_id=free[11], **options)
+    ends = [{"stop_sequences": [free[2:4]]}, {}, {"eos_token_id": [free[11], free[1]]}]
+    if executor == "planned" or drafting == "recycled":
+        ends += [{"eos_token_id": ()}, {"eos_token_id": free[5], "stop_sequences": ()}]
+    else:
+        with pytest.raises(
+            ValueError, match=r"eos_token_id: with pooled drafts.*, which is \d+ for all sequences, got None"
+        ):
+            engine.add(ids(6), eos_token_id=())
+    sequences = []
+    for end in ends:
+        while not engine.free_slots:
+            engine.launch()
+            engine.poll()
+        sequences.append(engine.add(ids(6), **end))
+    finish(engine)
+    lengths = set()
+    for sequence, end in zip(sequences, ends, strict=True):
+        expect_as_alone(lm, sequence, ids(6), **({"eos_token_id": free[11], "cache": cache} | end))
+        lengths.add(sequence.answer_end)
+    assert len(lengths) > 1
+
+
+BAD_ENDS = [
+    ({"eos_token_id": 64}, ValueError, "eos_token_id 64 is outside the model's vocabulary of 64 tokens"),
+    ({"stop_sequences": [[]]}, ValueError, "a stop sequence is empty"),
+    ({"stop_sequences": [[1.5]]}, TypeError, r"a token id must be an integer, got 1\.5"),
+]
+
+
+@pytest.mark.parametrize(("ends", "error", "message"), BAD_ENDS, ids=str)
+def test_bad_ends_of_a_sequence(ends, error, message):
+    engine = engine_for(golden_lm(), slots=1)
+    with pytest.raises(error, match=message):
+        engine.add(ids(6), **ends)
+    assert engine.free_slots == 1 and engine.metrics() == DecoderMetrics()

@@ -31,7 +31,7 @@ from freedave.decode.options import Seed
 from freedave.decode.output import Commit
 from freedave.decode.planned_executor import PlannedExecutor
 from freedave.decode.sequence import NON_FINITE, STEPS, Sequence
-from freedave.decode.settings import Settings, check_length, check_prompt
+from freedave.decode.settings import Settings, check_length, check_prompt, with_ends
 from freedave.integers import as_int
 
 if TYPE_CHECKING:
@@ -147,7 +147,13 @@ class Decoder:
         )
 
     def add(
-        self, prompt: Several[int] | torch.Tensor, max_new_tokens: int | None = None, seed: int | None = None
+        self,
+        prompt: Several[int] | torch.Tensor,
+        max_new_tokens: int | None = None,
+        seed: int | None = None,
+        *,
+        eos_token_id: int | Several[int] | None = None,
+        stop_sequences: Several[Several[int]] | None = None,
     ) -> Sequence:
         """Adds a sequence, whose prompt the next launched step computes. Allowed while a step is under way, too.
 
@@ -156,6 +162,7 @@ class Decoder:
             max_new_tokens: None: as many as the settings say.
             seed: of this sequence's draws, which are then those of `generate` with this seed and prompt alone. None: the
                 settings' seed, with a key of its own for each sequence.
+            eos_token_id, stop_sequences: what ends it, as in `generate`. None: what the settings say.
 
         Raises:
             RuntimeError: every slot is taken.
@@ -168,6 +175,12 @@ class Decoder:
         if max_new_tokens is not None:
             max_new_tokens = as_int("Decoder.add", "max_new_tokens", max_new_tokens, minimum=1)
             settings = dataclasses.replace(settings, max_new_tokens=max_new_tokens)
+        settings = with_ends(self._lm, settings, eos_token_id, stop_sequences)
+        if settings.pooled_end != self._settings.pooled_end and settings.pooled and settings.executor == "graph":
+            raise ValueError(
+                f"eos_token_id: with pooled drafts, a step of the graph executor holds the first end token, which is "
+                f"{self._settings.pooled_end} for all sequences, got {settings.pooled_end}"
+            )
         key = sequence_key(settings.seed, self._metrics.added) if settings.temperature > 0 else 0
         if seed is not None:
             key = sequence_key(Seed().checked("seed", seed), 0)

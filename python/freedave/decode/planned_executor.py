@@ -292,18 +292,21 @@ class PlannedExecutor:
             block_length=settings.block_length,
             drafting=settings.drafting,
             step=steps_taken,
-            **self._pooling(for_pool),
+            **self._pooling(for_pool, {slot.sequence.pooled_end for slot in active}),
         )
 
-    def _pooling(self, for_pool: list[torch.Tensor]) -> dict[str, Any]:
-        """Arguments of `draft_step`. No draft is told how far it was computed: where it was not, nothing is predicted."""
+    def _pooling(self, for_pool: list[torch.Tensor], ends: set[int | None]) -> dict[str, Any]:
+        """Arguments of `draft_step`. No draft is told how far it was computed: where it was not, nothing is predicted.
+
+        Where sequences have different end tokens, drafts go on behind all of them, for nothing.
+        """
         if not for_pool:
             return {}
         answer_start, window_start, slots, refreshed = for_pool
         return {
             "pool": self._pool,
             "answer_start": answer_start,
-            "eos_token_id": next(iter(self._settings.eos_token_ids), None),
+            "eos_token_id": ends.pop() if len(ends) == 1 else None,
             "window_start": window_start,
             "slots": slots,
             "forget": refreshed != 0,

@@ -30,7 +30,7 @@ class Sequence:
     An answer ends behind its first end token or stop sequence, once the block in which it stands is finished, or at `end`.
     `answer_end` is that position as far as it is known: what is committed behind it is no part of the answer, though the rest
     of its block still depends on it. Nothing in the prompt ends an answer. `error` says why a sequence was given up. `key` is
-    what its noise follows from, where tokens are drawn.
+    what its noise follows from, where tokens are drawn. `pooled_end`: the end token behind which pooled drafts need not go.
     """
 
     def __init__(self, index: int, slot: int, prompt: list[int], settings: Settings, mask_token_id: int) -> None:
@@ -43,6 +43,7 @@ class Sequence:
         self._settings = settings
         self._mask = mask_token_id
         self.one_block = settings.one_block
+        self.pooled_end = settings.pooled_end
 
         missing = settings.sequence_length(len(prompt)) - len(prompt)
         self.tokens = prompt + [mask_token_id] * missing

@@ -265,6 +265,21 @@ def resolve_settings(
     return settings
 
 
+def with_ends(
+    lm: DiffusionLM,
+    settings: Settings,
+    eos_token_id: int | Sequence[int] | None,
+    stop_sequences: Sequence[Sequence[int]] | None,
+) -> Settings:
+    """The settings of a sequence that ends elsewhere; None: as the others."""
+    if eos_token_id is not None:
+        settings = dataclasses.replace(settings, eos_token_ids=as_token_ids(eos_token_id))
+    if stop_sequences is not None:
+        settings = dataclasses.replace(settings, stop_sequences=tuple(as_token_ids(stop) for stop in stop_sequences))
+    _check_ends(lm, settings)
+    return settings
+
+
 def _check_ends(lm: DiffusionLM, settings: Settings) -> None:
     if () in settings.stop_sequences:
         raise ValueError("a stop sequence is empty: every text contains it")
