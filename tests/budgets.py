@@ -110,7 +110,7 @@ CUDA_BUDGETS = {
     "build_sequences": Budget(64, 2048),
     "verify_sequences": Budget(64, 2048),
     "step_sequences": Budget(64, 2176),
-    "step_pooled_sequences": Budget(64, 16384),
+    "step_pooled_sequences": Budget(64, 50176),
     "keep_rows 16 bytes": Budget(48, vector_loads=4),
     "keep_rows 2 bytes": Budget(48),
 }

@@ -400,7 +400,7 @@ def test_large_batches(native_backend):
 
 @pytest.mark.parametrize(
     ("length", "columns", "count", "entries", "block_length"),
-    [(33, 40, 32, 64, 8), (64, 64, 9, 5, None), (200, 230, 32, 64, 25), (1024, 1024, 32, 64, 96)],
+    [(33, 40, 32, 64, 8), (40, 45, 8, 16, 8), (64, 64, 9, 5, None), (200, 230, 32, 64, 25), (1024, 1024, 32, 64, 96)],
 )
 @pytest.mark.parametrize("rule", [(1, None, "confidence"), (3, None, "confidence"), (2, 0.8, "left_to_right")], ids=str)
 @pytest.mark.parametrize("drafting", POOLED)
@@ -411,7 +411,15 @@ def test_long_windows_and_many_drafts(native_backend, length, columns, count, en
     tokens, sure = torch.randint(M, first.shape, generator=random), choose(CONFIDENCES, first.shape, random)
     named: dict[str, Any] = dict(zip(("tokens_per_step", "threshold", "order"), rule, strict=True))
     named |= {"block_length": block_length, "drafting": drafting}
-    named["pool"] = fk.draft_pool(2, entries, columns)
+    named["pool"] = pool = fk.draft_pool(2, entries, columns)
+    # States that decoding may come through, from full knowledge of what is predicted to none.
+    sure_from = torch.rand(2, entries, 1, generator=random)
+    known = torch.where((first == M) & (sure >= sure_from), tokens, first)
+    for name, value, beyond in (("states", known, M), ("token_ids", tokens, M), ("confidence", sure, -INF)):
+        getattr(pool, name)[:] = beyond
+        getattr(pool, name)[..., :length] = value
+    pool.confidence[..., :length][known != M] = -INF
+    pool.age[:], pool.computed[:] = torch.randperm(entries, generator=random) + 1, length
     drafts, num_drafts = first.repeat(1, count, 1), torch.tensor([1, 1])
     for start in (0, 0, 3, 3):
         noisy = torch.rand(drafts.shape, generator=random) < 0.05

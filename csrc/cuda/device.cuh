@@ -55,6 +55,25 @@ __device__ __forceinline__ uint4 load_16_bytes(const void* pointer) {
 #endif
 }
 
+// Copies 4 or 8 bytes to shared memory. They are there, for this thread, after wait_for_copies: many may be under way.
+template <typename T>
+__device__ __forceinline__ void copy_later(T* shared, const T* global) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;"
+               :
+               : "r"(static_cast<unsigned>(__cvta_generic_to_shared(shared))), "l"(global), "n"(sizeof(T))
+               : "memory");
+#else
+  *shared = *global;
+#endif
+}
+
+__device__ __forceinline__ void wait_for_copies() {
+#if defined(__CUDA_ARCH__)
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
 // 2^x with relative error below 3e-7; 0 below 2^-126. Flushing denormals saves two instructions an element.
 __device__ __forceinline__ float exp2_flushed(float x) {
 #if defined(__CUDA_ARCH__)

@@ -30,15 +30,20 @@ enum Tensor {
 
 // What is the same for all threads of a sequence, in shared memory: registers are scarce.
 struct Shared {
+  // For the state at work, and all known states where they fit.
+  static constexpr int64_t kRoom = 44 * 1024;
+  alignas(8) char room[kRoom];
+  int64_t* token_ids;  // of the state at work; of an open position, what it is expected to hold
+  float* probabilities;
+
   Window::Answers answers;
-  int64_t token_ids[kMaxLength];  // of the state at work; of an open position, what it is expected to hold
-  float probabilities[kMaxLength];
-  uint32_t differences[kMaxKnown];   // of each known state from draft 0
-  uint32_t kept[kGroups];            // a bit a known state
-  int computed[kMaxDrafts];          // leading positions of each draft whose predictions are known
-  const int64_t* states[kMaxKnown];  // of each known state, a draft by position, an entry of the pool by column
-  const int64_t *drafts, *predicted;
-  const float* confidences;
+  uint32_t differences[kMaxKnown];  // of each known state from draft 0
+  uint32_t kept[kGroups];           // a bit a known state
+  int computed[kMaxDrafts];         // leading positions of each draft whose predictions are known
+  // Of each known state: by column, but for the first `as_given`, which are drafts in the call's tensors.
+  int64_t *states[kMaxKnown], *predicted[kMaxKnown];
+  float* confidences[kMaxKnown];
+  int as_given;
   int64_t* pool;
   int64_t start;  // the position of the window's first element
   int64_t clock;  // the age of the newest entry
@@ -58,9 +63,6 @@ struct Shared {
       computed[i] = clamped(p.computed_length.data ? p.computed_length.data[place] : call.length, 0, call.length);
     }
     if (i == 0) {
-      drafts = call.drafts.data + offsets[kDrafts];
-      predicted = call.token_ids.data + offsets[kTokenIds];
-      confidences = call.confidence.data + offsets[kConfidence];
       const auto number = [&](const Counts& counts, Tensor tensor, int64_t otherwise) {
         return counts.data ? counts.read(offsets[tensor]) : otherwise;
       };
@@ -73,13 +75,32 @@ struct Shared {
       forget = p.forget.data && p.forget.at(0, b);
     }
     __syncthreads();
-    for (int k = i; k < num_drafts + p.pool_entries; k += static_cast<int>(blockDim.x)) {
-      states[k] = k < num_drafts ? drafts + k * call.drafts.rows.row_stride : pool + (k - num_drafts) * p.pool_columns;
-    }
+    share_room(p);
     __syncthreads();
   }
 
  private:
+  __device__ void share_room(const PooledStepParams& p) {
+    const int i = static_cast<int>(threadIdx.x), count = num_drafts + static_cast<int>(p.pool_entries);
+    const int64_t stride = p.pool_columns | 1;  // odd: lanes that look at one column of all rows find it in other banks
+    const int64_t bytes = sizeof(int64_t) + sizeof(float);
+    const bool fit = stride * (bytes + count * (sizeof(int64_t) + bytes)) <= kRoom;
+    auto* integers = reinterpret_cast<int64_t*>(room);
+    auto* floats = reinterpret_cast<float*>(integers + stride * (fit ? 1 + 2 * count : 1));
+    if (i == 0) {
+      token_ids = integers;
+      probabilities = floats;
+      as_given = fit ? 0 : num_drafts;
+    }
+    const DraftPool entries = pool_at(pool, p.pool_entries, p.pool_columns);
+    for (int k = i + (fit ? 0 : num_drafts); k < count; k += static_cast<int>(blockDim.x)) {
+      const int64_t near = (1 + k) * stride, there = (k - num_drafts) * p.pool_columns;
+      states[k] = fit ? integers + near : entries.states + there;
+      predicted[k] = fit ? integers + near + count * stride : entries.token_ids + there;
+      confidences[k] = fit ? floats + near : entries.confidence + there;
+    }
+  }
+
   // A lane a tensor: the search for where this sequence's rows begin is one piece of code, and not a short one.
   __device__ void find_rows(const PooledStepParams& p, int64_t b) {
     const DraftStepParams& call = p.step;
@@ -124,11 +145,8 @@ class KnownStates {
   }
 
   __device__ int64_t state(int k, int i) const {
-    // One load, whichever it is, so that those of several states are under way at once.
-    const int64_t at_draft = (i < length() ? i : 0) * p_.step.drafts.rows.step,
-                  at_entry = i < columns() ? column(i) : 0;
-    const int64_t there = shared_.states[k][k < drafts() ? at_draft : at_entry];
-    return k < drafts() && i >= length() ? mask() : there;
+    if (k < shared_.as_given) return i < length() ? given(p_.step.drafts, kDrafts, k, i) : mask();
+    return i < columns() ? shared_.states[k][column(i)] : mask();
   }
 
   struct Prediction {
@@ -137,20 +155,75 @@ class KnownStates {
   };
 
   __device__ Prediction prediction(int k, int i) const {
-    if (k >= drafts()) {
-      const int there = (k - drafts()) * columns() + column(i);
-      return {pool().token_ids[there], pool().confidence[there]};
-    }
+    if (k >= shared_.as_given) return {shared_.predicted[k][column(i)], shared_.confidences[k][column(i)]};
     if (i >= length()) return {mask(), -INFINITY};
-    const int64_t state = shared_.states[k][i * p_.step.drafts.rows.step];
-    const int64_t predicted = shared_.predicted[offset(p_.step.token_ids.rows, k, i)];
-    const float confidence = shared_.confidences[offset(p_.step.confidence.rows, k, i)];
+    return at_draft(k, i, given(p_.step.drafts, kDrafts, k, i), given(p_.step.token_ids, kTokenIds, k, i),
+                    given(p_.step.confidence, kConfidence, k, i));
+  }
+
+  // Where there is room for all of it in shared memory, it is copied there, all at once: from then on one look follows
+  // from another. Each thread copies its position.
+  __device__ void begin_to_copy() const {
+    const int i = static_cast<int>(threadIdx.x);
+    if (shared_.as_given > 0 || i >= columns()) return;
+    const int c = column(i);
+    for (int k = 0; k < drafts(); ++k) {
+      if (i < length()) {
+        copy_later(&shared_.states[k][c], &given(p_.step.drafts, kDrafts, k, i));
+        copy_later(&shared_.predicted[k][c], &given(p_.step.token_ids, kTokenIds, k, i));
+        copy_later(&shared_.confidences[k][c], &given(p_.step.confidence, kConfidence, k, i));
+      } else {
+        clear(k, c);
+      }
+    }
+    const DraftPool from = pool();
+    for (int n = 0; n < entries(); ++n) {
+      copy_later(&shared_.states[drafts() + n][c], &from.states[n * columns() + c]);
+      copy_later(&shared_.predicted[drafts() + n][c], &from.token_ids[n * columns() + c]);
+      copy_later(&shared_.confidences[drafts() + n][c], &from.confidence[n * columns() + c]);
+    }
+  }
+
+  __device__ void end_copy() const {
+    wait_for_copies();
+    const int i = static_cast<int>(threadIdx.x);
+    if (shared_.as_given > 0 || i >= length()) return;
+    const int c = column(i);
+    for (int k = 0; k < drafts(); ++k) {
+      const auto known = at_draft(k, i, shared_.states[k][c], shared_.predicted[k][c], shared_.confidences[k][c]);
+      shared_.predicted[k][c] = known.token_id;
+      shared_.confidences[k][c] = known.confidence;
+    }
+  }
+
+  // The window's last columns are those that it left when it moved: nothing is known there any more.
+  __device__ void forget_columns(int moved) const {
+    const int i = static_cast<int>(threadIdx.x);
+    if (i < columns() - moved || i >= columns()) return;
+    const DraftPool from = pool();
+    for (int n = 0; n < entries(); ++n) {
+      const int place = n * columns() + column(i);
+      from.states[place] = from.token_ids[place] = mask();
+      from.confidence[place] = -INFINITY;
+      if (shared_.as_given == 0) clear(drafts() + n, column(i));
+    }
+  }
+
+ private:
+  template <typename T>
+  __device__ T& given(const Matrix<T>& matrix, Tensor tensor, int k, int i) const {
+    return matrix.data[shared_.offsets[tensor] + k * matrix.rows.row_stride + i * matrix.rows.step];
+  }
+
+  __device__ Prediction at_draft(int k, int i, int64_t state, int64_t predicted, float confidence) const {
     const int64_t token_id = i < shared_.computed[k] ? predicted : state;
     return {token_id, state == mask() ? confidence_in(token_id, confidence, mask()) : -INFINITY};
   }
 
- private:
-  __device__ static int64_t offset(const Rows& rows, int k, int i) { return k * rows.row_stride + i * rows.step; }
+  __device__ void clear(int k, int column) const {
+    shared_.states[k][column] = shared_.predicted[k][column] = mask();
+    shared_.confidences[k][column] = -INFINITY;
+  }
 
   const PooledStepParams& p_;
   const Shared& shared_;
@@ -161,10 +234,12 @@ class Tallies {
  public:
   // Begins with draft 0. Where the window has slid, the pool forgets what it left.
   __device__ Tallies(const KnownStates& known, const Window& window, Shared& shared) {
+    known.begin_to_copy();
     const int64_t moved = shared.start - *known.pool().start;
     const bool slid = moved >= 0 && moved < known.columns();
-    if (slid) clear_columns(known, window.position, static_cast<int>(moved));
     order_by_age(known, shared.forget || !slid, shared);
+    known.end_copy();
+    if (slid) known.forget_columns(static_cast<int>(moved));
     compare_with_first(known, window, shared);
   }
 
@@ -251,17 +326,6 @@ class Tallies {
     for (int g = 0; g < kGroups; ++g) words[g] &= __ballot_sync(kFullWarp, newer[g] < most);
   }
 
-  // The window's last columns are those that it left when it moved.
-  __device__ void clear_columns(const KnownStates& known, int i, int moved) {
-    if (i < known.columns() - moved || i >= known.columns()) return;
-    const DraftPool pool = known.pool();
-    for (int n = 0; n < known.entries(); ++n) {
-      const int place = n * known.columns() + known.column(i);
-      pool.states[place] = pool.token_ids[place] = known.mask();
-      pool.confidence[place] = -INFINITY;
-    }
-  }
-
   // Drafts are newer than entries, in their order. Where nothing is remembered, no entry is known.
   __device__ void order_by_age(const KnownStates& known, bool nothing, Shared& shared) {
     const DraftPool pool = known.pool();
@@ -305,8 +369,7 @@ class Tallies {
     uint32_t differences[kGroups] = {};
 #pragma unroll 4
     for (int k = 0; k < known.count(); ++k) {
-      const bool differs = known.state(k, i) != first && i < known.columns();
-      const unsigned word = __ballot_sync(kFullWarp, differs);
+      const unsigned word = __ballot_sync(kFullWarp, known.state(k, i) != first);
       const int both = __popc(word) + static_cast<int>(kConflict) * __popc(word & filled);
 #pragma unroll
       for (int g = 0; g < kGroups; ++g) {
