@@ -99,7 +99,8 @@ def test_generate_prints_the_text(capsys: pytest.CaptureFixture[str], executor: 
     assert main(["generate", "demo", "--prompt", "48392+7715=", *options]) == 0
     captured = capsys.readouterr()
     lm = freedave.load_model("demo")
-    output = freedave.generate(lm, lm.tokenizer("48392+7715=", return_tensors="pt").input_ids, check_lossless=True)
+    input_ids = lm.tokenizer("48392+7715=", return_tensors="pt").input_ids
+    output = freedave.generate(lm, input_ids, executor=executor, check_lossless=True)
     assert captured.out == comparison.response_text(lm, output) + "\n"
     assert f"{output.stats.tokens} tokens in {output.num_forwards} forwards" in captured.err
     assert output.static is not None

@@ -43,13 +43,13 @@ def result(lm: freedave.DiffusionLM) -> Comparison:
 
 
 def test_freedave_gives_the_static_answers_in_fewer_forwards(result: Comparison) -> None:
-    static, auto, nested, recycled, near, pooled, pipelined = (result.totals[mode] for mode in SETTINGS.modes)
+    static, auto, nested, recycled, pooled, near, pipelined = (result.totals[mode] for mode in SETTINGS.modes)
     assert result.lossless
     for drafted in (auto, nested, recycled, near, pooled, pipelined):
         assert drafted.problems == static.problems == len(TASKS) * 2
         assert drafted.right == static.right and drafted.tokens == static.tokens
     assert recycled.forwards <= nested.forwards < static.forwards / 3
-    assert recycled.forwards <= near.forwards < static.forwards / 3
+    assert pooled.forwards <= near.forwards < static.forwards / 3
     assert pipelined.forwards < pooled.forwards < recycled.forwards
 
 
@@ -69,6 +69,7 @@ def test_tallies_add_up_what_generate_reports(lm: freedave.DiffusionLM, result: 
             max_new_tokens=comparison.MAX_NEW_TOKENS,
             draft_steps=8,
             block_length=16,
+            drafting="recycled",
         )
         for problem in held_out
     ]
@@ -143,8 +144,8 @@ def test_an_answer_ends_at_the_first_end_of_sequence(lm: freedave.DiffusionLM) -
 
 
 def test_modes() -> None:
-    drafted = ["nested K={}", "recycled K={}", "recycled K={}, ahead 1", "pooled K={}", "pipelined K={}"]
-    names = ["static", "recycled auto", *(name.format(steps) for steps in (4, 8) for name in drafted)]
+    drafted = ["nested K={}", "recycled K={}", "pooled K={}", "pooled K={}, ahead 1", "pipelined K={}"]
+    names = ["static", "pooled auto", *(name.format(steps) for steps in (4, 8) for name in drafted)]
     assert [mode.name for mode in DemoSettings(draft_steps=(4, 8)).modes] == names
     assert Tally(2, 2, 2, 10, 30) + Tally(1, 0, 1, 5, 10) == Tally(3, 2, 3, 15, 40)
 

@@ -28,7 +28,7 @@ def test_example() -> None:
     """What is not said is what `generate` does by itself; numbers of NumPy and tensors are numbers."""
     options = DecodingOptions(draft_steps=numpy.int64(4), block_length=torch.tensor(16), cache="none")
     assert (options.draft_steps, options.block_length, options.cache) == (4, 16, "none")
-    assert (options.order, options.drafting, options.threshold) == ("confidence", "recycled", None)
+    assert (options.order, options.drafting, options.threshold) == ("confidence", "pooled", None)
     assert type(options.draft_steps) is int
 
 

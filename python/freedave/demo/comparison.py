@@ -45,8 +45,8 @@ class Mode:
 
 
 STATIC = Mode(draft_steps=1)
-AUTO = Mode(draft_steps="auto")
-DRAFTED = (("nested", None), ("recycled", None), ("recycled", 1), ("pooled", None), ("pipelined", None))
+AUTO = Mode("auto", "pooled")
+DRAFTED = (("nested", None), ("recycled", None), ("pooled", None), ("pooled", 1), ("pipelined", None))
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class DemoSettings:
     @property
     def modes(self) -> tuple[Mode, ...]:
         """Static decoding, as many drafts as is fastest, then for each fixed number of drafts: every way to draft, and
-        "recycled" with the shortest lookahead, which spends less compute on a forward: that is what a CPU is short of.
+        "pooled" with the shortest lookahead, which spends less compute on a forward: that is what a CPU is short of.
         """
         return (
             STATIC,
