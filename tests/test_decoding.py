@@ -415,7 +415,7 @@ def test_a_difference_is_reported():
         ({"lookahead_steps": 0}, ValueError, "lookahead_steps must be at least 1, got 0"),
         ({"tokens_per_step": 0}, ValueError, "tokens_per_step must be at least 1, got 0"),
         ({"order": "random"}, ValueError, "order must be one of confidence, left_to_right, got 'random'"),
-        ({"drafting": "tree"}, ValueError, "drafting must be one of pooled, recycled, nested, pipelined, got 'tree'"),
+        ({"drafting": "tree"}, ValueError, "drafting must be one of recycled, nested, pooled, pipelined, got 'tree'"),
         ({"threshold": float("nan")}, ValueError, "threshold must be a number, got nan"),
         ({"threshold": "0.9"}, TypeError, "threshold must be a float, got str"),
         ({"cache": "dual"}, ValueError, "cache='dual' is an approximation for full attention.*use 'auto'"),

@@ -158,7 +158,7 @@ class DecodingOptions:
     seed: int | None = _option(None, Seed(), "of the draws (default: another one each time)", "S")
     drafting: str = _option(
         "pooled",
-        Choice(("pooled", "recycled", "nested", "pipelined")),
+        Choice(("recycled", "nested", "pooled", "pipelined")),
         "nested is as published; pooled takes fewer forwards, pipelined fewest",
     )
     lookahead_steps: int | None = _option(
