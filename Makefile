@@ -155,12 +155,12 @@ $(OLDEST_VENV)/.installed: requirements/oldest.txt
 check-engines: $(ENGINES_VENV)/.installed
 	FREEDAVE_CUDA=off FREEDAVE_BUILD_FOLDER=$(abspath build/engines) \
 	  $(ENGINES_VENV)/bin/python -m pip install --quiet --no-build-isolation --no-deps --force-reinstall .
-	OMP_NUM_THREADS=1 $(ENGINES_VENV)/bin/pytest -q --disable-warnings tests/engines/check_sglang.py
+	PYTHONPATH=$(abspath tests/engines/stand_ins) OMP_NUM_THREADS=1 $(ENGINES_VENV)/bin/pytest -q --disable-warnings tests/engines/check_sglang.py
 
 $(ENGINES_VENV)/.installed: requirements/engines.txt
 	$(PYTHON) -m venv $(ENGINES_VENV)
 	$(ENGINES_VENV)/bin/python -m pip install --quiet -r $<
-	$(ENGINES_VENV)/bin/python -m pip install --quiet --no-deps sglang==0.5.23
+	$(ENGINES_VENV)/bin/python -m pip install --quiet --no-deps sglang==0.5.23 xgrammar==0.2.7
 	@touch $@
 
 bench: setup

@@ -1,57 +1,38 @@
 """What `make check-engines` runs where SGLang's own wheel is installed: its algorithms and ours on the same random states.
 
 No GPU is needed: of SGLang run its plug-in loader, algorithms, `ForwardBatch`, token-to-slot tables, allocators, key-value
-pool and its attention in plain PyTorch. The model runner and the scheduler are stand-ins.
+pool and its attention in plain PyTorch, where the model runner and the scheduler are stand-ins; and at the end its whole
+engine on a CPU (`sglang_engine.py`). Its compiled kernels and torchvision are the modules in `stand_ins/`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.machinery
+import json
+import os
+import subprocess
 import sys
-import types
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
-from unittest.mock import MagicMock
+from typing import Any
 
 import pytest
 import torch
-import transformers.models.auto.image_processing_auto  # noqa: F401  (looks for torchvision before the stand-in is there)
+from sglang.srt.dllm.algorithm import algo_name_to_cls, get_algorithm
+from sglang.srt.dllm.algorithm.base import DllmAlgorithm
+from sglang.srt.dllm.config import DllmConfig
+from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
+from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
+from sglang.srt.managers.tp_worker import TpModelWorker
+from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator, TokenToKVPoolAllocator
+from sglang.srt.mem_cache.kv_index_translator import KVIndexTranslator
+from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, ReqToTokenPool
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
+from sglang.srt.plugins import load_plugins
+from sglang.srt.runtime_context import get_parallel
+from sglang_engine import save_model
 from torch.overrides import TorchFunctionMode
-
-
-def stand_in_for_torchvision() -> None:
-    """SGLang's readers of images and videos import it; diffusion language models need none of them."""
-
-    class StandIn(types.ModuleType):
-        __path__: ClassVar[list[str]] = []
-        __spec__ = importlib.machinery.ModuleSpec("torchvision", None, is_package=True)
-
-        def __getattr__(self, name: str) -> Any:
-            if name.startswith("__"):
-                raise AttributeError(name)
-            return MagicMock()
-
-    names = ("", ".io", ".ops", ".transforms", ".transforms.v2", ".transforms.v2.functional", ".transforms.functional")
-    for name in names:
-        sys.modules.setdefault(f"torchvision{name}", StandIn(f"torchvision{name}"))
-
-
-stand_in_for_torchvision()
-
-from sglang.srt.dllm.algorithm import algo_name_to_cls, get_algorithm  # noqa: E402
-from sglang.srt.dllm.algorithm.base import DllmAlgorithm  # noqa: E402
-from sglang.srt.dllm.config import DllmConfig  # noqa: E402
-from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend  # noqa: E402
-from sglang.srt.layers.radix_attention import AttentionType, RadixAttention  # noqa: E402
-from sglang.srt.managers.tp_worker import TpModelWorker  # noqa: E402
-from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator, TokenToKVPoolAllocator  # noqa: E402
-from sglang.srt.mem_cache.kv_index_translator import KVIndexTranslator  # noqa: E402
-from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, ReqToTokenPool  # noqa: E402
-from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode  # noqa: E402
-from sglang.srt.plugins import load_plugins  # noqa: E402
-from sglang.srt.runtime_context import get_parallel  # noqa: E402
 
 load_plugins()
 
@@ -541,3 +522,38 @@ def test_blocks_that_are_not_whole_pages():
 def test_data_parallel_attention_is_refused():
     with pytest.raises(ValueError, match="--enable-dp-attention"):
         algo_name_to_cls["FreeDave"].configure_server_args(SimpleNamespace(enable_dp_attention=True))
+
+
+# The whole engine.
+
+HERE = Path(__file__).parent
+ENGINES = {
+    "theirs": ("LowConfidence", True, 4000, 16),
+    "fdfo": ("FreeDave", True, 4000, 32),
+    "sync": ("FreeDave", False, 4000, 32),
+    "tight": ("FreeDave", True, 620, 12),  # the cache has to give slots back, and rows are few
+}
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("engines")
+    save_model(folder / "model")
+    (folder / "settings.yaml").write_text("threshold: 1.0")
+    found = {}
+    for name, (algorithm, fdfo, slots, rows) in ENGINES.items():
+        call = {"model": str(folder / "model"), "settings": str(folder / "settings.yaml"), "algorithm": algorithm}
+        call |= {"fdfo": fdfo, "slots": slots, "rows": rows}
+        (folder / "call.json").write_text(json.dumps(call))
+        command = [sys.executable, HERE / "sglang_engine.py", folder / "call.json", folder / f"{name}.json"]
+        done = subprocess.run(command, env=os.environ | {"SGLANG_USE_CPU_ENGINE": "1"}, capture_output=True, text=True)
+        assert (folder / f"{name}.json").exists(), done.stderr[-5000:]
+        found[name] = json.loads((folder / f"{name}.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("name", ["fdfo", "sync", "tight"])
+def test_the_engine_decodes_the_same(engines, name):
+    """Two rounds of eight requests, the second from the first one's keys and values in the radix cache."""
+    assert engines[name]["rounds"] == engines["theirs"]["rounds"]
+    assert engines[name]["cached"][1] > 100
