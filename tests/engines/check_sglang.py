@@ -502,6 +502,7 @@ def test_a_run_without_finite_logits_ends():
 
 BAD = [
     ({"draft_steps": 0}, ValueError, "FreeDave: draft_steps must be at least 1, got 0"),
+    ({"draft_steps": 33}, ValueError, "FreeDave: draft_steps must be at most 32, got 33"),
     ({"draft_steps": "4"}, TypeError, "FreeDave: draft_steps must be an int, got str"),
     ({"drafting": "pooled"}, ValueError, "FreeDave: drafting must be one of recycled, nested, got 'pooled'"),
 ]

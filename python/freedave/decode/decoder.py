@@ -162,7 +162,8 @@ class Decoder:
             max_new_tokens: None: as many as the settings say.
             seed: of this sequence's draws, which are then those of `generate` with this seed and prompt alone. None: the
                 settings' seed, with a key of its own for each sequence.
-            eos_token_id, stop_sequences: what ends it, as in `generate`. None: what the settings say.
+            eos_token_id, stop_sequences: what ends it, as in `generate`. None: what the settings say. With pooled drafts, the
+                graph executor has one first end token for all sequences.
 
         Raises:
             RuntimeError: every slot is taken.

@@ -23,7 +23,7 @@ from sglang.srt.dllm.algorithm.low_confidence import LowConfidence
 
 import freedave_kernels as fk
 from freedave.integers import as_int
-from freedave_kernels.contract import COUNTERS, DRAFTINGS
+from freedave_kernels.contract import COUNTERS, DRAFTINGS, MAX_DRAFTS
 
 if TYPE_CHECKING:
     from sglang.srt.dllm.config import DllmConfig
@@ -172,6 +172,8 @@ class FreeDave(DllmAlgorithm):
         super().__init__(config)
         settings = config.algorithm_config
         self.draft_steps = as_int("FreeDave", "draft_steps", settings.get("draft_steps", 4), minimum=1)
+        if self.draft_steps > MAX_DRAFTS:
+            raise ValueError(f"FreeDave: draft_steps must be at most {MAX_DRAFTS}, got {self.draft_steps}")
         self.drafting = settings.get("drafting", "recycled")
         if self.drafting not in DRAFTINGS:
             raise ValueError(f"FreeDave: drafting must be one of {', '.join(DRAFTINGS)}, got {self.drafting!r}")
