@@ -96,9 +96,9 @@ CUDA_BUDGETS = {
     "predict_tokens bfloat16 neg_entropy": Budget(80, 3232, 46.0, 4),
     "predict_tokens float16 neg_entropy": Budget(80, 3232, 46.0, 4),
     "predict_tokens float32 neg_entropy": Budget(80, 3232, 46.0, 8),
-    "predict_tokens bfloat16 log_odds": Budget(64, 3232, 8.75, 4),
-    "predict_tokens float16 log_odds": Budget(64, 3232, 8.75, 4),
-    "predict_tokens float32 log_odds": Budget(64, 3232, 8.25, 8),
+    "predict_tokens bfloat16 log_odds": Budget(64, 3232, 9.0, 4),
+    "predict_tokens float16 log_odds": Budget(64, 3232, 9.0, 4),
+    "predict_tokens float32 log_odds": Budget(64, 3232, 8.75, 8),
     **{
         f"predict_tokens {dtype} {measure} drawn": Budget(168, 3328, 33.0, loads)
         for dtype, loads in (("bfloat16", 4), ("float16", 4), ("float32", 8))

@@ -456,7 +456,7 @@ def test_demo_compares_static_nested_and_recycled(
     printed = capsys.readouterr().out
     for title in (*TASKS, "all tasks"):
         table = printed[printed.index(f"{title} ") :].splitlines()[:5]
-        assert [" ".join(line.split()[:2]) for line in table[2:]] == ["recycled auto", "nested K=8", "recycled K=8"]
+        assert [" ".join(line.split()[:2]) for line in table[2:]] == ["pooled auto", "nested K=8", "recycled K=8"]
         assert [line.split()[3] for line in table[2:]] == ["yes", "yes", "yes"]
     assert "in the model's forward" in printed
     assert "committed the tokens of static decoding, at the same steps" in printed
@@ -475,8 +475,8 @@ def test_demo_json_with_full_attention(tmp_path: Path, capsys: pytest.CaptureFix
     assert ", 1 thread, torch " in result["machine"]
     assert result["settings"]["max_new_tokens"] == MAX_NEW_TOKENS
     static, auto, nested, recycled, *_ = result["total"]
-    drafted = ["nested K=8", "recycled K=8", "recycled K=8, ahead 1", "pooled K=8", "pipelined K=8"]
-    assert [row["mode"] for row in result["total"]] == ["static", "recycled auto", *drafted]
+    drafted = ["nested K=8", "recycled K=8", "pooled K=8", "pooled K=8, ahead 1", "pipelined K=8"]
+    assert [row["mode"] for row in result["total"]] == ["static", "pooled auto", *drafted]
     assert static["tokens"] == auto["tokens"] == nested["tokens"] == recycled["tokens"]
     assert recycled["fewer_forwards"] == static["forwards"] / recycled["forwards"] > 2
     assert result["tasks"] == {"addition": result["total"]}

@@ -82,10 +82,11 @@ OPTIONS = [
 @FAMILIES
 def test_lossless_and_in_as_few_forwards(family, cache, block_length, options):
     """Answers of 15 tokens, so that last blocks are cut short. With an exact cache, or none, the window shows all that the
-    drafts can reach, so that there is no forward more than planned; static decoding takes one a step as well.
+    drafts can reach, so that there is no forward more than planned; static decoding takes one a step as well. (Pooled drafts
+    are counted in tests/test_pooled_decoding.py.)
     """
     lm = golden_lm(family, block_length=block_length)
-    common = {"max_new_tokens": 15, "cache": cache, **batch_of(LENGTHS), **options}
+    common = {"max_new_tokens": 15, "cache": cache, "drafting": "recycled", **batch_of(LENGTHS), **options}
     static = freedave.generate(lm, draft_steps=1, executor="planned", **common)
     for draft_steps in (1, 3, 8):
         out = freedave.generate(lm, draft_steps=draft_steps, executor="graph", check_lossless=True, **common)

@@ -44,11 +44,11 @@ def test_example():
     [{"length": 9}, {"new": 12}, {"seed": 1}, {"eos_token_id": [5]}, {"stop_sequences": [[3]]}, {"prefill_chunk": 4}],
 )
 def test_other_prompts_and_ends_find_it(options):
-    """A longer decode before must leave no trace in a shorter one."""
+    """A longer decode before must leave no trace in a shorter one. (Steps that pool drafts know the first end token.)"""
     lm = own_lm()
-    decode(lm, length=12, new=20, seed=3)
+    decode(lm, length=12, new=20, seed=3, drafting="recycled")
     executor = lm.idle_executor
-    found = decode(lm, **options)
+    found = decode(lm, **options, drafting="recycled")
     assert lm.idle_executor is executor
     static = decode(golden_lm(), **(options | {"draft_steps": 1, "executor": "planned"}))
     assert torch.equal(found.sequences, static.sequences) and torch.equal(found.step_map, static.step_map)

@@ -172,6 +172,7 @@ def logits_of(
     sequence = PlannedSequence(0, 0, prompt, settings, MASK)
     policy = policy_for(settings, MASK, block_causal=lm.attention == "block_causal", logits_shift=lm.logits_shift)
     store = KeyValueCache(1, len(sequence.tokens))
+    sequence.open_window(1, settings.lookahead_steps, 1)
     length = len(states[0])
 
     def forward():

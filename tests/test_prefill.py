@@ -33,10 +33,12 @@ def test_example(monkeypatch):
     """A prompt that joins is stored 32 tokens a forward, while the one that was there goes on."""
     lm = golden_lm(block_length=8)
     tokens = counted_forwards(lm, monkeypatch)
-    alone = [freedave.generate(lm, prompt(start, seed), 40, 4) for seed, start in enumerate((6, 250))]
+    alone = [
+        freedave.generate(lm, prompt(start, seed), 40, 4, drafting="recycled") for seed, start in enumerate((6, 250))
+    ]
     drafts_alone = tokens[: alone[0].num_forwards]
     tokens.clear()
-    settings = resolve_settings(lm, 1, 40, draft_steps=4, prefill_chunk=32)
+    settings = resolve_settings(lm, 1, 40, draft_steps=4, drafting="recycled", prefill_chunk=32)
     engine = Decoder(lm, settings, slots=2, capacity=512)
     first = engine.add(ids(6))
     for _ in range(2):
@@ -66,13 +68,19 @@ def test_the_same_with_and_without_chunks(monkeypatch, chunk, draft_steps, joine
     """Tokens, steps and forwards, but for those that only store; no forward holds more than the chunk and the drafts."""
     monkeypatch.setattr(packed_forward, "JOINED_KEYS", joined_keys)
     lm = golden_lm(block_length=8)
-    whole = freedave.generate(lm, prompt(102), 30, draft_steps, prefill_chunk=None)
+    whole = freedave.generate(lm, prompt(102), 30, draft_steps, drafting="recycled", prefill_chunk=None)
     plain = freedave.DiffusionLM(Plain(lm.model), MASK, block_length=8)
     for model in (lm, plain):
         with monkeypatch.context() as patch:
             tokens = counted_forwards(model, patch)
             out = freedave.generate(
-                model, prompt(102), 30, draft_steps, prefill_chunk=chunk, check_lossless=draft_steps > 1
+                model,
+                prompt(102),
+                30,
+                draft_steps,
+                drafting="recycled",
+                prefill_chunk=chunk,
+                check_lossless=draft_steps > 1,
             )
         assert torch.equal(out.sequences, whole.sequences) and torch.equal(out.step_map, whole.step_map)
         before = -(-96 // max(chunk // 8 * 8, 8)) - 1

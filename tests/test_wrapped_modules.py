@@ -133,6 +133,8 @@ def logits_of(lm: DiffusionLM, prompts: list[list[int]], cache: str) -> list[dic
     block_causal = lm.attention == "block_causal"
     policies = [policy_for(settings, MASK, block_causal=block_causal, logits_shift=False) for _ in sequences]
     store = None if cache == "none" else KeyValueCache(len(prompts), 16)
+    for sequence in sequences:
+        sequence.open_window(1, settings.lookahead_steps, 1)
     found = []
     for _ in range(2):
         builder = ForwardBuilder(1, 4)

@@ -41,7 +41,7 @@ class Settings:
     threshold: float | None
     """A probability."""
     drafting: str
-    """As asked for, but "pooled" where "pipelined" would be that."""
+    """As asked for, but "pooled" where "pipelined" would be that, and "nested" where static decoding is asked for."""
     cache: str
     """ "exact", "none", "prefix" or "dual"."""
     eos_token_ids: tuple[int, ...]
@@ -258,6 +258,8 @@ def resolve_settings(
         raise ValueError(
             f"threshold is a probability: it needs measure='prob' or 'log_odds', got measure={settings.measure!r}"
         )
+    if settings.draft_steps == 1:  # nothing is drafted, so there is nothing to keep
+        settings = dataclasses.replace(settings, drafting="nested")
     if settings.one_block and settings.drafting == "pipelined":  # no draft may come from behind a refresh
         settings = dataclasses.replace(settings, drafting="pooled")
     _check_ends(lm, settings)
