@@ -53,7 +53,7 @@ class FreeDaveLM(TemplateLM):
         check_lossless: decode statically as well: True is every request, 0.1 every tenth.
         mc_num: noise samples of a likelihood; where a text has fewer subsets, it is exact.
         mc_batch_size: noise samples a forward.
-        seed: of the noise.
+        mc_seed: of these samples.
         options: those of `DecodingOptions`; a task's `generation_kwargs` may hold them too.
 
     Raises:
@@ -74,7 +74,7 @@ class FreeDaveLM(TemplateLM):
         check_lossless: bool | float = False,
         mc_num: int = 128,
         mc_batch_size: int = 16,
-        seed: int = 0,
+        mc_seed: int = 0,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class FreeDaveLM(TemplateLM):
         self._batch_size = int(batch_size)
         self._max_gen_toks = int(max_gen_toks)
         self._max_length = max_length or self.lm.max_positions or DEFAULT_MAX_LENGTH
-        self._mc = MonteCarlo(samples=int(mc_num), batch_size=int(mc_batch_size), seed=seed)
+        self._mc = MonteCarlo(samples=int(mc_num), batch_size=int(mc_batch_size), seed=mc_seed)
         self._lossless_share = float(check_lossless)
         self._options = dataclasses.asdict(DecodingOptions(**options))
         resolve_settings(self.lm, prompt_length=1, max_new_tokens=1, **self._options)  # refused now, not after hours
