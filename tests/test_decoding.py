@@ -15,7 +15,6 @@ import freedave_kernels as fk
 from freedave.decode.output import compare_with_static as _compare
 from freedave.forward import packed_forward
 from freedave_kernels.contract import POOLED_DRAFTINGS
-from freedave_kernels.registry import backends_with
 
 
 def test_example():
@@ -48,8 +47,6 @@ WAYS = pytest.mark.parametrize(
 @pytest.mark.parametrize("case", BLOCK_CAUSAL)
 def test_golden_decodes(backend, case, draft_steps, drafting):
     """The public implementation's tokens and steps, in no more forwards than nested and recycled drafts need."""
-    if drafting in POOLED_DRAFTINGS and backend not in backends_with("pooled_step"):
-        pytest.skip(f"{backend} has no pooled drafts")
     expect_golden(case, draft_steps, drafting, "planned")
 
 
@@ -140,8 +137,11 @@ def test_pooled_drafts_take_fewer_forwards_than_recycled_ones(drafting):
             executor="planned",
         ).num_forwards
 
-    pooled, recycled = (sum(forwards(case, way) for case in DECODES) for way in (drafting, "recycled"))
-    assert pooled <= 0.98 * recycled
+    pooled, recycled = ([forwards(case, way) for case in DECODES] for way in (drafting, "recycled"))
+    assert sum(pooled) <= 0.98 * sum(recycled)
+    block_causal = sum(count for count, case in zip(pooled, DECODES, strict=True) if case["family"] == "block_causal")
+    # Another processor rounds otherwise, and may take a few forwards more.
+    assert block_causal <= 1.02 * {"pooled": 202, "pipelined": 203}[drafting]
 
 
 SETTINGS = [
