@@ -28,13 +28,15 @@ def through(op: Callable[..., Any], device: torch.device | str) -> Callable[...,
         copies: list[tuple[torch.Tensor, torch.Tensor]] = []
 
         def there(value: Any) -> Any:
+            if isinstance(value, fk.DraftPool):
+                return fk.DraftPool(there(value.memory), value.num_states, value.length)
             if not isinstance(value, torch.Tensor) or not value.is_cpu:
                 return value
             copies.append((value, moved(value, device)))
             return copies[-1][1]
 
         result = op(*map(there, arguments), **{name: there(value) for name, value in named.items()})
-        if OPS[op.__name__].written:
+        if OPS[op.__name__].written or isinstance(named.get("pool"), fk.DraftPool):
             for original, copy in copies:
                 original.copy_(copy)
         if isinstance(result, fk.DraftStep):

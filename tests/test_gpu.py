@@ -54,19 +54,29 @@ def test_ops_get_moved_tensors_and_answer_on_the_cpu():
     seen = []
     confidence, masked = torch.rand(2, 4), torch.ones(2, 4, dtype=torch.bool)
 
-    @functools.wraps(fk.rank_positions)
-    def spy(*arguments, **named):
-        seen.extend([*arguments, *named.values()])
-        return fk.rank_positions(*arguments, **named)
+    def spied(op):
+        @functools.wraps(op)
+        def spy(*arguments, **named):
+            seen.extend([*arguments, *named.values()])
+            return op(*arguments, **named)
 
-    assert torch.equal(through(spy, "cpu")(confidence, mask_index=masked), fk.rank_positions(confidence, masked))
+        return through(spy, "cpu")
+
+    assert torch.equal(spied(fk.rank_positions)(confidence, mask_index=masked), fk.rank_positions(confidence, masked))
     assert seen[0].data_ptr() != confidence.data_ptr() and torch.equal(seen[0], confidence)
     assert seen[1].data_ptr() != masked.data_ptr() and torch.equal(seen[1], masked)
+    pool = fk.draft_pool(1, 2, 4)
+    states = torch.tensor([[[MASK, MASK, MASK, MASK], [1, MASK, 3, MASK]]])  # the second may be met later
+    confidence = torch.tensor([[[0.9, 0.1, 0.2, 0.3], [0.0, 0.1, 0.2, 0.3]]])
+    spied(fk.draft_step)(
+        states, torch.ones_like(states), confidence, torch.tensor([2]), MASK, 2, drafting="pooled", pool=pool
+    )
+    assert seen[-1].memory.data_ptr() != pool.memory.data_ptr() and pool.age.any()  # what is written is copied back
     with on_device("cpu"):
         step = Step("cpu", vocab=40)()
         window, stored, number = torch.ones(1, 1, 1, 2, 1, 4), torch.zeros(2, 1, 1, 3, 1, 4), torch.tensor([1])
         fk.keep(window, window, number - 1, number, number, *stored)
-    assert stored.sum() == 8  # what is written is copied back
+    assert stored.sum() == 8
     assert_same(step, Step("cpu", vocab=40)())
 
 
