@@ -108,9 +108,8 @@ class Settings:
 
         It may begin with complete blocks, but no more than drafts go over.
         """
-        return (
-            math.ceil(min(2 * self.drafted_length(self.draft_steps), capacity) / self.block_length) * self.block_length
-        )
+        longest = self.block_length if self.one_block else min(2 * self.drafted_length(self.draft_steps), capacity)
+        return math.ceil(longest / self.block_length) * self.block_length
 
     @property
     def one_block(self) -> bool:
