@@ -201,7 +201,7 @@ def test_report_of_a_gpu(dry_run):
     """Every kind of row that a GPU's parts write comes out in its table."""
     rows, _ = dry_run
     text = gpus.table("dry-run", {"gpu": rows})
-    assert text.count("| a step, ") == len([row for row in rows if row["kind"] == "decode_step"])
+    assert text.count("| a step, ") == len([row for row in rows if row["kind"] in ("decode_step", "host_share")])
     parts = set(re.findall(r"benchmarks gpu --only (\w+)", text))
     assert parts >= {"decode", "more", "lossless", "embedded", "ops"}
     steps = [row for row in rows if row["kind"] == "decode_step" and row["target_ms"] is not None]
@@ -499,6 +499,12 @@ def test_a_replayed_step_changes_nothing():
     )
     assert measured.tokens == plain.tokens and measured.step_map == plain.step_map
     assert -1 not in measured.generated(measured.step_map)
+    stepper = gpu.decode.new_stepper(machine, published, 1, 8, 20)
+    pool = stepper.executor.state.pool.memory
+    before = pool.clone()
+    with stepper.state_kept():
+        pool += 1
+    assert torch.equal(pool, before)
 
 
 def test_gpu_tiles_of_attention_on_request(tmp_path):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 
 import freedave
+from benchmarks.gpu.decode import MOST_DECODES, Steps
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.plan import Plan
 from benchmarks.gpu.stepper import Stepper
@@ -102,6 +103,7 @@ def measure(record: Record, machine: Machine, dtype: torch.dtype, drafts: int) -
         return sequence.generated(sequence.tokens), len(sequence.accepted_lengths)
 
     held = report(record, machine, lm, dtype, drafts, "decoder", decode, expected)
+    host_share(record, machine, kept, token_ids, f"embedded, {str(dtype).removeprefix('torch.')}, K={drafts}")
     input_ids = torch.tensor([token_ids], device=machine.device)
 
     def generate() -> tuple[list[int], int]:
@@ -116,6 +118,18 @@ def measure(record: Record, machine: Machine, dtype: torch.dtype, drafts: int) -
         return out.sequences[0, len(token_ids) :].tolist(), out.num_forwards
 
     return report(record, machine, lm, dtype, drafts, "generate", generate, expected) and held
+
+
+def host_share(record: Record, machine: Machine, kept: Stepper, token_ids: list[int], name: str) -> None:
+    """Of some answers' steps, by the time of one replayed alone."""
+    steps = Steps(kept, machine)
+    for _ in range(MOST_DECODES):
+        kept.decode([token_ids], steps)
+    assert steps.device_ms is not None  # an answer has at least two steps that are replayed
+    wall = statistics.median(steps.steady()) * 1e3
+    share = 1 - steps.device_ms / wall
+    text = f"{name}: {wall:.3f} ms a step, of which {steps.device_ms:.3f} the device's and {share:.0%} the host's"
+    record.put("host_share", text, case=name, ms=wall, device_ms=steps.device_ms, host_share=share)
 
 
 def report(

@@ -16,6 +16,7 @@ from freedave.decode.graph_executor import GraphExecutor
 from freedave.decode.sequence import Sequence
 from freedave.decode.settings import Settings
 from freedave.decode.shapes import Shape
+from freedave_kernels import DraftPool
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,10 @@ class Stepper:
     def state_kept(self) -> Iterator[Callable[[], None]]:
         """Gives a call that puts the decode back to where it is now, which also happens in the end."""
         with torch.inference_mode():
-            state = [part for part in vars(self.executor.state).values() if isinstance(part, torch.Tensor)]
+            parts = [
+                part.memory if isinstance(part, DraftPool) else part for part in vars(self.executor.state).values()
+            ]
+            state = [part for part in parts if isinstance(part, torch.Tensor)]
             saved = [part.clone() for part in state]
 
             def restore() -> None:
