@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from typing import Any
 
@@ -13,10 +12,9 @@ from tiny_models import MASK, golden_lm, prompt
 
 import freedave
 from freedave.decode import device_step, planned_executor
-from freedave.decode.settings import Settings, resolve_settings
+from freedave.decode.settings import Settings
 from freedave.demo.tasks import TASKS, problems
 from freedave_kernels import DraftStep, draft_step
-from freedave_kernels.contract import MAX_LENGTH
 
 ON_BOTH = pytest.mark.parametrize("executor", EXECUTORS)
 POOLED = pytest.mark.parametrize("drafting", ["pooled", "pipelined"])
@@ -154,14 +152,6 @@ def test_windows_of_the_planned_executor_stay_within_the_pool(drafting: str) -> 
                 began_complete += MASK not in states[0][:2]
                 assert MASK in states[0] and len(states[0]) <= pool.length
     assert began_complete > 0
-
-
-@pytest.mark.parametrize("cache", ["dual", "prefix"])
-def test_the_longest_block_that_kernels_serve_has_a_pool(cache: str) -> None:
-    """One block is all that a window shows there, whatever the prompt."""
-    settings = resolve_settings(golden_lm("full"), 100, 64, draft_steps=8, cache=cache)
-    settings = dataclasses.replace(settings, block_length=MAX_LENGTH, max_new_tokens=MAX_LENGTH)
-    assert settings.pooled and settings.pool_length(100 + MAX_LENGTH) == MAX_LENGTH
 
 
 EXACT = [(family, cache) for family, cache in FAMILIES if cache in ("auto", "none")]

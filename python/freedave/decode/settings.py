@@ -108,8 +108,9 @@ class Settings:
 
         It may begin with complete blocks, but no more than drafts go over.
         """
-        longest = self.block_length if self.one_block else min(2 * self.drafted_length(self.draft_steps), capacity)
-        return math.ceil(longest / self.block_length) * self.block_length
+        return (
+            math.ceil(min(2 * self.drafted_length(self.draft_steps), capacity) / self.block_length) * self.block_length
+        )
 
     @property
     def one_block(self) -> bool:
