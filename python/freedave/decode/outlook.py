@@ -66,7 +66,7 @@ class Outlook:
     def _shown(self, drafts: int, lookahead: int) -> float:
         """Work on what the first draft shows beyond its own reach."""
         reach = self._block(lookahead * self._steps)
-        last = min(math.ceil(2 * drafts * self._steps / self._size) + (self._more or 0) - 1, self._block(self._total))
+        last = min(self._block(2 * drafts * self._steps) + (self._more or 1) - 1, self._block(self._total))
         if last <= reach:
             return 0.0
         rows = self._open(last) - self._open(reach)

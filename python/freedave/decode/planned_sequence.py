@@ -92,6 +92,7 @@ class PlannedSequence(Sequence):
 
     def _pooled_length(self, state: list[int], count: int) -> int:
         """The length of a window in which up to `count` pooled drafts go on from `state`, to which it is open."""
-        size = self._settings.block_length
+        settings, size = self._settings, self._settings.block_length
         complete = state.index(self._mask) // size * size
-        return min(complete + self._settings.drafted_length(count), len(state))
+        reached = self.reach(state, 2 * count) + (MORE_BLOCKS[settings.drafting] - 1) * size
+        return min(reached, complete + settings.drafted_length(count), len(state))
