@@ -29,17 +29,17 @@ MANY = [
 ]
 # rows, keys, split, warps, registers, stages
 FOR_FEW = [
-    Tiles(64, keys, split, 4, 255, stages)
+    Tiles(64, keys, split, 1, 4, 255, stages)
     for keys, split, stages in (
         *((64, 512, 4), (64, 512, 3), (64, 256, 4), (64, 1024, 4), (32, 512, 4), (32, 256, 4)),
         *((128, 512, 2), (128, 256, 2)),
     )
 ]
 FOR_MANY = [
-    *(Tiles(128, 64, split, 8, 255, 3) for split in (512, 256, 1024)),
-    Tiles(128, 64, 512, 8, 255, 2),
-    *(Tiles(128, 128, split, 8, 255, 2) for split in (512, 256)),
-    *(Tiles(64, keys, 512, 4, 255, stages) for keys, stages in ((64, 3), (32, 4), (128, 2))),
+    *(Tiles(128, 64, split, 1, 8, 255, 3) for split in (512, 256, 1024)),
+    Tiles(128, 64, 512, 1, 8, 255, 2),
+    *(Tiles(128, 128, split, 1, 8, 255, 2) for split in (512, 256)),
+    *(Tiles(64, keys, 512, 1, 4, 255, stages) for keys, stages in ((64, 3), (32, 4), (128, 2))),
 ]
 BEST = 4
 THREADS = 12  # that compile
@@ -143,4 +143,4 @@ def _together(found: dict[Case, dict[Tiles, float]]) -> Iterator[tuple[float, in
 
 
 def _text(chosen: Tiles) -> str:
-    return "{} rows, {} keys, split {}, {} warps, {} registers, {} stages".format(*chosen)
+    return "{} rows, {} keys, split {}, span {}, {} warps, {} registers, {} stages".format(*chosen)
