@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -361,18 +363,51 @@ def test_a_buffer_without_places(backend):
 
 
 @pytest.mark.skipif("triton" not in BACKENDS, reason="no triton")
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", ["several splits", "a gap of a split"])
-def test_who_attends_to_stored_positions_does_not_show(monkeypatch, case, dtype):
-    """The programs that own rows, by themselves, or others before them."""
+@pytest.mark.parametrize(("dtype", "span"), [(torch.float32, 3), (torch.bfloat16, 3), (torch.float16, 1)], ids=str)
+@pytest.mark.parametrize("case", ["a gap of a split", "a window between splits"])
+def test_who_attends_to_stored_positions_does_not_show(monkeypatch, span, case, dtype):
+    """The programs that own rows, by themselves, or others before them, each to a split or to a span; nor how many rows there
+    are.
+    """
     from freedave_kernels.triton import draft_attention as ours
 
-    arguments = call(dtype, **CASES[case])
+    chosen = ours.tiles(dtype, 16, 0)._replace(split=64, span=span)
+    between = {"ranges": [[[3, 250], [270, 440]]], "window_start": [254], "drafts": 3, "length": 9, "capacity": 440}
+    arguments = call(dtype, **CASES.get(case, between))
+    one_draft = arguments | {name: arguments[name][:, :1] for name in ("query", "key", "value")}
+    merges: list[tuple[int, ...]] = []
+    monkeypatch.setattr(ours, "tiles", lambda *_: chosen)
+    monkeypatch.setattr(ours, "merge_parts", recording(ours.merge_parts, merges))
     for _ in on_backend("triton"):
-        shared = fk.draft_attention(**arguments)
-        monkeypatch.setattr(ours, "FILLED", 0)
-        monkeypatch.setattr(ours.merge_parts, "launch", lambda *_: pytest.fail("shared out"))
-        assert torch.equal(fk.draft_attention(**arguments), shared)
+        outs = []
+        for sharing in ("spans", "splits", "nothing"):
+            monkeypatch.setattr(ours, "shared_out", lambda *_, sharing=sharing: sharing)
+            outs.append(fk.draft_attention(**arguments))
+        assert_as_exact_as_fused(outs[0], arguments)
+        assert torch.equal(outs[0], outs[1]) and torch.equal(outs[0], outs[2])
+        assert torch.equal(fk.draft_attention(**one_draft)[:, 0], outs[0][:, 0])
+    assert merges == [(64 * span, 1), (64, span)]
+
+
+def recording(kernel: Any, merges: list[tuple[int, ...]]) -> Any:
+    """The kernel, and of how many positions its parts are, and how many parts of a span there are."""
+
+    def launch(grid: Any, arguments: Any, constants: Any, *rest: Any) -> None:
+        merges.append(constants[3:5])
+        kernel.launch(grid, arguments, constants, *rest)
+
+    return SimpleNamespace(launch=launch)
+
+
+@pytest.mark.skipif("triton" not in BACKENDS, reason="no triton")
+@pytest.mark.parametrize(
+    ("programs", "splits", "spans", "shared"),
+    [(8, 1, 1, "nothing"), (8, 9, 3, "splits"), (80, 9, 3, "spans"), (80, 2, 1, "splits"), (128, 9, 3, "nothing")],
+)
+def test_what_programs_share_out(programs, splits, spans, shared):
+    from freedave_kernels.triton.draft_attention import shared_out
+
+    assert shared_out(programs, splits, spans) == shared
 
 
 @pytest.mark.parametrize("name", [name for name in BACKENDS if name not in backends_with("draft_attention")])

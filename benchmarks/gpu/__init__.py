@@ -10,7 +10,7 @@
 | `ops` | the other ops, from graphs; launches and synchronisations, those of a decoder's steps too |
 | `more` | further numbers of drafts, batches and shapes of `decode` and `attention` |
 | `other_contracts`, `sanitizers` | whether the other ops are right on this device |
-| `tune_attention` | only with `--only`: which tiles suit `draft_attention` on this device |
+| `tune_attention` | only with `--only`: which tiles suit `draft_attention` on this device, and what to share out |
 
 No case begins that would not end in time. Each result is written when it is there. `--dry-run` goes through the same code on
 a CPU, with tiny shapes and no graphs: its numbers mean nothing.

@@ -1,15 +1,17 @@
-"""Which `tiles` suit `draft_attention` on this device: combinations for shapes of decode steps, from graphs over rotating
-inputs. Of the combinations that may be chosen together (equal keys and splits, which decide a row's bits), the best ones.
+"""Which `tiles` suit `draft_attention` on this device, and what programs should share out: choices for shapes of decode
+steps, from graphs over rotating inputs. Of the choices that can be made together (a form: equal keys, splits and spans, which
+decide a row's bits), the best ones, beside those of the form that is chosen now.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -21,105 +23,159 @@ from benchmarks.record import Record
 from freedave_kernels.triton import draft_attention as kernels
 from freedave_kernels.triton.draft_attention import Tiles
 
-FEW = [Case(SDAR_8B, 1, 1, 8, stored) for stored in (4096, 128)]
-MANY = [
-    *(Case(SDAR_8B, 1, 8, 20, stored) for stored in (4096, 128)),
-    *(Case(LLADA_8B, 1, 4, 32, stored) for stored in (4096, 128)),
-    Case(SDAR_8B, 16, 8, 20, 128),
+Form = tuple[int, int, int]  # keys, split, span
+Sharing = Literal["nothing", "spans", "splits"]
+
+
+class Choice(NamedTuple):
+    """`sharing`: what programs share out; None: as `shared_out` has it."""
+
+    tiles: Tiles
+    sharing: Sharing | None = None
+
+    @property
+    def form(self) -> Form:
+        return self.tiles[1:4]
+
+    def __str__(self) -> str:
+        sharing = f", {self.sharing} shared out" if self.sharing else ""
+        return "{} rows, {} keys, split {}, span {}, {} warps, {} registers, {} stages".format(*self.tiles) + sharing
+
+
+# By worth: what does not fit the time is left out.
+FORMS: list[Form] = [(32, 512, 1), (32, 512, 3), (32, 512, 2), (64, 512, 3), (32, 256, 3), (32, 256, 6)]
+NEAR = [
+    Case(SDAR_8B, 1, 8, 20, 128),
+    Case(SDAR_8B, 1, 1, 8, 128),
+    Case(LLADA_8B, 1, 4, 32, 128),
+    Case(SDAR_8B, 1, 16, 36, 128),
 ]
-# rows, keys, split, warps, registers, stages
-FOR_FEW = [
-    Tiles(64, keys, split, 4, 255, stages)
-    for keys, split, stages in (
-        *((64, 512, 4), (64, 512, 3), (64, 256, 4), (64, 1024, 4), (32, 512, 4), (32, 256, 4)),
-        *((128, 512, 2), (128, 256, 2)),
-    )
-]
-FOR_MANY = [
-    *(Tiles(128, 64, split, 8, 255, 3) for split in (512, 256, 1024)),
-    Tiles(128, 64, 512, 8, 255, 2),
-    *(Tiles(128, 128, split, 8, 255, 2) for split in (512, 256)),
-    *(Tiles(64, keys, 512, 4, 255, stages) for keys, stages in ((64, 3), (32, 4), (128, 2))),
-]
+FAR = Case(SDAR_8B, 1, 1, 8, 4096)
+FAR_MANY = [Case(SDAR_8B, 1, 8, 20, 4096), Case(LLADA_8B, 1, 4, 32, 4096), Case(SDAR_8B, 1, 16, 36, 4096)]
+SECONDS = 90
+COMPILING = 55  # of them
+THREADS = 14  # that compile
 BEST = 4
-THREADS = 12  # that compile
+LATE = "no time was left"
+
+
+def flat(form: Form) -> Choice:
+    """Two programs a multiprocessor, of 64 rows."""
+    return Choice(Tiles(64, *form, 4, 255, 4 if form[0] == 32 else 3))
+
+
+def for_many(form: Form) -> Iterator[Choice]:
+    """Rows by the hundred and thousands of stored positions: taller tiles, which read them less often; more programs a
+    multiprocessor; every way of sharing out.
+    """
+    keys, _, span = form
+    ways: list[Sharing] = ["spans" if span > 1 else "splits"]
+    yield from (Choice(flat(form).tiles, sharing) for sharing in (*ways, "nothing"))
+    if keys == 32:
+        yield Choice(Tiles(128, *form, 4, 255, 4), ways[0])
+        yield Choice(Tiles(128, *form, 8, 128, 4), ways[0])
+        yield Choice(Tiles(64, *form, 4, 168, 3), ways[0])
+    yield Choice(Tiles(128, *form, 8, 255, 4 if keys == 32 else 3), ways[0])
+
+
+def choices(machine: Machine) -> list[tuple[Case, Choice]]:
+    if machine.dry:
+        return [(case, choice) for case in TINY for form in FORMS[:2] for choice in for_many(form)]
+    shared = [(FAR_MANY[0], choice) for form in FORMS for choice in for_many(form) if choice.sharing != "nothing"]
+    near = [(case, flat(form)) for case in (FAR, *NEAR) for form in FORMS]
+    return shared + near + [(case, choice) for case in FAR_MANY[1:] for form in FORMS for choice in for_many(form)]
 
 
 def run(plan: Plan) -> None:
-    few, many = (TINY[:1], TINY[1:]) if plan.machine.dry else (FEW, MANY)
-    plan.case("tiles of draft_attention", 60, functools.partial(measure, plan.record, plan.machine, few, many))
+    plan.case("tiles of draft_attention", SECONDS, functools.partial(measure, plan.record, plan.machine))
 
 
-def measure(record: Record, machine: Machine, few: list[Case], many: list[Case]) -> None:
-    work = [
-        (case, chosen) for cases, choices in ((few, FOR_FEW), (many, FOR_MANY)) for chosen in choices for case in cases
-    ]
+def measure(record: Record, machine: Machine) -> None:
+    began = time.monotonic()
+    work = choices(machine)
+    found: dict[Case, dict[Choice, float]] = {}
     with torch.inference_mode():
-        failed = {} if machine.dry else _compile(machine, work)
-        found: dict[Case, dict[Tiles, float]] = {}
-        for case in [*few, *many]:
-            found[case] = _time(record, machine, case, [chosen for other, chosen in work if other == case], failed)
-            for chosen, seconds in sorted(found[case].items(), key=lambda item: item[1])[:BEST]:
-                record.note(f"  best: {seconds * 1e6:6.1f} us  {_text(chosen)}")
-    record.note("choices together, by the mean of their times over the best of each shape:")
-    for mean, keys, split, slower in sorted(_together(found))[:BEST]:
-        record.note(f"  {mean:.3f}  keys {keys}, split {split}: {', '.join(slower)}")
+        failed = {} if machine.dry else _compile(machine, work, began + COMPILING)
+        for case in dict.fromkeys(case for case, _ in work):
+            own = [choice for other, choice in work if other == case]
+            found[case] = _time(record, machine, case, own, failed, began + SECONDS)
+            for choice, seconds in sorted(found[case].items(), key=lambda item: item[1])[:BEST]:
+                record.note(f"  best: {seconds * 1e6:6.1f} us  {choice}")
+    record.note(
+        "forms, by the mean of their shapes' times, each with its best tiles, over the times of the form chosen now:"
+    )
+    for mean, form, best in sorted(_together(found), key=lambda item: item[0]):
+        record.note("  {:.3f}  keys {}, split {}, span {}".format(mean, *form))
+        for case, (choice, seconds, ratio) in best.items():
+            record.note(f"    {ratio:.2f}  {seconds * 1e6:6.1f} us  {_name(case)}: {choice}")
 
 
 def _time(
-    record: Record, machine: Machine, case: Case, choices: list[Tiles], failed: dict[tuple[Case, Tiles], str]
-) -> dict[Tiles, float]:
+    record: Record,
+    machine: Machine,
+    case: Case,
+    choices: list[Choice],
+    failed: dict[tuple[Case, Choice], str],
+    end: float,
+) -> dict[Choice, float]:
     """Seconds a call; each choice over the same inputs."""
-    name = f"{case.published.name} B={case.batch} K={case.drafts} L={case.length}, {case.stored} stored"
     copies = copies_of(machine, case)
     call = rotating(ours(machine, case, copies))
     found = {}
-    for chosen in choices:
-        reason = failed.get((case, chosen))
+    for choice in choices:
+        reason = failed.get((case, choice))
+        if reason is None and time.monotonic() > end:
+            reason = LATE
         if reason is None:
             try:
-                with using(chosen):
+                with using(choice):
                     replay = machine.replayed(call, 1)
-                found[chosen] = machine.times({"ours": replay})["ours"].per(copies).median
+                found[choice] = machine.times({"ours": replay})["ours"].per(copies).median
             except Exception as error:  # too much shared memory, mostly
                 reason = f"{type(error).__name__}: {error}"
-        text = f"{found[chosen] * 1e6:6.1f} us" if chosen in found else f"left out, {(reason or '')[:150]}"
-        record.put(
-            "tiles", f"{name}: {_text(chosen)}: {text}", case=name, seconds=found.get(chosen), **chosen._asdict()
-        )
+        text = f"{found[choice] * 1e6:6.1f} us" if choice in found else f"left out, {(reason or '')[:150]}"
+        row = {"case": _name(case), "seconds": found.get(choice), "sharing": choice.sharing, **choice.tiles._asdict()}
+        record.put("tiles", f"{_name(case)}: {choice}: {text}", **row)
     return found
 
 
 class _Chosen(threading.local):
-    tiles: Tiles | None = None
+    choice: Choice | None = None
 
 
 _chosen = _Chosen()
-_as_they_are = kernels.tiles
+_tiles, _shared_out = kernels.tiles, kernels.shared_out
 
 
-def _tiles(dtype: torch.dtype, padded: int, device_architecture: int) -> Tiles:
-    return _chosen.tiles or _as_they_are(dtype, padded, device_architecture)
+def _chosen_tiles(dtype: torch.dtype, padded: int, device_architecture: int) -> Tiles:
+    return _chosen.choice.tiles if _chosen.choice else _tiles(dtype, padded, device_architecture)
+
+
+def _chosen_sharing(programs: int, stored_splits: int, stored_spans: int) -> Sharing:
+    as_it_is = _shared_out(programs, stored_splits, stored_spans)
+    return (_chosen.choice and _chosen.choice.sharing) or as_it_is
 
 
 @contextmanager
-def using(chosen: Tiles) -> Iterator[None]:
-    """Calls of this thread take these tiles."""
-    kernels.tiles = _tiles
-    _chosen.tiles = chosen
+def using(choice: Choice) -> Iterator[None]:
+    """Calls of this thread are made so."""
+    kernels.tiles, kernels.shared_out = _chosen_tiles, _chosen_sharing
+    _chosen.choice = choice
     try:
         yield
     finally:
-        _chosen.tiles = None
+        _chosen.choice = None
 
 
-def _compile(machine: Machine, work: list[tuple[Case, Tiles]]) -> dict[tuple[Case, Tiles], str]:
-    """In threads, one shape after the other of those that need further kernels; what failed, and why."""
+def _compile(machine: Machine, work: list[tuple[Case, Choice]], end: float) -> dict[tuple[Case, Choice], str]:
+    """In threads; what failed or did not begin before `end`, and why."""
 
-    def one(item: tuple[Case, Tiles]) -> str | None:
-        case, chosen = item
+    def one(item: tuple[Case, Choice]) -> str | None:
+        case, choice = item
+        if time.monotonic() > end:
+            return LATE
         try:
-            with torch.inference_mode(), torch.cuda.stream(torch.cuda.Stream(machine.device)), using(chosen):
+            with torch.inference_mode(), torch.cuda.stream(torch.cuda.Stream(machine.device)), using(choice):
                 ours(machine, case, 1)[0]()
                 machine.synchronize()
         except Exception as error:
@@ -131,16 +187,21 @@ def _compile(machine: Machine, work: list[tuple[Case, Tiles]]) -> dict[tuple[Cas
     return {item: reason for item, reason in zip(work, reasons, strict=True) if reason is not None}
 
 
-def _together(found: dict[Case, dict[Tiles, float]]) -> Iterator[tuple[float, int, int, list[str]]]:
-    pairs = {(chosen.keys, chosen.split) for times in found.values() for chosen in times}
-    for keys, split in pairs:
-        slower = []
-        for times in found.values():
-            own = [seconds for chosen, seconds in times.items() if (chosen.keys, chosen.split) == (keys, split)]
-            slower.append(min(own) / min(times.values()) if own else math.inf)
-        if max(slower) < math.inf:
-            yield sum(slower) / len(slower), keys, split, [f"{ratio:.2f}" for ratio in slower]
+def _together(
+    found: dict[Case, dict[Choice, float]],
+) -> Iterator[tuple[float, Form, dict[Case, tuple[Choice, float, float]]]]:
+    """Of each form: the mean ratio, and each shape's best choice, its time, and that over the best of the form chosen now."""
+    now = flat(FORMS[0]).form
+    for form in FORMS:
+        best = {}
+        for case, times in found.items():
+            own, present = ({choice: t for choice, t in times.items() if choice.form == of} for of in (form, now))
+            if own and present:
+                choice = min(own, key=own.__getitem__)
+                best[case] = (choice, own[choice], own[choice] / min(present.values()))
+        if best:
+            yield sum(ratio for _, _, ratio in best.values()) / len(best), form, best
 
 
-def _text(chosen: Tiles) -> str:
-    return "{} rows, {} keys, split {}, {} warps, {} registers, {} stages".format(*chosen)
+def _name(case: Case) -> str:
+    return f"{case.published.name} B={case.batch} K={case.drafts} L={case.length}, {case.stored} stored"

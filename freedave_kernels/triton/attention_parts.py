@@ -64,31 +64,31 @@ def seen_ranges(ranges, index, row_step, range_step, end_step, capacity, RANGES:
 
 
 @triton.jit
-def parts_of(begin, end, begin_2, end_2, window, exist, stored_splits, SPLIT: tl.constexpr):
-    """The parts that a row may see: the first, and the one after the last.
+def parts_of(begin, end, begin_2, end_2, window, exist, stored_parts, PART: tl.constexpr):
+    """The parts that a row may see, of `PART` positions each: the first, and the one after the last.
 
-    Each split of the stored positions is a part. A window that reaches beyond them adds parts, one for each split that it
-    touches there. They follow the stored ones directly wherever the window lies, so the host knows how many there can be.
+    A window that reaches beyond the parts of the stored positions adds parts, one for each that it touches there. They follow
+    the stored ones directly wherever the window lies, so the host knows how many there can be.
     """
-    window_split = tl.minimum(window // SPLIT, stored_splits)
-    first = tl.minimum(tl.minimum(begin, begin_2) // SPLIT, window_split)
-    stored_after = (tl.maximum(end, end_2) + SPLIT - 1) // SPLIT
-    last_split = (window + exist - 1) // SPLIT
-    beyond = last_split - tl.maximum(stored_splits, window // SPLIT)
-    window_after = tl.where(beyond < 0, last_split, stored_splits + beyond) + 1
+    window_part = tl.minimum(window // PART, stored_parts)
+    first = tl.minimum(tl.minimum(begin, begin_2) // PART, window_part)
+    stored_after = (tl.maximum(end, end_2) + PART - 1) // PART
+    last_part = (window + exist - 1) // PART
+    beyond = last_part - tl.maximum(stored_parts, window // PART)
+    window_after = tl.where(beyond < 0, last_part, stored_parts + beyond) + 1
     return first, tl.maximum(stored_after, window_after)
 
 
 @triton.jit
-def split_of(part, window, stored_splits, SPLIT: tl.constexpr):
-    """The split that is this part; splits are counted from position 0."""
-    return tl.where(part < stored_splits, part, part - stored_splits + tl.maximum(stored_splits, window // SPLIT))
+def part_of(nth, window, stored_parts, PART: tl.constexpr):
+    """Which part that is, counted from position 0."""
+    return tl.where(nth < stored_parts, nth, nth - stored_parts + tl.maximum(stored_parts, window // PART))
 
 
 @triton.jit
-def touches(split, begin, end, SPLIT: tl.constexpr):
-    """Whether a range has positions of a split."""
-    return tl.maximum(begin, split * SPLIT) < tl.minimum(end, split * SPLIT + SPLIT)
+def touches(part, begin, end, PART: tl.constexpr):
+    """Whether a range has positions of a part."""
+    return tl.maximum(begin, part * PART) < tl.minimum(end, part * PART + PART)
 
 
 @triton.jit

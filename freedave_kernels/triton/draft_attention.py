@@ -6,13 +6,15 @@ for all drafts and heads of a tile. Where the rows fill too few programs, severa
 merged. Bound by reading keys and values for few rows, by tensor cores for many.
 
 A row's result is the same however that is divided: keys are attended to in splits at fixed absolute positions, each from
-nothing and in tiles at fixed positions, and splits are merged in ascending order. A key that a row does not see weighs 0 and
-changes no maximum, so that it leaves the row's sums as they are, to the bit.
+nothing and in tiles at fixed positions; the splits of a span, so many of them at fixed positions too, are merged in
+ascending order, and so are the spans. The parts that programs share out are splits for few rows, and spans for many, since
+it takes long to store and to read sums. A key that a row does not see weighs 0 and changes no maximum, so that it leaves the
+row's sums as they are, to the bit.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import triton
@@ -26,10 +28,10 @@ from freedave_kernels.triton.attention_parts import (
     attend_split,
     load_rows,
     merge,
+    part_of,
     parts_of,
     rows_of_tile,
     seen_ranges,
-    split_of,
     start_of,
     touches,
     write,
@@ -40,78 +42,95 @@ LOG2_E = 1.4426950408889634
 MAX_FEATURES = 256
 # So many programs fill the machine: then nothing is shared out. Constants, as they decide nothing but speed.
 FILLED = 128
-SHARED_OUT = 512  # programs that parts are shared out to, where rows fill too few
+FILLED_BY_SPANS = 160  # so many do where each has a span: then no less than spans is shared out
+SHARED_OUT = 512  # programs that splits are shared out to, where rows fill too few
 MERGED_ROWS = 8  # of a program
 
 
 @triton.jit
 def attend_part(
-    own, q, split, stored_keys, stored_values, keys, values, key_draft, value_draft, begin, end, begin_2, end_2,
+    part, q, stored_keys, stored_values, keys, values, key_draft, value_draft, begin, end, begin_2, end_2,
     window, exist, farthest, draft, seen, first_draft, drafts_in_tile, factor,
     D: tl.constexpr, D_PADDED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr,
-    UNIT: tl.constexpr, KEY_STEP: tl.constexpr, VALUE_STEP: tl.constexpr, STORED_KEY_STEP: tl.constexpr,
-    STORED_VALUE_STEP: tl.constexpr, STORED: tl.constexpr, STAGES: tl.constexpr, ONE_DRAFT: tl.constexpr,
+    SPAN: tl.constexpr, UNIT: tl.constexpr, KEY_STEP: tl.constexpr, VALUE_STEP: tl.constexpr,
+    STORED_KEY_STEP: tl.constexpr, STORED_VALUE_STEP: tl.constexpr, STORED: tl.constexpr, STAGES: tl.constexpr,
+    ONE_DRAFT: tl.constexpr,
 ):  # fmt: skip
-    """`attend_split`, compiled twice: for splits that have positions of the window (`own`), and for all others."""
-    if own:
-        largest, total, context = attend_split(
-            q, split, stored_keys, stored_values, keys, values, key_draft, value_draft, begin, end, begin_2, end_2,
-            window, exist, farthest, draft, seen, first_draft, drafts_in_tile, factor, D, D_PADDED, BLOCK_M, BLOCK_N, SPLIT,
-            UNIT, KEY_STEP, VALUE_STEP, STORED_KEY_STEP, STORED_VALUE_STEP, STORED, True, 2, ONE_DRAFT,
-        )  # fmt: skip
-    else:
-        largest, total, context = attend_split(
-            q, split, stored_keys, stored_values, keys, values, key_draft, value_draft, begin, end, begin_2, end_2,
-            window, exist, farthest, draft, seen, first_draft, drafts_in_tile, factor, D, D_PADDED, BLOCK_M, BLOCK_N, SPLIT,
-            UNIT, KEY_STEP, VALUE_STEP, STORED_KEY_STEP, STORED_VALUE_STEP, True, False, STAGES, ONE_DRAFT,
-        )  # fmt: skip
+    """The `SPAN` splits of a part, merged. Splits that have positions of the window are compiled apart from all others."""
+    largest = tl.full((BLOCK_M,), NEVER, tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    context = tl.zeros((BLOCK_M, D_PADDED), tl.float32)
+    for nth in range(SPAN):
+        split = part * SPAN + nth
+        if touches(split, window, window + exist, SPLIT):
+            largest_2, total_2, context_2 = attend_split(
+                q, split, stored_keys, stored_values, keys, values, key_draft, value_draft, begin, end, begin_2, end_2,
+                window, exist, farthest, draft, seen, first_draft, drafts_in_tile, factor, D, D_PADDED, BLOCK_M, BLOCK_N,
+                SPLIT, UNIT, KEY_STEP, VALUE_STEP, STORED_KEY_STEP, STORED_VALUE_STEP, STORED, True, 2, ONE_DRAFT,
+            )  # fmt: skip
+            if SPAN > 1:
+                largest, total, context = merge(largest, total, context, largest_2, total_2, context_2, factor)
+            else:
+                largest, total, context = largest_2, total_2, context_2
+        elif touches(split, begin, end, SPLIT) | touches(split, begin_2, end_2, SPLIT):
+            largest_2, total_2, context_2 = attend_split(
+                q, split, stored_keys, stored_values, keys, values, key_draft, value_draft, begin, end, begin_2, end_2,
+                window, exist, farthest, draft, seen, first_draft, drafts_in_tile, factor, D, D_PADDED, BLOCK_M, BLOCK_N,
+                SPLIT, UNIT, KEY_STEP, VALUE_STEP, STORED_KEY_STEP, STORED_VALUE_STEP, True, False, STAGES, ONE_DRAFT,
+            )  # fmt: skip
+            if SPAN > 1:
+                largest, total, context = merge(largest, total, context, largest_2, total_2, context_2, factor)
+            else:
+                largest, total, context = largest_2, total_2, context_2
     return largest, total, context
 
 
 @triton.jit
 def attend_parts(
     q, contexts, sums, first, after, stored_keys, stored_values, keys, values, key_draft, value_draft,
-    begin, end, begin_2, end_2, window, exist, draft, position, live, count, block_length, factor, stored_splits, parts, rows,
+    begin, end, begin_2, end_2, window, exist, draft, position, live, count, block_length, factor, stored_parts, parts, rows,
     largest, total, context,
     D: tl.constexpr, D_PADDED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr,
-    UNIT: tl.constexpr, KEY_STEP: tl.constexpr, VALUE_STEP: tl.constexpr, STORED_KEY_STEP: tl.constexpr,
-    STORED_VALUE_STEP: tl.constexpr, STORED: tl.constexpr, STAGES: tl.constexpr, SHARED: tl.constexpr,
-    ONE_DRAFT: tl.constexpr,
+    SPAN: tl.constexpr, UNIT: tl.constexpr, KEY_STEP: tl.constexpr, VALUE_STEP: tl.constexpr,
+    STORED_KEY_STEP: tl.constexpr, STORED_VALUE_STEP: tl.constexpr, STORED: tl.constexpr, STAGES: tl.constexpr,
+    SHARED: tl.constexpr, ONE_DRAFT: tl.constexpr,
 ):  # fmt: skip
     """A tile of rows over every `num_programs(1)`-th part from `first` to before `after`.
 
     `SHARED`: stores the sums of each part. Otherwise: merges them, into `largest`, `total` and `context`.
     """
+    PART: tl.constexpr = SPLIT * SPAN
+    IN_REGISTERS: tl.constexpr = ONE_DRAFT and SPAN == 1  # else there are none for another context
     seen = tl.minimum((position // block_length + 1) * block_length, exist)  # of the window, from its start on
     farthest = tl.max(tl.where(live, seen, 0), axis=0)
     first_draft = tl.min(draft, axis=0)
     drafts_in_tile = tl.minimum(tl.max(draft, axis=0) + 1, count) - first_draft
     done = 0
-    for part in range(first, after, tl.num_programs(1)):
-        split = split_of(part, window, stored_splits, SPLIT)
-        own = touches(split, window, window + exist, SPLIT)
-        if own | touches(split, begin, end, SPLIT) | touches(split, begin_2, end_2, SPLIT):
+    for nth_part in range(first, after, tl.num_programs(1)):
+        part = part_of(nth_part, window, stored_parts, PART)
+        touched = touches(part, begin, end, PART) | touches(part, begin_2, end_2, PART)
+        if touched | touches(part, window, window + exist, PART):
             # Whole tiles are stored, rows that are not live too: a mask would take longer.
-            nth_part = tl.program_id(2).to(tl.int64) * parts + (part if SHARED else 0)
-            row = nth_part * rows + tl.program_id(0) * BLOCK_M
+            row = (tl.program_id(2).to(tl.int64) * parts + (nth_part if SHARED else 0)) * rows
+            row += tl.program_id(0) * BLOCK_M
             nth = tl.arange(0, BLOCK_M)
             if (
                 not SHARED
             ):  # a 0 that the compiler cannot see keeps it from holding the addresses in registers all the way
-                nth += tl.minimum(part, 0)
+                nth += tl.minimum(nth_part, 0)
             places = contexts + row * D_PADDED + (nth * D_PADDED)[:, None] + tl.arange(0, D_PADDED)[None, :]
-            if not SHARED and not ONE_DRAFT and done > 0:  # laid aside: there are no registers for another context
+            if not SHARED and not IN_REGISTERS and done > 0:
                 tl.store(places, context)
             largest_2, total_2, context_2 = attend_part(
-                own, q, split, stored_keys, stored_values, keys, values, key_draft, value_draft, begin, end, begin_2, end_2,
+                part, q, stored_keys, stored_values, keys, values, key_draft, value_draft, begin, end, begin_2, end_2,
                 window, exist, farthest, draft, seen, first_draft, drafts_in_tile, factor, D, D_PADDED, BLOCK_M, BLOCK_N,
-                SPLIT, UNIT, KEY_STEP, VALUE_STEP, STORED_KEY_STEP, STORED_VALUE_STEP, STORED, STAGES, ONE_DRAFT,
+                SPLIT, SPAN, UNIT, KEY_STEP, VALUE_STEP, STORED_KEY_STEP, STORED_VALUE_STEP, STORED, STAGES, ONE_DRAFT,
             )  # fmt: skip
             if SHARED:
                 tl.store(sums + row * 2 + nth * 2, largest_2)
                 tl.store(sums + row * 2 + nth * 2 + 1, total_2)
                 tl.store(places, context_2)
-            elif ONE_DRAFT:
+            elif IN_REGISTERS:
                 largest, total, context = merge(largest, total, context, largest_2, total_2, context_2, factor)
             elif done > 0:
                 tl.debug_barrier()
@@ -127,15 +146,15 @@ def attend_parts(
 def attend(
     query, key, value, stored_key, stored_value, contexts, sums, out,
     ranges, window_start, slots, num_drafts, window_lengths, factor: tl.float32,
-    drafts: tl.int32, length: tl.int32, groups: tl.int32, capacity: tl.int32, stored_splits: tl.int32, parts: tl.int32,
+    drafts: tl.int32, length: tl.int32, groups: tl.int32, capacity: tl.int32, stored_parts: tl.int32, parts: tl.int32,
     rows: tl.int32, block_length: tl.int32, ranges_row: tl.int64, ranges_range: tl.int64, ranges_end: tl.int64,
     window_start_step: tl.int64, slots_step: tl.int64, num_drafts_step: tl.int64, window_lengths_step: tl.int64,
     query_row: tl.int64, query_draft: tl.int64, query_position: tl.int64, query_head: tl.int64,
     key_row: tl.int64, key_draft: tl.int64, key_group: tl.int64,
     value_row: tl.int64, value_draft: tl.int64, value_group: tl.int64,
     stored_key_slot: tl.int64, stored_key_group: tl.int64, stored_value_slot: tl.int64, stored_value_group: tl.int64,
-    D: tl.constexpr, D_PADDED: tl.constexpr, HEADS: tl.constexpr, SPLIT: tl.constexpr, RANGES: tl.constexpr,
-    HAS_WINDOW_START: tl.constexpr, HAS_SLOTS: tl.constexpr, HAS_NUM_DRAFTS: tl.constexpr,
+    D: tl.constexpr, D_PADDED: tl.constexpr, HEADS: tl.constexpr, SPLIT: tl.constexpr, SPAN: tl.constexpr,
+    RANGES: tl.constexpr, HAS_WINDOW_START: tl.constexpr, HAS_SLOTS: tl.constexpr, HAS_NUM_DRAFTS: tl.constexpr,
     HAS_WINDOW_LENGTHS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, UNIT: tl.constexpr,
     KEY_STEP: tl.constexpr, VALUE_STEP: tl.constexpr, STORED_KEY_STEP: tl.constexpr, STORED_VALUE_STEP: tl.constexpr,
     STAGES: tl.constexpr, SHARED: tl.constexpr, ONE_DRAFT: tl.constexpr,
@@ -155,7 +174,7 @@ def attend(
     if tl.max(live.to(tl.int32), axis=0) > 0:
         window = start_of(window_start, index, window_start_step, HAS_WINDOW_START)
         begin, end, begin_2, end_2 = seen_ranges(ranges, index, ranges_row, ranges_range, ranges_end, capacity, RANGES)
-        first, after = parts_of(begin, end, begin_2, end_2, window, exist, stored_splits, SPLIT)
+        first, after = parts_of(begin, end, begin_2, end_2, window, exist, stored_parts, SPLIT * SPAN)
         first += tl.program_id(1)
         if first < after:
             slot = tl.load(slots + index.to(tl.int64) * slots_step).to(tl.int64) if HAS_SLOTS else index.to(tl.int64)
@@ -169,7 +188,7 @@ def attend(
             largest, total, context = attend_parts(
                 q, contexts, sums, first, after, stored_keys, stored_values, keys, values, key_draft, value_draft,
                 begin, end, begin_2, end_2, window, exist, draft, position, live, count, block_length, factor,
-                stored_splits, parts, rows, largest, total, context, D, D_PADDED, BLOCK_M, BLOCK_N, SPLIT,
+                stored_parts, parts, rows, largest, total, context, D, D_PADDED, BLOCK_M, BLOCK_N, SPLIT, SPAN,
                 UNIT, KEY_STEP, VALUE_STEP, STORED_KEY_STEP, STORED_VALUE_STEP, RANGES > 0, STAGES, SHARED, ONE_DRAFT,
             )  # fmt: skip
 
@@ -200,7 +219,7 @@ def merge_parts(
     length: tl.int32,
     groups: tl.int32,
     capacity: tl.int32,
-    stored_splits: tl.int32,
+    stored_parts: tl.int32,
     parts: tl.int32,
     rows: tl.int32,
     ranges_row: tl.int64,
@@ -212,14 +231,17 @@ def merge_parts(
     D: tl.constexpr,
     D_PADDED: tl.constexpr,
     HEADS: tl.constexpr,
-    SPLIT: tl.constexpr,
+    PART: tl.constexpr,
+    PARTS: tl.constexpr,
     RANGES: tl.constexpr,
     HAS_WINDOW_START: tl.constexpr,
     HAS_NUM_DRAFTS: tl.constexpr,
     HAS_WINDOW_LENGTHS: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    """Rows' sums over the parts of what they see, in ascending order, as `attend` does it alone."""
+    """Rows' sums over the parts of what they see, as `attend` does it alone: in ascending order over the `PARTS` parts of a
+    span, which have `PART` positions each, then over spans.
+    """
     index, group = tl.program_id(1) // groups, tl.program_id(1) % groups
     draft, position, head = rows_of_tile(tl.program_id(0), length, HEADS, BLOCK_M)
     count = at_most(num_drafts, index, num_drafts_step, drafts, HAS_NUM_DRAFTS)
@@ -227,36 +249,47 @@ def merge_parts(
     live = (draft < count) & (position < exist)
     window = start_of(window_start, index, window_start_step, HAS_WINDOW_START)
     begin, end, begin_2, end_2 = seen_ranges(ranges, index, ranges_row, ranges_range, ranges_end, capacity, RANGES)
-    first, after = parts_of(begin, end, begin_2, end_2, window, exist, stored_splits, SPLIT)
+    first, after = parts_of(begin, end, begin_2, end_2, window, exist, stored_parts, PART)
     largest = tl.full((BLOCK_M,), NEVER, tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     context = tl.zeros((BLOCK_M, D_PADDED), tl.float32)
-    for part in tl.range(first, after, num_stages=4):
-        split = split_of(part, window, stored_splits, SPLIT)
-        touched = touches(split, window, window + exist, SPLIT)
-        touched = touched | touches(split, begin, end, SPLIT) | touches(split, begin_2, end_2, SPLIT)
+    largest_0, total_0, context_0 = largest, total, context  # of the spans before
+    span = index * 0
+    for nth_part in tl.range(first, after, num_stages=4):
+        part = part_of(nth_part, window, stored_parts, PART)
+        touched = touches(part, window, window + exist, PART)
+        touched = touched | touches(part, begin, end, PART) | touches(part, begin_2, end_2, PART)
         written = live & (draft < tl.where(touched, FAR, 0))
-        row = (tl.program_id(1).to(tl.int64) * parts + part) * rows + tl.program_id(0) * BLOCK_M
+        row = (tl.program_id(1).to(tl.int64) * parts + nth_part) * rows + tl.program_id(0) * BLOCK_M
         nth = tl.arange(0, BLOCK_M)
         largest_2 = tl.load(sums + row * 2 + nth * 2, mask=written, other=NEVER)
         total_2 = tl.load(sums + row * 2 + nth * 2 + 1, mask=written, other=0.0)
         places = contexts + row * D_PADDED + (nth * D_PADDED)[:, None]
         context_2 = tl.load(places + tl.arange(0, D_PADDED)[None, :], mask=written[:, None], other=0.0)
-        largest, total, context = merge(largest, total, context, largest_2, total_2, context_2, factor)
+        if PARTS > 1 and part // PARTS > span:
+            largest_0, total_0, context_0 = merge(largest_0, total_0, context_0, largest, total, context, factor)
+            largest, total, context = largest_2, total_2, context_2
+            span = part // PARTS
+        else:
+            largest, total, context = merge(largest, total, context, largest_2, total_2, context_2, factor)
+    if PARTS > 1:
+        largest, total, context = merge(largest_0, total_0, context_0, largest, total, context, factor)
     token = (index.to(tl.int64) * drafts + draft) * length + position
     place = token * (groups * HEADS) + group * HEADS + head
     write(out + place * D, draft < drafts, live, total, context, D, D_PADDED)
 
 
 class Tiles(NamedTuple):
-    """How kernels divide their work. `split` and `keys` decide a row's bits, so they depend on the type and size of features
-    and on the device alone. `rows` goes with `num_warps`, so that a warp has 16 rows and adds up its own, whichever it is.
+    """How kernels divide their work. `keys`, `split` and `span` decide a row's bits, so they depend on the type and size of
+    features and on the device alone. `rows` goes with `num_warps`, so that a warp has whole rows and adds up its own.
     """
 
     rows: int
     keys: int
     split: int
     """Positions that are attended to from nothing: few enough to share out, so many that merging is cheap."""
+    span: int
+    """Splits that are merged by themselves, so that a program may work on all of them and store one sum."""
     num_warps: int
     max_registers: int
     """A thread's: with these nothing is spilled; left alone, a compiler aims lower."""
@@ -271,12 +304,19 @@ def tiles(dtype: torch.dtype, padded: int, device_architecture: int) -> Tiles:
     tune_attention`): taller tiles are 9 % faster with 4,096 stored positions and 8 drafts, and up to 50 % slower elsewhere.
     """
     if dtype == torch.float32:  # multiplied without tensor cores, whose operands would be rounded
-        return Tiles(16, 32 if padded <= 128 else 16, 512, 8, 128, 2)
+        return Tiles(16, 32 if padded <= 128 else 16, 512, 1, 8, 128, 2)
     if padded <= 64:
-        return Tiles(64, 64, 512, 4, 255, 3)
+        return Tiles(64, 64, 512, 1, 4, 255, 3)
     if padded == 128:
-        return Tiles(64, 32, 512, 4, 255, 4 if device_architecture == 90 else 3)
-    return Tiles(64, 32 if device_architecture else 16, 512, 8, 255, 2)
+        return Tiles(64, 32, 512, 1, 4, 255, 4 if device_architecture == 90 else 3)
+    return Tiles(64, 32 if device_architecture else 16, 512, 1, 8, 255, 2)
+
+
+def shared_out(programs: int, stored_splits: int, stored_spans: int) -> Literal["nothing", "spans", "splits"]:
+    """What several programs share where `programs` tiles of rows may see so many splits of stored positions."""
+    if stored_splits <= 1 or programs >= FILLED:
+        return "nothing"
+    return "spans" if programs * stored_spans >= FILLED_BY_SPANS else "splits"
 
 
 def draft_attention(
@@ -311,10 +351,12 @@ def draft_attention(
     programs = row_tiles * batch * groups
     seen = ranges.shape[1] if capacity else 0
     stored_splits = ceil_div(capacity, chosen.split) if seen else 0
-    parts = stored_splits + ceil_div(length, chosen.split) + 1  # of which sums are laid aside
-    shared = stored_splits > 1 and programs < FILLED
-    if not shared:
-        parts = 1
+    sharing = shared_out(programs, stored_splits, ceil_div(stored_splits, chosen.span))
+    shared = sharing != "nothing"
+    span = 1 if sharing == "splits" else chosen.span  # splits of a part
+    positions = chosen.split * span
+    stored_parts = ceil_div(stored_splits, span)
+    parts = stored_parts + ceil_div(length, positions) + 1 if shared else 1  # of which sums are stored
     partial = parts * batch * groups * rows
     contexts = torch.empty(partial * padded, dtype=torch.float32, device=query.device)
     sums = torch.empty(partial * 2, dtype=torch.float32, device=query.device) if shared else contexts
@@ -327,20 +369,23 @@ def draft_attention(
     given = tuple(limit is not None for limit in per_row)
     limits = tuple(ranges if limit is None else limit for limit in per_row)
     steps = (*ranges.stride(), *(limit.stride(0) for limit in limits))
-    sizes = (factor, drafts, length, groups, capacity, stored_splits, parts, rows)
-    constants = (features, padded, heads // groups, chosen.split, seen, *given)
+    sizes = (factor, drafts, length, groups, capacity, stored_parts, parts, rows)
+    of_rows = (features, padded, heads // groups)
     # Addresses that are not aligned occur only where `unit` says so; but some may be, and binaries differ.
     aligned = tuple(tensor.data_ptr() % 16 == 0 for tensor in features_of)
     others = (query.dtype, *(limit.dtype for limit in limits))
     # Of keys and values: all but that of positions, which is a constant.
     around = [(*strides(tensor, unit)[:-2], strides(tensor, unit)[-1]) for tensor in features_of[1:]]
-    shares = min(parts, power_of_two(ceil_div(SHARED_OUT, programs))) if shared else 1
+    # As many as there are parts, unless windows lie beyond what can be stored.
+    shares = ceil_div(capacity + length, positions) if shared else 1
+    if sharing == "splits":
+        shares = min(shares, power_of_two(ceil_div(SHARED_OUT, programs)))
     attend.launch(
         (row_tiles, shares, batch * groups),
         (*features_of, contexts, sums, out, ranges, *limits, *sizes, block_length or length, *steps,
          *strides(query, unit), *(stride for tensor in around for stride in tensor)),
-        (*constants, *chosen[:2], unit, *(tensor.stride(-3) for tensor in features_of[1:]), chosen.num_stages,
-         shared, drafts == 1),
+        (*of_rows, chosen.split, span, seen, *given, chosen.rows, chosen.keys, unit,
+         *(tensor.stride(-3) for tensor in features_of[1:]), chosen.num_stages, shared, drafts == 1),
         (*others, *aligned, *map(short_range, features_of)),
         chosen.num_warps, chosen.max_registers, chosen.num_stages,
     )  # fmt: skip
@@ -348,7 +393,7 @@ def draft_attention(
         merge_parts.launch(
             (ceil_div(rows, MERGED_ROWS), batch * groups, 1),
             (contexts, sums, out, ranges, limits[0], *limits[2:], *sizes, *steps[:4], *steps[5:]),
-            (*constants[:6], *constants[7:], MERGED_ROWS), others, 4, 128,
+            (*of_rows, positions, chosen.span // span, seen, given[0], *given[2:], MERGED_ROWS), others, 4, 128,
         )  # fmt: skip
     return out
 
