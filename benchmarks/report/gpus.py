@@ -101,8 +101,8 @@ def _answers(rows: list[Row]) -> Iterator[Line]:
         what = f"embedded model, an answer of {mine[0]['tokens']} tokens, {dtype}, by `{by}`"
         yield Line(what, ", ".join(targets), f"{', '.join(found)}; {same}", "embedded")
     for row in _of_kind(rows, "host_share"):
-        found = f"{row['ms']:.3f} ms, of which {100 * row['host_share']:.0f} % the host's"
-        yield Line(f"a step, {row['case']}", "", found, "embedded")
+        share = f"{row['ms']:.3f} ms, of which {100 * row['host_share']:.0f} % the host's"
+        yield Line(f"a step, {row['case']}", "", share, "embedded")
 
 
 def _attending(rows: list[Row]) -> Iterator[Line]:
