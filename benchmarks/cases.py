@@ -160,6 +160,19 @@ def prediction(logits: torch.Tensor, masked: int, which: torch.Tensor | None = N
     )
 
 
+def drawing(rows: int, device: torch.device) -> dict[str, Any]:
+    """What makes `predict_tokens` draw the tokens of so many rows, each with a key of its own."""
+    seed = torch.arange(rows, device=device)
+    return {"temperature": 1.0, "seed": seed, "positions": seed}
+
+
+def record_drawn(record: Record, shape: dict[str, int], dtype: torch.dtype, timings: dict[str, Timing]) -> None:
+    """What drawing tokens takes beside the greedy call of the same backend and rounds: `timings` of "cpu", "cpu, drawn"..."""
+    for backend in [name for name in timings if f"{name}, drawn" in timings]:
+        pair = {name: timings[name] for name in (backend, f"{backend}, drawn")}
+        record.add("drawn tokens", shape, dtype_name(dtype), pair, baseline=backend)
+
+
 def part_cases(shapes: Shapes, device: torch.device) -> Iterator[Case]:
     """`partial_predictions` of slices of a vocabulary, as they come out of a projection, and `merge_predictions` of all."""
     for rows in sorted({rows for rows, _ in shapes.rows if rows <= MOST_PROJECTED}):

@@ -4,6 +4,7 @@ in the same rounds. And what a call costs when there is nothing to compute.
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import torch
@@ -15,6 +16,7 @@ from benchmarks.record import Record
 from benchmarks.scenes import MASK
 
 ROUNDS, BUDGET = 30, 4.0  # of a shape of predict_tokens, whose largest take seconds a round
+DRAWN_ROWS = 32
 WINDOW_BUDGET = 0.3  # seconds; there are two hundred of these cases, and a round of most takes a millisecond
 
 
@@ -28,6 +30,8 @@ def run(record: Record, quick: bool) -> None:
             cases.measure(record, processor, case)
         else:
             record.absent("all", case[1], "predict_tokens", case[0])
+    for dtype in shapes.dtypes:
+        drawn_tokens(record, processor, 1000 if quick else 151936, dtype)
     small = processor if quick else Processor(ROUNDS, WINDOW_BUDGET)
     for case in itertools.chain(
         cases.part_cases(shapes, processor.device),
@@ -37,6 +41,16 @@ def run(record: Record, quick: bool) -> None:
         cases.measure(record, small, case)
     print()
     record_overhead(record, processor)
+
+
+def drawn_tokens(record: Record, processor: Processor, vocab: int, dtype: torch.dtype) -> None:
+    """`predict_tokens` of a block of masked rows, with a temperature and without."""
+    logits = scenes.rows_of_logits(DRAWN_ROWS, vocab, dtype)
+    input_ids = torch.full((DRAWN_ROWS,), MASK)
+    greedy = functools.partial(fk.predict_tokens, logits, input_ids, MASK)
+    drawn = functools.partial(greedy, **cases.drawing(DRAWN_ROWS, processor.device))
+    timings = processor.times({"cpu": greedy, "cpu, drawn": drawn})
+    cases.record_drawn(record, {"V": vocab, "rows": DRAWN_ROWS}, dtype, timings)
 
 
 def record_overhead(record: Record, processor: Processor) -> dict[str, float]:

@@ -456,7 +456,10 @@ def test_gpu_dry_run(dry_run):
     kinds = {row["kind"] for row in rows}
     assert kinds >= {"decode_step", "kernels", "part_of_step", "checks", "timing", "lossless", "answers"}
     timed = {row["op"] for row in rows if row["kind"] == "timing"}
-    assert timed == {"draft_attention", "predict_tokens", "draft_step", "step"}
+    assert timed == {"draft_attention", "predict_tokens", "drawn tokens", "draft_step", "step"}
+    drawn = [row for row in rows if row.get("op") == "drawn tokens"]
+    assert all(row["baseline"] == row["provider"].split(",")[0] and row["ratio"] > 0 for row in drawn)
+    assert len(drawn) == 2 * len({row["baseline"] for row in drawn}) > 0
     assert {row["shape"]["P"] for row in rows if str(row.get("provider")).endswith((", pooled", ", pipelined"))} == {16}
     assert "compute-sanitizer: not run (this is a dry run)" in printed
     launched = [row for row in rows if row["kind"] == "decoder_step"]

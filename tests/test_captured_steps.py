@@ -57,6 +57,24 @@ def test_example(family, cache, draft_steps, drafting, monkeypatch):
     assert len(calls) <= 2 * len(runs)  # the model itself is called for no replay
 
 
+@FAMILIES
+def test_a_replay_draws_with_its_own_sequences_key(family, cache, monkeypatch):
+    """Graphs hold where keys lie, not which they are: a slot's next sequence draws as it does alone."""
+    graphs = use_recorded_graphs(monkeypatch)
+    lm = golden_lm(family, block_length=4)
+    engine = captured(lm, 2, cache=cache, temperature=0.8, seed=0)
+    start, answers = ids(6), []
+    for seed in (1, 2, 1):
+        sequences = [engine.add(start, seed=seed), engine.add(ids(9, 1), seed=3)]
+        finish(engine)
+        drawn = {"cache": cache, "temperature": 0.8}
+        expect_static(lm, sequences[0], start, seed=seed, **drawn)
+        expect_static(lm, sequences[1], ids(9, 1), seed=3, **drawn)
+        answers.append(sequences[0].tokens)
+    assert answers[0] == answers[2] != answers[1]
+    assert sum(graph.replays for graph in graphs) > 5
+
+
 @pytest.mark.parametrize("cache", ["prefix", "dual"])
 def test_blocks_of_several_sequences_begin_in_one_step(cache, monkeypatch):
     """They replay one graph, one after the other, whose record is read after the last of them: each has its own."""

@@ -460,6 +460,7 @@ def test_demo_compares_static_nested_and_recycled(
         assert [line.split()[3] for line in table[2:]] == ["yes", "yes", "yes"]
     assert "in the model's forward" in printed
     assert "committed the tokens of static decoding, at the same steps" in printed
+    assert "drawn with temperature 2.0 and seed 3" in printed and "identical, tokens and steps: yes" in printed
     assert "small model" in printed
     assert sorted(file.name for file in tmp_path.iterdir()) == ["demo.html", "demo.png"]
 
@@ -480,6 +481,8 @@ def test_demo_json_with_full_attention(tmp_path: Path, capsys: pytest.CaptureFix
     assert static["tokens"] == auto["tokens"] == nested["tokens"] == recycled["tokens"]
     assert recycled["fewer_forwards"] == static["forwards"] / recycled["forwards"] > 2
     assert result["tasks"] == {"addition": result["total"]}
+    assert result["drawn"]["identical"] is True
+    assert result["drawn"]["decodes"][1]["num_forwards"] < result["drawn"]["decodes"][0]["num_forwards"] / 2
     drawn = [
         f"{fast['num_forwards']} forwards instead of {result['example']['decodes'][0]['num_forwards']}"
         for fast in result["example"]["decodes"][1:]

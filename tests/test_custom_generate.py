@@ -111,6 +111,39 @@ def test_every_setting_arrives(settings: dict[str, Any]) -> None:
     assert output.num_forwards == expected.num_forwards
 
 
+DRAWN = {"do_sample": True, "top_k": 0}
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_do_sample_draws_as_generate_does(temperature: float) -> None:
+    """With the temperature of an argument or of a generation config; 1 without one."""
+    expected = freedave.generate(golden_lm("block_causal"), prompt(), 16, temperature=temperature, seed=3)
+    ways: list[dict[str, Any]] = [{"temperature": temperature}]
+    ways += [{"generation_config": GenerationConfig(temperature=temperature)}]
+    ways += [{}] if temperature == 1.0 else [{"do_sample": False, "temperature": temperature}]
+    for way in ways:
+        found = on_golden(prompt(), **(DRAWN | way), seed=3, check_lossless=True)
+        assert torch.equal(found, expected.sequences)
+
+
+def test_without_a_seed_torch_decides() -> None:
+    answers = []
+    for manual in (1, 1, 2):
+        torch.manual_seed(manual)
+        answers.append(on_golden(prompt(), **DRAWN).tolist())
+    assert answers[0] == answers[1] != answers[2]
+
+
+def test_several_sequences_of_a_prompt() -> None:
+    """They follow one another, as transformers has it; each is a draw of its own, the first that of the prompt alone."""
+    batch = torch.cat([prompt(8, 1), prompt(8, 2)])
+    found = on_golden(batch, **DRAWN, seed=3, num_return_sequences=3)
+    assert found.shape == (6, 8 + 16)
+    assert torch.equal(found[:, :8], batch.repeat_interleave(3, 0))
+    assert len({tuple(row) for row in found.tolist()}) == 6
+    assert torch.equal(found[:1], on_golden(batch[:1], **DRAWN, seed=3))
+
+
 def test_use_cache_chooses_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     decode = freedave.generate
@@ -285,9 +318,11 @@ def test_a_difference_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"do_sample": True}, "do_sample=True cannot be honoured by freedave.custom_generate: without it, temperature"),
+        ({"do_sample": True}, "logits processors .*TopKLogitsWarper .*pass top_k=0"),
+        ({"do_sample": True, "top_k": 0, "temperature": 0.0}, "do_sample=True needs a temperature above 0, got 0"),
+        ({"do_sample": True, "top_k": 0, "typical_p": 0.5}, "logits processors .*TypicalLogitsWarper"),
         ({"num_beams": 3}, "num_beams=3 cannot be honoured"),
-        ({"do_sample": True, "num_return_sequences": 2}, "cannot be honoured"),
+        ({"num_return_sequences": 2}, "num_return_sequences"),
         ({"output_scores": True, "return_dict_in_generate": True}, "output_scores=True cannot be honoured"),
         ({"output_attentions": True, "return_dict_in_generate": True}, "output_attentions=True cannot be honoured"),
         ({"repetition_penalty": 1.2}, "logits processors cannot be honoured .*RepetitionPenaltyLogitsProcessor"),

@@ -103,6 +103,19 @@ def test_the_worked_example_has_every_mode(result: Comparison) -> None:
     assert result.example.problem.task == "addition"
 
 
+def test_an_answer_that_is_drawn(lm: freedave.DiffusionLM, result: Comparison) -> None:
+    """Another one than the likeliest, in far fewer forwards than static sampling takes for it."""
+    drawn = result.drawn
+    assert drawn.identical and drawn.output.num_forwards < drawn.static.num_forwards / 3
+    assert response_text(lm, drawn.output) != response_text(lm, result.example.outputs[STATIC])
+    drawn.output.step_map[0, 0] += 1
+    try:
+        assert not drawn.identical and not result.lossless
+    finally:
+        drawn.output.step_map[0, 0] -= 1
+    assert result.lossless
+
+
 @pytest.mark.usefixtures("one_task")
 def test_a_decode_that_differs_is_noticed(lm: freedave.DiffusionLM, monkeypatch: pytest.MonkeyPatch) -> None:
     def different_steps(*arguments: object, **settings: object) -> freedave.DecodeOutput:

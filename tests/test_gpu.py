@@ -172,6 +172,33 @@ def random_lm(name: str, dtype: torch.dtype, device: str, **options) -> freedave
 @needs_gpu
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_captured_steps_draw_what_static_sampling_draws(dtype, compile):
+    """Seeds that change between replays of one graph, alone and in a batch; in float32, what the CPU draws."""
+    input_ids = torch.randint(63, (3, 12), generator=generator(6))
+    cases = [({"attention": "block_causal", "block_length": 4}, "auto")]
+    cases += [({"attention": "full", "block_length": 8, "logits_shift": True}, cache) for cache in ("dual", "none")]
+    for options, cache in cases:
+        lm, on_cpu = (random_lm("Qwen3", dtype, device, **options) for device in ("cuda", "cpu"))
+        answers = []
+        for seed in (1, 2, 1):
+            drawing = {"cache": cache, "temperature": 0.8, "seed": seed}
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", message=".*so it runs (uncompiled|launch by launch)")
+                out = freedave.generate(lm, input_ids, 16, 4, **drawing, compile=compile, check_lossless=True)
+                alone = freedave.generate(lm, input_ids[:1], 16, 8, **drawing, compile=compile, check_lossless=True)
+            assert max(out.stats.shapes.values()) > 2 and out.num_forwards < out.static.num_forwards
+            answers.append(out.sequences)
+            if dtype == torch.float32:
+                expected = freedave.generate(on_cpu, input_ids, 16, 1, **drawing)
+                assert torch.equal(out.sequences.cpu(), expected.sequences)
+                assert torch.equal(alone.sequences.cpu(), expected.sequences[:1])
+                assert torch.equal(out.step_map.cpu(), expected.step_map)
+        assert torch.equal(answers[0], answers[2]) and not torch.equal(answers[0], answers[1])
+
+
+@needs_gpu
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", MODELS)
 def test_decodes_of_captured_steps_are_lossless(name, dtype, compile):
     """Three sequences of different lengths: exact cache, and full attention with each policy."""

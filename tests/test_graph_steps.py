@@ -83,13 +83,13 @@ class Recorder(TorchDispatchMode):
 
 def under_way(lm: DiffusionLM, slots: int, draft_steps: int, requests: int, **options: Any) -> Decoder:
     """A decode whose next step is one of all slots together, of a shape that has run."""
-    engine = Decoder(lm, settings_for(lm, draft_steps, new=32, **options), slots=slots, capacity=80)
+    engine = Decoder(lm, settings_for(lm, draft_steps, new=64, **options), slots=slots, capacity=96)
     for seed in range(requests):
         engine.add(ids(9 + seed % 3, seed))
-    for _ in range(3):
+    while engine.forwards < 3 or any(sequence.waits for sequence in engine.sequences):
         engine.launch()
         engine.poll()
-    assert not any(sequence.waits for sequence in engine.sequences)
+    assert engine.sequences
     return engine
 
 
@@ -106,19 +106,21 @@ def executor_of(engine: Decoder) -> GraphExecutor:
     return engine._executor
 
 
-STATE = ("tokens", "drafts", "num_drafts", "start", "begin", "length", "prompt_length", "steps_taken")
+STATE = ("tokens", "drafts", "num_drafts", "start", "begin", "length", "prompt_length", "steps_taken", "key")
 STEP_OPS = {"recycled": "draft_step", "pooled": "pooled_step"}
 DRAFTINGS = pytest.mark.parametrize("drafting", STEP_OPS)
+TEMPERATURES = pytest.mark.parametrize("temperature", [0.0, 0.8])
 
 
+@TEMPERATURES
 @DRAFTINGS
 @FAMILIES
-def test_example(family, cache, drafting):
+def test_example(family, cache, drafting, temperature):
     """Steps of a shape run the same operations on the same shapes, read nothing back and keep their state in place; one of
     four slots is empty.
     """
     lm = golden_lm(family, block_length=16)
-    engine = under_way(lm, 4, 4, requests=3, cache=cache, drafting=drafting)
+    engine = under_way(lm, 4, 4, requests=3, cache=cache, drafting=drafting, temperature=temperature)
     executor = executor_of(engine)
     addresses = [getattr(executor.state, name).data_ptr() for name in STATE]
     stored = [part.data_ptr() for part in executor.state.stored]
@@ -141,12 +143,13 @@ def test_example(family, cache, drafting):
     assert pool == (executor.state.pool and executor.state.pool.memory.data_ptr())
 
 
+@TEMPERATURES
 @DRAFTINGS
 @FAMILIES
-def test_a_sequences_own_forward_reads_nothing_back(family, cache, drafting):
+def test_a_sequences_own_forward_reads_nothing_back(family, cache, drafting, temperature):
     """That with a prompt, or of a block that is new, beside the step of the others."""
     lm = golden_lm(family, block_length=16)
-    engine = under_way(lm, 3, 4, requests=1, cache=cache, drafting=drafting)
+    engine = under_way(lm, 3, 4, requests=1, cache=cache, drafting=drafting, temperature=temperature)
     engine.add(ids(20, 5))
     own = recorded_launch(lm, engine)
     engine.poll()
@@ -181,16 +184,17 @@ def deep_lm(family: str, layers: int) -> DiffusionLM:
         return DiffusionLM(transformers.Qwen3ForCausalLM(config), MASK, **OPTIONS[family])
 
 
+@TEMPERATURES
 @DRAFTINGS
 @pytest.mark.parametrize(("family", "cache"), [*EXACT, *REFRESHED])
-def test_few_calls_between_two_forwards(family, cache, drafting):
+def test_few_calls_between_two_forwards(family, cache, drafting, temperature):
     """No more for many layers, sequences or drafts: 40 at most, each of which a device would have to be asked for."""
     calls = {}
     for layers in (2, 6):
         lm = deep_lm(family, layers)
         for slots in (1, 8):
             for draft_steps in (2, 8):
-                options = {"block_length": 16, "cache": cache, "drafting": drafting}
+                options = {"block_length": 16, "cache": cache, "drafting": drafting, "temperature": temperature}
                 engine = under_way(lm, slots, draft_steps, requests=slots, **options)
                 recorder = recorded_launch(lm, engine)
                 assert recorder.count("draft_attention") == layers

@@ -55,7 +55,16 @@ def test_other_prompts_and_ends_find_it(options):
 
 
 @pytest.mark.parametrize(
-    "options", [{"draft_steps": 3}, {"threshold": 0.5}, {"cache": "none"}, {"order": "left_to_right"}, {"new": 512 - 6}]
+    "options",
+    [
+        {"draft_steps": 3},
+        {"threshold": 0.5},
+        {"cache": "none"},
+        {"order": "left_to_right"},
+        {"measure": "margin"},
+        {"temperature": 1.0},
+        {"new": 512 - 6},
+    ],
 )
 def test_other_steps_do_not(options):
     lm = own_lm()
@@ -64,8 +73,12 @@ def test_other_steps_do_not(options):
     if options.get("new"):
         assert not executor.serves(resolve_settings(lm, 6, 16, draft_steps=4, executor="graph"), 1, 512)
         return
-    decode(lm, **options)
+    torch.manual_seed(0)  # where tokens are drawn
+    found = decode(lm, **options)
     assert lm.idle_executor is not executor
+    torch.manual_seed(0)
+    expected = decode(lm, **options, executor="planned")
+    assert torch.equal(found.sequences, expected.sequences) and torch.equal(found.step_map, expected.step_map)
 
 
 @pytest.mark.parametrize("drafting", ["pooled", "pipelined"])

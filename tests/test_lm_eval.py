@@ -371,11 +371,9 @@ def test_a_model_without_a_tokenizer() -> None:
 @pytest.mark.parametrize(
     ("generation", "message"),
     [
-        (
-            {"do_sample": True},
-            "this asks for sampling, which a task cannot; the model's options temperature and seed can",
-        ),
-        ({"temperature": 0.7}, "this asks for sampling"),
+        ({"do_sample": True, "temperature": 0.0}, "do_sample needs a temperature above 0, got 0"),
+        ({"do_sample": True, "temperature": -0.5}, "temperature must be 0 or between 1e-30 and 1e30, got -0.5"),
+        ({"do_sample": True, "seed": "one"}, "seed must be an int, got str"),
         (
             {"top_k": 5},
             "top_k cannot be honoured; known are until, max_gen_toks and draft_steps",
@@ -398,6 +396,19 @@ def test_a_model_without_a_tokenizer() -> None:
 def test_bad_generation_arguments(generation: dict[str, Any], message: str, model: FreeDaveLM) -> None:
     with pytest.raises(ValueError, match=f"^task a_task: generation_kwargs {{.*}}: .*{message}"):
         answers(model, PROMPT, **generation)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_task_may_draw(demo: freedave.DiffusionLM, batch_size: int) -> None:
+    """As `generate` draws with that temperature and seed; a request that is repeated is drawn anew, in any batch."""
+    model = FreeDaveLM(demo, batch_size=batch_size, seed=5)
+    drawn = answers(model, PROMPT, PROMPT, PROMPT, do_sample=True, temperature=20.0)
+    assert len(set(drawn)) == 3
+    input_ids = demo.tokenizer(PROMPT, return_tensors="pt").input_ids
+    alone = freedave.generate(demo, input_ids, max_new_tokens=96, temperature=20.0, seed=5)
+    assert drawn[0] == response_text(demo, alone)
+    assert answers(model, PROMPT, do_sample=True) == answers(model, PROMPT, do_sample=True, temperature=1.0)
+    assert answers(model, PROMPT, do_sample=False, temperature=20.0) == [ANSWER]
 
 
 @pytest.mark.parametrize("generation", ["text", [1], 3], ids=repr)

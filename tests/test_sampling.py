@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_batches import FAMILIES, decoder, padded
+from test_batches import EXECUTORS, FAMILIES, decoder, padded
 from test_decoding import DRAFTINGS
 from tiny_models import MASK, golden_lm, prompt
 
@@ -21,12 +21,15 @@ from freedave.forward import prediction
 from freedave.models.diffusion_lm import DiffusionLM
 
 BY_DRAFTING = pytest.mark.parametrize("drafting", DRAFTINGS)
+BY_EXECUTOR = pytest.mark.parametrize("executor", EXECUTORS)
 
 
-def test_example() -> None:
+@BY_EXECUTOR
+def test_example(executor: str) -> None:
     """Token for token and step for step what static sampling returns; another seed is another sample."""
     lm = golden_lm()
-    options = {"max_new_tokens": 32, "block_length": 8, "temperature": 0.7, "check_lossless": True}
+    options: dict[str, Any] = {"max_new_tokens": 32, "block_length": 8, "temperature": 0.7, "check_lossless": True}
+    options["executor"] = executor
     one = freedave.generate(lm, prompt(), seed=1, **options)
     again = freedave.generate(lm, prompt(), seed=1, **options)
     other = freedave.generate(lm, prompt(), seed=2, **options)
@@ -35,57 +38,65 @@ def test_example() -> None:
     assert not torch.equal(one.sequences, other.sequences)
 
 
+@BY_EXECUTOR
 @BY_DRAFTING
 @pytest.mark.parametrize(("family", "cache"), FAMILIES)
-def test_random_decodes(family: str, cache: str, drafting: str) -> None:
-    """All families and caches; orders, blocks, thresholds, batches, ends and seeds that are drawn."""
+def test_random_decodes(family: str, cache: str, drafting: str, executor: str) -> None:
+    """All families and caches; orders, blocks, thresholds, batches, ends and seeds that are drawn. Both executors draw what
+    static decoding by the planned one draws.
+    """
     lm = golden_lm(family)
     for number in range(6):
         draw = random.Random(number)
         input_ids, attention_mask = padded([draw.choice([1, 4, 9]) for _ in range(draw.choice([1, 3]))], "left")
-        out = freedave.generate(
-            lm,
-            input_ids,
-            draw.choice([7, 20, 33]),
-            draw.choice([2, 3, 8]),
-            draw.choice([1, 4, 8, 16]),
-            attention_mask=attention_mask,
-            cache=cache,
-            drafting=drafting,
-            tokens_per_step=draw.choice([1, 1, 2]),
-            threshold=draw.choice([None, None, 0.2]),
-            order=draw.choice(["confidence", "left_to_right"]),
-            measure=draw.choice(["prob", "log_odds"]),
-            eos_token_id=[draw.randrange(MASK) for _ in range(draw.choice([0, 1]))],
-            temperature=draw.choice([0.1, 0.7, 1.0, 2.0]),
-            seed=draw.randrange(2**63),
-            check_lossless=True,
-        )
+        new, draft_steps = draw.choice([7, 20, 33]), draw.choice([2, 3, 8])
+        options: dict[str, Any] = {
+            "block_length": draw.choice([1, 4, 8, 16]),
+            "attention_mask": attention_mask,
+            "cache": cache,
+            "tokens_per_step": draw.choice([1, 1, 2]),
+            "threshold": draw.choice([None, None, 0.2]),
+            "order": draw.choice(["confidence", "left_to_right"]),
+            "measure": draw.choice(["prob", "log_odds"]),
+            "eos_token_id": [draw.randrange(MASK) for _ in range(draw.choice([0, 1]))],
+            "temperature": draw.choice([0.1, 0.7, 1.0, 2.0]),
+            "seed": draw.randrange(2**63),
+        }
+        how: dict[str, Any] = {"executor": executor, "drafting": drafting, "check_lossless": True}
+        out = freedave.generate(lm, input_ids, new, draft_steps, **how, **options)
         assert (out.sequences != MASK).all()
+        if executor == "graph":
+            static = freedave.generate(lm, input_ids, new, 1, **options)
+            assert torch.equal(out.sequences, static.sequences) and torch.equal(out.step_map, static.step_map)
 
 
 def test_a_seed_is_a_seed() -> None:
-    """The first sequence of a batch draws as it does alone, whatever K, drafting, and other sequences; the others draw with
-    keys of their own."""
+    """The first sequence of a batch draws as it does alone, whatever K, drafting, executor and other sequences; the others
+    draw with keys of their own.
+    """
     lm = golden_lm(block_length=8)
     row = prompt(6)
     alone = freedave.generate(lm, row, 24, 1, temperature=0.8, seed=5, drafting="nested")
-    for drafting, draft_steps in itertools.product(DRAFTINGS, (2, 8)):
-        out = freedave.generate(lm, row.expand(3, -1), 24, draft_steps, temperature=0.8, seed=5, drafting=drafting)
+    for drafting, executor, draft_steps in itertools.product(DRAFTINGS, EXECUTORS, (2, 8)):
+        how: dict[str, Any] = {"drafting": drafting, "executor": executor}
+        out = freedave.generate(lm, row.expand(3, -1), 24, draft_steps, temperature=0.8, seed=5, **how)
         assert torch.equal(out.sequences[0], alone.sequences[0])
         assert len({tuple(sequence) for sequence in out.sequences.tolist()}) == 3
 
 
-def test_a_sequence_may_have_a_seed() -> None:
-    """Of `Decoder.add`: what is drawn does not depend on what was added before."""
+@BY_EXECUTOR
+def test_a_sequence_may_have_a_seed(executor: str) -> None:
+    """Of `Decoder.add`: what is drawn does not depend on what was added before, nor on who had the slot."""
     lm = golden_lm()
-    engine = decoder(lm, slots=3, temperature=0.8, seed=1)
-    sequences = [engine.add(prompt(4, 1)[0].tolist()), engine.add(prompt(5)[0].tolist(), seed=77)]
-    while engine.sequences:
-        engine.launch()
-        engine.poll()
-    alone = freedave.generate(lm, prompt(5), 16, 4, temperature=0.8, seed=77)
-    assert sequences[1].generated(sequences[1].tokens) == alone.sequences[0, 5:].tolist()
+    engine = decoder(lm, slots=2, temperature=0.8, seed=1, executor=executor)
+    engine.add(prompt(4, 1)[0].tolist())
+    for seed in (77, 78):
+        sequence = engine.add(prompt(5)[0].tolist(), seed=seed)
+        while engine.sequences:
+            engine.launch()
+            engine.poll()
+        alone = freedave.generate(lm, prompt(5), 16, 4, temperature=0.8, seed=seed)
+        assert sequence.generated(sequence.tokens) == alone.sequences[0, 5:].tolist()
     with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
         engine.add([1], seed=-1)
 
@@ -154,7 +165,6 @@ def test_left_to_right_is_ancestral_sampling() -> None:
         ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
         ({"seed": 2**63}, ValueError, "seed must be at most 9223372036854775807"),
         ({"measure": "margin"}, ValueError, "a temperature needs measure='prob' or 'log_odds', got measure='margin'"),
-        ({"executor": "graph"}, ValueError, "a temperature needs executor='planned' so far"),
     ],
     ids=str,
 )
@@ -163,7 +173,7 @@ def test_argument_errors(change: dict[str, Any], error: type[Exception], message
         freedave.generate(golden_lm(), prompt(), 8, **{"temperature": 1.0, "seed": 1} | change)
 
 
-def test_auto_is_an_executor_that_can() -> None:
+def test_static_decoding_draws_the_same() -> None:
     settings = resolve_settings(golden_lm(), 4, 8, temperature=1.0, seed=1)
-    assert (settings.executor, settings.temperature, settings.seed) == ("planned", 1.0, 1)
+    assert (settings.temperature, settings.seed) == (1.0, 1)
     assert settings.static().seed == 1 and settings.static().temperature == 1.0

@@ -6,6 +6,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -32,6 +33,8 @@ def run(plan: Plan) -> None:
     for rows, dtype in itertools.product((256, 32), (torch.bfloat16, torch.float32)):
         what = f"predict_tokens {rows} x {vocab} {cases.dtype_name(dtype)}"
         plan.case(what, 8, functools.partial(predict_tokens, record, machine, rows, vocab, dtype))
+    what = f"drawn tokens 256 x {vocab} bfloat16"
+    plan.case(what, 8, functools.partial(drawn_tokens, record, machine, 256, vocab, torch.bfloat16))
     for batch in (1, 128) if not machine.dry else (1, 2):
         plan.case(f"draft_step B={batch}", 8, functools.partial(draft_step, record, machine, batch))
         for drafting in POOLED_DRAFTINGS:
@@ -46,6 +49,27 @@ def run(plan: Plan) -> None:
         plan.case(what, 30, functools.partial(predict_tokens, record, machine, rows, vocab, torch.bfloat16, function))
 
 
+def masked_rows(machine: Machine, rows: int, vocab: int, dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    """Arguments of `predict_tokens`, all of whose rows are masked, to go through."""
+    copies = 2 if machine.dry else max(2, math.ceil(ROTATED / (rows * vocab * dtype.itemsize)))
+    inputs: list[tuple[Any, ...]] = []
+    for _ in range(copies):
+        logits = scenes.rows_of_logits(rows, vocab, dtype, machine.device)
+        inputs.append((logits, torch.full((rows,), MASK, device=machine.device), MASK))
+    return inputs
+
+
+def drawn_tokens(record: Record, machine: Machine, rows: int, vocab: int, dtype: torch.dtype) -> None:
+    """Every backend with a temperature, against itself without one."""
+    draw = functools.partial(fk.predict_tokens, **cases.drawing(rows, machine.device))
+    drawn: dict[str, Callable[..., object]] = {
+        f"{name}, drawn": functools.partial(_on, name, draw) for name in machine.backends
+    }
+    with torch.inference_mode():
+        timings = timed(machine, fk.predict_tokens, masked_rows(machine, rows, vocab, dtype), drawn)
+    cases.record_drawn(record, {"V": vocab, "rows": rows}, dtype, timings)
+
+
 def predict_tokens(
     record: Record,
     machine: Machine,
@@ -55,12 +79,7 @@ def predict_tokens(
     against: Callable[..., object] | None = None,
 ) -> None:
     """All rows masked; against a compiled form from a graph, or eager PyTorch, which waits for masks and so is launched."""
-    copies = 2 if machine.dry else max(2, math.ceil(ROTATED / (rows * vocab * dtype.itemsize)))
-    inputs = []
-    for _ in range(copies):
-        logits = scenes.rows_of_logits(rows, vocab, dtype, machine.device)
-        input_ids = torch.full((rows,), MASK, device=machine.device)
-        inputs.append((logits, input_ids, MASK))
+    inputs = masked_rows(machine, rows, vocab, dtype)
     with torch.inference_mode():
         timings = timed(machine, fk.predict_tokens, inputs, {"compiled": against} if against else {})
         if against is None:

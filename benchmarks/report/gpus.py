@@ -101,8 +101,8 @@ def _answers(rows: list[Row]) -> Iterator[Line]:
         what = f"embedded model, an answer of {mine[0]['tokens']} tokens, {dtype}, by `{by}`"
         yield Line(what, ", ".join(targets), f"{', '.join(found)}; {same}", "embedded")
     for row in _of_kind(rows, "host_share"):
-        found = f"{row['ms']:.3f} ms, of which {100 * row['host_share']:.0f} % the host's"
-        yield Line(f"a step, {row['case']}", "", found, "embedded")
+        share = f"{row['ms']:.3f} ms, of which {100 * row['host_share']:.0f} % the host's"
+        yield Line(f"a step, {row['case']}", "", share, "embedded")
 
 
 def _attending(rows: list[Row]) -> Iterator[Line]:
@@ -122,8 +122,11 @@ def _attending(rows: list[Row]) -> Iterator[Line]:
                 yield Line(what, "", f"{ours} us; PyTorch's over keys joined before {others}", "attention")
 
 
+OPS = ("predict_tokens", "drawn tokens", "draft_step", "step")
+
+
 def _ops(rows: list[Row]) -> Iterator[Line]:
-    timings = [row for row in _of_kind(rows, "timing") if row["op"] in ("predict_tokens", "draft_step", "step")]
+    timings = [row for row in _of_kind(rows, "timing") if row["op"] in OPS]
     for op, shape, dtype in dict.fromkeys((row["op"], shape_text(row["shape"]), row["dtype"]) for row in timings):
         found: dict[str, str] = {}  # a provider that was timed twice: the first time, against eager
         for row in timings:
@@ -131,7 +134,8 @@ def _ops(rows: list[Row]) -> Iterator[Line]:
                 share = row["percent_of_bandwidth"]
                 text = f"{row['provider']} {row['median_us']:.1f}" + ("" if share is None else f" ({share:.0f} %)")
                 found.setdefault(row["provider"], text)
-        name = "`predict_tokens` and `draft_step`" if op == "step" else f"`{op}`"
+        named = {"step": "`predict_tokens` and `draft_step`", "drawn tokens": "`predict_tokens` with a temperature"}
+        name = named.get(op, f"`{op}`")
         shared = " (of the copy's bandwidth)" if any("%" in text for text in found.values()) else ""
         yield Line(
             f"{name}, {shape}{', ' if dtype else ''}{dtype}", "", f"us: {', '.join(found.values())}{shared}", "ops"

@@ -64,6 +64,15 @@ struct Simd {
   static HD Wide multiply(Wide a, Wide b) {
     return reinterpret_cast<Wide>(_mm256_mul_epu32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
   }
+  // Whether a low half is at most `limit`.
+  static HD bool any_at_most(const Wide (&words)[2][4], uint32_t limit) {
+    __m256i least = reinterpret_cast<__m256i>(words[0][0]);
+    for (const Wide(&of_lanes)[4] : words) {
+      for (const Wide& x : of_lanes) least = _mm256_min_epu32(least, reinterpret_cast<__m256i>(x));
+    }
+    const __m256i reached = _mm256_min_epu32(least, _mm256_set1_epi32(static_cast<int>(limit)));
+    return (_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(reached, least))) & 0x55) != 0;
+  }
   // Of four neighbouring elements each, the first to the first vector, and so on; which four share a lane with which
   // is any order.
   static HD void transpose(Float (&x)[4]) {

@@ -73,6 +73,14 @@ struct Simd {
   static HD Wide multiply(Wide a, Wide b) {
     return reinterpret_cast<Wide>(_mm512_mul_epu32(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
   }
+  // Whether a low half is at most `limit`.
+  static HD bool any_at_most(const Wide (&words)[2][4], uint32_t limit) {
+    __m512i least = reinterpret_cast<__m512i>(words[0][0]);
+    for (const Wide(&of_lanes)[4] : words) {
+      for (const Wide& x : of_lanes) least = _mm512_min_epu32(least, reinterpret_cast<__m512i>(x));
+    }
+    return _mm512_mask_cmple_epu32_mask(0x5555, least, _mm512_set1_epi32(static_cast<int>(limit))) != 0;
+  }
   // Of four neighbouring elements each, the first to the first vector, and so on; which four share a lane with which
   // is any order.
   static HD void transpose(Float (&x)[4]) {

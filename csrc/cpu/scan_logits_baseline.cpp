@@ -1,4 +1,7 @@
 // scan_logits, 4 lanes: GCC and Clang vector extensions, so any CPU (SSE2 on x86-64, NEON on arm64).
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 #include <stdint.h>
 #include <string.h>
 
@@ -81,7 +84,22 @@ struct Simd {
   }
 
   // 64-bit products of the low halves.
-  static HD Wide multiply(Wide a, Wide b) { return (a & 0xffffffffu) * (b & 0xffffffffu); }
+  static HD Wide multiply(Wide a, Wide b) {
+#if defined(__SSE2__)  // for which compilers do not find the one instruction
+    return reinterpret_cast<Wide>(_mm_mul_epu32(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(b)));
+#else
+    return (a & 0xffffffffu) * (b & 0xffffffffu);
+#endif
+  }
+  // Whether a low half is at most `limit`.
+  static HD bool any_at_most(const Wide (&words)[2][4], uint32_t limit) {
+    Mask reached{};
+    for (const Wide(&of_lanes)[4] : words) {
+      for (const Wide& x : of_lanes) reached |= reinterpret_cast<Bits>(x) <= limit;
+    }
+    const Wide low = reinterpret_cast<Wide>(reached) & 0xffffffffu;
+    return (low[0] | low[1]) != 0;
+  }
   // Of four neighbouring elements each, the first to the first vector, and so on; which four share a lane with which
   // is any order.
   static HD void transpose(Float (&x)[4]) {

@@ -408,6 +408,7 @@ OnlineSoftmax scan_chunk(const Chunk& chunk) {
   using Tile = TileOf<T, kIsDrawn>;
   using Logit = typename Tile::Type;
   alignas(64) Logit buffer[kTile];
+  const PositionRounds rounds(chunk.key);
   NoisyChoice choice = no_choice();
   OnlineSoftmax sum = empty_softmax();
   int64_t top_tile = -1;
@@ -422,7 +423,7 @@ OnlineSoftmax scan_chunk(const Chunk& chunk) {
     const int size = chunk.size - begin < kTile ? static_cast<int>(chunk.size - begin) : kTile;
     const Logit* x = Tile::prepare(chunk, begin, size, buffer);
     const int padded = (size + kPair - 1) / kPair * kPair;
-    if constexpr (kIsDrawn) draw_token(x, size, chunk.first_token + begin, chunk.key, choice);
+    if constexpr (kIsDrawn) draw_token(x, size, chunk.first_token + begin, rounds, choice);
 
     // A probability needs only one scan: relative to the maximum so far, or to that of the first few elements.
     OnlineSoftmax tile = empty_softmax();

@@ -192,9 +192,8 @@ class Decoder:
                 f"the prompt ({len(prompt)} tokens) and max_new_tokens ({settings.max_new_tokens}) need {length} positions, "
                 f"but a slot has {self._capacity}"
             )
-        sequence = self._executor.enter(self._metrics.added, self._free[-1], prompt, settings)
+        sequence = self._executor.enter(self._metrics.added, self._free[-1], prompt, settings, key)
         self._free.pop()
-        sequence.key = key
         self._metrics.added += 1
         self._active.append(sequence)
         return sequence

@@ -14,8 +14,10 @@ class DeviceSequence(Sequence):
     takes no part in the steps of all slots.
     """
 
-    def __init__(self, index: int, slot: int, prompt: list[int], settings: Settings, mask_token_id: int) -> None:
-        super().__init__(index, slot, prompt, settings, mask_token_id)
+    def __init__(
+        self, index: int, slot: int, prompt: list[int], settings: Settings, mask_token_id: int, key: int = 0
+    ) -> None:
+        super().__init__(index, slot, prompt, settings, mask_token_id, key)
         self.num_drafts = 1
         self.stored = 0
         self.waits = settings.cache != "none"

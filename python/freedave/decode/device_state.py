@@ -26,7 +26,8 @@ class DeviceState:
     All of it is changed in place, as a captured step reads and writes these tensors wherever it is replayed.
 
     `drafts [S, K, window]`, and `[S]` each: `num_drafts` (0 where a slot is empty, or waits for a forward of its own),
-    `start` of the window, `begin` of the sequence's own forward, `length` of the sequence, `prompt_length`, `steps_taken`.
+    `start` of the window, `begin` of the sequence's own forward, `length` of the sequence, `prompt_length`, `steps_taken`,
+    and `key`, which its noise follows from where tokens are drawn.
     `tokens [S, *]`: what is committed; with an exact cache, the prompt.
     `stored`: keys and values `[N, S, capacity, G, D]` of all layers. `row [1]`: the slot that a step of one slot is for.
     `pool`: where drafts are pooled, what each slot knows of states that were forwarded.
@@ -48,6 +49,7 @@ class DeviceState:
         self.drafts = integers(slots, settings.draft_steps, window, fill=NOTHING)
         self.num_drafts, self.start, self.begin = integers(slots), integers(slots), integers(slots)
         self.length, self.prompt_length, self.steps_taken = integers(slots), integers(slots), integers(slots)
+        self.key = integers(slots)
         self.pool: DraftPool | None = None
         if settings.pooled:
             self.pool = draft_pool(slots, settings.pool_states, window, self.device)
@@ -95,6 +97,7 @@ class DeviceState:
             self.num_drafts[slot] = int(not sequence.waits)
             self.start[slot], self.length[slot], self.prompt_length[slot] = start, length, sequence.prompt_length
             self.begin[slot] = self.steps_taken[slot] = 0
+            self.key[slot] = sequence.key
             if self.pool is not None:
                 self.pool.clear(slot)
 

@@ -37,11 +37,13 @@ class DeviceStep:
 
     def __init__(self, lm: DiffusionLM, settings: Settings, state: DeviceState) -> None:
         self.state = state
-        self.predict = Predictor(lm, settings.measure)
+        self.predict = Predictor(lm, settings.measure, settings.temperature)
         self._lm = lm
         self._settings = settings
         self._size = settings.block_length
         self._one_block = settings.one_block
+        self._drawn = settings.temperature > 0
+        self._commits = settings.cache != "exact"  # later forwards read what is committed from `tokens`
 
     def run(self, shape: Shape, window: list[torch.Tensor]) -> torch.Tensor:
         """A step, whose own keys and values go to `window`. Reads nothing back; returns the record `[R, 11 + 3 L]`."""
@@ -53,14 +55,26 @@ class DeviceStep:
         known = drafts.clamp(min=0)  # where there is no position, any token will do
         inputs, positions, rows = self._inputs(shape, known, start, begin)
         features = self._forward(shape, inputs, positions, start, begin, number, rows)
-        token_ids, confidence = self.predict(features, known.view(-1))
+        place = None  # positions of the window, [R, L]
+        if self._drawn or self._commits:
+            place = start[:, None] + state.columns[: shape.window]
+        token_ids, confidence = self.predict(features, known.view(-1), self._noise(shape, place))
         confidence = confidence.view(drafts.shape)
         if self._one_block and self._lm.logits_shift:
             first = confidence[..., 0]
             first.masked_fill_(first > float("-inf"), RANKS_FIRST)
         step, following = self._draft(shape, drafts, token_ids.view(drafts.shape), confidence, number, start)
-        self._advance(shape, window, step, following, start, begin, number)
+        self._advance(shape, window, step, following, start, begin, number, place)
         return step.record[:, : len(COUNTERS) + 3 * shape.window]
+
+    def _noise(self, shape: Shape, place: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Key and position of each row that is predicted, `[R K L]` each, where tokens are drawn: the same for all drafts."""
+        if not self._drawn or place is None:
+            return None
+        keys = self.state.taken(self.state.key, shape)[:, None].expand_as(place)
+        both = (each[:, None].expand(-1, shape.drafts, -1) for each in (keys, place))
+        seed, positions = torch.stack(list(both)).view(2, -1)
+        return seed, positions
 
     def _draft(
         self,
@@ -150,8 +164,8 @@ class DeviceStep:
         if alone and not shift:
             return tokens, positions, None
         row = (place - shift if shift else place).clamp(0, shape.forward - 1)
-        first = state.runs[: shape.rows * shape.drafts].view(*together) * shape.forward
-        return tokens[..., : shape.forward], positions, (first + row).flatten()
+        runs = state.runs[: shape.rows * shape.drafts].view(*together)
+        return tokens[..., : shape.forward], positions, torch.add(row, runs, alpha=shape.forward).flatten()
 
     def _forward(
         self,
@@ -199,6 +213,7 @@ class DeviceStep:
         start: torch.Tensor,
         begin: torch.Tensor,
         number: torch.Tensor,
+        place: torch.Tensor | None,
     ) -> None:
         """Keeps the accepted draft's keys and values, slides the window and sets up the next `drafts`.
 
@@ -218,8 +233,8 @@ class DeviceStep:
             self._keep(shape, window, step.accepted, begin, passed + (start - begin) if shape.whole else passed)
         elif self._one_block and shape.whole:
             self._keep(shape, window, step.accepted, begin, length)
-        if self._settings.cache != "exact":
-            self._commit(shape, start, committed, active)
+        if self._commits and place is not None:
+            self._commit(shape, place, committed, active)
 
         if self._one_block:  # a new block waits for a forward of its own
             following = state.no_block[: shape.rows]
@@ -237,10 +252,9 @@ class DeviceStep:
         state.put(state.start, start, shape)
         state.put(state.steps_taken, state.taken(state.steps_taken, shape).add_(step.steps), shape)
 
-    def _commit(self, shape: Shape, start: torch.Tensor, committed: torch.Tensor, active: torch.Tensor) -> None:
+    def _commit(self, shape: Shape, place: torch.Tensor, committed: torch.Tensor, active: torch.Tensor) -> None:
         """Writes the window of each active slot."""
         state = self.state
-        place = start[:, None] + state.columns[: shape.window]
         tokens = state.taken(state.tokens, shape)
         new = torch.where(active[:, None], committed, tokens.gather(1, place))
         state.put(state.tokens, tokens.scatter_(1, place, new), shape)

@@ -49,8 +49,8 @@ class Executor(Protocol):
     def drafts_reason(self) -> str:
         """Why, in a sentence."""
 
-    def enter(self, index: int, slot: int, prompt: list[int], settings: Settings) -> Sequence:
-        """A new sequence in a free slot."""
+    def enter(self, index: int, slot: int, prompt: list[int], settings: Settings, key: int = 0) -> Sequence:
+        """A new sequence in a free slot; its noise follows from `key`, where tokens are drawn."""
 
     def leave(self, sequence: Sequence) -> None:
         """A sequence has ended, or was dropped; its slot is free. Not while a step is under way."""

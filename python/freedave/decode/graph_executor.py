@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from freedave.models.diffusion_lm import DiffusionLM
 
 # The settings that a captured step holds; the others concern the host.
-_FIXED = ("draft_steps", "block_length", "tokens_per_step", "order", "threshold", "drafting", "cache", "compile")
+_FIXED = (
+    *("draft_steps", "block_length", "tokens_per_step", "order", "threshold"),
+    *("measure", "temperature", "drafting", "cache", "compile"),
+)
 
 
 @dataclass
@@ -103,8 +106,8 @@ class GraphExecutor:
     def drafts_reason(self) -> str:
         return ""
 
-    def enter(self, index: int, slot: int, prompt: list[int], settings: Settings) -> DeviceSequence:
-        sequence = DeviceSequence(index, slot, prompt, settings, self._lm.mask_token_id)
+    def enter(self, index: int, slot: int, prompt: list[int], settings: Settings, key: int = 0) -> DeviceSequence:
+        sequence = DeviceSequence(index, slot, prompt, settings, self._lm.mask_token_id, key)
         try:
             self.state.enter(sequence)
         except BaseException:  # out of memory, or interrupted: the slot stays empty

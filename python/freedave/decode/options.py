@@ -123,8 +123,7 @@ class DecodingOptions:
             "prob" or "log_odds"); if there is none, `tokens_per_step` positions.
         temperature: above 0, tokens are drawn from softmax(logits / temperature), each position's with noise that follows
             from `seed`, the sequence and the position: the same at every step, whatever is drafted. So static decoding with
-            the same seed draws the same. Confidences are those of the drawn tokens ("prob" or "log_odds"). It needs the
-            planned executor.
+            the same seed draws the same. Confidences are those of the drawn tokens ("prob" or "log_odds").
         seed: of the noise, at least 0; sequences of a batch have keys of their own. None: another one with each call, from
             torch's generator.
         drafting: how drafts are made. "nested": as published. "recycled": from rejected drafts' predictions as well.

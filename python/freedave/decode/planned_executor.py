@@ -119,8 +119,8 @@ class PlannedExecutor:
         """No two forwards need have the same shape."""
         return {}
 
-    def enter(self, index: int, slot: int, prompt: list[int], settings: Settings) -> PlannedSequence:
-        sequence = PlannedSequence(index, slot, prompt, settings, self._lm.mask_token_id)
+    def enter(self, index: int, slot: int, prompt: list[int], settings: Settings, key: int = 0) -> PlannedSequence:
+        sequence = PlannedSequence(index, slot, prompt, settings, self._lm.mask_token_id, key)
         policy = policy_for(
             settings,
             self._lm.mask_token_id,

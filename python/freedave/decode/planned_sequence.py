@@ -19,8 +19,10 @@ class PlannedSequence(Sequence):
     earlier forwards, so that their keys and values are computed with the next drafts, all of which begin with these blocks.
     """
 
-    def __init__(self, index: int, slot: int, prompt: list[int], settings: Settings, mask_token_id: int) -> None:
-        super().__init__(index, slot, prompt, settings, mask_token_id)
+    def __init__(
+        self, index: int, slot: int, prompt: list[int], settings: Settings, mask_token_id: int, key: int = 0
+    ) -> None:
+        super().__init__(index, slot, prompt, settings, mask_token_id, key)
         # The first forward has one "draft": the state with nothing generated, which is right by definition.
         self.drafts = [self.tokens[self.start : self.start + settings.block_length]]
         self.states: list[list[int]] = []

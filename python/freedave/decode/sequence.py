@@ -33,9 +33,11 @@ class Sequence:
     what its noise follows from, where tokens are drawn. `pooled_end`: the end token behind which pooled drafts need not go.
     """
 
-    def __init__(self, index: int, slot: int, prompt: list[int], settings: Settings, mask_token_id: int) -> None:
+    def __init__(
+        self, index: int, slot: int, prompt: list[int], settings: Settings, mask_token_id: int, key: int = 0
+    ) -> None:
         self.index = index
-        self.key = 0
+        self.key = key
         self.slot = slot
         self.prompt_length = len(prompt)
         self.end = len(prompt) + settings.max_new_tokens

@@ -224,7 +224,7 @@ def resolve_settings(
     max_new_tokens = as_int("generate", "max_new_tokens", max_new_tokens, minimum=1)
     if prefill_chunk is not None:
         prefill_chunk = as_int("generate", "prefill_chunk", prefill_chunk, minimum=1)
-    executor = _executor(lm, chosen.executor, chosen.compile, chosen.temperature > 0)
+    executor = _executor(lm, chosen.executor, chosen.compile)
     draft_steps = chosen.draft_steps
     if draft_steps == "auto":
         draft_steps = GRAPH_DRAFTS if executor == "graph" else MOST_DRAFTS
@@ -250,8 +250,6 @@ def resolve_settings(
         seed=int(torch.randint(2**63 - 1, ())) if chosen.temperature > 0 and chosen.seed is None else chosen.seed or 0,
         choose_drafts=chosen.draft_steps == "auto" and executor == "planned",
     )
-    if settings.temperature > 0 and settings.executor == "graph":
-        raise ValueError("a temperature needs executor='planned' so far")
     if settings.temperature > 0 and settings.measure not in DRAWN_MEASURES:
         raise ValueError(f"a temperature needs measure='prob' or 'log_odds', got measure={settings.measure!r}")
     if settings.threshold is not None and settings.measure not in ("prob", "log_odds"):
@@ -303,7 +301,7 @@ def _cache(lm: DiffusionLM, cache: str) -> str:
     return cache
 
 
-def _executor(lm: DiffusionLM, executor: str, compile: bool | None, drawn: bool) -> str:
+def _executor(lm: DiffusionLM, executor: str, compile: bool | None) -> str:
     """ "planned" or "graph", whichever is meant and can be."""
     if executor == "graph" and not lm.takes_draft_attention:
         raise ValueError(
@@ -311,7 +309,7 @@ def _executor(lm: DiffusionLM, executor: str, compile: bool | None, drawn: bool)
             f"{type(lm.model).__name__}: use executor='planned'"
         )
     if executor == "auto":
-        executor = "graph" if lm.device.type == "cuda" and lm.takes_draft_attention and not drawn else "planned"
+        executor = "graph" if lm.device.type == "cuda" and lm.takes_draft_attention else "planned"
     if compile and executor == "planned":
         raise ValueError(
             "compile=True is for executor='graph': the planned executor has no fixed shapes to compile for"

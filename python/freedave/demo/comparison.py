@@ -19,6 +19,9 @@ from freedave.models.diffusion_lm import DiffusionLM
 MAX_NEW_TOKENS = 96
 SEED = 0
 
+# Of the answer that is drawn: with these, the model adds up wrongly, so that it is another one than the likeliest.
+TEMPERATURE, DRAWN_SEED = 2.0, 3
+
 
 @dataclass(frozen=True)
 class Mode:
@@ -116,12 +119,27 @@ class WorkedExample:
 
 
 @dataclass
+class DrawnExample:
+    """The worked example's problem with a temperature: drawn with drafts, and statically with the same seed."""
+
+    mode: Mode
+    output: DecodeOutput
+    static: DecodeOutput
+
+    @property
+    def identical(self) -> bool:
+        """Whether both drew the same tokens at the same static steps."""
+        return identical(self.output, self.static)
+
+
+@dataclass
 class Comparison:
-    """The result: tallies by task and mode, and one worked example."""
+    """The result: tallies by task and mode, one worked example, and an answer to it that is drawn."""
 
     settings: DemoSettings
     tallies: dict[str, dict[Mode, Tally]]
     example: WorkedExample
+    drawn: DrawnExample
 
     @property
     def totals(self) -> dict[Mode, Tally]:
@@ -138,8 +156,8 @@ class Comparison:
 
     @property
     def lossless(self) -> bool:
-        """Whether every decode of every mode was identical to static decoding."""
-        return all(tally.all_identical for tally in self.totals.values())
+        """Whether every decode of every mode, and the drawn one, was identical to static decoding."""
+        return all(tally.all_identical for tally in self.totals.values()) and self.drawn.identical
 
 
 def compare(
@@ -171,7 +189,16 @@ def compare(
                 tallies[task][mode] += tally(lm, problem, outputs[mode], outputs[STATIC], seconds[mode])
             if problem is example.problem:
                 example.outputs = {mode: outputs[mode] for mode in modes}
-    return Comparison(settings, tallies, example)
+    return Comparison(settings, tallies, example, draw_tokens(lm, example.problem, settings))
+
+
+def draw_tokens(lm: DiffusionLM, problem: Problem, settings: DemoSettings) -> DrawnExample:
+    """A problem's answer drawn with a temperature, by pooled drafts and statically."""
+    drafted = Mode(settings.draft_steps[0], "pooled")
+    output, static = (
+        decode(lm, problem, mode, settings, temperature=TEMPERATURE, seed=DRAWN_SEED) for mode in (drafted, STATIC)
+    )
+    return DrawnExample(drafted, output, static)
 
 
 def decode(lm: DiffusionLM, problem: Problem, mode: Mode, settings: DemoSettings, **arguments: Any) -> DecodeOutput:

@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
@@ -28,9 +29,7 @@ from freedave.models.diffusion_lm import DiffusionLM
 # What `generate` itself puts there; anything else came from the caller.
 PREPARED = ("attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "cache_position")
 UNSUPPORTED = {
-    "do_sample": (False, "without it, temperature and seed draw tokens"),
     "num_beams": (1, "there are no beams"),
-    "num_return_sequences": (1, "greedy decoding has one result"),
     "output_scores": (False, "tokens are not committed from left to right"),
     "output_logits": (False, "tokens are not committed from left to right"),
     "output_attentions": (False, "drafts share forwards"),
@@ -78,7 +77,9 @@ def custom_generate(
     Args:
         model ... streamer: from transformers. `max_new_tokens`, `eos_token_id` (one or several), `pad_token_id`,
             `attention_mask` (left padding), `use_cache`, `return_dict_in_generate` and `streamer` are honoured. The streamer
-            gets tokens in order, as soon as they and all before them are final.
+            gets tokens in order, as soon as they and all before them are final. `do_sample` draws tokens with `temperature`
+            (1 where none is given), and asks for `top_k=0`, as transformers' own default is 50; of
+            `num_return_sequences` each has noise of its own.
         mask_token_id, attention, logits_shift: as in `DiffusionLM`; None, and no `block_length`, is what the model's config
             says, as `freedave convert` writes it.
         check_lossless, on_step: as in `freedave.generate`.
@@ -90,13 +91,16 @@ def custom_generate(
         `FreeDaveGenerateOutput`.
 
     Raises:
-        ValueError: an argument that cannot be honoured (sampling, beams, logits processors, ...), or a bad one.
+        ValueError: an argument that cannot be honoured (beams, logits processors, ...), or a bad one.
         LosslessnessError: `check_lossless` found a difference.
     """
     ours = _caller_of_generate()
     streamer = streamer if streamer is not None else ours.get("streamer")
     options = {name: others.pop(name) for name in OPTION_NAMES if name in others}
-    _refuse(generation_config, logits_processor, stopping_criteria, others, ours)
+    processors = list(logits_processor or ())
+    if generation_config.do_sample:
+        options["temperature"] = _temperature(generation_config, processors, options.get("temperature"))
+    _refuse(generation_config, processors, stopping_criteria, others, ours)
     if streamer is not None and input_ids.shape[0] > 1:
         raise ValueError(f"a streamer takes one sequence, got a batch of {input_ids.shape[0]}")
     if options.get("cache") is None:
@@ -123,6 +127,18 @@ def custom_generate(
     return output if generation_config.return_dict_in_generate else output.sequences
 
 
+def _temperature(config: GenerationConfig, processors: list[Any], given: float | None) -> float:
+    """What `do_sample` draws with: an argument of `generate`, else its configuration's, whose processor is taken out."""
+    temperature = config.temperature if given is None else given
+    temperature = 1.0 if temperature is None else temperature
+    if temperature == 0:
+        raise ValueError("do_sample=True needs a temperature above 0, got 0")
+    own = [each for each in processors if isinstance(each, TemperatureLogitsWarper)]
+    if len(own) == 1 and own[0].temperature == config.temperature:
+        processors.remove(own[0])
+    return temperature
+
+
 def _refuse(
     config: GenerationConfig, processors: Any, criteria: Any, model_kwargs: dict[str, Any], caller: dict[str, Any]
 ) -> None:
@@ -137,7 +153,10 @@ def _refuse(
         )
     if processors:
         names = ", ".join(type(processor).__name__ for processor in processors)
-        raise ValueError(f"logits processors cannot be honoured by freedave.custom_generate: {names}")
+        hint = ""
+        if config.do_sample and any(isinstance(processor, TopKLogitsWarper) for processor in processors):
+            hint = " (do_sample=True comes with top_k=50 unless it is told otherwise: pass top_k=0)"
+        raise ValueError(f"logits processors cannot be honoured by freedave.custom_generate: {names}{hint}")
     others = [type(c).__name__ for c in criteria or () if not isinstance(c, (MaxLengthCriteria, EosTokenCriteria))]
     if others:
         raise ValueError(

@@ -54,7 +54,8 @@ class FreeDaveLM(TemplateLM):
         mc_num: noise samples of a likelihood; where a text has fewer subsets, it is exact.
         mc_batch_size: noise samples a forward.
         mc_seed: of these samples.
-        options: those of `DecodingOptions`; a task's `generation_kwargs` may hold them too.
+        options: those of `DecodingOptions`; a task's `generation_kwargs` may hold them too, and `do_sample` there is a
+            temperature of 1 where none is given. A request that is repeated is drawn anew: batches have seeds of their own.
 
     Raises:
         TypeError, ValueError: naming the argument.
@@ -203,6 +204,8 @@ class FreeDaveLM(TemplateLM):
             for batch in self._batches(prepared, checked):
                 prompts, (_, settings, until) = [prepared[i][0] for i in batch], prepared[batch[0]]
                 compared = batch[0] in checked
+                if settings["seed"] is not None:
+                    settings = settings | {"seed": (settings["seed"] + batch[0]) % 2**63}
                 answers = answer_prompts(self.lm, prompts, check_lossless=compared, **settings)
                 for i, answer in zip(batch, answers, strict=True):
                     texts[i] = self._text(answer, until)
@@ -236,10 +239,11 @@ class FreeDaveLM(TemplateLM):
         if until and not all(isinstance(text, str) for text in (until if isinstance(until, list) else [until])):
             raise TypeError(f"until must be a string or a list of strings, got {until!r}")
         settings = dict(normalize_gen_kwargs(generation, self._max_gen_toks))
-        if settings.pop("do_sample", False) | bool(settings.pop("temperature", 0)):
-            raise ValueError(
-                "this asks for sampling, which a task cannot; the model's options temperature and seed can"
-            )
+        sampling, temperature = settings.pop("do_sample"), settings.pop("temperature", None)
+        if sampling:
+            settings["temperature"] = 1.0 if temperature is None else temperature
+            if temperature == 0:
+                raise ValueError("do_sample needs a temperature above 0, got 0")
         until = handle_stop_sequences(settings.pop("until", None), eos=self.tokenizer.eos_token)
         new = settings.pop("max_gen_toks")
         unknown = sorted(set(settings) - set(OPTION_NAMES))
