@@ -21,6 +21,7 @@ import pytest
 import test_build_drafts
 import test_draft_step
 import test_drawn_tokens
+import test_logit_floor
 import test_partial_predictions
 import test_predict_tokens
 import test_rank_positions
@@ -316,6 +317,7 @@ CONTRACT = {
         lambda: test_partial_predictions.calls_in_parts() | test_drawn_tokens.draws_in_parts(),
         test_partial_predictions.run,
     ),
+    "logit_floor": (test_logit_floor.calls, test_logit_floor.run),
     "rank_positions": (test_rank_positions.calls, test_rank_positions.run),
     "select_transfer": (test_select_transfer.calls, test_select_transfer.run),
     "build_drafts": (test_build_drafts.calls, test_build_drafts.run),

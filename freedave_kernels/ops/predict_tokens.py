@@ -92,14 +92,16 @@ def temperature_seed_positions(
     return float(temperature), seed, positions
 
 
-def as_tensor(op: str, suppress_tokens: Any, logits: Any, vocab: int | None = None) -> torch.Tensor | None:
+def as_tensor(
+    op: str, suppress_tokens: Any, logits: Any, vocab: int | None = None, min_dims: int = 2
+) -> torch.Tensor | None:
     """`suppress_tokens` on the device of the logits, its ids below `vocab` (None: the number of logits)."""
     if suppress_tokens is None or isinstance(suppress_tokens, torch.Tensor):
         return suppress_tokens
     if not isinstance(suppress_tokens, Sequence) or isinstance(suppress_tokens, str):
         kind = type(suppress_tokens).__name__
         raise TypeError(f"{op}: suppress_tokens must be a sequence of ints or an int64 tensor, got {kind}")
-    arguments.expect_tensor(op, "logits", logits, arguments.FLOAT_DTYPES, min_dims=2)
+    arguments.expect_logits(op, logits, min_dims)
     return _token_tensor(op, tuple(suppress_tokens), vocab or logits.shape[-1], logits.device)
 
 
@@ -130,11 +132,7 @@ def check_logits(
     seed: Any,
     positions: Any,
 ) -> None:
-    arguments.expect_tensor(op, "logits", logits, arguments.FLOAT_DTYPES, min_dims=2)
-    if logits.shape[-1] == 0:
-        raise ValueError(f"{op}: logits must have a vocabulary of at least 1, got shape {tuple(logits.shape)}")
-    if logits.shape[-1] > 1 and logits.stride(-1) != 1:
-        raise ValueError(f"{op}: the vocabulary dimension of logits must be contiguous, got strides {logits.stride()}")
+    arguments.expect_logits(op, logits)
     arguments.expect_tensor(op, "input_ids", input_ids, [torch.int64])
     arguments.expect_shape(op, "input_ids", input_ids, logits.shape[:-1], "logits without the vocabulary")
     arguments.expect_int(op, "mask_token_id", mask_token_id)

@@ -51,10 +51,11 @@ def logits_to_choose_from(
         rows = (torch.arange(logits.shape[-2], device=logits.device) - 1).clamp(min=0)
         logits = logits[..., rows, :]
     x = logits.double() if temperature == 0 else (logits.float() * (1 / temperature)).double()
-    return x if suppress_tokens is None else x.masked_fill(_suppressed(suppress_tokens, x.shape[-1]), NEVER)
+    return x if suppress_tokens is None else x.masked_fill(suppressed_tokens(suppress_tokens, x.shape[-1]), NEVER)
 
 
-def _suppressed(token_ids: torch.Tensor, vocab: int) -> torch.Tensor:
+def suppressed_tokens(token_ids: torch.Tensor, vocab: int) -> torch.Tensor:
+    """`[V]` bool; ids outside the vocabulary mean nothing."""
     inside = torch.where((token_ids >= 0) & (token_ids < vocab), token_ids, vocab)  # the rest goes to a spare entry
     flags = torch.zeros(vocab + 1, dtype=torch.bool, device=token_ids.device)
     return flags.scatter(0, inside, True)[:vocab]
