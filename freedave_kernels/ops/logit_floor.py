@@ -28,7 +28,8 @@ def logit_floor(
     """The least logit that stays, for `predict_tokens(floor=)`: what is below it is not drawn, whatever equals it stays.
 
     Args:
-        logits: `[*, V]` float16, bfloat16 or float32, V at most 8,388,607; the last dimension contiguous, any leading strides.
+        logits: `[*, V]` float16, bfloat16 or float32, V at most 8,388,607; the last dimension contiguous, any leading
+            strides.
         top_k: at least 1: as many of the largest logits stay; None: all.
         top_p: above 0, at most 1: of what `top_k` leaves, the fewest tokens stay, the likeliest first, whose probabilities
             reach `top_p`. None and 1: all.
@@ -42,17 +43,17 @@ def logit_floor(
         logits above -inf that are not suppressed; the largest always stays. -inf where a row is not to be read, and where
         `predict_tokens` would predict nothing: a NaN, a +inf or no candidate.
 
-    Guarantees: ties at the floor all stay, so that more than `top_k` may. Exact for `top_k`; `min_p` compares float32 logits /
-    temperature, less the largest, with the float32 log(min_p). For `top_p`, exp(x - max) is an integer of units of 2^-40, by a
-    fixed sequence of float32 operations: sums are exact in any order, and of float32 logits / temperature each probability is
-    right to 2e-6 relative and V 2^-40 absolute, as if `top_p` were off by so much. The same bits on every backend,
-    whatever the batch.
+    Guarantees: ties at the floor all stay, so that more than `top_k` may. The same bits on every backend, whatever the batch.
+    `top_k` is exact. `min_p` compares float32 logits / temperature, less the largest, with the float32 log(min_p). For
+    `top_p`, exp(x - max) of these is a whole number of 2^-40, by a fixed sequence of float32 operations: sums are exact, in
+    any order. The result is right for a `top_p` that is off by at most 4e-6 + V 2^-40.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
         BackendUnavailableError: the backend cannot serve the call: not available here, another device, beyond its limits.
 
-    Source: transformers' logits warpers, in their order: temperature, top-k, top-p (arXiv:1904.09751), min-p (arXiv:2407.01082).
+    Source: transformers' logits warpers in their order: temperature, top-k, top-p (arXiv:1904.09751), min-p
+    (arXiv:2407.01082).
     """
     suppressed = as_tensor(OP, suppress_tokens, logits, min_dims=1)
     return _call(logits, top_k, top_p, min_p, temperature, mask_index, suppressed)

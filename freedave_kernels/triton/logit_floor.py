@@ -104,8 +104,8 @@ def search(
     top_k, top_p, WEIGHTED: tl.constexpr, REDUNDANT: tl.constexpr,
     GROUP: tl.constexpr, VECTOR: tl.constexpr, TAIL_VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """The least key from `lowest` to `highest`, without redundant bits, above which weights are less than a limit: `top_k`, or
-    `top_p` of all those not below `lowest`.
+    """The least key from `lowest` to `highest`, without redundant bits, above which weights are less than a limit: `top_k`,
+    or `top_p` of all those not below `lowest`.
     """
     everything, _, _ = sums_above(
         row, lane, vocab, suppress_tokens, num_suppressed, suppressed_step, lowest - 1, highest, highest, highest,
@@ -124,11 +124,13 @@ def search(
             largest, inverse_temperature, WEIGHTED, REDUNDANT, GROUP, VECTOR, TAIL_VECTOR,
         )  # fmt: skip
         sum_0, sum_1, sum_2 = above + sum_0, above + sum_1, above + sum_2
-        room_0, room_1, room_2 = sum_0.to(tl.float64) < limit, sum_1.to(tl.float64) < limit, sum_2.to(tl.float64) < limit
-        # Between the last pivot above which there is too much, and the first above which there is not.
-        lowest = tl.where(
-            room_0, lowest, tl.where(room_1, pivot_0 + 1, tl.where(room_2, pivot_1 + 1, pivot_2 + 1))
+        room_0, room_1, room_2 = (
+            sum_0.to(tl.float64) < limit,
+            sum_1.to(tl.float64) < limit,
+            sum_2.to(tl.float64) < limit,
         )
+        # Between the last pivot above which there is too much, and the first above which there is not.
+        lowest = tl.where(room_0, lowest, tl.where(room_1, pivot_0 + 1, tl.where(room_2, pivot_1 + 1, pivot_2 + 1)))
         highest = tl.where(room_0, pivot_0, tl.where(room_1, pivot_1, tl.where(room_2, pivot_2, highest)))
         above = tl.where(room_0, sum_0, tl.where(room_1, sum_1, tl.where(room_2, sum_2, above)))
     return lowest
@@ -160,7 +162,8 @@ def find_floor(
 ):
     nth_row = tl.program_id(0)
     if HAS_MASK_INDEX:
-        if tl.load(mask_index + nth_row.to(tl.int64) * mask_outer) == 0:
+        masked = tl.load(mask_index + nth_row.to(tl.int64) * mask_outer) != 0
+        if not masked:
             tl.store(floor + nth_row, NEVER)
             return
     row = logits + tl.multiple_of(nth_row.to(tl.int64) * logits_outer, VECTOR)
