@@ -84,14 +84,14 @@ def predict(dtype: torch.dtype, measure: str, vocab: int = 151936, offset: int =
     logits = torch.zeros(vocab + offset, dtype=dtype)[offset:].view(1, vocab)
     suppress, shift = extra.get("suppress"), extra.get("shift", False)
     seed = torch.tensor([1]) if extra.get("temperature") else None
-    rest = (measure, suppress, shift, extra.get("temperature", 0.0), seed, seed)
+    rest = (measure, suppress, shift, extra.get("temperature", 0.0), seed, seed, extra.get("floor"))
     return lambda: predict_tokens(logits, torch.tensor([MASK]), MASK, extra.get("mask"), *rest)
 
 
 def partial(dtype: torch.dtype, measure: str) -> Callable[[], Any]:
     """One masked row and eight chunks of the vocabulary."""
     logits, suppress = torch.zeros(1, 32768, dtype=dtype), torch.tensor([5])
-    rest = (None, measure, suppress, False, 0.0, None, None)
+    rest = (None, measure, suppress, False, 0.0, None, None, None)
     return lambda: partial_predictions(logits, torch.tensor([MASK]), MASK, 4096, *rest)
 
 
@@ -177,6 +177,7 @@ def cases(architecture: str) -> dict[str, Callable[[], Any]]:
         "predict_tokens bfloat16 prob everything": predict(bf16, "prob", **extra),
         "predict_tokens bfloat16 prob drawn": predict(bf16, "prob", temperature=0.7),
         "predict_tokens float32 log_odds drawn": predict(fp32, "log_odds", temperature=0.7),
+        "predict_tokens bfloat16 prob drawn above a floor": predict(bf16, "prob", temperature=0.7, floor=torch.zeros(1)),
         "merge_predictions log_odds drawn": lambda: merge_predictions(states, torch.tensor([MASK]), "log_odds", 0.7),
         "predict_tokens bfloat16 prob 4 bytes": predict(bf16, "prob", offset=2),
         "predict_tokens bfloat16 prob 2 bytes": predict(bf16, "prob", offset=1),

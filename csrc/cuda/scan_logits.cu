@@ -34,19 +34,19 @@ using SuppressedBits = uint32_t[kChunk / 32];
 
 // Of a row, where a token is drawn.
 struct Draw {
-  float inverse_temperature;
+  float inverse_temperature, floor;
   NoiseKey key;
 };
 
-// The group as floats, divided by the temperature where a token is drawn; suppressed tokens at -inf: their logits do
-// not count, not even a NaN.
+// The group as floats; where a token is drawn, divided by the temperature, and what is below the floor at -inf.
+// Suppressed tokens are at -inf: their logits do not count, not even a NaN.
 template <bool kSuppress, bool kDrawn, typename T>
 __device__ __forceinline__ void values_of(const Group<T>& group, int first, const SuppressedBits& suppressed,
                                           const Draw& draw, float (&x)[kGroup]) {
   unpack(group, x);
   if constexpr (kDrawn) {
 #pragma unroll
-    for (int i = 0; i < kGroup; ++i) x[i] *= draw.inverse_temperature;
+    for (int i = 0; i < kGroup; ++i) x[i] = x[i] < draw.floor ? -INFINITY : x[i] * draw.inverse_temperature;
   }
   if constexpr (kSuppress) {
     const uint32_t bits = suppressed[first / 32] >> (first % 32);
@@ -269,8 +269,9 @@ __device__ __forceinline__ void consider_all(uint32_t may, const T* chunk, int s
     const int place = sweep + (bit / kGroup * kThreads + static_cast<int>(threadIdx.x)) * kGroup + bit % kGroup;
     if (place >= size) continue;
     if (kSuppress && (suppressed[place / 32] >> (place % 32) & 1) != 0) continue;
-    drawn.consider(to_float(chunk[place]) * draw.inverse_temperature, static_cast<uint64_t>(first_token + place),
-                   draw.key);
+    const float logit = to_float(chunk[place]);
+    if (logit < draw.floor) continue;
+    drawn.consider(logit * draw.inverse_temperature, static_cast<uint64_t>(first_token + place), draw.key);
   }
 }
 
@@ -484,6 +485,7 @@ __global__ void __launch_bounds__(kThreads, blocks_per_sm(kMeasure, kDrawn))
       if constexpr (kDrawn) {
         const Place at = place_of(p, row);
         draw = {p.inverse_temperature,
+                p.floor_at(at.row, at.position),
                 {same_in_warp(static_cast<uint64_t>(p.seed.at(at.row, at.position))),
                  same_in_warp(static_cast<uint64_t>(p.position.at(at.row, at.position)))}};
       }

@@ -69,8 +69,8 @@ void set_logits(Params& p, const Argument& logits, int64_t min_dims, const Optio
 // The arguments that say which logits are to be looked at.
 LogitsToScan to_scan(const Argument& logits, const Argument& input_ids, int64_t mask_token_id, int64_t first_token_id,
                      const OptionalTensor& mask_index, const Text& measure, const OptionalTensor& suppress_tokens,
-                     bool logits_shift, double temperature, const OptionalTensor& seed,
-                     const OptionalTensor& positions) {
+                     bool logits_shift, double temperature, const OptionalTensor& seed, const OptionalTensor& positions,
+                     const OptionalTensor& floor) {
   const char* const op = logits.op;
   LogitsToScan p{};
   set_logits(p, logits, 2, suppress_tokens);
@@ -85,6 +85,7 @@ LogitsToScan to_scan(const Argument& logits, const Argument& input_ids, int64_t 
   p.inverse_temperature = temperature > 0.0 ? static_cast<float>(1.0 / temperature) : 0.0f;
   p.seed = matrix_of<int64_t>(input_ids, "seed", seed);
   p.position = matrix_of<int64_t>(input_ids, "positions", positions);
+  p.floor = matrix_of<float>(input_ids, "floor", floor);
   STD_TORCH_CHECK(
       temperature == 0.0 || (seed && positions && measures_draws(p.measure) && first_token_id % 4 == 0), op,
       ": a temperature needs seed, positions, a measure of the drawn token, and a multiple of 4 as first token");
@@ -94,10 +95,11 @@ LogitsToScan to_scan(const Argument& logits, const Argument& input_ids, int64_t 
 std::tuple<Tensor, Tensor> predict_tokens(const Tensor& logits_, const Tensor& input_ids_, int64_t mask_token_id,
                                           const OptionalTensor& mask_index, const Text& measure,
                                           const OptionalTensor& suppress_tokens, bool logits_shift, double temperature,
-                                          const OptionalTensor& seed, const OptionalTensor& positions) {
+                                          const OptionalTensor& seed, const OptionalTensor& positions,
+                                          const OptionalTensor& floor) {
   const Argument logits("predict_tokens", "logits", logits_), input_ids("predict_tokens", "input_ids", input_ids_);
   const LogitsToScan scan = to_scan(logits, input_ids, mask_token_id, 0, mask_index, measure, suppress_tokens,
-                                    logits_shift, temperature, seed, positions);
+                                    logits_shift, temperature, seed, positions, floor);
   Tensor token_ids = new_tensor_like(input_ids, ScalarType::Long);
   Tensor confidence = new_tensor_like(input_ids, ScalarType::Float);
   launch(logits, PredictTokensParams{scan, data<int64_t>(token_ids), data<float>(confidence)});
@@ -107,11 +109,11 @@ std::tuple<Tensor, Tensor> predict_tokens(const Tensor& logits_, const Tensor& i
 Tensor partial_predictions(const Tensor& logits_, const Tensor& input_ids_, int64_t mask_token_id,
                            int64_t first_token_id, const OptionalTensor& mask_index, const Text& measure,
                            const OptionalTensor& suppress_tokens, bool logits_shift, double temperature,
-                           const OptionalTensor& seed, const OptionalTensor& positions) {
+                           const OptionalTensor& seed, const OptionalTensor& positions, const OptionalTensor& floor) {
   constexpr const char* kOp = "partial_predictions";
   const Argument logits(kOp, "logits", logits_), input_ids(kOp, "input_ids", input_ids_);
   const LogitsToScan scan = to_scan(logits, input_ids, mask_token_id, first_token_id, mask_index, measure,
-                                    suppress_tokens, logits_shift, temperature, seed, positions);
+                                    suppress_tokens, logits_shift, temperature, seed, positions, floor);
   STD_TORCH_CHECK(first_token_id <= kTokenIds - scan.vocab, kOp, ": token ids must lie below 2^53, got ", scan.vocab,
                   " from first_token_id ", first_token_id);
   std::vector<int64_t> sizes(input_ids.sizes, input_ids.sizes + input_ids.dims);

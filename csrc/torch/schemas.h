@@ -7,10 +7,10 @@ namespace freedave {
 inline constexpr const char* kSchemas[] = {
     "predict_tokens(Tensor logits, Tensor input_ids, int mask_token_id, Tensor? mask_index=None, "
     "str measure=\"prob\", Tensor? suppress_tokens=None, bool logits_shift=False, float temperature=0.0, "
-    "Tensor? seed=None, Tensor? positions=None) -> (Tensor, Tensor)",
+    "Tensor? seed=None, Tensor? positions=None, Tensor? floor=None) -> (Tensor, Tensor)",
     "partial_predictions(Tensor logits, Tensor input_ids, int mask_token_id, int first_token_id=0, "
     "Tensor? mask_index=None, str measure=\"prob\", Tensor? suppress_tokens=None, bool logits_shift=False, "
-    "float temperature=0.0, Tensor? seed=None, Tensor? positions=None) -> Tensor",
+    "float temperature=0.0, Tensor? seed=None, Tensor? positions=None, Tensor? floor=None) -> Tensor",
     "merge_predictions(Tensor states, Tensor input_ids, str measure=\"prob\", float temperature=0.0) -> (Tensor, "
     "Tensor)",
     "logit_floor(Tensor logits, int? top_k=None, float? top_p=None, float? min_p=None, float temperature=1.0, "
