@@ -85,12 +85,15 @@ def expect_truncation(op: str, top_k: Any, top_p: Any, min_p: Any) -> None:
     if top_k is not None:
         expect_int(op, "top_k", top_k, minimum=1)
     for name, value in (("top_p", top_p), ("min_p", min_p)):
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{op}: {name} must be a float, got {type(value).__name__}")
-        if not 0 < value <= 1:
-            raise ValueError(f"{op}: {name} must be above 0 and at most 1, got {value}")
+        if value is not None:
+            expect_share(op, name, value)
+
+
+def expect_share(op: str, name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{op}: {name} must be a float, got {type(value).__name__}")
+    if not 0 < value <= 1:
+        raise ValueError(f"{op}: {name} must be above 0 and at most 1, got {value}")
 
 
 def expect_choice(op: str, name: str, value: Any, choices: Sequence[str]) -> None:

@@ -87,7 +87,7 @@ def files(folder: Path, suffix: str) -> list[Path]:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_kernel_compiles(binaries, architecture):
     assert {path.name.split(".")[1] for path in files(binaries / architecture, "json")} == {
-        "scan_chunk", "merge_states", "rank_tile", "select_row", "build_sequence",
+        "scan_chunk", "merge_states", "find_floor", "rank_tile", "select_row", "build_sequence",
         "verify_sequence", "step_sequence", "step_pooled", "attend", "merge_parts", "keep_rows",
     }  # fmt: skip
 
