@@ -22,6 +22,7 @@ Call = Callable[[], object]
 MEMORY = 2**25  # bytes; a cache may hold less, and then the bandwidth of memory is no limit
 SEQUENCES, SCENE_BYTES = 256, 2**22  # distinct sequences to go through, as long as they stay in a cache
 COUNT_TRANSFERRED = 2
+TOP_K, TOP_P = 50, 0.9
 MOST_PROJECTED, SLICE_BYTES = 512, 2**22  # rows and bytes of logits that a decoder makes at a time on a CPU
 
 
@@ -185,6 +186,26 @@ def part_cases(shapes: Shapes, device: torch.device) -> Iterator[Case]:
                     yield partial_predictions(scenes.rows_of_logits(rows, vocab, dtype, device))
         for vocab in shapes.vocabularies:
             yield merge_predictions(rows, vocab, device)
+
+
+def floor_cases(shapes: Shapes, device: torch.device) -> Iterator[Case]:
+    """`logit_floor` with both of what is asked for most, of so many rows as a decoder projects at a time."""
+    for rows, vocab, dtype in itertools.product((1, 32), shapes.vocabularies, shapes.dtypes):
+        yield logit_floor(scenes.rows_of_logits(rows, vocab, dtype, device))
+
+
+def logit_floor(logits: torch.Tensor) -> Case:
+    rows, vocab = logits.shape
+    return Case(
+        "logit_floor",
+        {"V": vocab, "rows": rows},
+        dtype_name(logits.dtype),
+        roofline.logit_floor(rows, vocab, logits.itemsize),
+        {"": partial(fk.logit_floor, logits, top_k=TOP_K, top_p=TOP_P)},
+        partial(eager.logit_floor, logits, TOP_K, TOP_P),
+        vectorised.logit_floor,
+        lambda: (logits, TOP_K, TOP_P),
+    )
 
 
 def partial_predictions(logits: torch.Tensor) -> Case:

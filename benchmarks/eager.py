@@ -44,6 +44,15 @@ def merge_predictions(states: torch.Tensor, input_ids: torch.Tensor) -> tuple[to
     return token.gather(-1, part).squeeze(-1).long(), probability.float()
 
 
+def logit_floor(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
+    """`[R]`: as transformers' logits warpers truncate, which sort the vocabulary."""
+    truncated = torch.where(logits < logits.topk(top_k).values[:, -1:], NEVER, logits)
+    ordered = truncated.sort(-1).values
+    removed = ordered.softmax(-1).cumsum(-1) <= 1 - top_p
+    removed[:, -1] = False
+    return torch.where(removed, torch.inf, ordered).amin(-1).float()
+
+
 def rank_positions(confidence: torch.Tensor, mask_index: torch.Tensor) -> torch.Tensor:
     order = torch.where(mask_index, confidence, NEVER).sort(-1, descending=True).indices
     rank = order.argsort(-1)

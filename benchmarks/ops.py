@@ -35,6 +35,7 @@ def run(record: Record, quick: bool) -> None:
     small = processor if quick else Processor(ROUNDS, WINDOW_BUDGET)
     for case in itertools.chain(
         cases.part_cases(shapes, processor.device),
+        cases.floor_cases(shapes, processor.device),
         cases.window_cases(shapes, processor.device),
         cases.keep_cases(shapes, processor.device),
     ):
@@ -72,6 +73,7 @@ def tiny_calls() -> dict[str, cases.Call]:
         "predict_tokens": lambda: fk.predict_tokens(logits, input_ids, MASK),
         "partial_predictions": lambda: fk.partial_predictions(logits, input_ids, MASK),
         "merge_predictions": lambda: fk.merge_predictions(states, input_ids),
+        "logit_floor": lambda: fk.logit_floor(logits, top_k=3, top_p=0.9),
         "rank_positions": lambda: fk.rank_positions(confidence, masked),
         "select_transfer": lambda: fk.select_transfer(confidence, masked),
         "build_drafts": lambda: fk.build_drafts(input_ids, tokens, confidence, MASK, 2),

@@ -26,6 +26,10 @@ def merge_predictions(rows: int, vocab: int) -> int:
     return rows * (_states(vocab) + 8 + 8 + 4)
 
 
+def logit_floor(rows: int, vocab: int, itemsize: int) -> int:
+    return rows * (vocab * itemsize + 4)
+
+
 def _states(vocab: int) -> int:
     return -(-vocab // TOKENS_PER_STATE) * STATE_FIELDS * 8
 

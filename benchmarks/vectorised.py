@@ -47,6 +47,14 @@ def merge_predictions(states: torch.Tensor, input_ids: torch.Tensor) -> tuple[to
     return torch.where(largest == top, token, torch.inf).amin(-1).long(), probability.float()
 
 
+def logit_floor(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
+    """Only what `top_k` leaves is sorted and summed."""
+    largest = logits.topk(top_k).values.float()
+    probability = largest.softmax(-1)
+    above = probability.cumsum(-1) - probability
+    return torch.where(above < top_p, largest, torch.inf).amin(-1)
+
+
 def rank_positions(confidence: torch.Tensor, mask_index: torch.Tensor) -> torch.Tensor:
     order = torch.where(mask_index, confidence, NEVER).argsort(-1, descending=True)
     places = torch.arange(order.shape[-1], device=order.device).expand_as(order)

@@ -25,6 +25,7 @@ from freedave_kernels.ops.build_drafts import build_drafts
 from freedave_kernels.ops.draft_attention import draft_attention
 from freedave_kernels.ops.draft_step import DraftStep, draft_step
 from freedave_kernels.ops.keep import keep
+from freedave_kernels.ops.logit_floor import logit_floor
 from freedave_kernels.ops.merge_predictions import merge_predictions
 from freedave_kernels.ops.partial_predictions import partial_predictions
 from freedave_kernels.ops.pooled_step import DraftPool, draft_pool
@@ -46,6 +47,7 @@ __all__ = [
     "draft_pool",
     "draft_step",
     "keep",
+    "logit_floor",
     "merge_predictions",
     "partial_predictions",
     "predict_tokens",

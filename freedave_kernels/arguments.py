@@ -71,6 +71,31 @@ def expect_temperature(op: str, value: Any) -> None:
         raise ValueError(f"{op}: temperature must be 0 or between 1e-30 and 1e30, got {value}")
 
 
+def expect_logits(op: str, logits: Any, min_dims: int = 2) -> None:
+    """`[*, V]`, of which the vocabulary is contiguous."""
+    expect_tensor(op, "logits", logits, FLOAT_DTYPES, min_dims=min_dims)
+    if logits.shape[-1] == 0:
+        raise ValueError(f"{op}: logits must have a vocabulary of at least 1, got shape {tuple(logits.shape)}")
+    if logits.shape[-1] > 1 and logits.stride(-1) != 1:
+        raise ValueError(f"{op}: the vocabulary dimension of logits must be contiguous, got strides {logits.stride()}")
+
+
+def expect_truncation(op: str, top_k: Any, top_p: Any, min_p: Any) -> None:
+    """What truncates sampling; None: nothing does."""
+    if top_k is not None:
+        expect_int(op, "top_k", top_k, minimum=1)
+    for name, value in (("top_p", top_p), ("min_p", min_p)):
+        if value is not None:
+            expect_share(op, name, value)
+
+
+def expect_share(op: str, name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{op}: {name} must be a float, got {type(value).__name__}")
+    if not 0 < value <= 1:
+        raise ValueError(f"{op}: {name} must be above 0 and at most 1, got {value}")
+
+
 def expect_choice(op: str, name: str, value: Any, choices: Sequence[str]) -> None:
     if not isinstance(value, str):
         raise TypeError(f"{op}: {name} must be a str, got {type(value).__name__}")

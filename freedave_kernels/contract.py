@@ -30,6 +30,7 @@ OPS = {
     "predict_tokens": Op(),
     "partial_predictions": Op(),
     "merge_predictions": Op(),
+    "logit_floor": Op(),
     "rank_positions": Op(),
     "select_transfer": Op(),
     "build_drafts": Op(),
@@ -62,6 +63,8 @@ MAX_POOL_STATES = 64
 
 TOKENS_PER_STATE = 4096  # neighbouring logits that a state of `partial_predictions` tells of
 STATE_FIELDS = 6  # max, second, token, ties, rest, weighted
+
+MOST_SUMMED_TOKENS = 2**23 - 1  # of `logit_floor`: so many weights of at most 2^40 have a sum of 63 bits
 
 MAX_RANGES = 2  # of stored positions that a row of `draft_attention` sees
 
@@ -140,4 +143,5 @@ STATED_IN_CPP: dict[str, Any] = {
     "tokens_per_state": TOKENS_PER_STATE,
     "state_fields": STATE_FIELDS,
     "largest_log_odds": LARGEST_LOG_ODDS,
+    "most_summed_tokens": MOST_SUMMED_TOKENS,
 }

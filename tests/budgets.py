@@ -58,6 +58,9 @@ BUDGETS: dict[tuple[str, str, str], Budget] = {
     ("triton", "sm_120", "predict_tokens bfloat16 prob"): Budget(128, 2048, 9.75, 8),
     ("triton", "sm_120", "predict_tokens float16 prob"): Budget(128, 2048, 9.75, 8),
     ("triton", "sm_120", "predict_tokens float32 prob"): Budget(128, 2048, 9.5, 16),
+    # A row's sums are in int64. 128 registers: two programs of 256 threads a multiprocessor.
+    **{("triton", name, f"logit_floor {dtype}"): Budget(128, 1024)
+       for name in ("sm_80", "sm_90", "sm_100", "sm_120") for dtype in ("bfloat16", "float32")},
     # One warp, no shared memory: every reduction stays among its lanes.
     ("triton", "sm_80", "draft_step 8x32 recycled"): Budget(96),
     ("triton", "sm_90", "draft_step 8x32 recycled"): Budget(96),
@@ -100,11 +103,12 @@ CUDA_BUDGETS = {
     "predict_tokens float16 log_odds": Budget(64, 3232, 9.0, 4),
     "predict_tokens float32 log_odds": Budget(64, 3232, 8.75, 8),
     **{
-        f"predict_tokens {dtype} {measure} drawn": Budget(168, 3328, 33.0, loads)
+        f"predict_tokens {dtype} {measure} drawn": Budget(168, 3328, 34.0, loads)
         for dtype, loads in (("bfloat16", 4), ("float16", 4), ("float32", 8))
         for measure in ("prob", "log_odds")
     },
     "merge_states": Budget(48),
+    "find_floors": Budget(64, 5632),
     "rank_rows": Budget(64, 9216),
     "select_rows": Budget(64, 10240),
     "build_sequences": Budget(64, 2048),

@@ -38,6 +38,7 @@ def results_of_every_op() -> dict[str, object]:
         "predict_tokens": (token_ids, confidence),
         "partial_predictions": states,
         "merge_predictions": fk.merge_predictions(states, drafts),
+        "logit_floor": fk.logit_floor(logits, top_k=50, top_p=0.9, min_p=0.01),
         "rank_positions": fk.rank_positions(sure, ids == mask),
         "select_transfer": fk.select_transfer(sure, ids == mask, threshold=0.001),
         "build_drafts": (next_drafts, num_drafts),

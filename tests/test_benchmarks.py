@@ -244,6 +244,8 @@ def test_baselines_compute_the_op(batch, count):
         merged = form.merge_predictions(states, masks)
         assert torch.equal(merged[0], fk.merge_predictions(states, masks)[0])
         torch.testing.assert_close(merged[1], fk.merge_predictions(states, masks)[1], rtol=1e-6, atol=0)
+        floor = fk.logit_floor(stretches, top_k=50, top_p=0.9)
+        assert torch.equal(form.logit_floor(stretches, 50, 0.9), floor)
         assert torch.equal(form.rank_positions(confidence, masked), fk.rank_positions(confidence, masked))
         transferred = fk.select_transfer(confidence, masked, num_transfer=2)
         assert torch.equal(form.select_transfer(confidence, masked, 2), transferred)

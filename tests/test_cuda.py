@@ -80,6 +80,7 @@ def test_every_other_op_is_one_launch(emulator):
     for run in (
         lambda: fk.partial_predictions(torch.randn(3, 8, 9000), state, MASK),
         lambda: fk.merge_predictions(states, state),
+        lambda: fk.logit_floor(torch.randn(3, 9000), top_k=5, top_p=0.9, min_p=0.1),
         lambda: fk.rank_positions(confidence, masked),
         lambda: fk.select_transfer(confidence, masked, threshold=0.5),
         lambda: fk.build_drafts(state, torch.ones_like(state), confidence, MASK, 4),
@@ -127,6 +128,7 @@ def test_nothing_to_do_launches_nothing(emulator):
     fk.predict_tokens(torch.zeros(0, 3, 8, 5), empty, MASK)
     states = fk.partial_predictions(torch.zeros(0, 3, 8, 5), empty, MASK)
     fk.merge_predictions(states, empty)
+    fk.logit_floor(torch.zeros(0, 3, 8, 5), top_k=1)
     fk.draft_step(empty, empty, torch.zeros(0, 3, 8), torch.zeros(0, dtype=torch.int32), MASK, 4)
     pooled_step(empty)
     fk.rank_positions(torch.zeros(0, 8), torch.zeros(0, 8, dtype=torch.bool))

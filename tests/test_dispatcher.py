@@ -25,6 +25,7 @@ CALLS: dict[str, Callable[[torch.Tensor], object]] = {
     "predict_tokens": lambda logits: fk.predict_tokens(logits, IDS, MASK, suppress_tokens=[3]),
     "partial_predictions": lambda logits: fk.partial_predictions(logits, IDS, MASK, suppress_tokens=[3]),
     "merge_predictions": lambda states: fk.merge_predictions(states, IDS),
+    "logit_floor": lambda logits: fk.logit_floor(logits, top_k=3, top_p=0.9, suppress_tokens=[3]),
     "rank_positions": lambda confidence: fk.rank_positions(confidence, IDS == MASK),
     "select_transfer": lambda confidence: fk.select_transfer(confidence, IDS == MASK, threshold=0.5),
     "build_drafts": lambda confidence: fk.build_drafts(IDS, TOKENS, confidence, MASK, 3, block_length=2),
@@ -34,6 +35,7 @@ CALLS: dict[str, Callable[[torch.Tensor], object]] = {
 FLOAT = dict.fromkeys(CALLS, CONFIDENCE) | {
     "predict_tokens": LOGITS,
     "partial_predictions": LOGITS,
+    "logit_floor": LOGITS,
     "merge_predictions": fk.partial_predictions(LOGITS, IDS, MASK),
 }
 

@@ -74,6 +74,9 @@ def draws(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
     arguments["temperature"] = draw(st.sampled_from([0.1, 0.7, 1.0, 3.0, 1e-6]))
     arguments["seed"] = torch.randint(0, 3 if few else 2**62, input_ids.shape, generator=random)
     arguments["positions"] = torch.randint(0, 100 if few else 2**40, input_ids.shape, generator=random)
+    if Constants(draw).one_of([False, True]):  # one of each row's logits, whatever it is
+        places = torch.randint(0, logits.shape[-1], (*input_ids.shape, 1), generator=random)
+        arguments["floor"] = logits.float().gather(-1, places).squeeze(-1)
     return logits, input_ids, arguments
 
 
@@ -92,7 +95,7 @@ def oracle(logits, input_ids, *, mask_index=None, measure="prob", suppress_token
     )
 
 
-NAMES = ("temperature", "seed", "positions")
+NAMES = ("temperature", "seed", "positions", "floor")
 
 
 @given(call=draws())
@@ -146,6 +149,33 @@ def test_every_token_has_its_own_noise(backend):
     token_ids, confidence = fk.predict_tokens(torch.ones(rows, vocab), torch.full((rows,), MASK), MASK, **drawing)
     assert torch.equal(token_ids, expected)
     assert confidence.tolist() == pytest.approx([1 / vocab] * rows, rel=1e-6)
+
+
+def test_tokens_below_the_floor_are_not_drawn(backend):
+    """The others are, as often as their probability among themselves says, which is their confidence. Ties stay."""
+    logits = torch.tensor([2.0, 1.0, 0.5, 1.0, 0.999]).expand(200, 5)
+    floor = fk.logit_floor(logits[:1], top_k=2, temperature=0.8)
+    assert floor.tolist() == [1.0]
+    token_ids, confidence = fk.predict_tokens(
+        logits, torch.full((200,), MASK), MASK, temperature=0.8, seed=5, floor=floor.expand(200)
+    )
+    chances = (torch.where(logits[0] >= 1, logits[0], -INF) / 0.8).softmax(-1)
+    assert set(token_ids.tolist()) == {0, 1, 3}
+    assert ((torch.bincount(token_ids, minlength=5) / 200 - chances).abs() < 0.12).all()
+    torch.testing.assert_close(confidence, chances[token_ids], rtol=1e-6, atol=0)
+
+
+def test_a_floor_that_is_missed_leaves_nothing(backend):
+    """A position is not predicted where all its tokens are below; -inf and NaN leave everything."""
+    logits = torch.randn(4, 5000, generator=generator(4))
+    floor, input_ids = torch.tensor([100.0, -INF, math.nan, INF]), torch.full((4,), MASK)
+    token_ids, confidence = fk.predict_tokens(logits, input_ids, MASK, temperature=1.0, seed=5, floor=floor)
+    plain = fk.predict_tokens(logits, input_ids, MASK, temperature=1.0, seed=5)
+    assert token_ids[[0, 3]].tolist() == [MASK, MASK] and confidence[[0, 3]].tolist() == [-INF, -INF]
+    assert torch.equal(token_ids[1:3], plain[0][1:3]) and torch.equal(confidence[1:3], plain[1][1:3])
+    logits[1, 4000] = math.nan  # is below no floor
+    broken = fk.predict_tokens(logits, input_ids, MASK, temperature=1.0, seed=5, floor=torch.full((4,), 2.0))
+    assert broken[1].isneginf().tolist() == [False, True, False, False]
 
 
 @pytest.mark.parametrize("vocab", [2, 5, 64])
@@ -254,7 +284,7 @@ def test_without_a_temperature_nothing_is_drawn(backend):
 
 def test_opcheck():
     logits, input_ids = torch.randn(2, 3, 40, generator=generator(8)), torch.full((2, 3), MASK)
-    drawing = (0.7, torch.ones_like(input_ids), torch.arange(3).expand(2, 3))
+    drawing = (0.7, torch.ones_like(input_ids), torch.arange(3).expand(2, 3), torch.zeros(2, 3))
     plain = (None, "prob", None, False)
     torch.library.opcheck(torch.ops.freedave.predict_tokens.default, (logits, input_ids, MASK, *plain, *drawing))
     partial = torch.ops.freedave.partial_predictions.default
@@ -288,6 +318,11 @@ IDS = torch.zeros(2, 3, dtype=torch.int64)
         ({"seed": IDS[0]}, ValueError, r"seed must have shape \(2, 3\).*got \(3,\)"),
         ({"positions": IDS[:, :2]}, ValueError, r"positions must have shape \(2, 3\).*got \(2, 2\)"),
         ({"positions": IDS.to("meta")}, ValueError, elsewhere("positions", "logits")),
+        ({"floor": IDS}, TypeError, "floor must be float32, got int64"),
+        ({"floor": 0.5}, TypeError, "floor must be a float32 tensor, got float"),
+        ({"floor": torch.zeros(2)}, ValueError, r"floor must have shape \(2, 3\).*got \(2,\)"),
+        ({"floor": torch.zeros(2, 3, device="meta")}, ValueError, elsewhere("floor", "logits")),
+        ({"temperature": 0.0, "floor": torch.zeros(2, 3)}, ValueError, "floor needs a temperature above 0"),
         ({"measure": "margin"}, ValueError, "with a temperature measure must be 'prob' or 'log_odds', got 'margin'"),
         ({"first_token_id": 6}, ValueError, "with a temperature first_token_id must be a multiple of 4, got 6"),
     ],

@@ -375,9 +375,10 @@ def test_a_model_without_a_tokenizer() -> None:
         ({"do_sample": True, "temperature": -0.5}, "temperature must be 0 or between 1e-30 and 1e30, got -0.5"),
         ({"do_sample": True, "seed": "one"}, "seed must be an int, got str"),
         (
-            {"top_k": 5},
-            "top_k cannot be honoured; known are until, max_gen_toks and draft_steps",
+            {"num_beams": 5},
+            "num_beams cannot be honoured; known are until, max_gen_toks and draft_steps",
         ),
+        ({"top_k": 5}, "top_k: these say what is drawn from, but nothing is drawn; set a temperature above 0"),
         ({"draft_steps": 0}, "draft_steps must be at least 1, got 0"),
         ({"draft_steps": "four"}, "draft_steps must be 'auto' or an integer of at least 1, got 'four'"),
         ({"draft_steps": [4]}, "draft_steps must be an int, got list"),

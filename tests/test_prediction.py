@@ -13,7 +13,7 @@ from tiny_models import prompt
 import freedave
 from freedave.forward import prediction
 from freedave.forward.prediction import Predictor
-from freedave_kernels import predict_tokens
+from freedave_kernels import logit_floor, predict_tokens
 
 VOCAB, WIDTH, MASK = 10_000, 32, 9_999
 
@@ -69,6 +69,23 @@ def test_example(shapes):
 def test_few_rows_are_one_slice(shapes):
     Predictor(large_vocabulary_lm())(*inputs(4))
     assert shapes == [(4, VOCAB)]
+
+
+@torch.inference_mode()
+def test_a_floor_takes_all_logits_of_a_row(shapes):
+    """They exist at once only where what is drawn from is truncated."""
+    lm = large_vocabulary_lm()
+    features, input_ids = inputs(8)
+    input_ids[3] = 7
+    noise = torch.arange(8), torch.arange(8) + 5
+    predict = Predictor(lm, "prob", 0.7, {"top_k": 5, "top_p": 0.9})
+    result = predict(features, input_ids, noise)
+    assert shapes == [(8, VOCAB)] and result[0][3] == 7
+    logits = lm.project(features)
+    floor = logit_floor(logits, top_k=5, top_p=0.9, temperature=0.7, suppress_tokens=[MASK])
+    drawing = {"temperature": 0.7, "seed": noise[0], "positions": noise[1], "suppress_tokens": [MASK]}
+    assert all(map(torch.equal, result, predict_tokens(logits, input_ids, MASK, floor=floor, **drawing)))
+    assert not torch.equal(result[1], predict_tokens(logits, input_ids, MASK, **drawing)[1])
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -20,6 +20,7 @@ from freedave.decode.settings import resolve_settings
 from freedave.forward import prediction
 from freedave.models.diffusion_lm import DiffusionLM
 
+TRUNCATIONS = [{"top_k": 3}, {"top_p": 0.6}, {"min_p": 0.2}, {"top_k": 8, "top_p": 0.9, "min_p": 0.05}]
 BY_DRAFTING = pytest.mark.parametrize("drafting", DRAFTINGS)
 BY_EXECUTOR = pytest.mark.parametrize("executor", EXECUTORS)
 
@@ -61,6 +62,7 @@ def test_random_decodes(family: str, cache: str, drafting: str, executor: str) -
             "eos_token_id": [draw.randrange(MASK) for _ in range(draw.choice([0, 1]))],
             "temperature": draw.choice([0.1, 0.7, 1.0, 2.0]),
             "seed": draw.randrange(2**63),
+            **draw.choice([{}, *TRUNCATIONS]),
         }
         how: dict[str, Any] = {"executor": executor, "drafting": drafting, "check_lossless": True}
         out = freedave.generate(lm, input_ids, new, draft_steps, **how, **options)
@@ -68,6 +70,22 @@ def test_random_decodes(family: str, cache: str, drafting: str, executor: str) -
         if executor == "graph":
             static = freedave.generate(lm, input_ids, new, 1, **options)
             assert torch.equal(out.sequences, static.sequences) and torch.equal(out.step_map, static.step_map)
+
+
+def test_the_likeliest_of_one_token_is_greedy() -> None:
+    """However hot it is; and where all tokens may be drawn, nothing changes."""
+    lm = golden_lm(block_length=8)
+    greedy = freedave.generate(lm, prompt(), 24)
+    drawn = freedave.generate(lm, prompt(), 24, temperature=2.0, seed=4)
+    assert not torch.equal(drawn.sequences, greedy.sequences)
+    for one in ({"top_k": 1}, {"top_p": 1e-9}, {"min_p": 1.0}):
+        # (Every confidence is 1 then, so positions are committed in another order unless that is given.)
+        ours = freedave.generate(lm, prompt(), 24, temperature=2.0, seed=4, order="left_to_right", **one)
+        theirs = freedave.generate(lm, prompt(), 24, order="left_to_right")
+        assert torch.equal(ours.sequences, theirs.sequences) and torch.equal(ours.step_map, theirs.step_map)
+    for everything in ({"top_k": 10_000}, {"top_p": 1.0}):
+        again = freedave.generate(lm, prompt(), 24, temperature=2.0, seed=4, **everything)
+        assert torch.equal(again.sequences, drawn.sequences) and torch.equal(again.step_map, drawn.step_map)
 
 
 def test_a_seed_is_a_seed() -> None:
@@ -138,12 +156,13 @@ class Bag(torch.nn.Module):
         return SimpleNamespace(logits=visible[:, 0].float() @ self.says[input_ids])
 
 
-def test_left_to_right_is_ancestral_sampling() -> None:
-    """Chi-square of the joint distribution of answers of three tokens."""
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_left_to_right_is_ancestral_sampling(top_k: int | None) -> None:
+    """Chi-square of the joint distribution of answers of three tokens, of the whole vocabulary or its likeliest two."""
     model, temperature, count = Bag(), 0.7, 3000
     lm = DiffusionLM(model, 3, attention="full", block_length=3)
     rows = torch.zeros(count, 1, dtype=torch.int64)
-    out = freedave.generate(lm, rows, 3, 3, order="left_to_right", temperature=temperature, seed=4)
+    out = freedave.generate(lm, rows, 3, 3, order="left_to_right", temperature=temperature, seed=4, top_k=top_k)
     answers = [tuple(answer) for answer in out.sequences[:, 1:].tolist()]
     statistic = 0.0
     for answer in itertools.product(range(3), repeat=3):
@@ -151,9 +170,15 @@ def test_left_to_right_is_ancestral_sampling() -> None:
         for known, token in enumerate(answer):
             state = torch.tensor([0, *answer[:known], *[3] * (3 - known)])
             logits = model.says[state].double().sum(0)[:3]
+            if top_k is not None:
+                logits[logits < logits.topk(top_k).values[-1]] = -math.inf
             chance *= float((logits / temperature).softmax(-1)[token])
-        statistic += (answers.count(answer) - count * chance) ** 2 / (count * chance)
-    assert statistic < 26 + 5 * math.sqrt(2 * 26)
+        if chance == 0:
+            assert answer not in answers
+        else:
+            statistic += (answers.count(answer) - count * chance) ** 2 / (count * chance)
+    freedom = (top_k or 3) ** 3 - 1
+    assert statistic < freedom + 5 * math.sqrt(2 * freedom)
 
 
 @pytest.mark.parametrize(
@@ -164,6 +189,14 @@ def test_left_to_right_is_ancestral_sampling() -> None:
         ({"seed": 0.5}, TypeError, "seed"),
         ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
         ({"seed": 2**63}, ValueError, "seed must be at most 9223372036854775807"),
+        ({"top_k": 0}, ValueError, "top_k must be at least 1, got 0"),
+        ({"top_p": 1.1}, ValueError, "top_p must be above 0 and at most 1, got 1.1"),
+        ({"min_p": 0.0}, ValueError, "min_p must be above 0 and at most 1, got 0.0"),
+        (
+            {"temperature": 0.0, "top_k": 4, "min_p": 0.1},
+            ValueError,
+            "top_k, min_p: these say what is drawn from, but nothing is drawn; set a temperature above 0",
+        ),
         ({"measure": "margin"}, ValueError, "a temperature needs measure='prob' or 'log_odds', got measure='margin'"),
     ],
     ids=str,

@@ -21,6 +21,7 @@ import pytest
 import test_build_drafts
 import test_draft_step
 import test_drawn_tokens
+import test_logit_floor
 import test_partial_predictions
 import test_predict_tokens
 import test_rank_positions
@@ -86,7 +87,7 @@ def files(folder: Path, suffix: str) -> list[Path]:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_kernel_compiles(binaries, architecture):
     assert {path.name.split(".")[1] for path in files(binaries / architecture, "json")} == {
-        "scan_chunk", "merge_states", "rank_tile", "select_row", "build_sequence",
+        "scan_chunk", "merge_states", "find_floor", "rank_tile", "select_row", "build_sequence",
         "verify_sequence", "step_sequence", "step_pooled", "attend", "merge_parts", "keep_rows",
     }  # fmt: skip
 
@@ -231,7 +232,7 @@ facts = {}
 for batch in (1, 2, 3, 16, 17, 64):
     driver.grids.clear()
     logits = torch.zeros(batch, 4, 32, 40000, dtype=torch.bfloat16)[:, :, :2]
-    predict_tokens(logits, torch.full((batch, 4, 2), MASK), MASK, None, "prob", None, False, 0.0, None, None)
+    predict_tokens(logits, torch.full((batch, 4, 2), MASK), MASK, None, "prob", None, False, 0.0, None, None, None)
     predicted = list(driver.grids)
     ids = torch.full((batch, 4, 32), MASK)
     confidence = torch.zeros(batch, 4, 32)
@@ -302,7 +303,7 @@ def test_an_empty_batch_launches_nothing():
 import torch, triton_stub as stub
 driver = stub.use("sm_90")
 ids = torch.zeros(0, 4, 8, dtype=torch.int64)
-stub.predict_tokens(torch.zeros(0, 4, 8, 50), ids, 9, None, "prob", None, False, 0.0, None, None)
+stub.predict_tokens(torch.zeros(0, 4, 8, 50), ids, 9, None, "prob", None, False, 0.0, None, None, None)
 rule = (1, None, "confidence", None, "nested", "exact", None, None, None)
 stub.draft_step(ids, ids, torch.zeros(0, 4, 8), ids[:, 0, 0], 9, 2, *rule)
 print(len(driver.grids))
@@ -316,6 +317,7 @@ CONTRACT = {
         lambda: test_partial_predictions.calls_in_parts() | test_drawn_tokens.draws_in_parts(),
         test_partial_predictions.run,
     ),
+    "logit_floor": (test_logit_floor.calls, test_logit_floor.run),
     "rank_positions": (test_rank_positions.calls, test_rank_positions.run),
     "select_transfer": (test_select_transfer.calls, test_select_transfer.run),
     "build_drafts": (test_build_drafts.calls, test_build_drafts.run),
@@ -355,7 +357,7 @@ def test_a_measure_that_no_kernel_knows_is_refused():
     ids, states = torch.tensor([9], device=DEVICE), torch.zeros(1, 1, 6, dtype=torch.float64, device=DEVICE)
     with pytest.raises(KeyError, match="max_logit"):
         scan_logits.scan_logits(
-            torch.zeros(1, 8, device=DEVICE), ids, 9, 0, None, "max_logit", None, False, 0.0, None, None, 8
+            torch.zeros(1, 8, device=DEVICE), ids, 9, 0, None, "max_logit", None, False, 0.0, None, None, None, 8
         )
     with pytest.raises(Exception, match="this measure has no confidence"):
         merge_predictions.merge_predictions(states, ids, "max_logit", 0.0)
@@ -389,7 +391,7 @@ def test_leading_dimensions_that_no_stride_walks(triton):
     logits = torch.randn(3, 4, 2, 50, generator=torch.Generator().manual_seed(0))[:, ::3, :1]
     ids = torch.full((3, 2, 1), 9)
     odd = torch.full((3, 4, 2), 9)[:, 1:3, :1]
-    expected = reference(logits, ids, 9, None, "prob", None, False, 0.0, None, None)
+    expected = reference(logits, ids, 9, None, "prob", None, False, 0.0, None, None, None)
     for input_ids in (ids, odd):
         token_ids, confidence = fk.predict_tokens(logits, input_ids, 9)
         assert torch.equal(token_ids, expected[0])
@@ -423,7 +425,7 @@ def test_compiles_without_graph_breaks():
 def test_opcheck():
     ids = torch.tensor([[[9, 9, 1]]])
     predict, draft = (registry.kernel(op, "triton", "cpu") for op in ("predict_tokens", "draft_step"))
-    torch.library.opcheck(predict, (torch.randn(1, 1, 3, 20), ids, 9, None, "prob", None, False, 0.0, None, None))
+    torch.library.opcheck(predict, (torch.randn(1, 1, 3, 20), ids, 9, None, "prob", None, False, 0.0, None, None, None))
     step = (1, None, "confidence", None, "recycled", "exact", None, None, None)
     torch.library.opcheck(draft, (ids, ids, torch.rand(1, 1, 3), torch.tensor([1]), 9, 2, *step))
     pooled, pool = registry.kernel("pooled_step", "triton", "cpu"), fk.draft_pool(1, 4, 3).memory

@@ -24,6 +24,7 @@ from freedave_kernels.triton.build_drafts import build_drafts, build_sequence
 from freedave_kernels.triton.draft_attention import attend, draft_attention, merge_parts
 from freedave_kernels.triton.draft_step import draft_step, step_sequence
 from freedave_kernels.triton.keep import keep, keep_rows
+from freedave_kernels.triton.logit_floor import find_floor, logit_floor
 from freedave_kernels.triton.merge_predictions import merge_predictions, merge_states
 from freedave_kernels.triton.partial_predictions import partial_predictions
 from freedave_kernels.triton.pooled_step import pooled_step, step_pooled
@@ -34,7 +35,7 @@ from freedave_kernels.triton.select_transfer import select_row, select_transfer
 from freedave_kernels.triton.verify_drafts import verify_drafts, verify_sequence
 
 KERNELS = [
-    scan_chunk, merge_states, rank_tile, select_row, build_sequence, verify_sequence,
+    scan_chunk, merge_states, find_floor, rank_tile, select_row, build_sequence, verify_sequence,
     step_sequence, step_pooled, attend, merge_parts, keep_rows,
 ]  # fmt: skip
 MASK = 9
@@ -83,15 +84,21 @@ def predict(dtype: torch.dtype, measure: str, vocab: int = 151936, offset: int =
     logits = torch.zeros(vocab + offset, dtype=dtype)[offset:].view(1, vocab)
     suppress, shift = extra.get("suppress"), extra.get("shift", False)
     seed = torch.tensor([1]) if extra.get("temperature") else None
-    rest = (measure, suppress, shift, extra.get("temperature", 0.0), seed, seed)
+    rest = (measure, suppress, shift, extra.get("temperature", 0.0), seed, seed, extra.get("floor"))
     return lambda: predict_tokens(logits, torch.tensor([MASK]), MASK, extra.get("mask"), *rest)
 
 
 def partial(dtype: torch.dtype, measure: str) -> Callable[[], Any]:
     """One masked row and eight chunks of the vocabulary."""
     logits, suppress = torch.zeros(1, 32768, dtype=dtype), torch.tensor([5])
-    rest = (None, measure, suppress, False, 0.0, None, None)
+    rest = (None, measure, suppress, False, 0.0, None, None, None)
     return lambda: partial_predictions(logits, torch.tensor([MASK]), MASK, 4096, *rest)
+
+
+def floors(dtype: torch.dtype) -> Callable[[], Any]:
+    """Everything that may be given."""
+    logits, suppress = torch.zeros(1, 151936, dtype=dtype), torch.tensor([5])
+    return lambda: logit_floor(logits, 50, 0.9, 0.01, 0.7, torch.tensor([True]), suppress)
 
 
 def drafts(count: int, length: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -146,6 +153,8 @@ def cases(architecture: str) -> dict[str, Callable[[], Any]]:
         "predict_tokens float32 prob": predict(fp32, "prob"),
         "partial_predictions bfloat16 prob": partial(bf16, "prob"),
         "merge_predictions prob": lambda: merge_predictions(states, torch.tensor([MASK]), "prob", 0.0),
+        "logit_floor bfloat16": floors(bf16),
+        "logit_floor float32": floors(fp32),
         "draft_step 8x32 recycled": step(8, 32, "recycled"),
         "pooled_step 8x32 pooled": pooled(8, 32, 24, "pooled"),
         "rank_positions 32": lambda: rank_positions(confidence, masked, "confidence", None),
@@ -168,6 +177,7 @@ def cases(architecture: str) -> dict[str, Callable[[], Any]]:
         "predict_tokens bfloat16 prob everything": predict(bf16, "prob", **extra),
         "predict_tokens bfloat16 prob drawn": predict(bf16, "prob", temperature=0.7),
         "predict_tokens float32 log_odds drawn": predict(fp32, "log_odds", temperature=0.7),
+        "predict_tokens bfloat16 prob drawn above a floor": predict(bf16, "prob", temperature=0.7, floor=torch.zeros(1)),
         "merge_predictions log_odds drawn": lambda: merge_predictions(states, torch.tensor([MASK]), "log_odds", 0.7),
         "predict_tokens bfloat16 prob 4 bytes": predict(bf16, "prob", offset=2),
         "predict_tokens bfloat16 prob 2 bytes": predict(bf16, "prob", offset=1),

@@ -65,6 +65,7 @@ def operations() -> dict[str, Callable[[], object]]:
         "predict_tokens": lambda: fk.predict_tokens(logits, scene.drafts, MASK, suppress_tokens=suppress),
         "partial_predictions": lambda: fk.partial_predictions(logits, scene.drafts, MASK, suppress_tokens=suppress),
         "merge_predictions": lambda: fk.merge_predictions(states, scene.drafts),
+        "logit_floor": lambda: fk.logit_floor(logits, top_k=50, top_p=0.9, suppress_tokens=suppress),
         "rank_positions": lambda: fk.rank_positions(confidence, masked),
         "select_transfer": lambda: fk.select_transfer(confidence, masked, num_transfer=2),
         "build_drafts": lambda: fk.build_drafts(state, tokens, confidence, MASK, 8),

@@ -138,6 +138,7 @@ Scanned scan_logits(const LogitsToScan& p, int64_t chunk_size, ParallelFor run) 
         if (drawn) {
           const int64_t flat = masked_rows[item / chunks];
           chunk.inverse_temperature = p.inverse_temperature;
+          chunk.floor = p.floor_at(flat / p.length, flat % p.length);
           chunk.key = {static_cast<uint64_t>(p.seed.at(flat / p.length, flat % p.length)),
                        static_cast<uint64_t>(p.position.at(flat / p.length, flat % p.length))};
         }

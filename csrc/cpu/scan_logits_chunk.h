@@ -16,6 +16,7 @@ struct Chunk {
   bool fetch_ahead = false;
   // Above 0 where a token is drawn; the first token is then a multiple of 4.
   float inverse_temperature = 0.0f;
+  float floor = -INFINITY;
   NoiseKey key{};
   // What this thread reads after the chunk, to be fetched meanwhile; null if that is not known.
   const void* next = nullptr;

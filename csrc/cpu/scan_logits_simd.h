@@ -360,12 +360,13 @@ const T* prepare_tile(const Chunk& chunk, int64_t begin, int size, T* buffer) {
   return buffer;
 }
 
-// The same of logits divided by the temperature, as floats: all of them go to `buffer`, in units of kDrawn.
+// The same of logits divided by the temperature, as floats, and those below the floor at -inf: all of them go to
+// `buffer`, in units of kDrawn.
 template <typename T>
 const float* prepare_scaled_tile(const Chunk& chunk, int64_t begin, int size, float* buffer) {
   const T* x = static_cast<const T*>(chunk.logits) + begin;
   const float scale = chunk.inverse_temperature;
-  for (int i = 0; i < size; ++i) buffer[i] = to_float(x[i]) * scale;
+  for (int i = 0; i < size; ++i) buffer[i] = to_float(x[i]) < chunk.floor ? -INFINITY : to_float(x[i]) * scale;
   for (int i = size; i % kDrawn != 0; ++i) buffer[i] = -INFINITY;
   for (int64_t s = 0; s < chunk.num_suppressed; ++s) {
     const int64_t i = chunk.suppressed[s] - chunk.first_token - begin;

@@ -10,6 +10,7 @@
 #include <algorithm>
 
 #include "cuda/device.cuh"
+#include "cuda/logit_groups.cuh"
 #include "cuda/scan_logits.h"
 #include "freedave/online_softmax.h"
 #include "freedave/predict_tokens.h"
@@ -20,7 +21,6 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kGroup = 8;        // neighbouring logits that a thread loads together
 constexpr int kGroupsAhead = 4;  // loaded before any is used, so that enough bytes are in flight
 constexpr int kSweep = kThreads * kGroup * kGroupsAhead;
 static_assert(kChunk % kSweep == 0 && kTokensPerState % kSweep == 0);
@@ -32,106 +32,21 @@ constexpr float kLn2 = 0.693147180559945309f;
 // One bit a token of the chunk: suppressed tokens can be any number, so the hot loop must not walk their list.
 using SuppressedBits = uint32_t[kChunk / 32];
 
-// Two 16-bit logits, or one of 32 bits, as they lie in a word of memory.
-template <typename T>
-struct Word;
-
-template <>
-struct Word<float> {
-  static constexpr uint32_t kMinusInfinity = 0xff800000u;
-  __device__ static uint32_t of(const float* x, bool) {
-    uint32_t word;
-    memcpy(&word, x, sizeof(word));
-    return word;
-  }
-  __device__ static void unpack(uint32_t word, float* x) { x[0] = float_from_bits(word); }
-};
-
-template <typename T>
-struct HalfWord {
-  // Element by element: the two need not be in one aligned word.
-  __device__ static uint32_t of(const T* x, bool both) {
-    const uint32_t high = both ? x[1].bits : Word<T>::kMinusInfinity >> 16;
-    return high << 16 | x[0].bits;
-  }
-};
-
-template <>
-struct Word<BFloat16> : HalfWord<BFloat16> {
-  static constexpr uint32_t kMinusInfinity = 0xff80ff80u;
-  __device__ static void unpack(uint32_t word, float* x) {
-    x[0] = float_from_bits(word << 16);
-    x[1] = float_from_bits(word & 0xffff0000u);
-  }
-};
-
-template <>
-struct Word<Float16> : HalfWord<Float16> {
-  static constexpr uint32_t kMinusInfinity = 0xfc00fc00u;
-  __device__ static void unpack(uint32_t word, float* x) {
-#if defined(__CUDA_ARCH__)
-    asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %2;\ncvt.f32.f16 %0, low;\ncvt.f32.f16 %1, high;\n}"
-        : "=f"(x[0]), "=f"(x[1])
-        : "r"(word));
-#else
-    x[0] = to_float(Float16{static_cast<uint16_t>(word)});
-    x[1] = to_float(Float16{static_cast<uint16_t>(word >> 16)});
-#endif
-  }
-};
-
-// Eight neighbouring logits, still packed.
-template <typename T>
-struct Group {
-  static constexpr int kWords = kGroup * sizeof(T) / 4;
-  static constexpr int kPerWord = kGroup / kWords;
-  uint32_t word[kWords];
-};
-
-// The group at `first` of a chunk of `size` logits; what lies beyond is -inf. Only kAligned asks that every row starts
-// at a 16-byte boundary and has whole groups; otherwise elements are loaded one by one, and the same bits come out.
-template <bool kAligned, typename T>
-__device__ __forceinline__ Group<T> load_group(const T* chunk, int first, int size) {
-  Group<T> group;
-#pragma unroll
-  for (int w = 0; w < Group<T>::kWords; ++w) group.word[w] = Word<T>::kMinusInfinity;
-  if constexpr (kAligned) {
-    if (first < size) {
-#pragma unroll
-      for (int w = 0; w < Group<T>::kWords; w += 4) {
-        const uint4 loaded = load_16_bytes(chunk + first + w * Group<T>::kPerWord);
-        group.word[w] = loaded.x;
-        group.word[w + 1] = loaded.y;
-        group.word[w + 2] = loaded.z;
-        group.word[w + 3] = loaded.w;
-      }
-    }
-  } else {
-#pragma unroll
-    for (int w = 0; w < Group<T>::kWords; ++w) {
-      const int at = first + w * Group<T>::kPerWord;
-      if (at < size) group.word[w] = Word<T>::of(chunk + at, at + 1 < size);
-    }
-  }
-  return group;
-}
-
 // Of a row, where a token is drawn.
 struct Draw {
-  float inverse_temperature;
+  float inverse_temperature, floor;
   NoiseKey key;
 };
 
-// The group as floats, divided by the temperature where a token is drawn; suppressed tokens at -inf: their logits do
-// not count, not even a NaN.
+// The group as floats; where a token is drawn, divided by the temperature, and what is below the floor at -inf.
+// Suppressed tokens are at -inf: their logits do not count, not even a NaN.
 template <bool kSuppress, bool kDrawn, typename T>
 __device__ __forceinline__ void values_of(const Group<T>& group, int first, const SuppressedBits& suppressed,
                                           const Draw& draw, float (&x)[kGroup]) {
-#pragma unroll
-  for (int w = 0; w < Group<T>::kWords; ++w) Word<T>::unpack(group.word[w], x + w * Group<T>::kPerWord);
+  unpack(group, x);
   if constexpr (kDrawn) {
 #pragma unroll
-    for (int i = 0; i < kGroup; ++i) x[i] *= draw.inverse_temperature;
+    for (int i = 0; i < kGroup; ++i) x[i] = x[i] < draw.floor ? -INFINITY : x[i] * draw.inverse_temperature;
   }
   if constexpr (kSuppress) {
     const uint32_t bits = suppressed[first / 32] >> (first % 32);
@@ -354,8 +269,9 @@ __device__ __forceinline__ void consider_all(uint32_t may, const T* chunk, int s
     const int place = sweep + (bit / kGroup * kThreads + static_cast<int>(threadIdx.x)) * kGroup + bit % kGroup;
     if (place >= size) continue;
     if (kSuppress && (suppressed[place / 32] >> (place % 32) & 1) != 0) continue;
-    drawn.consider(to_float(chunk[place]) * draw.inverse_temperature, static_cast<uint64_t>(first_token + place),
-                   draw.key);
+    const float logit = to_float(chunk[place]);
+    if (logit < draw.floor) continue;
+    drawn.consider(logit * draw.inverse_temperature, static_cast<uint64_t>(first_token + place), draw.key);
   }
 }
 
@@ -569,6 +485,7 @@ __global__ void __launch_bounds__(kThreads, blocks_per_sm(kMeasure, kDrawn))
       if constexpr (kDrawn) {
         const Place at = place_of(p, row);
         draw = {p.inverse_temperature,
+                p.floor_at(at.row, at.position),
                 {same_in_warp(static_cast<uint64_t>(p.seed.at(at.row, at.position))),
                  same_in_warp(static_cast<uint64_t>(p.position.at(at.row, at.position)))}};
       }
@@ -580,14 +497,6 @@ __global__ void __launch_bounds__(kThreads, blocks_per_sm(kMeasure, kDrawn))
       __syncthreads();  // the next row uses the same scratch
     }
   }
-}
-
-// Whether every row starts at a 16-byte boundary and has whole groups.
-bool is_aligned(const LogitsToScan& p, int64_t element_size) {
-  const auto whole = [&](int64_t elements) { return elements * element_size % 16 == 0; };
-  bool aligned = reinterpret_cast<uintptr_t>(p.logits) % 16 == 0 && p.vocab % kGroup == 0;
-  for (int d = 0; d < p.logit_rows.dims; ++d) aligned = aligned && whole(p.logit_rows.stride[d]);
-  return aligned;
 }
 
 using ScanKernel = void (*)(LogitsToScan, double*, uint32_t, int);
@@ -603,7 +512,7 @@ ScanKernel scan_kernel(bool aligned, bool drawn) {
 
 template <typename T>
 ScanKernel scan_kernel(const LogitsToScan& p) {
-  const bool aligned = is_aligned(p, sizeof(T)), drawn = p.inverse_temperature > 0.0f;
+  const bool aligned = is_aligned(p.logits, p.logit_rows, p.vocab, sizeof(T)), drawn = p.inverse_temperature > 0.0f;
   switch (p.measure) {
     case Measure::kProb:
       return scan_kernel<T, Measure::kProb>(aligned, drawn);

@@ -26,6 +26,9 @@ struct LogitsToScan {
   Measure measure;
   float inverse_temperature;             // 0: the largest logit is chosen, else a token is drawn
   Matrix<const int64_t> seed, position;  // of the noise; looked at where a token is drawn
+  Matrix<const float> floor;             // there, less has probability 0; data is null: nothing has
+
+  HD float floor_at(int64_t row, int64_t place) const { return floor.data ? floor.at(row, place) : -INFINITY; }
 };
 
 struct PredictTokensParams : LogitsToScan {

@@ -28,6 +28,31 @@ struct Rows {
   }
 };
 
+// Those over the first `leading` dimensions of a tensor; `step` is the stride within a row. More than kMaxDims
+// dimensions where too many are left that cannot be merged.
+inline Rows rows_of(const int64_t* sizes, const int64_t* strides, int64_t leading, int64_t step) {
+  Rows rows{.count = 1, .step = step, .row_stride = 0, .dims = 0, .size = {}, .stride = {}};
+  if (leading > 0) rows.row_stride = strides[leading - 1];
+  for (int64_t d = 0; d < leading; ++d) rows.count *= sizes[d];
+  for (int64_t d = 0; d < leading && rows.count > 0; ++d) {
+    if (sizes[d] == 1) continue;
+    const int32_t last = rows.dims - 1;
+    if (rows.dims > 0 && rows.stride[last] == sizes[d] * strides[d]) {
+      rows.size[last] *= sizes[d];
+      rows.stride[last] = strides[d];
+      continue;
+    }
+    if (++rows.dims > Rows::kMaxDims) return rows;
+    rows.size[last + 1] = sizes[d];
+    rows.stride[last + 1] = strides[d];
+  }
+  if (rows.dims == 0) {
+    rows.dims = 1;
+    rows.size[0] = 1;
+  }
+  return rows;
+}
+
 // A [*, L] tensor as kernels see it.
 template <typename T>
 struct Matrix {

@@ -100,40 +100,27 @@ struct Argument {
     return *this;
   }
 
+  const Argument& expect_device_of(const Argument& other) const {
+    STD_TORCH_CHECK(device == other.device, op, ": ", name, " must be on the device of ", other.name);
+    return *this;
+  }
+
   // The first `count` sizes of `other`, and no more.
   const Argument& expect_shape_of(const Argument& other, int64_t count) const {
     bool same = dims == count;
     for (int64_t d = 0; same && d < count; ++d) same = sizes[d] == other.sizes[d];
     STD_TORCH_CHECK(same, op, ": ", name, " must have the first ", count, " sizes of ", other.name, " ", other.shape(),
                     ", got shape ", shape());
-    STD_TORCH_CHECK(device == other.device, op, ": ", name, " must be on the device of ", other.name);
-    return *this;
+    return expect_device_of(other);
   }
 
   const Argument& expect_shape_of(const Argument& other) const { return expect_shape_of(other, other.dims); }
 
   // How rows over the first `leading` dimensions lie in memory; `step` is the stride within a row.
   Rows rows(int64_t leading, int64_t step) const {
-    Rows rows{.count = 1, .step = step, .row_stride = 0, .dims = 0, .size = {}, .stride = {}};
-    if (leading > 0) rows.row_stride = strides[leading - 1];
-    for (int64_t d = 0; d < leading; ++d) rows.count *= sizes[d];
-    for (int64_t d = 0; d < leading && rows.count > 0; ++d) {
-      if (sizes[d] == 1) continue;
-      const int32_t last = rows.dims - 1;
-      if (rows.dims > 0 && rows.stride[last] == sizes[d] * strides[d]) {
-        rows.size[last] *= sizes[d];
-        rows.stride[last] = strides[d];
-        continue;
-      }
-      STD_TORCH_CHECK(rows.dims < Rows::kMaxDims, op, ": ", name, " has more than ", Rows::kMaxDims,
-                      " leading dimensions that cannot be merged, shape ", shape());
-      rows.size[rows.dims] = sizes[d];
-      rows.stride[rows.dims++] = strides[d];
-    }
-    if (rows.dims == 0) {
-      rows.dims = 1;
-      rows.size[0] = 1;
-    }
+    const Rows rows = rows_of(sizes, strides, leading, step);
+    STD_TORCH_CHECK(rows.dims <= Rows::kMaxDims, op, ": ", name, " has more than ", Rows::kMaxDims,
+                    " leading dimensions that cannot be merged, shape ", shape());
     return rows;
   }
 
@@ -161,16 +148,20 @@ inline Counts counts(const char* op, const char* name, const OptionalTensor& ten
   return {argument.data, argument.type == ScalarType::Int, argument.rows(count, 0)};
 }
 
-// As [*, L], where the caller gave it: int64 or bool, over the first `count` dimensions of `other`.
+// As [*, L], where the caller gave it: int64, float32 or bool, over the first `count` dimensions of `other`.
 template <typename T>
 Matrix<const T> matrix_of(const Argument& other, int64_t count, const char* name, const OptionalTensor& tensor) {
   if (!tensor) return {};
   Argument argument(other.op, name, *tensor);
   // A tensor without elements may have no memory; nothing is read then, whatever the pointer says.
   if (argument.data == nullptr) argument.data = &argument;
-  return argument.expect({sizeof(T) == 1 ? ScalarType::Bool : ScalarType::Long})
-      .expect_shape_of(other, count)
-      .template matrix<T>();
+  argument.expect({sizeof(T) == 1 ? ScalarType::Bool : sizeof(T) == 4 ? ScalarType::Float : ScalarType::Long});
+  return argument.expect_shape_of(other, count).template matrix<T>();
+}
+
+template <typename T>
+Matrix<const T> matrix_of(const Argument& other, const char* name, const OptionalTensor& tensor) {
+  return matrix_of<T>(other, other.dims, name, tensor);
 }
 
 inline int64_t expect_at_least(const char* op, const char* name, int64_t value, int64_t minimum) {

@@ -90,12 +90,13 @@ inline cudaError_t launch_on_cuda(const Argument& like, const PredictTokensParam
 // Windows and drafts that the CUDA kernels cannot serve are refused before anything is made.
 inline void expect_served(const Argument& like, int64_t length, int64_t drafts = 0, int64_t pool_states = 0) {
   if (!runs_cuda_kernels(like)) return;
-  STD_TORCH_CHECK(length <= kMaxLength, like.op, ": the CUDA kernels serve windows of at most ", kMaxLength,
-                  " positions, got ", length, "; use the backend 'reference' for this call");
-  STD_TORCH_CHECK(drafts <= kMaxDrafts, like.op, ": the CUDA kernels serve at most ", kMaxDrafts, " drafts, got ",
-                  drafts, "; use the backend 'reference' for this call");
-  STD_TORCH_CHECK(pool_states <= kMaxPoolStates, like.op, ": the CUDA kernels serve pools of at most ", kMaxPoolStates,
-                  " states, got ", pool_states, "; use the backend 'reference' for this call");
+  const auto expect = [&](int64_t given, int64_t most, const char* what, const char* of) {
+    STD_TORCH_CHECK(given <= most, like.op, ": the CUDA kernels serve ", what, "at most ", most, of, ", got ", given,
+                    "; use the backend 'reference' for this call");
+  };
+  expect(length, kMaxLength, "windows of ", " positions");
+  expect(drafts, kMaxDrafts, "", " drafts");
+  expect(pool_states, kMaxPoolStates, "pools of ", " states");
 }
 
 // Starts the op's kernels where `like` lies.

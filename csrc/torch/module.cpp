@@ -2,13 +2,13 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <sstream>
 #include <string>
 #include <vector>
 
 #include "cpu/isa.h"
 #include "freedave/draft_step.h"
 #include "freedave/limits.h"
+#include "freedave/logit_floor.h"
 #include "freedave/names.h"
 #include "freedave/pooled_step.h"
 #include "freedave/predict_tokens.h"
@@ -29,14 +29,6 @@ std::vector<std::string> isas_where(Predicate predicate) {
   return names;
 }
 
-std::vector<std::string> cuda_architectures() {
-  std::vector<std::string> architectures;
-  if (!FREEDAVE_HAS_CUDA) return architectures;
-  std::istringstream words(FREEDAVE_CUDA_ARCHS);
-  for (std::string word; words >> word;) architectures.push_back(word);
-  return architectures;
-}
-
 pybind11::dict build() {
   pybind11::dict build;
   build["version"] = FREEDAVE_VERSION;
@@ -46,7 +38,7 @@ pybind11::dict build() {
   build["build_type"] = FREEDAVE_BUILD_TYPE;
   build["sanitize"] = FREEDAVE_SANITIZE;
   build["cuda"] = static_cast<bool>(FREEDAVE_HAS_CUDA);
-  build["cuda_architectures"] = cuda_architectures();
+  build["cuda_architectures"] = pybind11::str(FREEDAVE_HAS_CUDA ? FREEDAVE_CUDA_ARCHS : "").attr("split")();
   build["cpu_isas"] = isas_where(freedave::cpu::is_compiled);
   return build;
 }
@@ -82,6 +74,7 @@ pybind11::dict contract() {
   contract["max_pool_states"] = freedave::kMaxPoolStates;
   contract["state_fields"] = freedave::kStateFields;
   contract["largest_log_odds"] = freedave::kLargestLogOdds;
+  contract["most_summed_tokens"] = freedave::kMostSummedTokens;
   contract["tokens_per_state"] = freedave::kTokensPerState;
   return contract;
 }

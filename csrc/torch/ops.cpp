@@ -7,6 +7,7 @@
 #include "freedave/build_drafts.h"
 #include "freedave/draft_step.h"
 #include "freedave/keep.h"
+#include "freedave/logit_floor.h"
 #include "freedave/pooled_step.h"
 #include "freedave/predict_tokens.h"
 #include "freedave/rank_positions.h"
@@ -45,58 +46,60 @@ LogitType logit_type(const Argument& logits) {
   return logits.type == ScalarType::BFloat16 ? LogitType::kBFloat16 : LogitType::kFloat16;
 }
 
+// The logits of an op's parameters, and which of them are left out.
+template <typename Params>
+void set_logits(Params& p, const Argument& logits, int64_t min_dims, const OptionalTensor& suppress_tokens_) {
+  p.logit_type = logit_type(logits);
+  const int64_t leading = logits.dims - 1;
+  STD_TORCH_CHECK(logits.dims >= min_dims && logits.sizes[leading] >= 1, logits.op, ": logits must have at least ",
+                  min_dims, " dimensions and a vocabulary of at least 1, got shape ", logits.shape());
+  STD_TORCH_CHECK(logits.sizes[leading] == 1 || logits.strides[leading] == 1, logits.op,
+                  ": the vocabulary dimension of logits must be contiguous, got stride ", logits.strides[leading]);
+  p.logits = logits.data;
+  p.logit_rows = logits.rows(leading, 1);
+  p.vocab = logits.sizes[leading];
+  if (!suppress_tokens_) return;
+  const Argument suppress_tokens(logits.op, "suppress_tokens", *suppress_tokens_);
+  suppress_tokens.expect({ScalarType::Long}).expect_dims(1).expect_device_of(logits);
+  p.suppress_tokens = static_cast<const int64_t*>(suppress_tokens.data);
+  p.num_suppress_tokens = suppress_tokens.sizes[0];
+  p.suppress_tokens_step = suppress_tokens.strides[0];
+}
+
 // The arguments that say which logits are to be looked at.
 LogitsToScan to_scan(const Argument& logits, const Argument& input_ids, int64_t mask_token_id, int64_t first_token_id,
-                     const OptionalTensor& mask_index, const Text& measure, const OptionalTensor& suppress_tokens_,
-                     bool logits_shift, double temperature, const OptionalTensor& seed,
-                     const OptionalTensor& positions) {
+                     const OptionalTensor& mask_index, const Text& measure, const OptionalTensor& suppress_tokens,
+                     bool logits_shift, double temperature, const OptionalTensor& seed, const OptionalTensor& positions,
+                     const OptionalTensor& floor) {
   const char* const op = logits.op;
-  const LogitType type = logit_type(logits);
-  STD_TORCH_CHECK(logits.dims >= 2, op, ": logits must have at least 2 dimensions, got shape ", logits.shape());
-  const int64_t vocab = logits.sizes[logits.dims - 1], stride = logits.strides[logits.dims - 1];
-  STD_TORCH_CHECK(vocab >= 1, op, ": logits must have a vocabulary of at least 1, got shape ", logits.shape());
-  STD_TORCH_CHECK(vocab == 1 || stride == 1, op, ": the vocabulary dimension of logits must be contiguous, got stride ",
-                  stride);
+  LogitsToScan p{};
+  set_logits(p, logits, 2, suppress_tokens);
   input_ids.expect({ScalarType::Long}).expect_shape_of(logits, logits.dims - 1);
-
-  LogitsToScan p{.logits = logits.data,
-                 .logit_rows = logits.rows(logits.dims - 1, 1),
-                 .logit_type = type,
-                 .length = input_ids.sizes[input_ids.dims - 1],
-                 .vocab = vocab,
-                 .first_token_id = expect_at_least(op, "first_token_id", first_token_id, 0),
-                 .logits_shift = logits_shift,
-                 .input_ids = input_ids.matrix<int64_t>(),
-                 .mask_index = matrix_of<bool>(input_ids, input_ids.dims, "mask_index", mask_index),
-                 .mask_token_id = mask_token_id,
-                 .suppress_tokens = nullptr,
-                 .num_suppress_tokens = 0,
-                 .suppress_tokens_step = 0,
-                 .measure = choose<Measure>(op, "measure", measure),
-                 .inverse_temperature = temperature > 0.0 ? static_cast<float>(1.0 / temperature) : 0.0f,
-                 .seed = matrix_of<int64_t>(input_ids, input_ids.dims, "seed", seed),
-                 .position = matrix_of<int64_t>(input_ids, input_ids.dims, "positions", positions)};
+  p.length = input_ids.sizes[input_ids.dims - 1];
+  p.first_token_id = expect_at_least(op, "first_token_id", first_token_id, 0);
+  p.logits_shift = logits_shift;
+  p.input_ids = input_ids.matrix<int64_t>();
+  p.mask_index = matrix_of<bool>(input_ids, "mask_index", mask_index);
+  p.mask_token_id = mask_token_id;
+  p.measure = choose<Measure>(op, "measure", measure);
+  p.inverse_temperature = temperature > 0.0 ? static_cast<float>(1.0 / temperature) : 0.0f;
+  p.seed = matrix_of<int64_t>(input_ids, "seed", seed);
+  p.position = matrix_of<int64_t>(input_ids, "positions", positions);
+  p.floor = matrix_of<float>(input_ids, "floor", floor);
   STD_TORCH_CHECK(
       temperature == 0.0 || (seed && positions && measures_draws(p.measure) && first_token_id % 4 == 0), op,
       ": a temperature needs seed, positions, a measure of the drawn token, and a multiple of 4 as first token");
-  if (suppress_tokens_) {
-    const Argument suppress_tokens(op, "suppress_tokens", *suppress_tokens_);
-    suppress_tokens.expect({ScalarType::Long}).expect_dims(1);
-    STD_TORCH_CHECK(suppress_tokens.device == logits.device, op, ": suppress_tokens must be on the device of logits");
-    p.suppress_tokens = static_cast<const int64_t*>(suppress_tokens.data);
-    p.num_suppress_tokens = suppress_tokens.sizes[0];
-    p.suppress_tokens_step = suppress_tokens.strides[0];
-  }
   return p;
 }
 
 std::tuple<Tensor, Tensor> predict_tokens(const Tensor& logits_, const Tensor& input_ids_, int64_t mask_token_id,
                                           const OptionalTensor& mask_index, const Text& measure,
                                           const OptionalTensor& suppress_tokens, bool logits_shift, double temperature,
-                                          const OptionalTensor& seed, const OptionalTensor& positions) {
+                                          const OptionalTensor& seed, const OptionalTensor& positions,
+                                          const OptionalTensor& floor) {
   const Argument logits("predict_tokens", "logits", logits_), input_ids("predict_tokens", "input_ids", input_ids_);
   const LogitsToScan scan = to_scan(logits, input_ids, mask_token_id, 0, mask_index, measure, suppress_tokens,
-                                    logits_shift, temperature, seed, positions);
+                                    logits_shift, temperature, seed, positions, floor);
   Tensor token_ids = new_tensor_like(input_ids, ScalarType::Long);
   Tensor confidence = new_tensor_like(input_ids, ScalarType::Float);
   launch(logits, PredictTokensParams{scan, data<int64_t>(token_ids), data<float>(confidence)});
@@ -106,11 +109,11 @@ std::tuple<Tensor, Tensor> predict_tokens(const Tensor& logits_, const Tensor& i
 Tensor partial_predictions(const Tensor& logits_, const Tensor& input_ids_, int64_t mask_token_id,
                            int64_t first_token_id, const OptionalTensor& mask_index, const Text& measure,
                            const OptionalTensor& suppress_tokens, bool logits_shift, double temperature,
-                           const OptionalTensor& seed, const OptionalTensor& positions) {
+                           const OptionalTensor& seed, const OptionalTensor& positions, const OptionalTensor& floor) {
   constexpr const char* kOp = "partial_predictions";
   const Argument logits(kOp, "logits", logits_), input_ids(kOp, "input_ids", input_ids_);
   const LogitsToScan scan = to_scan(logits, input_ids, mask_token_id, first_token_id, mask_index, measure,
-                                    suppress_tokens, logits_shift, temperature, seed, positions);
+                                    suppress_tokens, logits_shift, temperature, seed, positions, floor);
   STD_TORCH_CHECK(first_token_id <= kTokenIds - scan.vocab, kOp, ": token ids must lie below 2^53, got ", scan.vocab,
                   " from first_token_id ", first_token_id);
   std::vector<int64_t> sizes(input_ids.sizes, input_ids.sizes + input_ids.dims);
@@ -146,17 +149,41 @@ std::tuple<Tensor, Tensor> merge_predictions(const Tensor& states_, const Tensor
   return {token_ids, confidence};
 }
 
-Tensor rank_positions(const Tensor& confidence_, const Tensor& mask_index_, const Text& order,
+Tensor logit_floor(const Tensor& logits_, std::optional<int64_t> top_k, std::optional<double> top_p,
+                   std::optional<double> min_p, double temperature, const OptionalTensor& mask_index,
+                   const OptionalTensor& suppress_tokens) {
+  constexpr const char* kOp = "logit_floor";
+  const Argument logits(kOp, "logits", logits_);
+  LogitFloorParams p{};
+  set_logits(p, logits, 1, suppress_tokens);
+  STD_TORCH_CHECK(p.vocab <= kMostSummedTokens, kOp, ": logits must have at most ", kMostSummedTokens, " tokens, got ",
+                  p.vocab);
+  if (mask_index) {
+    const Argument mask(kOp, "mask_index", *mask_index);
+    mask.expect({ScalarType::Bool}).expect_shape_of(logits, logits.dims - 1);
+    p.mask_index = {static_cast<const bool*>(mask.data), mask.rows(mask.dims, 0)};
+  }
+  p.inverse_temperature = static_cast<float>(1.0 / temperature);
+  p.top_k = expect_at_least(kOp, "top_k", top_k.value_or(p.vocab), 1);
+  p.top_p = top_p.value_or(1.0);
+  p.least_difference = min_p ? static_cast<float>(std::log(*min_p)) : -INFINITY;
+  STD_TORCH_CHECK(temperature > 0.0 && p.top_p > 0.0, kOp, ": temperature and top_p must be above 0");
+  Tensor floor = new_tensor(logits, ScalarType::Float, {logits.sizes, static_cast<size_t>(logits.dims - 1)});
+  p.floor = data<float>(floor);
+  launch(logits, p);
+  return floor;
+}
+
+Tensor rank_positions(const Tensor& confidence_, const Tensor& mask_index, const Text& order,
                       std::optional<int64_t> block_length) {
   constexpr const char* kOp = "rank_positions";
-  const Argument confidence(kOp, "confidence", confidence_), mask_index(kOp, "mask_index", mask_index_);
+  const Argument confidence(kOp, "confidence", confidence_);
   const int64_t length = confidence.expect({ScalarType::Float}).length();
-  mask_index.expect({ScalarType::Bool}).expect_shape_of(confidence);
   expect_served(confidence, length);
 
   Tensor rank = new_tensor_like(confidence, ScalarType::Int);
   launch(confidence, RankPositionsParams{.confidence = confidence.matrix<float>(),
-                                         .mask_index = mask_index.matrix<bool>(),
+                                         .mask_index = matrix_of<bool>(confidence, "mask_index", mask_index),
                                          .length = length,
                                          .block_length = block_length_of(kOp, block_length, length),
                                          .order = choose<Order>(kOp, "order", order),
@@ -164,19 +191,18 @@ Tensor rank_positions(const Tensor& confidence_, const Tensor& mask_index_, cons
   return rank;
 }
 
-Tensor select_transfer(const Tensor& confidence_, const Tensor& mask_index_, int64_t num_transfer,
+Tensor select_transfer(const Tensor& confidence_, const Tensor& mask_index, int64_t num_transfer,
                        const OptionalTensor& num_transfer_per_row, std::optional<double> threshold, bool strict,
                        const Text& fallback, const Text& order, std::optional<int64_t> block_length) {
   constexpr const char* kOp = "select_transfer";
-  const Argument confidence(kOp, "confidence", confidence_), mask_index(kOp, "mask_index", mask_index_);
+  const Argument confidence(kOp, "confidence", confidence_);
   const int64_t length = confidence.expect({ScalarType::Float}).length();
-  mask_index.expect({ScalarType::Bool}).expect_shape_of(confidence);
   const Counts per_row = counts(kOp, "num_transfer_per_row", num_transfer_per_row, confidence, confidence.dims - 1);
   expect_served(confidence, length);
 
   Tensor transfer_index = new_tensor_like(confidence, ScalarType::Bool);
   launch(confidence, SelectTransferParams{.confidence = confidence.matrix<float>(),
-                                          .mask_index = mask_index.matrix<bool>(),
+                                          .mask_index = matrix_of<bool>(confidence, "mask_index", mask_index),
                                           .length = length,
                                           .block_length = block_length_of(kOp, block_length, length),
                                           .order = choose<Order>(kOp, "order", order),
@@ -190,16 +216,13 @@ Tensor select_transfer(const Tensor& confidence_, const Tensor& mask_index_, int
   return transfer_index;
 }
 
-std::tuple<Tensor, Tensor> build_drafts(const Tensor& input_ids_, const Tensor& token_ids_, const Tensor& confidence_,
+std::tuple<Tensor, Tensor> build_drafts(const Tensor& input_ids_, const Tensor& token_ids, const Tensor& confidence,
                                         int64_t mask_token_id, int64_t draft_steps, int64_t tokens_per_step,
                                         std::optional<double> threshold, const Text& order,
                                         std::optional<int64_t> block_length) {
   constexpr const char* kOp = "build_drafts";
-  const Argument input_ids(kOp, "input_ids", input_ids_), token_ids(kOp, "token_ids", token_ids_);
-  const Argument confidence(kOp, "confidence", confidence_);
+  const Argument input_ids(kOp, "input_ids", input_ids_);
   input_ids.expect({ScalarType::Long}).expect_dims(2);
-  token_ids.expect({ScalarType::Long}).expect_shape_of(input_ids);
-  confidence.expect({ScalarType::Float}).expect_shape_of(input_ids);
   expect_at_least(kOp, "draft_steps", draft_steps, 1);
   const int64_t batch = input_ids.sizes[0], length = expect_at_least(kOp, "L", input_ids.length(), 1);
   const StepRule rule = step_rule(kOp, length, mask_token_id, tokens_per_step, threshold, order, block_length);
@@ -208,8 +231,8 @@ std::tuple<Tensor, Tensor> build_drafts(const Tensor& input_ids_, const Tensor& 
   Tensor drafts = new_tensor(input_ids, ScalarType::Long, {batch, draft_steps, length});
   Tensor num_drafts = new_tensor(input_ids, ScalarType::Int, {batch});
   launch(input_ids, BuildDraftsParams{.input_ids = input_ids.matrix<int64_t>(),
-                                      .token_ids = token_ids.matrix<int64_t>(),
-                                      .confidence = confidence.matrix<float>(),
+                                      .token_ids = matrix_of<int64_t>(input_ids, "token_ids", token_ids),
+                                      .confidence = matrix_of<float>(input_ids, "confidence", confidence),
                                       .length = length,
                                       .draft_steps = draft_steps,
                                       .rule = rule,
@@ -218,12 +241,11 @@ std::tuple<Tensor, Tensor> build_drafts(const Tensor& input_ids_, const Tensor& 
   return {drafts, num_drafts};
 }
 
-Tensor verify_drafts(const Tensor& drafts_, const Tensor& targets_, const OptionalTensor& num_drafts, const Text& match,
+Tensor verify_drafts(const Tensor& drafts_, const Tensor& targets, const OptionalTensor& num_drafts, const Text& match,
                      std::optional<int64_t> mask_token_id) {
   constexpr const char* kOp = "verify_drafts";
-  const Argument drafts(kOp, "drafts", drafts_), targets(kOp, "targets", targets_);
+  const Argument drafts(kOp, "drafts", drafts_);
   drafts.expect({ScalarType::Long}).expect_dims(3);
-  targets.expect({ScalarType::Long}).expect_shape_of(drafts);
   const int64_t batch = drafts.sizes[0], draft_steps = expect_at_least(kOp, "K", drafts.sizes[1], 1);
   const int64_t length = expect_at_least(kOp, "L", drafts.length(), 1);
   const Counts active = counts(kOp, "num_drafts", num_drafts, drafts, 1);
@@ -233,7 +255,7 @@ Tensor verify_drafts(const Tensor& drafts_, const Tensor& targets_, const Option
 
   Tensor accepted = new_tensor(drafts, ScalarType::Long, {batch});
   launch(drafts, VerifyDraftsParams{.drafts = drafts.matrix<int64_t>(),
-                                    .targets = targets.matrix<int64_t>(),
+                                    .targets = matrix_of<int64_t>(drafts, "targets", targets),
                                     .batch = batch,
                                     .draft_steps = draft_steps,
                                     .length = length,
@@ -245,17 +267,14 @@ Tensor verify_drafts(const Tensor& drafts_, const Tensor& targets_, const Option
 }
 
 // What both steps take. The records are still to be made.
-DraftStepParams draft_step_params(const Argument& drafts, const Tensor& token_ids_, const Tensor& confidence_,
+DraftStepParams draft_step_params(const Argument& drafts, const Tensor& token_ids, const Tensor& confidence,
                                   const Tensor& num_drafts, int64_t draft_steps, const StepRule& rule,
                                   std::optional<int64_t> eos_token_id, const OptionalTensor& step,
                                   const OptionalTensor& answer_start) {
   const char* const op = drafts.op;
-  const Argument token_ids(op, "token_ids", token_ids_), confidence(op, "confidence", confidence_);
-  token_ids.expect({ScalarType::Long}).expect_shape_of(drafts);
-  confidence.expect({ScalarType::Float}).expect_shape_of(drafts);
   return {.drafts = drafts.matrix<int64_t>(),
-          .token_ids = token_ids.matrix<int64_t>(),
-          .confidence = confidence.matrix<float>(),
+          .token_ids = matrix_of<int64_t>(drafts, "token_ids", token_ids),
+          .confidence = matrix_of<float>(drafts, "confidence", confidence),
           .num_drafts = counts(op, "num_drafts", num_drafts, drafts, 1),
           .step = counts(op, "step", step, drafts, 1),
           .answer_start = counts(op, "answer_start", answer_start, drafts, 1),
@@ -307,7 +326,7 @@ void keep(const Tensor& window_key, const Tensor& window_value, const Tensor& ac
   STD_TORCH_CHECK(s[0] == n[0] && (slots || s[1] == n[1]) && s[3] == n[4] && s[4] == n[5], kOp,
                   ": stored_key must have shape [N, S, C, G, D], with S = B where slots is None, for window_key ",
                   windows[0].shape(), ", got ", stored[0].shape());
-  STD_TORCH_CHECK(stored[0].device == windows[0].device, kOp, ": stored_key must be on the device of window_key");
+  stored[0].expect_device_of(windows[0]);
   Argument layer = windows[0];
   layer.name = "a layer of window_key";
   ++layer.sizes, --layer.dims;
@@ -338,8 +357,7 @@ Tensor pooled_step(const Tensor& drafts_, const Tensor& token_ids, const Tensor&
   const Argument drafts(kOp, "drafts", drafts_), pool(kOp, "pool", pool_);
   const int64_t length = expect_drafts(drafts), batch = drafts.sizes[0];
   const StepRule rule = step_rule(kOp, length, mask_token_id, tokens_per_step, threshold, order, block_length);
-  pool.expect({ScalarType::Long}).expect_dims(2);
-  STD_TORCH_CHECK(pool.device == drafts.device, kOp, ": pool must be on the device of drafts");
+  pool.expect({ScalarType::Long}).expect_dims(2).expect_device_of(drafts);
   expect_at_least(kOp, "pool_states", pool_states, 1);
   expect_at_least(kOp, "pool_length", pool_length, length);
   const int64_t width = pool_width(pool_states, pool_length);
@@ -370,6 +388,7 @@ void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("predict_tokens", TORCH_BOX(&predict_tokens));
   m.impl("partial_predictions", TORCH_BOX(&partial_predictions));
   m.impl("merge_predictions", TORCH_BOX(&merge_predictions));
+  m.impl("logit_floor", TORCH_BOX(&logit_floor));
   m.impl("rank_positions", TORCH_BOX(&rank_positions));
   m.impl("select_transfer", TORCH_BOX(&select_transfer));
   m.impl("build_drafts", TORCH_BOX(&build_drafts));

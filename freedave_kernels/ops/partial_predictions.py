@@ -30,6 +30,7 @@ def partial_predictions(
     temperature: float = 0.0,
     seed: int | torch.Tensor | None = None,
     positions: torch.Tensor | None = None,
+    floor: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Looks at a part of the vocabulary: a slice of a projection whose logits never exist all at once, or one shard where
     tensor parallelism has divided it. `merge_predictions` makes predictions of the states of all parts::
@@ -43,8 +44,8 @@ def partial_predictions(
     Args:
         logits: `[*, L, V]` float16, bfloat16 or float32, of tokens `first_token_id` to `first_token_id + V - 1`; the last
             dimension contiguous, any leading strides.
-        input_ids, mask_token_id, mask_index, measure, logits_shift, temperature, seed, positions: as `predict_tokens` takes
-            them.
+        input_ids, mask_token_id, mask_index, measure, logits_shift, temperature, seed, positions, floor: as `predict_tokens`
+            takes them.
         first_token_id: the token of the first logit, at least 0; ids must lie below 2^53. A multiple of 4 with a temperature.
         suppress_tokens: ids of the whole vocabulary, as `predict_tokens` takes them.
 
@@ -72,13 +73,13 @@ def partial_predictions(
     """
     suppressed = as_tensor(OP, suppress_tokens, logits, TOKEN_IDS)
     drawing = temperature_seed_positions(OP, input_ids, temperature, seed, positions)
-    rest = (measure, suppressed, logits_shift, *drawing)
+    rest = (measure, suppressed, logits_shift, *drawing, floor)
     return _call(logits, input_ids, mask_token_id, first_token_id, mask_index, *rest)
 
 
 def check(logits: Any, input_ids: Any, mask_token_id: Any, first_token_id: Any, *rest: Any) -> None:
     check_logits(OP, logits, input_ids, mask_token_id, *rest)
-    temperature = rest[-3]
+    temperature = rest[-4]
     arguments.expect_int(OP, "first_token_id", first_token_id, minimum=0)
     if first_token_id + logits.shape[-1] > TOKEN_IDS:
         raise ValueError(f"{OP}: token ids must lie below 2^53, got first_token_id {first_token_id}")
@@ -98,6 +99,7 @@ def fake(
     temperature: float = 0.0,
     seed: torch.Tensor | None = None,
     positions: torch.Tensor | None = None,
+    floor: torch.Tensor | None = None,
 ) -> torch.Tensor:
     states = -(-logits.shape[-1] // TOKENS_PER_STATE)
     return logits.new_empty((*input_ids.shape, states, STATE_FIELDS), dtype=torch.float64)

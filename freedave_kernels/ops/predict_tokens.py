@@ -27,6 +27,7 @@ def predict_tokens(
     temperature: float = 0.0,
     seed: int | torch.Tensor | None = None,
     positions: torch.Tensor | None = None,
+    floor: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Predicts every masked position: its arg max token and the model's confidence in it.
 
@@ -45,6 +46,9 @@ def predict_tokens(
             token alone. So a draw can be repeated, whatever is drawn beside it; with another seed it is another.
         seed: an int, or int64 `[*, L]`: 64 bits for each position, one value a sequence as a rule. Needed with a temperature.
         positions: `[*, L]` int64, positions in their sequences (None: 0 to L - 1).
+        floor: `[*, L]` float32, of each position (`logit_floor` finds it): tokens whose logit is below are not drawn and
+            leave the softmax, as suppressed ones do, so that confidence is the probability among those that stay. It needs a
+            temperature, by which it is not divided. With -inf or NaN nothing leaves.
 
     Returns:
         `token_ids [*, L]` int64 and `confidence [*, L]` float32. Positions that are not masked are not read: they return
@@ -68,7 +72,7 @@ def predict_tokens(
     """
     suppressed = as_tensor(OP, suppress_tokens, logits)
     drawing = temperature_seed_positions(OP, input_ids, temperature, seed, positions)
-    return _call(logits, input_ids, mask_token_id, mask_index, measure, suppressed, logits_shift, *drawing)
+    return _call(logits, input_ids, mask_token_id, mask_index, measure, suppressed, logits_shift, *drawing, floor)
 
 
 def temperature_seed_positions(
@@ -92,14 +96,16 @@ def temperature_seed_positions(
     return float(temperature), seed, positions
 
 
-def as_tensor(op: str, suppress_tokens: Any, logits: Any, vocab: int | None = None) -> torch.Tensor | None:
+def as_tensor(
+    op: str, suppress_tokens: Any, logits: Any, vocab: int | None = None, min_dims: int = 2
+) -> torch.Tensor | None:
     """`suppress_tokens` on the device of the logits, its ids below `vocab` (None: the number of logits)."""
     if suppress_tokens is None or isinstance(suppress_tokens, torch.Tensor):
         return suppress_tokens
     if not isinstance(suppress_tokens, Sequence) or isinstance(suppress_tokens, str):
         kind = type(suppress_tokens).__name__
         raise TypeError(f"{op}: suppress_tokens must be a sequence of ints or an int64 tensor, got {kind}")
-    arguments.expect_tensor(op, "logits", logits, arguments.FLOAT_DTYPES, min_dims=2)
+    arguments.expect_logits(op, logits, min_dims)
     return _token_tensor(op, tuple(suppress_tokens), vocab or logits.shape[-1], logits.device)
 
 
@@ -129,12 +135,9 @@ def check_logits(
     temperature: Any,
     seed: Any,
     positions: Any,
+    floor: Any,
 ) -> None:
-    arguments.expect_tensor(op, "logits", logits, arguments.FLOAT_DTYPES, min_dims=2)
-    if logits.shape[-1] == 0:
-        raise ValueError(f"{op}: logits must have a vocabulary of at least 1, got shape {tuple(logits.shape)}")
-    if logits.shape[-1] > 1 and logits.stride(-1) != 1:
-        raise ValueError(f"{op}: the vocabulary dimension of logits must be contiguous, got strides {logits.stride()}")
+    arguments.expect_logits(op, logits)
     arguments.expect_tensor(op, "input_ids", input_ids, [torch.int64])
     arguments.expect_shape(op, "input_ids", input_ids, logits.shape[:-1], "logits without the vocabulary")
     arguments.expect_int(op, "mask_token_id", mask_token_id)
@@ -153,6 +156,12 @@ def check_logits(
             arguments.expect_tensor(op, name, value, [torch.int64])
             arguments.expect_shape(op, name, value, input_ids.shape, "like input_ids")
             others[name] = value
+    if floor is not None:
+        arguments.expect_tensor(op, "floor", floor, [torch.float32])
+        arguments.expect_shape(op, "floor", floor, input_ids.shape, "like input_ids")
+        if temperature == 0:
+            raise ValueError(f"{op}: floor needs a temperature above 0: without one the largest logit is chosen")
+        others["floor"] = floor
     arguments.expect_same_device(op, logits, "logits", **others)
 
 
@@ -172,6 +181,7 @@ def fake(
     temperature: float = 0.0,
     seed: torch.Tensor | None = None,
     positions: torch.Tensor | None = None,
+    floor: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     shape = input_ids.shape
     return input_ids.new_empty(shape), logits.new_empty(shape, dtype=torch.float32)

@@ -21,11 +21,12 @@ def partial_predictions(
     temperature: float,
     seed: torch.Tensor | None,
     positions: torch.Tensor | None,
+    floor: torch.Tensor | None,
 ) -> torch.Tensor:
     masked = input_ids == mask_token_id if mask_index is None else mask_index
     vocab = logits.shape[-1]
     suppressed_here = None if suppress_tokens is None else suppress_tokens - first_token_id
-    x = logits_to_choose_from(logits, suppressed_here, logits_shift, temperature)
+    x = logits_to_choose_from(logits, suppressed_here, logits_shift, temperature, floor)
     x = torch.where(masked[..., None], x, NEVER)
 
     states = -(-vocab // TOKENS_PER_STATE)

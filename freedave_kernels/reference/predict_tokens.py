@@ -21,10 +21,11 @@ def predict_tokens(
     temperature: float,
     seed: torch.Tensor | None,
     positions: torch.Tensor | None,
+    floor: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     masked = input_ids == mask_token_id if mask_index is None else mask_index
     vocab = logits.shape[-1]
-    x = logits_to_choose_from(logits, suppress_tokens, logits_shift, temperature)
+    x = logits_to_choose_from(logits, suppress_tokens, logits_shift, temperature, floor)
 
     top = x.amax(-1, keepdim=True)  # NaN wherever the row has one
     noisy = x
@@ -44,17 +45,26 @@ def predict_tokens(
 
 
 def logits_to_choose_from(
-    logits: torch.Tensor, suppress_tokens: torch.Tensor | None, logits_shift: bool, temperature: float
+    logits: torch.Tensor,
+    suppress_tokens: torch.Tensor | None,
+    logits_shift: bool,
+    temperature: float,
+    floor: torch.Tensor | None,
 ) -> torch.Tensor:
-    """In float64, each position's own row, suppressed tokens at -inf. Those divided by a temperature are float32 before."""
+    """In float64, each position's own row, suppressed tokens and those below the floor at -inf. Those divided by a
+    temperature are float32 before.
+    """
     if logits_shift:
         rows = (torch.arange(logits.shape[-2], device=logits.device) - 1).clamp(min=0)
         logits = logits[..., rows, :]
     x = logits.double() if temperature == 0 else (logits.float() * (1 / temperature)).double()
-    return x if suppress_tokens is None else x.masked_fill(_suppressed(suppress_tokens, x.shape[-1]), NEVER)
+    if floor is not None:
+        x = x.masked_fill(logits.float() < floor[..., None], NEVER)
+    return x if suppress_tokens is None else x.masked_fill(suppressed_tokens(suppress_tokens, x.shape[-1]), NEVER)
 
 
-def _suppressed(token_ids: torch.Tensor, vocab: int) -> torch.Tensor:
+def suppressed_tokens(token_ids: torch.Tensor, vocab: int) -> torch.Tensor:
+    """`[V]` bool; ids outside the vocabulary mean nothing."""
     inside = torch.where((token_ids >= 0) & (token_ids < vocab), token_ids, vocab)  # the rest goes to a spare entry
     flags = torch.zeros(vocab + 1, dtype=torch.bool, device=token_ids.device)
     return flags.scatter(0, inside, True)[:vocab]

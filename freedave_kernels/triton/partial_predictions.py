@@ -22,7 +22,8 @@ def partial_predictions(
     temperature: float,
     seed: torch.Tensor | None,
     positions: torch.Tensor | None,
+    floor: torch.Tensor | None,
 ) -> torch.Tensor:
     # Always whole chunks, however few logits there are: with other lanes, sums would be rounded in another order.
-    rest = (measure, suppress_tokens, logits_shift, temperature, seed, positions, TOKENS_PER_STATE)
+    rest = (measure, suppress_tokens, logits_shift, temperature, seed, positions, floor, TOKENS_PER_STATE)
     return scan_logits(logits, input_ids, mask_token_id, first_token_id, mask_index, *rest)

@@ -25,8 +25,9 @@ def predict_tokens(
     temperature: float,
     seed: torch.Tensor | None,
     positions: torch.Tensor | None,
+    floor: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     chunk = min(CHUNK, max(VECTOR_BYTES // logits.element_size(), power_of_two(logits.shape[-1])))
-    rest = (measure, suppress_tokens, logits_shift, temperature, seed, positions, chunk)
+    rest = (measure, suppress_tokens, logits_shift, temperature, seed, positions, floor, chunk)
     states = scan_logits(logits, input_ids, mask_token_id, 0, mask_index, *rest)
     return merge_predictions(states, input_ids, measure, temperature)

@@ -185,13 +185,17 @@ def lowest_token(
     suppressed_step,
     first_token_id,
     inverse_temperature,
+    floor,
     HAS_SUPPRESSED: tl.constexpr,
     DRAWN: tl.constexpr,
+    HAS_FLOOR: tl.constexpr,
 ):
     """The id of the first of the tokens `token` whose logit is `logit`, or -1: for -inf and NaN. And the terms of the
     others of them, relative to it.
     """
     x = tl.load(row + token, mask=token < vocab, other=NEVER).to(tl.float32)
+    if HAS_FLOOR:
+        x = tl.where(x < floor, NEVER, x)
     if DRAWN:
         x *= inverse_temperature
     if HAS_SUPPRESSED:
@@ -314,10 +318,13 @@ def scan_chunk(
     mask_position: tl.int64,
     seed,
     positions,
+    floor,
     seed_outer: tl.int64,
     seed_position: tl.int64,
     positions_outer: tl.int64,
     positions_position: tl.int64,
+    floor_outer: tl.int64,
+    floor_position: tl.int64,
     inverse_temperature: tl.float32,
     LANES: tl.constexpr,
     GROUP: tl.constexpr,
@@ -331,6 +338,7 @@ def scan_chunk(
     HAS_MASK_INDEX: tl.constexpr,
     HAS_SUPPRESSED: tl.constexpr,
     DRAWN: tl.constexpr,
+    HAS_FLOOR: tl.constexpr,
 ):
     outer, position, chunk = tl.program_id(POSITION_AXIS ^ 1), tl.program_id(POSITION_AXIS), tl.program_id(2)
     nth_row = (outer * length + position).to(tl.uint32)  # unsigned, so that the product takes one instruction
@@ -346,6 +354,10 @@ def scan_chunk(
     lane = tl.arange(0, LANES)
     row = logits + row_start(outer, position, logits_outer, logits_position, SHIFT, VECTOR)
     x = load_chunk(row, lane, first, vocab, GROUP, VECTOR, TAIL_VECTOR)
+    least = tl.full([], NEVER, tl.float32)
+    if HAS_FLOOR:
+        least = tl.load(floor + outer.to(tl.int64) * floor_outer + position.to(tl.int64) * floor_position)
+        x = tl.where(x < least, NEVER, x)
     if DRAWN:
         x *= inverse_temperature
     if HAS_SUPPRESSED:
@@ -362,7 +374,8 @@ def scan_chunk(
     # The token: the first place of that group, whose logits are loaded again while the sum is worked out.
     token, others = lowest_token(
         row, first + group * GROUP + tl.arange(0, GROUP), vocab, largest,
-        suppress_tokens, num_suppressed, suppressed_step, first_token_id, inverse_temperature, HAS_SUPPRESSED, DRAWN,
+        suppress_tokens, num_suppressed, suppressed_step, first_token_id, inverse_temperature, least,
+        HAS_SUPPRESSED, DRAWN, HAS_FLOOR,
     )  # fmt: skip
     second = tl.full([], NEVER, tl.float32)
     if SECOND:
@@ -388,13 +401,14 @@ def scan_logits(
     temperature: float,
     seed: torch.Tensor | None,
     positions: torch.Tensor | None,
+    floor: torch.Tensor | None,
     chunk: int,
 ) -> torch.Tensor:
     """States `[*, L, C, 6]`, one for each `chunk` logits: a power of two, and at least as many as one load fetches."""
     chunks = ceil_div(logits.shape[-1], chunk)
     states = logits.new_empty((*input_ids.shape, chunks, STATE_FIELDS), dtype=torch.float64)
     if input_ids.numel() > 0:
-        rest = (measure, suppress_tokens, logits_shift, temperature, seed, positions, chunk)
+        rest = (measure, suppress_tokens, logits_shift, temperature, seed, positions, floor, chunk)
         scan_into(states, logits, input_ids, mask_token_id, first_token_id, mask_index, *rest)
     return states
 
@@ -412,17 +426,20 @@ def scan_into(
     temperature: float,
     seed: torch.Tensor | None,
     positions: torch.Tensor | None,
+    floor: torch.Tensor | None,
     chunk: int,
 ) -> None:
     """Launches the scan, once where a single stride walks the leading dimensions, else for each of the outermost."""
     mask = input_ids if mask_index is None else mask_index
     keys = input_ids if seed is None else seed
     places = input_ids if positions is None else positions
-    outer = outer_stride(logits, 2), *(outer_stride(each, 1) for each in (input_ids, mask, keys, places))
+    floors = input_ids if floor is None else floor
+    outer = outer_stride(logits, 2), *(outer_stride(each, 1) for each in (input_ids, mask, keys, places, floors))
     if None in outer:
         for n in range(input_ids.shape[0]):
-            masked, key, place = (None if each is None else each[n] for each in (mask_index, seed, positions))
-            rest = (measure, suppress_tokens, logits_shift, temperature, key, place, chunk)
+            given = (None if each is None else each[n] for each in (mask_index, seed, positions, floor))
+            masked, key, place, least = given
+            rest = (measure, suppress_tokens, logits_shift, temperature, key, place, least, chunk)
             scan_into(states[n], logits[n], input_ids[n], mask_token_id, first_token_id, masked, *rest)
         return
     length, vocab = logits.shape[-2:]
@@ -437,7 +454,14 @@ def scan_into(
     vector = (alignment & -alignment) // itemsize
     suppressed = input_ids if suppress_tokens is None else suppress_tokens
     drawn = temperature > 0
-    flags = (*NEEDS[measure], logits_shift, mask_index is not None, suppress_tokens is not None, drawn)
+    flags = (
+        *NEEDS[measure],
+        logits_shift,
+        mask_index is not None,
+        suppress_tokens is not None,
+        drawn,
+        floor is not None,
+    )
     chosen = tunables(logits.device, logits.dtype)
     position_axis = 1 if length <= MAX_GRID_Y else 0
     scan_chunk.launch(
@@ -446,7 +470,8 @@ def scan_into(
          length, vocab, mask_token_id, first_token_id,
          0 if suppress_tokens is None else suppressed.numel(), suppressed.stride(0),
          outer[0], logits_position, outer[1], input_ids.stride(-1), outer[2], mask.stride(-1),
-         keys, places, outer[3], keys.stride(-1), outer[4], places.stride(-1), 1 / temperature if drawn else 0.0),
+         keys, places, floors, outer[3], keys.stride(-1), outer[4], places.stride(-1), outer[5], floors.stride(-1),
+         1 / temperature if drawn else 0.0),
         (lanes, group, vector, math.gcd(vector, vocab), position_axis, *flags),
         (logits.dtype, short_range(logits)),
         # Noise takes registers beside the chunk, so a thread has half as much of it.

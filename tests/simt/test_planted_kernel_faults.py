@@ -102,10 +102,41 @@ COPIES = [
         "address",
         (
             "misaligned vector load",
-            "reinterpret_cast<uintptr_t>(p.logits) % 16 == 0 && p.vocab",
-            "p.vocab",
+            "reinterpret_cast<uintptr_t>(logits) % 16 == 0 && vocab",
+            "vocab",
             "misaligned address 0x[0-9a-f]+ for type",
             "test_predict_tokens.py::test_rows_that_start_anywhere and bfloat16",
+        ),
+        file="logit_groups.cuh",
+    ),
+    # logit_floor
+    plant(
+        "logit_floor",
+        "plain",
+        (
+            "what is suppressed is looked up by its mark alone",
+            "if (place >= 0 && place < kGroup) bits |= 1u << place;",
+            "bits |= 1u << ((place % kGroup + kGroup) % kGroup);",
+            WRONG,
+            "test_logit_floor.py::test_suppressed_tokens_are_no_candidates",
+        ),
+        (
+            "a pivot's own key counts as above it",
+            "mine[j] += part > pivot[j] ? weighs : 0;",
+            "mine[j] += part >= pivot[j] ? weighs : 0;",
+            WRONG,
+            "test_logit_floor.py::test_example",
+        ),
+    ),
+    plant(
+        "logit_floor",
+        "thread",
+        (
+            "removed barrier",
+            "sums[j] += scratch_.sums[w][j];\n    }\n    __syncthreads();\n",
+            "sums[j] += scratch_.sums[w][j];\n    }\n",
+            "data race .* find_floors",
+            "test_logit_floor.py::test_example",
         ),
     ),
     # rank_positions

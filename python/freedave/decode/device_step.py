@@ -37,7 +37,7 @@ class DeviceStep:
 
     def __init__(self, lm: DiffusionLM, settings: Settings, state: DeviceState) -> None:
         self.state = state
-        self.predict = Predictor(lm, settings.measure, settings.temperature)
+        self.predict = Predictor(lm, settings.measure, settings.temperature, settings.truncation)
         self._lm = lm
         self._settings = settings
         self._size = settings.block_length

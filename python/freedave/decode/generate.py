@@ -52,6 +52,9 @@ def generate(
     measure: str = "prob",
     temperature: float = 0.0,
     seed: int | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
 ) -> DecodeOutput:
     """Decodes prompts block by block, committing what static decoding commits, in fewer forwards.
 
@@ -61,7 +64,7 @@ def generate(
         max_new_tokens: positions to generate. A block-causal model decodes whole blocks, as far as it has positions, and the
             result is cut there.
         draft_steps, block_length, tokens_per_step, order, threshold, drafting, cache, lookahead_steps, executor, compile,
-        measure, temperature, seed: how to decode; `decode.options.DecodingOptions` says what each does.
+        measure, temperature, seed, top_k, top_p, min_p: how to decode; `decode.options.DecodingOptions` says what each does.
         eos_token_id: one id or several; a finished block that contains one of them among its generated tokens ends the
             sequence, and the answer ends with the first one. None: the model's own; an empty list: none.
         on_step: called with a `Commit` after each forward.

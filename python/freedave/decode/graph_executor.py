@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # The settings that a captured step holds; the others concern the host.
 _FIXED = (
     *("draft_steps", "block_length", "tokens_per_step", "order", "threshold"),
-    *("measure", "temperature", "drafting", "cache", "compile"),
+    *("measure", "temperature", "truncation", "drafting", "cache", "compile"),
 )
 
 

@@ -80,6 +80,17 @@ class Temperature:
 
 
 @dataclass(frozen=True)
+class Share:
+    """A number above 0, at most 1."""
+
+    def checked(self, name: str, value: Any) -> float:
+        from freedave_kernels.arguments import expect_share
+
+        expect_share("generate", name, value)
+        return float(value)
+
+
+@dataclass(frozen=True)
 class Seed:
     """An integer of at least 0, of at most 63 bits."""
 
@@ -126,6 +137,10 @@ class DecodingOptions:
             the same seed draws the same. Confidences are those of the drawn tokens ("prob" or "log_odds").
         seed: of the noise, at least 0; sequences of a batch have keys of their own. None: another one with each call, from
             torch's generator.
+        top_k: with a temperature, tokens are drawn from so many of the likeliest. Confidences are then probabilities among
+            what is drawn from, here and with the next two; ties stay, as `freedave_kernels.logit_floor` says. None: from all.
+        top_p: from the fewest tokens, of those that `top_k` leaves, whose probabilities reach it, the likeliest first.
+        min_p: from tokens with at least so large a part of the likeliest token's probability.
         drafting: how drafts are made. "nested": as published. "recycled": from rejected drafts' predictions as well.
             "pooled": forwarded states are kept, so that none is forwarded twice. "pipelined": so, and drafts of later blocks
             are among them (where a cache is refreshed once a block there are none: it is "pooled" then).
@@ -155,6 +170,9 @@ class DecodingOptions:
     threshold: float | None = _option(None, Threshold(), "a step commits all tokens this confident", "P")
     temperature: float = _option(0.0, Temperature(), "draw tokens from softmax(logits / T); 0: the likeliest", "T")
     seed: int | None = _option(None, Seed(), "of the draws (default: another one each time)", "S")
+    top_k: int | None = _option(None, WholeNumber(), "draw from the N likeliest tokens", "N")
+    top_p: float | None = _option(None, Share(), "draw from the fewest tokens whose probabilities reach P", "P")
+    min_p: float | None = _option(None, Share(), "draw from tokens with this part of the likeliest's probability", "P")
     drafting: str = _option(
         "pooled",
         Choice(("recycled", "nested", "pooled", "pipelined")),

@@ -99,7 +99,7 @@ class PlannedExecutor:
         self._launched: tuple[list[_Slot], list[_Slot], DraftStep | None] = ([], [], None)
         self._kept: list[int] = []
         self._kept_at: list[int] = []
-        self._predict = Predictor(lm, settings.measure, settings.temperature)
+        self._predict = Predictor(lm, settings.measure, settings.temperature, settings.truncation)
         self._pool: DraftPool | None = None
         if settings.pooled:
             self._pool = draft_pool(slots, settings.pool_states, settings.pool_length(capacity), lm.device)

@@ -63,6 +63,9 @@ class Settings:
     temperature: float = 0.0
     """0, or what logits are divided by where tokens are drawn."""
     seed: int = 0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
     choose_drafts: bool = False
     """Whether each forward has as many drafts, and as long a lookahead, as is expected to be fastest (`draft_choice.py`)."""
 
@@ -80,6 +83,12 @@ class Settings:
     def least_confidence(self) -> float | None:
         """The threshold as confidences are measured."""
         return self.threshold if self.threshold is None or self.measure == "prob" else least_log_odds(self.threshold)
+
+    @property
+    def truncation(self) -> dict[str, float]:
+        """What tokens are drawn from, as `logit_floor` takes it; nothing: from all."""
+        given = {"top_k": self.top_k, "top_p": self.top_p, "min_p": self.min_p}
+        return {name: value for name, value in given.items() if value is not None}
 
     @property
     def pooled(self) -> bool:
@@ -248,10 +257,17 @@ def resolve_settings(
         compile=chosen.compile,
         temperature=chosen.temperature,
         seed=int(torch.randint(2**63 - 1, ())) if chosen.temperature > 0 and chosen.seed is None else chosen.seed or 0,
+        top_k=chosen.top_k,
+        top_p=chosen.top_p,
+        min_p=chosen.min_p,
         choose_drafts=chosen.draft_steps == "auto" and executor == "planned",
     )
     if settings.temperature > 0 and settings.measure not in DRAWN_MEASURES:
         raise ValueError(f"a temperature needs measure='prob' or 'log_odds', got measure={settings.measure!r}")
+    if settings.temperature == 0 and settings.truncation:
+        raise ValueError(
+            f"{', '.join(settings.truncation)}: these say what is drawn from, but nothing is drawn; set a temperature above 0"
+        )
     if settings.threshold is not None and settings.measure not in ("prob", "log_odds"):
         raise ValueError(
             f"threshold is a probability: it needs measure='prob' or 'log_odds', got measure={settings.measure!r}"

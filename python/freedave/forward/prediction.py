@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 
-from freedave_kernels import TOKENS_PER_STATE, merge_predictions, partial_predictions, predict_tokens
+from freedave_kernels import TOKENS_PER_STATE, logit_floor, merge_predictions, partial_predictions, predict_tokens
 
 if TYPE_CHECKING:
     from freedave.models.diffusion_lm import DiffusionLM
@@ -39,11 +40,21 @@ class Predictor:
     which is the model's part.
     """
 
-    def __init__(self, lm: DiffusionLM, measure: str = "prob", temperature: float = 0.0) -> None:
+    def __init__(
+        self,
+        lm: DiffusionLM,
+        measure: str = "prob",
+        temperature: float = 0.0,
+        truncation: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`truncation`: what `logit_floor` takes, where tokens are not drawn from the whole vocabulary."""
         self.projection_seconds = 0.0
         self._lm = lm
         self._options: dict[str, Any] = {"measure": measure, "temperature": temperature}
-        self._in_parts = lm.has_plain_head and lm.vocab_size is not None and lm.vocab_size > TOKENS_PER_STATE
+        self._truncation = truncation or {}
+        long = lm.vocab_size is not None and lm.vocab_size > TOKENS_PER_STATE
+        # A floor is known when all logits of a row are.
+        self._in_parts = lm.has_plain_head and long and not self._truncation
         self._suppressed = torch.tensor([lm.mask_token_id], device=lm.device)
 
     def __call__(
@@ -90,6 +101,15 @@ class Predictor:
         began = time.perf_counter()
         logits = self._lm.project(features)
         self.projection_seconds += time.perf_counter() - began
+        floor = None
+        if self._truncation:
+            floor = logit_floor(
+                logits,
+                temperature=self._options["temperature"],
+                mask_index=input_ids == self._lm.mask_token_id,
+                suppress_tokens=self._suppressed,
+                **self._truncation,
+            )
         return predict_tokens(
             logits,
             input_ids,
@@ -97,6 +117,7 @@ class Predictor:
             suppress_tokens=self._suppressed,
             seed=seed,
             positions=positions,
+            floor=floor,
             **self._options,
         )
 

@@ -1,0 +1,90 @@
+#pragma once
+#include <cstdint>
+
+#include "freedave/launch.h"
+#include "freedave/logit_types.h"
+#include "freedave/rows.h"
+#include "freedave/sampling.h"
+
+namespace freedave {
+
+// The least logit of each row [*, V] that top-k, top-p and min-p leave.
+struct LogitFloorParams {
+  const void* logits;
+  Rows logit_rows;  // over [*]
+  LogitType logit_type;
+  int64_t vocab;                  // V, at most kMostSummedTokens
+  Matrix<const bool> mask_index;  // [*], a row of length 1 each; data is null: every row is read
+  const int64_t* suppress_tokens;
+  int64_t num_suppress_tokens, suppress_tokens_step;
+  float inverse_temperature;
+  int64_t top_k;           // at least 1; V or more leaves all
+  double top_p;            // 1 leaves all
+  float least_difference;  // log(min_p); -inf leaves all
+  float* floor;            // contiguous [*]
+};
+
+// So many weights of at most 2^40 have a sum of 63 bits.
+inline constexpr int64_t kMostSummedTokens = (int64_t{1} << 23) - 1;
+
+// Top-k and top-p are one search. Each candidate has a weight, an integer: 1, or its probability. The floor is the
+// least candidate above which the others together weigh less than a limit: k, or top_p of all. Sums of integers do not
+// depend on their order, and the search goes over keys, the integers that order as logits do.
+
+inline constexpr uint32_t kLeastCandidate = 0x00800000u;  // the key of -FLT_MAX; what is suppressed has 0
+inline constexpr uint32_t kNotANumber = 0xffffffffu;
+
+HD uint32_t key_of(float logit) {
+  const uint32_t bits = static_cast<uint32_t>(bits_of(logit + 0.0f));  // -0.0 and 0.0 are equal logits
+  const uint32_t key = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+  return logit != logit ? kNotANumber : key;
+}
+
+HD float logit_of(uint32_t key) { return float_from_bits(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
+
+// Whether a row with this largest key can be predicted: it is a number, and finite divided by the temperature.
+HD bool is_usable(uint32_t largest, float inverse_temperature) {
+  if (largest < kLeastCandidate || largest == kNotANumber) return false;
+  const float scaled = logit_of(largest) * inverse_temperature;
+  return scaled - scaled == 0.0f;
+}
+
+// exp(difference) for what is at most 0, as a whole number of 2^-40, rounded down. Float operations are rounded each on
+// its own, as those of the noise in sampling.h, so that all backends find the same integers.
+HD int64_t weight_of(float difference) {
+  constexpr float kLog2E = 1.44269504088896341f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
+  constexpr float kToWhole = 12582912.0f;  // 1.5 * 2^23: adding it rounds
+  if (!(difference >= -28.0f)) return 0;   // less than a unit
+  const float whole = (difference * kLog2E + kToWhole) - kToWhole;
+  const float r = (difference - whole * kLn2High) - whole * kLn2Low;
+  float series = static_cast<float>(1.0 / 720);
+  series = series * r + static_cast<float>(1.0 / 120);
+  series = series * r + static_cast<float>(1.0 / 24);
+  series = series * r + static_cast<float>(1.0 / 6);
+  series = series * r + 0.5f;
+  series = series * r + 1.0f;
+  series = series * r + 1.0f;
+  const int32_t mantissa = static_cast<int32_t>(series * 0x1p30f);
+  return (static_cast<int64_t>(mantissa) << 10) >> -static_cast<int32_t>(whole);
+}
+
+// Of a candidate, relative to the largest, both divided by the temperature.
+struct Difference {
+  float largest, inverse_temperature;
+  HD Difference(uint32_t largest_key, float inverse)
+      : largest(logit_of(largest_key) * inverse), inverse_temperature(inverse) {}
+  HD float of(uint32_t key) const { return logit_of(key) * inverse_temperature - largest; }
+};
+
+// Whether what weighs `above` in all leaves room for a token below.
+HD bool has_room(int64_t above, double limit) { return static_cast<double>(above) < limit; }
+
+namespace cpu {
+void launch(const LogitFloorParams& p, ParallelFor run);
+}
+
+namespace cuda {
+Error launch(const LogitFloorParams& p, Stream stream);  // one kernel
+}
+
+}  // namespace freedave
