@@ -95,6 +95,18 @@ def test_a_pool_is_empty_for_the_next_decode(drafting):
     assert lm.idle_executor is not executor
 
 
+def test_a_step_truncates_as_it_was_asked_to():
+    lm = own_lm()
+    decode(lm, temperature=1.0, top_k=2)
+    executor = lm.idle_executor
+    torch.manual_seed(0)
+    found = decode(lm, temperature=1.0, top_k=9)
+    assert lm.idle_executor is not executor
+    torch.manual_seed(0)
+    expected = decode(lm, temperature=1.0, top_k=9, executor="planned")
+    assert torch.equal(found.sequences, expected.sequences) and torch.equal(found.step_map, expected.step_map)
+
+
 def test_static_decoding_in_the_same_shapes_uses_the_same_steps():
     lm = own_lm()
     out = decode(lm, check_lossless=True)
