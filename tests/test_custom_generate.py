@@ -116,14 +116,36 @@ DRAWN = {"do_sample": True, "top_k": 0}
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 def test_do_sample_draws_as_generate_does(temperature: float) -> None:
-    """With the temperature of an argument or of a generation config; 1 without one."""
+    """With the temperature of an argument or of a generation config; 1 without one. `top_k=0` is none, as in transformers."""
     expected = freedave.generate(golden_lm("block_causal"), prompt(), 16, temperature=temperature, seed=3)
     ways: list[dict[str, Any]] = [{"temperature": temperature}]
     ways += [{"generation_config": GenerationConfig(temperature=temperature)}]
-    ways += [{}] if temperature == 1.0 else [{"do_sample": False, "temperature": temperature}]
+    ways += [{}] if temperature == 1.0 else [{"do_sample": False, "top_k": None, "temperature": temperature}]
     for way in ways:
         found = on_golden(prompt(), **(DRAWN | way), seed=3, check_lossless=True)
         assert torch.equal(found, expected.sequences)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        ({}, {"top_k": 50}),
+        ({"top_k": 2}, {"top_k": 2}),
+        ({"generation_config": GenerationConfig(top_k=2)}, {"top_k": 2}),
+        ({"generation_config": GenerationConfig(top_k=2), "top_k": 3}, {"top_k": 3}),
+        ({"top_k": 0, "top_p": 0.3}, {"top_p": 0.3}),
+        ({"generation_config": GenerationConfig(top_k=0, top_p=1.0, min_p=0.5)}, {"min_p": 0.5}),
+        ({"top_k": 5, "top_p": 0.9, "min_p": 0.2}, {"top_k": 5, "top_p": 0.9, "min_p": 0.2}),
+    ],
+    ids=str,
+)
+def test_do_sample_draws_from_what_transformers_would_leave(arguments: dict, options: dict) -> None:
+    drawing: dict[str, Any] = {"temperature": 3.0, "seed": 3}
+    expected = freedave.generate(golden_lm("block_causal"), prompt(), 16, **drawing, **options)
+    found = on_golden(prompt(), do_sample=True, **drawing, **arguments)
+    assert torch.equal(found, expected.sequences)
+    whole = freedave.generate(golden_lm("block_causal"), prompt(), 16, **drawing)
+    assert not torch.equal(found, whole.sequences) or options == {"top_k": 50}
 
 
 def test_without_a_seed_torch_decides() -> None:
@@ -318,7 +340,10 @@ def test_a_difference_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"do_sample": True}, "logits processors .*TopKLogitsWarper .*pass top_k=0"),
+        (
+            {"do_sample": True, "logits_processor": LogitsProcessorList([TopKLogitsWarper(3)])},
+            "logits .*TopKLogitsWarper",
+        ),
         ({"do_sample": True, "top_k": 0, "temperature": 0.0}, "do_sample=True needs a temperature above 0, got 0"),
         ({"do_sample": True, "top_k": 0, "typical_p": 0.5}, "logits processors .*TypicalLogitsWarper"),
         ({"num_beams": 3}, "num_beams=3 cannot be honoured"),
