@@ -68,9 +68,9 @@ def calls(draw: st.DrawFn) -> tuple[torch.Tensor, dict[str, Any]]:
     elif layout == "expanded" and shape and shape[-1]:
         logits = logits[..., :1, :].expand(logits.shape)
     arguments: dict[str, Any] = {"temperature": draw(st.sampled_from([1.0, 0.1, 0.7, 3.0, 1e-6, 1e30, 1e-30]))}
-    if draw(st.booleans()):
+    if constants.one_of([False, True]):
         arguments["top_k"] = draw(st.one_of(st.integers(1, 60), st.integers(1, 2 * vocab)))
-    if draw(st.booleans()):
+    if constants.one_of([False, True]):
         arguments["top_p"] = draw(st.sampled_from([1e-300, 0.01, 0.3, 0.5, 0.9, 0.99, 1 - 1e-9, 1 - 2**-53, 1.0]))
     if draw(st.booleans()):
         arguments["min_p"] = draw(st.sampled_from([1e-300, 0.001, 0.05, 0.5, 1.0]))
