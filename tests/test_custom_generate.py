@@ -126,6 +126,27 @@ def test_do_sample_draws_as_generate_does(temperature: float) -> None:
         assert torch.equal(found, expected.sequences)
 
 
+@pytest.mark.parametrize(
+    "truncation", [{"top_k": 5}, {"top_p": 0.5}, {"min_p": 0.3}, {"top_k": 4, "top_p": 0.8}], ids=str
+)
+def test_do_sample_truncates_as_generate_does(truncation: dict[str, Any]) -> None:
+    """By arguments or by a generation config, which says top_k=50 where nothing else is said."""
+    lm = golden_lm("block_causal")
+    expected = freedave.generate(lm, prompt(), 24, temperature=2.0, seed=3, **truncation)
+    whole = freedave.generate(lm, prompt(), 24, temperature=2.0, seed=3)
+    assert not torch.equal(expected.sequences, whole.sequences)
+    for way in (
+        DRAWN | truncation,
+        {"do_sample": True, "generation_config": GenerationConfig(**{"top_k": 0} | truncation)},
+    ):
+        found = on_golden(
+            prompt(), **way | {"max_new_tokens": 24, "temperature": 2.0, "seed": 3, "check_lossless": True}
+        )
+        assert torch.equal(found, expected.sequences)
+    fifty = freedave.generate(lm, prompt(), 16, temperature=1.0, seed=3, top_k=50)
+    assert torch.equal(on_golden(prompt(), do_sample=True, seed=3), fifty.sequences)
+
+
 def test_without_a_seed_torch_decides() -> None:
     answers = []
     for manual in (1, 1, 2):
@@ -318,7 +339,10 @@ def test_a_difference_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"do_sample": True}, "logits processors .*TopKLogitsWarper .*pass top_k=0"),
+        (
+            {"do_sample": True, "logits_processor": LogitsProcessorList([TopKLogitsWarper(3)])},
+            "logits processors .*TopKLogitsWarper",
+        ),
         ({"do_sample": True, "top_k": 0, "temperature": 0.0}, "do_sample=True needs a temperature above 0, got 0"),
         ({"do_sample": True, "top_k": 0, "typical_p": 0.5}, "logits processors .*TypicalLogitsWarper"),
         ({"num_beams": 3}, "num_beams=3 cannot be honoured"),

@@ -17,7 +17,12 @@ from weakref import WeakKeyDictionary
 
 import torch
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
-from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper
+from transformers.generation.logits_process import (
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
@@ -28,6 +33,13 @@ from freedave.models.diffusion_lm import DiffusionLM
 
 # What `generate` itself puts there; anything else came from the caller.
 PREPARED = ("attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "cache_position")
+# What `do_sample` draws from, by the option that stands for it here.
+WARPERS = {
+    "temperature": TemperatureLogitsWarper,
+    "top_k": TopKLogitsWarper,
+    "top_p": TopPLogitsWarper,
+    "min_p": MinPLogitsWarper,
+}
 UNSUPPORTED = {
     "num_beams": (1, "there are no beams"),
     "output_scores": (False, "tokens are not committed from left to right"),
@@ -78,7 +90,7 @@ def custom_generate(
         model ... streamer: from transformers. `max_new_tokens`, `eos_token_id` (one or several), `pad_token_id`,
             `attention_mask` (left padding), `use_cache`, `return_dict_in_generate` and `streamer` are honoured. The streamer
             gets tokens in order, as soon as they and all before them are final. `do_sample` draws tokens with `temperature`
-            (1 where none is given), and asks for `top_k=0`, as transformers' own default is 50; of
+            (1 where none is given), `top_k` (transformers' own default is 50; 0: all), `top_p` and `min_p`; of
             `num_return_sequences` each has noise of its own.
         mask_token_id, attention, logits_shift: as in `DiffusionLM`; None, and no `block_length`, is what the model's config
             says, as `freedave convert` writes it.
@@ -99,7 +111,8 @@ def custom_generate(
     options = {name: others.pop(name) for name in OPTION_NAMES if name in others}
     processors = list(logits_processor or ())
     if generation_config.do_sample:
-        options["temperature"] = _temperature(generation_config, processors, options.get("temperature"))
+        _draw_as_configured(generation_config, processors, options)
+    options["top_k"] = options.get("top_k") or None  # 0 is transformers' word for all
     _refuse(generation_config, processors, stopping_criteria, others, ours)
     if streamer is not None and input_ids.shape[0] > 1:
         raise ValueError(f"a streamer takes one sequence, got a batch of {input_ids.shape[0]}")
@@ -127,16 +140,19 @@ def custom_generate(
     return output if generation_config.return_dict_in_generate else output.sequences
 
 
-def _temperature(config: GenerationConfig, processors: list[Any], given: float | None) -> float:
-    """What `do_sample` draws with: an argument of `generate`, else its configuration's, whose processor is taken out."""
-    temperature = config.temperature if given is None else given
-    temperature = 1.0 if temperature is None else temperature
-    if temperature == 0:
+def _draw_as_configured(config: GenerationConfig, processors: list[Any], options: dict[str, Any]) -> None:
+    """What `do_sample` draws with: arguments of `generate`, else its configuration's, whose processors are taken out."""
+    for name, warper in WARPERS.items():
+        configured = getattr(config, name)
+        own = [each for each in processors if isinstance(each, warper)]
+        if len(own) == 1 and getattr(own[0], name) == configured:
+            processors.remove(own[0])
+            if options.get(name) is None:
+                options[name] = configured
+    if options.get("temperature") is None:
+        options["temperature"] = 1.0 if config.temperature is None else config.temperature
+    if options["temperature"] == 0:
         raise ValueError("do_sample=True needs a temperature above 0, got 0")
-    own = [each for each in processors if isinstance(each, TemperatureLogitsWarper)]
-    if len(own) == 1 and own[0].temperature == config.temperature:
-        processors.remove(own[0])
-    return temperature
 
 
 def _refuse(
@@ -153,10 +169,7 @@ def _refuse(
         )
     if processors:
         names = ", ".join(type(processor).__name__ for processor in processors)
-        hint = ""
-        if config.do_sample and any(isinstance(processor, TopKLogitsWarper) for processor in processors):
-            hint = " (do_sample=True comes with top_k=50 unless it is told otherwise: pass top_k=0)"
-        raise ValueError(f"logits processors cannot be honoured by freedave.custom_generate: {names}{hint}")
+        raise ValueError(f"logits processors cannot be honoured by freedave.custom_generate: {names}")
     others = [type(c).__name__ for c in criteria or () if not isinstance(c, (MaxLengthCriteria, EosTokenCriteria))]
     if others:
         raise ValueError(
