@@ -195,6 +195,11 @@ def test_suppressed_tokens_are_no_candidates(backend):
         assert fk.logit_floor(logits, top_k=2, suppress_tokens=suppress) == 2
         assert fk.logit_floor(logits, top_p=0.8, suppress_tokens=suppress) == 4
     assert fk.logit_floor(logits, top_k=1, suppress_tokens=range(4)) == -INF
+    # Tokens as far apart as the marks of a GPU's kernel repeat.
+    far = torch.zeros(70_000)
+    far[[7, 7 + 32768, 7 + 65536]] = torch.tensor([3.0, 2.0, 1.0])
+    assert fk.logit_floor(far, top_k=1, suppress_tokens=[7]) == 2
+    assert fk.logit_floor(far, top_k=1, suppress_tokens=[7 + 32768, 7]) == 1
 
 
 def test_rows_that_are_not_masked_are_not_read(backend):
