@@ -74,7 +74,9 @@ def draws(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
     arguments["temperature"] = draw(st.sampled_from([0.1, 0.7, 1.0, 3.0, 1e-6]))
     arguments["seed"] = torch.randint(0, 3 if few else 2**62, input_ids.shape, generator=random)
     arguments["positions"] = torch.randint(0, 100 if few else 2**40, input_ids.shape, generator=random)
-    if Constants(draw).one_of([False, True]):  # one of each row's logits, whatever it is
+    if Constants(draw).value(
+        st.booleans(), few=["mask_index" in arguments]
+    ):  # one of each row's logits, whatever it is
         places = torch.randint(0, logits.shape[-1], (*input_ids.shape, 1), generator=random)
         arguments["floor"] = logits.float().gather(-1, places).squeeze(-1)
     return logits, input_ids, arguments

@@ -156,6 +156,7 @@ def test_budgets(binaries, architecture, case):
     budget = BUDGETS["triton", architecture, case]
     main = {
         "predict_tokens": "scan_chunk",
+        "logit_floor": "find_floor",
         "draft_step": "step_sequence",
         "pooled_step": "step_pooled",
         "rank_positions": "rank_tile",

@@ -1,10 +1,10 @@
 // floor[i] = the least logit of row i that top-k, top-p and min-p leave: freedave/logit_floor.h.
 //
 // A thread owns a row. It makes keys of the logits once; a search then takes eight bits of the key a round, adds up the
-// weights of the keys that agree so far by their next bits, and goes on with those among which the floor lies.
+// weights of the keys that agree so far by their next bits, and goes on with those among which the floor lies. Bound by
+// instructions: some 10 an element for top-k, 40 for top-p.
 #include "freedave/logit_floor.h"
 
-#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -14,6 +14,10 @@ namespace freedave::cpu {
 namespace {
 
 using Keys = std::vector<uint32_t>;
+
+constexpr int kDigits = 256;
+constexpr int kBlock = 256;      // keys that are weighed together, in loops that compilers make vectors of
+constexpr int kInterleaved = 4;  // sums beside each other: neighbours often have the same digit, and would wait
 
 template <typename T>
 void read_keys(const LogitFloorParams& p, int64_t row, Keys& keys) {
@@ -37,49 +41,94 @@ void read_keys_of_type(const LogitFloorParams& p, int64_t row, Keys& keys) {
   }
 }
 
-void keep_from(uint32_t least, Keys& keys) {
-  keys.erase(std::remove_if(keys.begin(), keys.end(), [&](uint32_t key) { return key < least; }), keys.end());
+// The weights of `count` keys by their digit at `shift`.
+template <typename Weigh>
+void add_by_digit(const uint32_t* keys, int64_t count, int shift, const Weigh& weigh, int64_t (&sums)[kDigits]) {
+  int64_t partial[kInterleaved][kDigits] = {};
+  for (int64_t begin = 0; begin < count; begin += kBlock) {
+    const int size = count - begin < kBlock ? static_cast<int>(count - begin) : kBlock;
+    int64_t weights[kBlock];
+    weigh(keys + begin, size, weights);
+    for (int i = 0; i < size; ++i) {
+      partial[i % kInterleaved][keys[begin + i] >> shift & (kDigits - 1)] += weights[i];
+    }
+  }
+  for (int digit = 0; digit < kDigits; ++digit) {
+    sums[digit] = 0;
+    for (int n = 0; n < kInterleaved; ++n) sums[digit] += partial[n][digit];
+  }
 }
 
-// The least key above which the others weigh less than `limit(weight of all)`. Weights of all are more than that.
-template <typename Weight, typename Limit>
-uint32_t search(const Keys& keys, const Weight& weight, const Limit& limit_of) {
+// The least key above which the others weigh less than `limit_of(weight of all)`, which is no more than that weight.
+template <typename Weigh, typename Limit>
+uint32_t search(const Keys& all_keys, const Weigh& weigh, const Limit& limit_of) {
   thread_local Keys left;
-  left = keys;
+  left.resize(all_keys.size());
+  const uint32_t* keys = all_keys.data();
+  int64_t count = static_cast<int64_t>(all_keys.size()), above = 0;
   double limit = 0.0;
-  int64_t above = 0;
   for (int shift = 24; shift >= 0; shift -= 8) {
-    int64_t weights[256] = {};
-    for (const uint32_t key : left) weights[key >> shift & 255] += weight(key);
+    int64_t sums[kDigits];
+    add_by_digit(keys, count, shift, weigh, sums);
     if (shift == 24) {
       int64_t all = 0;
-      for (const int64_t each : weights) all += each;
+      for (const int64_t each : sums) all += each;
       limit = limit_of(all);
     }
-    uint32_t digit = 255;
-    while (digit > 0 && has_room(above + weights[digit], limit)) above += weights[digit--];
-    left.erase(std::remove_if(left.begin(), left.end(), [&](uint32_t key) { return (key >> shift & 255) != digit; }),
-               left.end());
+    uint32_t digit = kDigits - 1;
+    while (digit > 0 && has_room(above + sums[digit], limit)) above += sums[digit--];
+    int64_t kept = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      left[kept] = keys[i];
+      kept += (keys[i] >> shift & (kDigits - 1)) == digit;
+    }
+    keys = left.data();
+    count = kept;
   }
   return left.front();
 }
 
+// Leaves the keys from `least` on.
+void keep_from(uint32_t least, Keys& keys) {
+  size_t kept = 0;
+  for (const uint32_t key : keys) {
+    keys[kept] = key;
+    kept += key >= least;
+  }
+  keys.resize(kept);
+}
+
 float floor_of(const LogitFloorParams& p, Keys& keys) {
-  const uint32_t largest = *std::max_element(keys.begin(), keys.end());
+  uint32_t largest = 0;
+  for (const uint32_t key : keys) largest = key > largest ? key : largest;
   if (!is_usable(largest, p.inverse_temperature)) return -INFINITY;
   const Difference difference(largest, p.inverse_temperature);
-  keep_from(kLeastCandidate, keys);
-  if (p.top_k < static_cast<int64_t>(keys.size())) {
-    const double limit = static_cast<double>(p.top_k);
-    keep_from(search(keys, [](uint32_t) { return int64_t{1}; }, [&](int64_t) { return limit; }), keys);
+  uint32_t lowest = kLeastCandidate;
+  if (p.top_k < p.vocab) {
+    const auto one = [&](const uint32_t* some, int size, int64_t* weights) {
+      for (int i = 0; i < size; ++i) weights[i] = some[i] >= lowest ? 1 : 0;
+    };
+    // Of fewer than k, all stay.
+    lowest = search(keys, one, [&](int64_t all) { return static_cast<double>(all < p.top_k ? all : p.top_k); });
+    keep_from(lowest, keys);
   }
   if (p.top_p < 1.0) {
-    const auto weight = [&](uint32_t key) { return weight_of(difference.of(key)); };
-    keep_from(search(keys, weight, [&](int64_t all) { return static_cast<double>(all) * p.top_p; }), keys);
+    const auto weigh = [&](const uint32_t* some, int size, int64_t* weights) {
+      int32_t mantissa[kBlock], shift[kBlock];
+      for (int i = 0; i < size; ++i) {
+        const Weight weight(difference.of(some[i]));
+        mantissa[i] = some[i] >= lowest ? weight.mantissa : 0;
+        shift[i] = weight.shift;
+      }
+      for (int i = 0; i < size; ++i) weights[i] = (static_cast<int64_t>(mantissa[i]) << 10) >> shift[i];
+    };
+    lowest = search(keys, weigh, [&](int64_t all) { return static_cast<double>(all) * p.top_p; });
   }
+  if (lowest > kLeastCandidate && p.least_difference == -INFINITY) return logit_of(lowest);  // one of the keys
   uint32_t least = largest;
   for (const uint32_t key : keys) {
-    if (key < least && difference.of(key) >= p.least_difference) least = key;
+    const bool stays = key >= lowest && difference.of(key) >= p.least_difference;
+    least = stays && key < least ? key : least;
   }
   return logit_of(least);
 }

@@ -203,7 +203,7 @@ __global__ void __launch_bounds__(kThreads, 2) find_floors(const __grid_constant
     lowest = keys.search(lowest, highest, one, limit);
   }
   if (p.top_p < 1.0) {
-    const auto weight = [&](uint32_t key) { return weight_of(difference.of(key)); };
+    const auto weight = [&](uint32_t key) { return Weight(difference.of(key)).units(); };
     const auto limit = [&](int64_t all) { return static_cast<double>(all) * p.top_p; };
     lowest = keys.search(lowest, highest, weight, limit);
   }

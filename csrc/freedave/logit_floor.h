@@ -49,24 +49,33 @@ HD bool is_usable(uint32_t largest, float inverse_temperature) {
   return scaled - scaled == 0.0f;
 }
 
-// exp(difference) for what is at most 0, as a whole number of 2^-40, rounded down. Float operations are rounded each on
-// its own, as those of the noise in sampling.h, so that all backends find the same integers.
-HD int64_t weight_of(float difference) {
-  constexpr float kLog2E = 1.44269504088896341f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
-  constexpr float kToWhole = 12582912.0f;  // 1.5 * 2^23: adding it rounds
-  if (!(difference >= -28.0f)) return 0;   // less than a unit
-  const float whole = (difference * kLog2E + kToWhole) - kToWhole;
-  const float r = (difference - whole * kLn2High) - whole * kLn2Low;
-  float series = static_cast<float>(1.0 / 720);
-  series = series * r + static_cast<float>(1.0 / 120);
-  series = series * r + static_cast<float>(1.0 / 24);
-  series = series * r + static_cast<float>(1.0 / 6);
-  series = series * r + 0.5f;
-  series = series * r + 1.0f;
-  series = series * r + 1.0f;
-  const int32_t mantissa = static_cast<int32_t>(series * 0x1p30f);
-  return (static_cast<int64_t>(mantissa) << 10) >> -static_cast<int32_t>(whole);
-}
+// exp(difference) for what is at most 0, as a whole number of 2^-40, rounded down: mantissa 2^10 >> shift. Float
+// operations are rounded each on its own, as those of the noise in sampling.h, so that all backends find the same
+// integers.
+struct Weight {
+  int32_t mantissa, shift;
+
+  HD explicit Weight(float difference) {
+    constexpr float kLog2E = 1.44269504088896341f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
+    constexpr float kToWhole = 12582912.0f;    // 1.5 * 2^23: adding it rounds
+    const bool counts = difference >= -28.0f;  // further down it is less than a unit
+    const float d = counts ? difference : 0.0f;
+    const float whole = (d * kLog2E + kToWhole) - kToWhole;
+    const float r = (d - whole * kLn2High) - whole * kLn2Low;
+    float series = static_cast<float>(1.0 / 720);
+    series = series * r + static_cast<float>(1.0 / 120);
+    series = series * r + static_cast<float>(1.0 / 24);
+    series = series * r + static_cast<float>(1.0 / 6);
+    series = series * r + 0.5f;
+    series = series * r + 1.0f;
+    series = series * r + 1.0f;
+    const int32_t scaled = static_cast<int32_t>(series * 0x1p30f);
+    mantissa = counts ? scaled : 0;
+    shift = -static_cast<int32_t>(whole);
+  }
+
+  HD int64_t units() const { return (static_cast<int64_t>(mantissa) << 10) >> shift; }
+};
 
 // Of a candidate, relative to the largest, both divided by the temperature.
 struct Difference {

@@ -77,16 +77,14 @@ def generate(
             answer ends with the first one's last token: a caller who wants it gone cuts it off.
         prefill_chunk: how many tokens of prompts a forward stores at most, in whole blocks. Longer prompts of block-causal
             models are computed in chunks of that many, while sequences whose prompt is stored go on beside them. That is
-            exact: it changes no token. None: a prompt is computed at once. Full attention and `cache="none"` compute whole
-            sequences at a time, which cannot be divided.
+            exact: it changes no token. None: a prompt is computed at once, as full attention and `cache="none"` do.
 
     Returns:
         `DecodeOutput`.
 
     Raises:
         TypeError, ValueError: a bad argument, before anything runs.
-        NonFiniteLogitsError: the model produced NaN or infinite logits; raised once all other sequences are decoded, with
-            their `output`.
+        NonFiniteLogitsError: the model produced NaN or infinite logits; raised when all others are decoded, with `output`.
         LosslessnessError: `check_lossless` found a difference.
 
     Source: FreeDave (free draft-and-verification); the window and every drafting but "nested" are this project's own.
