@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from reference_forwards import forward_dream, forward_llada, forward_llada2, forward_sdar
+from reference_forwards import forward_dream, forward_llada, forward_llada2, forward_sdar, forward_sdar_moe
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -123,6 +123,24 @@ SDAR: dict[str, Any] = QWEN | {
     "use_deepep": False,
 }
 
+SDAR_MOE: dict[str, Any] = SDAR | {
+    "architectures": ["SDARMoeForCausalLM"],
+    "auto_map": {
+        "AutoConfig": "configuration_sdar_moe.SDARMoeConfig",
+        "AutoModelForCausalLM": "modeling_sdar_moe.SDARMoeForCausalLM",
+    },
+    "model_type": "sdar_moe",
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "moe_intermediate_size": 24,
+    "norm_topk_prob": True,
+    "num_experts": 12,
+    "num_experts_per_tok": 3,
+    # Nothing of what follows shows in the logits, but published files say it.
+    "output_router_logits": False,
+    "router_aux_loss_coef": 0.001,
+}
+
 LLADA2: dict[str, Any] = {
     "architectures": ["LLaDA2MoeModelLM"],
     "auto_map": {
@@ -220,6 +238,19 @@ def shapes_qwen(c: dict[str, Any], *, bias: bool, normalise: bool) -> Shapes:
     return shapes
 
 
+def shapes_sdar_moe(c: dict[str, Any]) -> Shapes:
+    width, shapes = c["hidden_size"], shapes_qwen(c, bias=c["attention_bias"], normalise=True)
+    for layer in range(c["num_hidden_layers"]):
+        if layer in c["mlp_only_layers"] or (layer + 1) % c["decoder_sparse_step"]:
+            continue
+        prefix = f"model.layers.{layer}.mlp."
+        shapes = {name: shape for name, shape in shapes.items() if not name.startswith(prefix)}
+        shapes[prefix + "gate.weight"] = (c["num_experts"], width)
+        for expert in range(c["num_experts"]):
+            shapes |= feed_forward(f"{prefix}experts.{expert}.", width, c["moe_intermediate_size"])
+    return shapes
+
+
 def shapes_llada2(c: dict[str, Any]) -> Shapes:
     width, heads, groups, dim = c["hidden_size"], c["num_attention_heads"], c["num_key_value_heads"], c["head_dim"]
     inner = c["moe_intermediate_size"]
@@ -258,6 +289,7 @@ PUBLISHED = {
     "llada": Published(LLADA, shapes_llada, forward_llada, tying="weight_tying"),
     "dream": Published(DREAM, lambda c: shapes_qwen(c, bias=True, normalise=False), forward_dream),
     "sdar": Published(SDAR, lambda c: shapes_qwen(c, bias=False, normalise=True), forward_sdar),
+    "sdar_moe": Published(SDAR_MOE, shapes_sdar_moe, forward_sdar_moe),
     "llada2": Published(LLADA2, shapes_llada2, forward_llada2),
 }
 

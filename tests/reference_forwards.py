@@ -6,6 +6,7 @@ are the tensors under their published names.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -71,7 +72,19 @@ def forward_llada(config: dict[str, Any], w: dict[str, Tensor], ids: Tensor) -> 
     return rms_norm(x, w["model.transformer.ln_f.weight"], eps) @ w[f"model.transformer.{head}.weight"].T
 
 
-def forward_qwen(config: dict[str, Any], w: dict[str, Tensor], ids: Tensor, visible: Tensor, normalise: bool) -> Tensor:
+def dense(config: dict[str, Any], w: dict[str, Tensor], layer: int, h: Tensor) -> Tensor:
+    prefix = f"model.layers.{layer}.mlp."
+    return gated(h, *(w[f"{prefix}{name}_proj.weight"] for name in ("gate", "up", "down")))
+
+
+def forward_qwen(
+    config: dict[str, Any],
+    w: dict[str, Tensor],
+    ids: Tensor,
+    visible: Tensor,
+    normalise: bool,
+    feed_forward: Callable[[dict[str, Any], dict[str, Tensor], int, Tensor], Tensor] = dense,
+) -> Tensor:
     heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
     eps, theta = config["rms_norm_eps"], config["rope_theta"]
     x = w["model.embed_tokens.weight"][ids]
@@ -87,7 +100,7 @@ def forward_qwen(config: dict[str, Any], w: dict[str, Tensor], ids: Tensor, visi
             projected.append(part if name == "v" else rotate(part, theta))
         x = x + attend(*projected, visible) @ w[prefix + "self_attn.o_proj.weight"].T
         h = rms_norm(x, w[prefix + "post_attention_layernorm.weight"], eps)
-        x = x + gated(h, *(w[f"{prefix}mlp.{name}_proj.weight"] for name in ("gate", "up", "down")))
+        x = x + feed_forward(config, w, layer, h)
     head = w["model.embed_tokens.weight" if config["tie_word_embeddings"] else "lm_head.weight"]
     return rms_norm(x, w["model.norm.weight"], eps) @ head.T
 
@@ -98,6 +111,26 @@ def forward_dream(config: dict[str, Any], w: dict[str, Tensor], ids: Tensor) -> 
 
 def forward_sdar(config: dict[str, Any], w: dict[str, Tensor], ids: Tensor) -> Tensor:
     return forward_qwen(config, w, ids, own_block_and_earlier(len(ids), config["block_size"]), normalise=True)
+
+
+def softmax_mixture(config: dict[str, Any], w: dict[str, Tensor], layer: int, h: Tensor) -> Tensor:
+    """Token by token: the experts that one softmax over all prefers, weighed by it, or by their share of the chosen ones."""
+    if layer in config["mlp_only_layers"] or (layer + 1) % config["decoder_sparse_step"]:
+        return dense(config, w, layer, h)
+    prefix, answers = f"model.layers.{layer}.mlp.", []
+    for token in h:
+        scores = (w[prefix + "gate.weight"] @ token).exp()
+        scores = scores / scores.sum()
+        chosen = scores.argsort(descending=True)[: config["num_experts_per_tok"]].tolist()
+        whole = scores[chosen].sum() if config["norm_topk_prob"] else 1
+        parts = [[w[f"{prefix}experts.{e}.{name}_proj.weight"] for name in ("gate", "up", "down")] for e in chosen]
+        answers.append(sum(scores[e] / whole * gated(token, *part) for e, part in zip(chosen, parts, strict=True)))
+    return torch.stack(answers)
+
+
+def forward_sdar_moe(config: dict[str, Any], w: dict[str, Tensor], ids: Tensor) -> Tensor:
+    visible = own_block_and_earlier(len(ids), config["block_size"])
+    return forward_qwen(config, w, ids, visible, normalise=True, feed_forward=softmax_mixture)
 
 
 def mixture(config: dict[str, Any], w: dict[str, Tensor], prefix: str, token: Tensor) -> Tensor:

@@ -235,8 +235,8 @@ UNSUPPORTED = [
     ("sdar", {"hidden_act": "gelu"}, ['hidden_act is "gelu"']),
     (
         "sdar",
-        {"model_type": "sdar_moe"},
-        ["unknown model family 'sdar_moe'; known are llada (LLaDA), Dream (Dream), sdar"],
+        {"model_type": "wedlm"},
+        ["unknown model family 'wedlm'; known are llada (LLaDA), Dream (Dream), sdar"],
     ),
     ("llada2", {"score_function": "softmax"}, ['score_function is "softmax", and only "sigmoid" is supported']),
     ("llada2", {"use_bias": ...}, ["use_bias is missing, which means true"]),
@@ -244,6 +244,9 @@ UNSUPPORTED = [
     ("llada2", {"n_group": 3}, ["3 of 16 experts cannot be chosen from the best 2 of 3 groups"]),
     ("llada2", {"topk_group": 5}, ["3 of 16 experts cannot be chosen from the best 5 of 4 groups"]),
     ("llada2", {"num_shared_experts": 0}, ["num_shared_experts must be at least 1, got 0"]),
+    ("sdar_moe", {"num_experts_per_tok": 13}, ["num_experts_per_tok is 13, and there are 12 experts"]),
+    ("sdar_moe", {"mlp_only_layers": [True]}, ["mlp_only_layers must be a list of layers, got [True]"]),
+    ("sdar_moe", {"norm_topk_prob": ...}, ["norm_topk_prob missing"]),
     # LLaDA2.2 and LLaDA2.0-Uni have the class and the tensors of LLaDA2.0.
     (
         "llada2",
@@ -297,6 +300,8 @@ IMPOSSIBLE = [
         for family, key in (("llada", "n_layers"), ("dream", "num_hidden_layers"), ("llada2", "num_hidden_layers"))
     ],
     ("llada2", {"num_experts": 10**8}, "missing keys: 100000000 experts by config.json, 16 in the weights"),
+    ("sdar_moe", {"num_experts": 10**8}, "missing keys: 100000000 experts by config.json, 12 in the weights"),
+    ("sdar_moe", {"moe_intermediate_size": 10**13}, "wrong shapes: model.layers.0.mlp.experts.0.gate_proj.weight is "),
     *[
         ("llada", {key: 10**13}, "wrong shapes: model.transformer.*, by config.json .*10000000000000")
         for key in ("d_model", "embedding_size", "mlp_hidden_size")
@@ -319,6 +324,12 @@ def test_sizes_are_compared_before_a_model_is_built(tmp_path, monkeypatch, famil
     folder, config, _ = write_published(tmp_path, family)
     (folder / "config.json").write_text(json.dumps(config | changes))
     assert re.search(message, str(error(folder)))
+
+
+def test_sizes_of_dense_layers_among_those_with_experts(tmp_path):
+    folder, config, _ = write_published(tmp_path, "sdar_moe", mlp_only_layers=[1])
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 10**13}))
+    assert "wrong shapes: model.layers.1.mlp.gate_proj.weight is [48, 32], by config.json" in str(error(folder))
 
 
 def test_nothing_is_built_where_nothing_can_be_compared(tmp_path):
@@ -358,7 +369,7 @@ def test_junk_in_any_field_loads_or_is_a_checkpoint_error(tmp_path, family, junk
 @pytest.mark.parametrize(
     ("family", "changes", "helps"),
     [
-        ("sdar", {"model_type": "sdar_moe"}, True),
+        ("sdar", {"model_type": "wedlm"}, True),
         ("dream", {"architectures": ["DreamForCausalLM"]}, True),
         ("llada", {"clip_qkv": 8.0}, True),
         ("llada", {"layer_norm_type": "low_precision"}, True),
@@ -378,6 +389,17 @@ def test_routing_in_a_native_layout(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"n_group": 3}))
     assert "3 of 16 experts cannot be chosen from the best 2 of 3 groups" in str(error(folder))
+
+
+@pytest.mark.parametrize("key", ["num_experts", "num_local_experts"])  # of older and of newer versions of transformers
+def test_experts_in_a_native_layout(tmp_path, key):
+    folder = convert_checkpoint(write_published(tmp_path / "published", "sdar_moe")[0], tmp_path / "native").folder
+    config = json.loads((folder / "config.json").read_text())
+    assert config.pop("num_local_experts") == 12
+    (folder / "config.json").write_text(json.dumps(config | {key: 12}))
+    assert type(freedave.load_model(folder).model).__name__ == "Qwen3MoeForCausalLM"
+    (folder / "config.json").write_text(json.dumps(config | {key: 2}))
+    assert "num_experts_per_tok is 3, and there are 2 experts" in str(error(folder))
 
 
 @pytest.mark.parametrize("shards", [1, 3])

@@ -62,6 +62,10 @@ VARIANTS = [
     ("dream", {"tie_word_embeddings": True}),
     ("sdar", {"tie_word_embeddings": True}),
     ("sdar", {"block_size": 8, "num_key_value_heads": 4}),
+    ("sdar_moe", {"tie_word_embeddings": True}),
+    ("sdar_moe", {"norm_topk_prob": False, "num_experts_per_tok": 1}),
+    ("sdar_moe", {"mlp_only_layers": [0], "num_hidden_layers": 3}),
+    ("sdar_moe", {"decoder_sparse_step": 2}),
     ("llada2", {"tie_word_embeddings": True}),
     ("llada2", {"use_qkv_bias": True}),
     ("llada2", {"first_k_dense_replace": 0, "num_shared_experts": 1}),
@@ -80,6 +84,8 @@ def test_variants(family, changes, tmp_path):
 FIELDS = [
     *[(family, "rope_theta", 10000.0) for family in FAMILIES],
     *[(family, "rms_norm_eps", 0.05) for family in FAMILIES],
+    ("sdar_moe", "norm_topk_prob", False),
+    ("sdar_moe", "num_experts_per_tok", 2),
     ("llada2", "routed_scaling_factor", 1.0),
     ("llada2", "num_experts_per_tok", 2),
     ("llada2", "topk_group", 1),
@@ -96,18 +102,20 @@ def test_the_comparison_sees_every_field(family, field, value, tmp_path):
     assert (logits(freedave.load_model(folder), token_ids()) - expected).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("executor", ["planned", "graph"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_decoding_is_lossless(family, tmp_path):
+def test_decoding_is_lossless(family, executor, tmp_path):
     lm = freedave.load_model(write_published(tmp_path, family)[0])
     lm.eos_token_id = None
     prompt = torch.randint(EOS, (1, 7), generator=torch.Generator().manual_seed(3))
+    blocks = lm.block_length or 8
     out = freedave.generate(
-        lm, prompt, max_new_tokens=24, draft_steps=4, block_length=lm.block_length or 8, check_lossless=True
+        lm, prompt, max_new_tokens=24, draft_steps=4, block_length=blocks, check_lossless=True, executor=executor
     )
     assert MASK not in out.sequences
 
 
-SIZES = {  # parameters in billions at the published configurations; the model cards say 8, 7, 8 and 16
+SIZES = {  # parameters in billions at the published configurations; the model cards say 8, 7, 8, 30 and 16
     "LLaDA 8B": (
         "llada",
         {"d_model": 4096, "n_heads": 32, "n_kv_heads": 32, "n_layers": 32, "mlp_hidden_size": 12288},
@@ -125,6 +133,13 @@ SIZES = {  # parameters in billions at the published configurations; the model c
         {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32},
         {"num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936},
         8.19,
+    ),
+    "SDAR-30B-A3B": (
+        "sdar_moe",
+        {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 48, "num_attention_heads": 32},
+        {"num_key_value_heads": 4, "head_dim": 128, "vocab_size": 151936}
+        | {"moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8},
+        30.53,
     ),
     "LLaDA2 mini": (
         "llada2",
@@ -162,6 +177,7 @@ SETTINGS = {  # attention, shift and block length that the family has where its 
     "llada": ("full", False, None, 126336, 126081),
     "dream": ("full", True, None, 151666, 151643),
     "sdar": ("block_causal", False, 4, 151669, 151643),
+    "sdar_moe": ("block_causal", False, 4, 151669, 151643),
     "llada2": ("block_causal", False, 32, 156895, 156892),
 }
 
@@ -176,7 +192,7 @@ def test_settings_of_the_files(family, tmp_path):
     attention, shift, *_ = SETTINGS[family]
     assert settings(lm)[:2] == (attention, shift)
     assert lm.mask_token_id == MASK and lm.tokenizer is None
-    assert lm.block_length == {"sdar": 4, "llada2": 8}.get(family)
+    assert lm.block_length == {"sdar": 4, "sdar_moe": 4, "llada2": 8}.get(family)
     assert lm.eos_token_id == (None if family == "llada2" else EOS)  # 156892 is outside this vocabulary
     assert lm.max_positions == 256
 

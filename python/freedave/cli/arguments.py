@@ -288,8 +288,8 @@ def add_convert(commands: Any) -> None:
     parser = commands.add_parser(
         "convert",
         help="rewrite a published checkpoint in transformers' native layout",
-        description="Rewrite a published checkpoint (LLaDA, Dream, SDAR, TraDo, LLaDA2) in the layout of its native "
-        "transformers class, which loads without remote code. Nothing is downloaded or overwritten.",
+        description="Rewrite a published checkpoint, of any family that is known, in the layout of its native transformers "
+        "class, which loads without remote code. Nothing is downloaded or overwritten.",
         epilog="example: freedave convert GSAI-ML/LLaDA-8B-Instruct llada-native",
     )
     parser.add_argument("source", metavar="SRC", help="a checkpoint folder, or a model in the Hugging Face cache")

@@ -22,7 +22,9 @@ from freedave.models.experts import use_experts_in_fours
 ATTENTIONS = ("block_causal", "full")
 
 # Classes whose logits are exactly lm_head(backbone output), so that the head can run on a few rows only.
-_PLAIN_HEADS = frozenset({"Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM", "Glm4MoeForCausalLM"})
+_PLAIN_HEADS = frozenset(
+    {"Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM", "LlamaForCausalLM", "Glm4MoeForCausalLM"}
+)
 
 
 def _is_hooked(module: torch.nn.Module) -> bool:

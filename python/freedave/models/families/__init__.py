@@ -6,7 +6,8 @@ from freedave.models.families.llada import LLADA
 from freedave.models.families.llada2 import LLADA2
 from freedave.models.families.native import NATIVE_FAMILIES
 from freedave.models.families.sdar import SDAR
+from freedave.models.families.sdar_moe import SDAR_MOE
 
 __all__ = ["FAMILIES", "Defaults", "Family", "Source"]
 
-FAMILIES: tuple[Family, ...] = (LLADA, DREAM, SDAR, LLADA2, *NATIVE_FAMILIES)
+FAMILIES: tuple[Family, ...] = (LLADA, DREAM, SDAR, SDAR_MOE, LLADA2, *NATIVE_FAMILIES)
