@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from reference_forwards import forward_dream, forward_llada, forward_llada2, forward_sdar, forward_sdar_moe
+from reference_forwards import (
+    forward_dream,
+    forward_llada,
+    forward_llada2,
+    forward_sdar,
+    forward_sdar_moe,
+    forward_stable_diffcoder,
+)
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -197,6 +204,39 @@ LLADA2: dict[str, Any] = {
     "use_qk_norm": True,
 }
 
+STABLE_DIFFCODER: dict[str, Any] = {
+    "architectures": ["StableDiffcoderForCausalLM"],
+    "auto_map": {"AutoModelForCausalLM": "modeling_stable_diffcoder.StableDiffcoderForCausalLM"},
+    "model_type": "llama",
+    "attention_bias": False,
+    "block_size": 4,
+    "bos_token_id": 0,
+    "eos_token_id": EOS,
+    "head_dim": 16,
+    "hidden_act": "silu",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "mask_token_id": MASK,
+    "max_position_embeddings": 256,
+    "mlp_bias": False,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "pad_token_id": 1,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "vocab_size": VOCABULARY,
+    # Nothing of what follows shows in the logits, but published files say it.
+    "attention_dropout": 0.0,
+    "initializer_range": 0.009882118,
+    "transformers_version": "4.46.2",
+    "use_cache": True,
+}
+
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -221,7 +261,7 @@ def feed_forward(prefix: str, width: int, inner: int) -> Shapes:
 
 def shapes_qwen(c: dict[str, Any], *, bias: bool, normalise: bool) -> Shapes:
     width, heads, groups = c["hidden_size"], c["num_attention_heads"], c["num_key_value_heads"]
-    dim = c.get("head_dim", width // heads)
+    dim = c.get("head_dim") or width // heads
     shapes: Shapes = {"model.embed_tokens.weight": (c["vocab_size"], width), "model.norm.weight": (width,)}
     shapes |= {} if c["tie_word_embeddings"] else {"lm_head.weight": (c["vocab_size"], width)}
     for layer in range(c["num_hidden_layers"]):
@@ -235,6 +275,20 @@ def shapes_qwen(c: dict[str, Any], *, bias: bool, normalise: bool) -> Shapes:
                 shapes[f"{prefix}self_attn.{name}_norm.weight"] = (dim,)
         shapes[prefix + "self_attn.o_proj.weight"] = (width, heads * dim)
         shapes |= feed_forward(prefix + "mlp.", width, c["intermediate_size"])
+    return shapes
+
+
+def shapes_stable_diffcoder(c: dict[str, Any]) -> Shapes:
+    shapes = shapes_qwen(c, bias=c["attention_bias"], normalise=False)
+    biased = {
+        "o_proj": c["attention_bias"],
+        "gate_proj": c["mlp_bias"],
+        "up_proj": c["mlp_bias"],
+        "down_proj": c["mlp_bias"],
+    }
+    for name, shape in list(shapes.items()):
+        if biased.get(name.split(".")[-2]):
+            shapes[name.replace("weight", "bias")] = shape[:1]
     return shapes
 
 
@@ -290,6 +344,7 @@ PUBLISHED = {
     "dream": Published(DREAM, lambda c: shapes_qwen(c, bias=True, normalise=False), forward_dream),
     "sdar": Published(SDAR, lambda c: shapes_qwen(c, bias=False, normalise=True), forward_sdar),
     "sdar_moe": Published(SDAR_MOE, shapes_sdar_moe, forward_sdar_moe),
+    "stable_diffcoder": Published(STABLE_DIFFCODER, shapes_stable_diffcoder, forward_stable_diffcoder),
     "llada2": Published(LLADA2, shapes_llada2, forward_llada2),
 }
 

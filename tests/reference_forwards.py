@@ -72,9 +72,14 @@ def forward_llada(config: dict[str, Any], w: dict[str, Tensor], ids: Tensor) -> 
     return rms_norm(x, w["model.transformer.ln_f.weight"], eps) @ w[f"model.transformer.{head}.weight"].T
 
 
+def linear(w: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
+    return x @ w[f"{name}.weight"].T + w.get(f"{name}.bias", 0)
+
+
 def dense(config: dict[str, Any], w: dict[str, Tensor], layer: int, h: Tensor) -> Tensor:
     prefix = f"model.layers.{layer}.mlp."
-    return gated(h, *(w[f"{prefix}{name}_proj.weight"] for name in ("gate", "up", "down")))
+    gate = linear(w, prefix + "gate_proj", h)
+    return linear(w, prefix + "down_proj", gate * gate.sigmoid() * linear(w, prefix + "up_proj", h))
 
 
 def forward_qwen(
@@ -93,12 +98,11 @@ def forward_qwen(
         h = rms_norm(x, w[prefix + "input_layernorm.weight"], eps)
         projected = []
         for name, count in (("q", heads), ("k", groups), ("v", groups)):
-            bias = w.get(f"{prefix}self_attn.{name}_proj.bias", 0)
-            part = (h @ w[f"{prefix}self_attn.{name}_proj.weight"].T + bias).unflatten(1, (count, -1))
+            part = linear(w, f"{prefix}self_attn.{name}_proj", h).unflatten(1, (count, -1))
             if normalise and name != "v":
                 part = rms_norm(part, w[f"{prefix}self_attn.{name}_norm.weight"], eps)
             projected.append(part if name == "v" else rotate(part, theta))
-        x = x + attend(*projected, visible) @ w[prefix + "self_attn.o_proj.weight"].T
+        x = x + linear(w, prefix + "self_attn.o_proj", attend(*projected, visible))
         h = rms_norm(x, w[prefix + "post_attention_layernorm.weight"], eps)
         x = x + feed_forward(config, w, layer, h)
     head = w["model.embed_tokens.weight" if config["tie_word_embeddings"] else "lm_head.weight"]
@@ -111,6 +115,10 @@ def forward_dream(config: dict[str, Any], w: dict[str, Tensor], ids: Tensor) -> 
 
 def forward_sdar(config: dict[str, Any], w: dict[str, Tensor], ids: Tensor) -> Tensor:
     return forward_qwen(config, w, ids, own_block_and_earlier(len(ids), config["block_size"]), normalise=True)
+
+
+def forward_stable_diffcoder(config: dict[str, Any], w: dict[str, Tensor], ids: Tensor) -> Tensor:
+    return forward_qwen(config, w, ids, own_block_and_earlier(len(ids), config["block_size"]), normalise=False)
 
 
 def softmax_mixture(config: dict[str, Any], w: dict[str, Tensor], layer: int, h: Tensor) -> Tensor:

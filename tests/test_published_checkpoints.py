@@ -66,6 +66,8 @@ VARIANTS = [
     ("sdar_moe", {"norm_topk_prob": False, "num_experts_per_tok": 1}),
     ("sdar_moe", {"mlp_only_layers": [0], "num_hidden_layers": 3}),
     ("sdar_moe", {"decoder_sparse_step": 2}),
+    ("stable_diffcoder", {"tie_word_embeddings": True, "head_dim": None}),
+    ("stable_diffcoder", {"attention_bias": True, "mlp_bias": True, "block_size": 8}),
     ("llada2", {"tie_word_embeddings": True}),
     ("llada2", {"use_qkv_bias": True}),
     ("llada2", {"first_k_dense_replace": 0, "num_shared_experts": 1}),
@@ -115,7 +117,7 @@ def test_decoding_is_lossless(family, executor, tmp_path):
     assert MASK not in out.sequences
 
 
-SIZES = {  # parameters in billions at the published configurations; the model cards say 8, 7, 8, 30 and 16
+SIZES = {  # parameters in billions at the published configurations; the model cards say 8, 7, 8, 30, 8 and 16
     "LLaDA 8B": (
         "llada",
         {"d_model": 4096, "n_heads": 32, "n_kv_heads": 32, "n_layers": 32, "mlp_hidden_size": 12288},
@@ -140,6 +142,12 @@ SIZES = {  # parameters in billions at the published configurations; the model c
         {"num_key_value_heads": 4, "head_dim": 128, "vocab_size": 151936}
         | {"moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8},
         30.53,
+    ),
+    "Stable-DiffCoder 8B": (
+        "stable_diffcoder",
+        {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
+        {"num_key_value_heads": 8, "head_dim": None, "vocab_size": 155136},
+        8.25,
     ),
     "LLaDA2 mini": (
         "llada2",
@@ -178,6 +186,7 @@ SETTINGS = {  # attention, shift and block length that the family has where its 
     "dream": ("full", True, None, 151666, 151643),
     "sdar": ("block_causal", False, 4, 151669, 151643),
     "sdar_moe": ("block_causal", False, 4, 151669, 151643),
+    "stable_diffcoder": ("block_causal", False, 4, 5, 2),
     "llada2": ("block_causal", False, 32, 156895, 156892),
 }
 
@@ -192,7 +201,7 @@ def test_settings_of_the_files(family, tmp_path):
     attention, shift, *_ = SETTINGS[family]
     assert settings(lm)[:2] == (attention, shift)
     assert lm.mask_token_id == MASK and lm.tokenizer is None
-    assert lm.block_length == {"sdar": 4, "sdar_moe": 4, "llada2": 8}.get(family)
+    assert lm.block_length == {"sdar": 4, "sdar_moe": 4, "stable_diffcoder": 4, "llada2": 8}.get(family)
     assert lm.eos_token_id == (None if family == "llada2" else EOS)  # 156892 is outside this vocabulary
     assert lm.max_positions == 256
 
@@ -223,6 +232,28 @@ def test_settings_of_the_other_files(tmp_path):
     with pytest.warns(UserWarning, match="without a tokenizer"):
         lm = freedave.load_model(folder)
     assert (lm.mask_token_id, lm.block_length, lm.eos_token_id) == (88, 16, EOS)
+
+
+def test_a_mask_token_that_only_the_map_of_special_tokens_names(tmp_path):
+    """As Stable-DiffCoder's tokenizer has it."""
+    folder = write_published(tmp_path, "stable_diffcoder", mask_token_id=...)[0]
+    (folder / "special_tokens_map.json").write_text(json.dumps({"mask_token": {"content": "<[MASK_TOKEN]>"}}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"added_tokens_decoder": {"7": {"content": "<[MASK_TOKEN]>", "special": True}}})
+    )
+    with pytest.warns(UserWarning, match="without a tokenizer"):
+        assert freedave.load_model(folder).mask_token_id == 7
+
+
+@pytest.mark.parametrize("architectures", [..., None, [], ["LlamaForCausalLM"]])
+def test_a_llama_of_no_published_family_is_a_native_layout(tmp_path, architectures):
+    said = {"attention": "full", "block_size": ...} if architectures != ["LlamaForCausalLM"] else {"block_size": ...}
+    folder = write_published(tmp_path, "stable_diffcoder", architectures=architectures, **said)[0]
+    if "attention" in said:
+        assert freedave.load_model(folder).attention == "full"
+    else:
+        with pytest.raises(freedave.CheckpointError, match="attention missing; a diffusion language model needs"):
+            freedave.load_model(folder)
 
 
 def test_config_json_has_the_last_word(tmp_path):

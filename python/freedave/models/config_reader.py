@@ -152,7 +152,7 @@ class ConfigReader:
 
     def special_token(self, name: str) -> int | None:
         """The id of the tokenizer's special token, such as "mask_token", where its files say it."""
-        token = self.tokenizer.get(name)
+        token = self.tokenizer.get(name) or read_json(self.folder / "special_tokens_map.json", optional=True).get(name)
         content = token.get("content") if isinstance(token, dict) else token
         if not isinstance(content, str):
             return None

@@ -155,18 +155,21 @@ def _impossible(arguments: dict[str, Any], default_head_dim: int | None) -> list
 
 def _recognise(reader: ConfigReader) -> Family:
     model_type, architectures = reader.values.get("model_type"), reader.values.get("architectures")
-    family = next((family for family in FAMILIES if family.model_type == model_type), None)
-    if family is None:
+    candidates = [family for family in FAMILIES if family.model_type == model_type]
+    if not candidates:
         known = ", ".join(f"{family.model_type} ({family.name})" for family in FAMILIES)
         raise CheckpointError(f"{reader.file}: unknown model family {model_type!r}; known are {known}. {WRAPPING}")
     architectures = architectures if isinstance(architectures, list) else [architectures] if architectures else []
-    if architectures and not any(name in family.architectures for name in architectures):
-        raise CheckpointError(
-            f"{reader.file}: the model_type {model_type!r} of {family.name}, but the architecture "
-            f"{', '.join(map(str, architectures))} is not {' or '.join(family.architectures)}; it is not supported. "
-            f"{WRAPPING}"
-        )
-    return family
+    if not architectures:
+        return candidates[-1]
+    for family in candidates:
+        if any(name in family.architectures for name in architectures):
+            return family
+    supported = " or ".join(name for family in candidates for name in family.architectures)
+    raise CheckpointError(
+        f"{reader.file}: the model_type {model_type!r} of {' or '.join(family.name for family in candidates)}, but the "
+        f"architecture {', '.join(map(str, architectures))} is not {supported}; it is not supported. {WRAPPING}"
+    )
 
 
 def _declared(reader: ConfigReader, block_length: int | None) -> LMArguments:

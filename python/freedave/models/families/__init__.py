@@ -7,7 +7,9 @@ from freedave.models.families.llada2 import LLADA2
 from freedave.models.families.native import NATIVE_FAMILIES
 from freedave.models.families.sdar import SDAR
 from freedave.models.families.sdar_moe import SDAR_MOE
+from freedave.models.families.stable_diffcoder import STABLE_DIFFCODER
 
 __all__ = ["FAMILIES", "Defaults", "Family", "Source"]
 
-FAMILIES: tuple[Family, ...] = (LLADA, DREAM, SDAR, SDAR_MOE, LLADA2, *NATIVE_FAMILIES)
+# Where two have the same model_type, and a config.json names no architecture, the last one is meant: the native layout.
+FAMILIES: tuple[Family, ...] = (LLADA, DREAM, SDAR, SDAR_MOE, LLADA2, STABLE_DIFFCODER, *NATIVE_FAMILIES)
