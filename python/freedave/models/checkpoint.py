@@ -71,6 +71,7 @@ def load_model(
     lm = description.diffusion_lm(model, tokenizer, str(path))  # refuses before any weight is read
     tensors = weights.plan(description, model)
     weights.check(description, tensors, stored)
+    weights.check_tied_head(description, tensors, stored)
     weights.stream(model, tensors, stored, dtype, where)
     for remark in description.remarks:
         warnings.warn(remark, stacklevel=2)

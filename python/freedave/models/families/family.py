@@ -20,13 +20,17 @@ class Source:
 
 @dataclass(frozen=True)
 class Defaults:
-    """How a published family decodes; its files override all but the attention and the shift, which are the architecture."""
+    """How a published family decodes; its files override all but the attention and the shift, which are the architecture.
+
+    `draft_steps` is how many drafts to start with; `freedave inspect` and the README say so.
+    """
 
     attention: str
     mask_token_id: int
     eos_token_id: int
     block_length: int | None = None
     logits_shift: bool = False
+    draft_steps: int = 4
 
 
 @dataclass(frozen=True)

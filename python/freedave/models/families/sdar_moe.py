@@ -54,5 +54,5 @@ SDAR_MOE = Family(
     native_config=native_config,
     source=same_name,
     harmless=HARMLESS | {"output_router_logits", "router_aux_loss_coef"},
-    defaults=Defaults("block_causal", mask_token_id=151669, eos_token_id=151643, block_length=4),
+    defaults=Defaults("block_causal", mask_token_id=151669, eos_token_id=151643, block_length=4, draft_steps=8),
 )

@@ -39,5 +39,5 @@ STABLE_DIFFCODER = Family(
     native_config=native_config,
     source=same_name,
     harmless=frozenset({"pretraining_tp"}),  # slices of the same products
-    defaults=Defaults("block_causal", mask_token_id=5, eos_token_id=2, block_length=4),
+    defaults=Defaults("block_causal", mask_token_id=5, eos_token_id=2, block_length=4, draft_steps=8),
 )
