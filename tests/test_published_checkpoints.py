@@ -264,6 +264,27 @@ def test_config_json_has_the_last_word(tmp_path):
     assert settings(freedave.load_model(folder)) == ("block_causal", False, 4, MASK, EOS)
 
 
+@pytest.mark.parametrize("named_by", ["folder", "origin", "cache"])
+def test_a_model_that_was_published_with_editing_says_that_there_is_none(tmp_path, named_by):
+    folder = {"cache": "models--inclusionAI--LLaDA2.1-mini/snapshots/0123", "folder": "LLaDA2.1-mini"}.get(
+        named_by, "x"
+    )
+    origin = {"_name_or_path": "inclusionAI/LLaDA2.1-mini"} if named_by == "origin" else {}
+    source = write_published(tmp_path / folder, "llada2", **origin)[0]
+    with pytest.warns(
+        UserWarning, match="committed tokens stay, and answers can differ from those of its own"
+    ) as warned:
+        freedave.load_model(source)
+    assert len(warned) == 1
+    with pytest.warns(UserWarning, match="this one does not: committed tokens stay"):
+        convert_checkpoint(source, tmp_path / "native")
+
+
+def test_a_model_without_editing_says_nothing_of_it(tmp_path, recwarn):
+    freedave.load_model(write_published(tmp_path / "LLaDA2.0-mini", "llada2")[0])
+    assert not recwarn
+
+
 # ----------------------------------------------------------------------------------------------------------- block length
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from freedave.models.config_reader import ConfigReader
+from freedave.models.location import names_of
 
 KEYS = ("block_length", "block_size", "block_len", "bd_size", "diffusion_block_size")
 NAMED = re.compile(r"-b(4|8|16|32|64|128)(?![a-zA-Z0-9])")
@@ -66,9 +67,7 @@ def published_block_length(reader: ConfigReader, stated: Found, usual: int, name
 
 
 def _in_names(folder: Path, name: str) -> tuple[int, str] | None:
-    folder = folder.resolve()
-    cached = folder.parents[1].name if folder.parent.name == "snapshots" else ""  # the hub's cache: models--ORG--NAME
-    return _in(Path(name).name) or _in(folder.name) or _in(cached)
+    return next((found for each in names_of(folder, name) if (found := _in(each))), None)
 
 
 def _in(name: str) -> tuple[int, str] | None:

@@ -18,6 +18,7 @@ from freedave.models.decoding_settings import LMArguments, Origins, declared_set
 from freedave.models.diffusion_lm import DiffusionLM
 from freedave.models.errors import WRAPPING, CheckpointError, first_line
 from freedave.models.families import FAMILIES, Family
+from freedave.models.location import names_of
 from freedave.models.transformers_logging import only_errors
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
@@ -121,6 +122,8 @@ def describe(folder: Path, name: str | None = None) -> Description:
             reader.refuse("layer_types", "only full attention is computed")
         lm_arguments, origins, remark = published_settings(reader, family.defaults, block_length, name or folder.name)
         remarks.append(remark)
+    names = (*names_of(folder, name or ""), Path(str(reader.get("_name_or_path") or "")).name)
+    remarks += [f"{folder}: {text}" for part, text in family.warnings if any(part in each for each in names)]
     unknown = check_keys(reader, family.harmless)
     if unknown:
         remarks.append(f"{reader.file} has keys that are not known here, and were ignored: {', '.join(unknown)}")

@@ -46,6 +46,7 @@ class Family:
         harmless: keys of its config.json, beside those that `native_config` reads, that do not change what is computed.
         defaults: None for native layouts, whose config.json must say it all.
         tokenizer_class: the transformers class that equals a tokenizer which is published as code.
+        warnings: (a part of the names of some checkpoints, what to warn of where one is loaded).
     """
 
     name: str
@@ -57,6 +58,7 @@ class Family:
     harmless: frozenset[str] = frozenset()
     defaults: Defaults | None = None
     tokenizer_class: str | None = None
+    warnings: tuple[tuple[str, str], ...] = ()
 
 
 def same_name(name: str, shape: tuple[int, ...], config: Any) -> Source:

@@ -114,6 +114,11 @@ HARMLESS = frozenset(
     }
 )
 
+EDITING = (
+    "LLaDA2.1 was published with a decoder that may change tokens which it has committed (token-to-token editing); this one "
+    "does not: committed tokens stay, and answers can differ from those of its own code"
+)
+
 LLADA2 = Family(
     name="LLaDA2",
     model_type="llada2_moe",
@@ -123,4 +128,5 @@ LLADA2 = Family(
     source=source,
     harmless=HARMLESS,
     defaults=Defaults("block_causal", mask_token_id=156895, eos_token_id=156892, block_length=32),
+    warnings=(("LLaDA2.1", EDITING),),
 )
