@@ -83,6 +83,53 @@ def test_variants(family, changes, tmp_path):
     assert_agree(logits(freedave.load_model(folder), ids), reference(family, config, tensors, ids))
 
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+SCALED = [
+    {"rope_type": "linear", "factor": 2.5},
+    YARN,
+    {"rope_type": "yarn", "factor": 8.0, "beta_fast": 4.0, "beta_slow": 0.5},  # of all 256 positions
+    YARN | {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+]
+
+
+@pytest.mark.parametrize("scaling", SCALED, ids=str)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "llada"])
+def test_scaled_positions(family, scaling, tmp_path):
+    """Against frequencies of our own; a converted folder keeps them. Other frequencies would show."""
+    folder, config, tensors = write_published(tmp_path / "published", family, rope_scaling=scaling, rope_theta=10000.0)
+    ids = token_ids(1)
+    expected = reference(family, config, tensors, ids)
+    lm = freedave.load_model(folder)
+    assert_agree(logits(lm, ids), expected)
+    assert_agree(logits(freedave.load_model(convert_checkpoint(folder, tmp_path / "native").folder), ids), expected)
+    assert (expected - reference(family, config | {"rope_scaling": None}, tensors, ids)).abs().max() > 1e-2
+    lm.eos_token_id = None
+    freedave.generate(
+        lm, torch.arange(5)[None], max_new_tokens=16, block_length=lm.block_length or 8, check_lossless=True
+    )
+
+
+def test_older_names_of_scaled_positions(tmp_path):
+    scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    older = freedave.load_model(write_published(tmp_path / "older", "sdar", rope_scaling=scaling)[0])
+    newer = {"rope_parameters": YARN | {"rope_theta": 1e6}, "rope_theta": ..., "rope_scaling": ...}
+    assert torch.equal(
+        logits(older, token_ids()),
+        logits(freedave.load_model(write_published(tmp_path / "newer", "sdar", **newer)[0]), token_ids()),
+    )
+
+
+def test_a_factor_that_is_not_that_of_the_lengths(tmp_path):
+    """As Qwen's own instructions have it: 4 times 32768 positions, in a configuration of 40960."""
+    scaling = YARN | {"original_max_position_embeddings": 128}
+    folder, config, tensors = write_published(tmp_path, "sdar", rope_scaling=scaling)
+    with pytest.warns(
+        UserWarning, match="by the factor 4.0, which is used, and from 128 to 256 positions, which is 2: "
+    ):
+        lm = freedave.load_model(folder)
+    assert_agree(logits(lm, token_ids()), reference("sdar", config, tensors, token_ids()))
+
+
 FIELDS = [
     *[(family, "rope_theta", 10000.0) for family in FAMILIES],
     *[(family, "rms_norm_eps", 0.05) for family in FAMILIES],

@@ -128,7 +128,7 @@ def describe(folder: Path, name: str | None = None) -> Description:
     if unknown:
         remarks.append(f"{reader.file} has keys that are not known here, and were ignored: {', '.join(unknown)}")
     reader.raise_problems()
-    said = tuple(remark for remark in remarks if remark)
+    said = tuple(remark for remark in (*remarks, *reader.remarks) if remark)
     return Description(folder, family, arguments, lm_arguments, origins, unknown, said)
 
 

@@ -14,6 +14,7 @@ from freedave.models.config_reader import ConfigReader
 from freedave.models.families.family import Family, same_name
 from freedave.models.families.llada2 import check_routing
 from freedave.models.families.sdar_moe import check_experts, dense_layers
+from freedave.models.rotary import rotary_positions
 
 # What is compared with the weights before the native configuration is made of the rest.
 SIZES = (
@@ -29,16 +30,15 @@ PER_TOKEN = "num_experts_per_tok"
 ROUTING = ("n_routed_experts", PER_TOKEN, "n_group", "topk_group")
 
 
-# How its decoding is written down beside the native configuration, and scaling that does not depend on the sequence's length.
+# How its decoding is written down beside the native configuration.
 DECODING = ("mask_token_id", "attention", "logits_shift")
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
 def _whole_config(native_class: str, reader: ConfigReader) -> dict[str, Any]:
     for key in SIZES:
         reader.integer(key, 1)  # absent: the native configuration's default
     reader.number("rms_norm_eps", 1.0)
-    rope = reader.rope(ROPE_TYPES)
+    rope = rotary_positions(reader)
     if native_class != "Glm4MoeForCausalLM" and rope.get("partial_rotary_factor", 1.0) != 1.0:
         reader.problems.append(
             f"partial_rotary_factor is {rope['partial_rotary_factor']}, which {native_class} cannot use"
