@@ -107,7 +107,8 @@ def describe(folder: Path, name: str | None = None) -> Description:
         if os.path.lexists(folder / file):
             raise CheckpointError(
                 f"{folder} has {file}, of an adapter, which would not be applied; merge it into the weights (peft's "
-                "merge_and_unload does), or take it away"
+                "merge_and_unload does), or move it away and put it on the loaded model: "
+                "peft.PeftModel.from_pretrained(lm.model, path)"
             )
     reader = ConfigReader(folder)
     family = _recognise(reader)

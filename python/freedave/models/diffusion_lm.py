@@ -16,6 +16,7 @@ from freedave.forward.packed_forward import ROWS_TOGETHER, PackedForward
 from freedave.forward.reproducible_products import try_products
 from freedave.forward.window_attention import WindowAttention
 from freedave.integers import as_int, as_token_id, as_token_ids
+from freedave.models.adapters import without_wrapper
 from freedave.models.attention_interface import DraftAttention, check_attention, use_bidirectional_attention
 from freedave.models.experts import use_experts_in_fours
 
@@ -40,7 +41,8 @@ class DiffusionLM:
         model: any module called as transformers causal language models are. A transformers model is put into evaluation
             mode and switched to bidirectional attention (on a CPU, to padded experts as well, see `experts.py`). Any other
             module gets a 4-D `attention_mask`, bool (True is visible) or additive (0, and -inf for what is hidden): the one
-            that it honours, which is tried before its first forward.
+            that it honours, which is tried before its first forward. Of a `peft.PeftModel` with adapters inside of layers,
+            such as LoRA, it is the transformers model with these.
         mask_token_id: the id of the mask token; must lie inside the model's input vocabulary.
         attention: "block_causal" (SDAR, TraDo, LLaDA2: positions see their own block and earlier ones) or "full" (LLaDA,
             Dream).
@@ -81,6 +83,7 @@ class DiffusionLM:
                 "logits_shift needs full attention: a window's first row would belong to the cached prefix"
             )
 
+        model = without_wrapper(model)
         check_attention(model)
         self.model = model.eval()
         self.mask_token_id = mask_token_id = as_token_id(mask_token_id)
