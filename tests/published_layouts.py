@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from reference_forwards import (
     forward_dream,
+    forward_fast_dllm,
     forward_llada,
     forward_llada2,
     forward_sdar,
@@ -146,6 +147,17 @@ SDAR_MOE: dict[str, Any] = SDAR | {
     # Nothing of what follows shows in the logits, but published files say it.
     "output_router_logits": False,
     "router_aux_loss_coef": 0.001,
+}
+
+FAST_DLLM: dict[str, Any] = QWEN | {
+    "architectures": ["Fast_dLLM_QwenForCausalLM"],
+    "auto_map": {
+        "AutoConfig": "configuration.Fast_dLLM_QwenConfig",
+        "AutoModelForCausalLM": "modeling.Fast_dLLM_QwenForCausalLM",
+    },
+    "model_type": "Fast_dLLM_Qwen",
+    "bd_size": 8,
+    "layer_types": ["full_attention", "full_attention"],
 }
 
 LLADA2: dict[str, Any] = {
@@ -345,6 +357,7 @@ PUBLISHED = {
     "sdar": Published(SDAR, lambda c: shapes_qwen(c, bias=False, normalise=True), forward_sdar),
     "sdar_moe": Published(SDAR_MOE, shapes_sdar_moe, forward_sdar_moe),
     "stable_diffcoder": Published(STABLE_DIFFCODER, shapes_stable_diffcoder, forward_stable_diffcoder),
+    "fast_dllm": Published(FAST_DLLM, lambda c: shapes_qwen(c, bias=True, normalise=False), forward_fast_dllm),
     "llada2": Published(LLADA2, shapes_llada2, forward_llada2),
 }
 

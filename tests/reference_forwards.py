@@ -150,6 +150,10 @@ def forward_dream(config: dict[str, Any], w: dict[str, Tensor], ids: Tensor) -> 
     return forward_qwen(config, w, ids, everything(len(ids)), normalise=False)
 
 
+def forward_fast_dllm(config: dict[str, Any], w: dict[str, Tensor], ids: Tensor) -> Tensor:
+    return forward_qwen(config, w, ids, own_block_and_earlier(len(ids), config["bd_size"]), normalise=False)
+
+
 def forward_sdar(config: dict[str, Any], w: dict[str, Tensor], ids: Tensor) -> Tensor:
     return forward_qwen(config, w, ids, own_block_and_earlier(len(ids), config["block_size"]), normalise=True)
 

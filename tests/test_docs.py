@@ -214,6 +214,13 @@ CHECKPOINTS = {
             num_key_value_heads=8, tie_word_embeddings=False,
         ),
     ),
+    "Fast_dLLM_v2_7B": (
+        Qwen2ForCausalLM,
+        Qwen2Config(
+            vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28,
+            num_key_value_heads=4, tie_word_embeddings=False,
+        ),
+    ),
     "LLaDA-8B": (
         LlamaForCausalLM,
         LlamaConfig(

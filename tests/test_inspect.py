@@ -72,7 +72,13 @@ def test_it_says_what_is_loaded(family, tmp_path):
 
 @pytest.mark.parametrize("family", PUBLISHED)
 def test_files_that_say_nothing(family, tmp_path):
-    silent: dict[str, Any] = {"mask_token_id": ..., "eos_token_id": ..., "block_size": ..., "vocab_size": 157184}
+    silent: dict[str, Any] = {
+        "mask_token_id": ...,
+        "eos_token_id": ...,
+        "block_size": ...,
+        "bd_size": ...,
+        "vocab_size": 157184,
+    }
     silent |= {"embedding_size": 157184} if family == "llada" else {}
     narrow = {"d_model": 4, "n_heads": 2} if family == "llada" else {"hidden_size": 4, "num_attention_heads": 2}
     narrow |= {"n_kv_heads": 2} if family == "llada" else {"num_key_value_heads": 2}
@@ -166,6 +172,7 @@ def test_what_cannot_be_loaded_is_one_line(tmp_path, capsys):
         ("SDAR-8B", "sdar"),
         ("SDAR-30B-A3B", "sdar_moe"),
         ("Stable-DiffCoder-8B", "stable_diffcoder"),
+        ("Fast_dLLM_v2_7B", "fast_dllm"),
         ("LLaDA-8B", "llada"),
         ("Dream-7B", "dream"),
         ("LLaDA2.0-mini", "llada2"),

@@ -68,6 +68,7 @@ VARIANTS = [
     ("sdar_moe", {"decoder_sparse_step": 2}),
     ("stable_diffcoder", {"tie_word_embeddings": True, "head_dim": None}),
     ("stable_diffcoder", {"attention_bias": True, "mlp_bias": True, "block_size": 8}),
+    ("fast_dllm", {"tie_word_embeddings": True, "bd_size": 4}),
     ("llada2", {"tie_word_embeddings": True}),
     ("llada2", {"use_qkv_bias": True}),
     ("llada2", {"first_k_dense_replace": 0, "num_shared_experts": 1}),
@@ -164,7 +165,7 @@ def test_decoding_is_lossless(family, executor, tmp_path):
     assert MASK not in out.sequences
 
 
-SIZES = {  # parameters in billions at the published configurations; the model cards say 8, 7, 8, 30, 8 and 16
+SIZES = {  # parameters in billions at the published configurations; the model cards say 8, 7, 8, 30, 8, 7 and 16
     "LLaDA 8B": (
         "llada",
         {"d_model": 4096, "n_heads": 32, "n_kv_heads": 32, "n_layers": 32, "mlp_hidden_size": 12288},
@@ -195,6 +196,12 @@ SIZES = {  # parameters in billions at the published configurations; the model c
         {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
         {"num_key_value_heads": 8, "head_dim": None, "vocab_size": 155136},
         8.25,
+    ),
+    "Fast-dLLM v2 7B": (
+        "fast_dllm",
+        {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28},
+        {"num_key_value_heads": 4, "vocab_size": 152064, "layer_types": None},
+        7.62,
     ),
     "LLaDA2 mini": (
         "llada2",
@@ -234,6 +241,7 @@ SETTINGS = {  # attention, shift and block length that the family has where its 
     "sdar": ("block_causal", False, 4, 151669, 151643),
     "sdar_moe": ("block_causal", False, 4, 151669, 151643),
     "stable_diffcoder": ("block_causal", False, 4, 5, 2),
+    "fast_dllm": ("block_causal", True, 32, 151665, 151645),
     "llada2": ("block_causal", False, 32, 156895, 156892),
 }
 
@@ -248,7 +256,7 @@ def test_settings_of_the_files(family, tmp_path):
     attention, shift, *_ = SETTINGS[family]
     assert settings(lm)[:2] == (attention, shift)
     assert lm.mask_token_id == MASK and lm.tokenizer is None
-    assert lm.block_length == {"sdar": 4, "sdar_moe": 4, "stable_diffcoder": 4, "llada2": 8}.get(family)
+    assert lm.block_length == {"sdar": 4, "sdar_moe": 4, "stable_diffcoder": 4, "fast_dllm": 8, "llada2": 8}.get(family)
     assert lm.eos_token_id == (None if family == "llada2" else EOS)  # 156892 is outside this vocabulary
     assert lm.max_positions == 256
 
@@ -256,7 +264,7 @@ def test_settings_of_the_files(family, tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_settings_of_the_family(family, tmp_path):
     """A large vocabulary, and files that say nothing."""
-    silent = {"mask_token_id": ..., "eos_token_id": ..., "block_size": ..., "vocab_size": 157184}
+    silent = {"mask_token_id": ..., "eos_token_id": ..., "block_size": ..., "bd_size": ..., "vocab_size": 157184}
     silent |= {"embedding_size": 157184} if family == "llada" else {}
     narrow = {"d_model": 4, "n_heads": 2} if family == "llada" else {"hidden_size": 4, "num_attention_heads": 2}
     narrow |= {"n_kv_heads": 2} if family == "llada" else {"num_key_value_heads": 2}

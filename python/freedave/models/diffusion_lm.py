@@ -48,7 +48,7 @@ class DiffusionLM:
             Dream).
         block_length: tokens a block, aligned at position 0. Needed for "block_causal"; for "full", the default of
             `generate` (None: the whole answer is one block).
-        logits_shift: the logits of position i stand in row i-1 (Dream). Full attention only.
+        logits_shift: the logits of position i stand in row i-1 (Dream, Fast-dLLM v2).
         eos_token_id: one id or several; a finished block with one of them ends the sequence. `lm.eos_token_ids` holds all,
             `lm.eos_token_id` the first, which fills the rest of a sequence that has ended.
         tokenizer: a transformers tokenizer, or None.
@@ -78,11 +78,6 @@ class DiffusionLM:
             block_length = as_int("DiffusionLM", "block_length", block_length, minimum=1)
         if attention == "block_causal" and block_length is None:
             raise ValueError("block_length is needed for block-causal attention (SDAR and TraDo were trained with 4)")
-        if attention == "block_causal" and logits_shift:
-            raise ValueError(
-                "logits_shift needs full attention: a window's first row would belong to the cached prefix"
-            )
-
         model = without_wrapper(model)
         check_attention(model)
         self.model = model.eval()
