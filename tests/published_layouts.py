@@ -14,6 +14,7 @@ from reference_forwards import (
     forward_fast_dllm,
     forward_llada,
     forward_llada2,
+    forward_llada_moe,
     forward_sdar,
     forward_sdar_moe,
     forward_stable_diffcoder,
@@ -216,6 +217,53 @@ LLADA2: dict[str, Any] = {
     "use_qk_norm": True,
 }
 
+LLADA_MOE: dict[str, Any] = {
+    "architectures": ["LLaDAMoEModelLM"],
+    "auto_map": {
+        "AutoConfig": "configuration_lladamoe.LLaDAConfig",
+        "AutoModelForCausalLM": "modeling_lladamoe.LLaDAMoEModelLM",
+    },
+    "model_type": "llada",
+    "attention_bias": False,
+    "clip_qkv": None,
+    "dense_intermediate_size": 48,
+    "eos_token_id": EOS,
+    "expert_intermediate_size": 24,
+    "hidden_act": "silu",
+    "hidden_size": 32,
+    "mask_token_id": MASK,
+    "max_position_embeddings": 256,
+    "moe_layer_freq": [1, 1],
+    "moe_router_enable_expert_bias": False,
+    "moe_router_score_function": "softmax",
+    "num_attention_heads": 4,
+    "num_experts": 12,
+    "num_experts_per_tok": 3,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 4,
+    "pad_token_id": EOS,
+    "partial_rotary_factor": 1,
+    "qk_layernorm": True,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": None,
+    "rope_theta": 50000,
+    "routed_scaling_factor": 1,
+    "shared_expert_intermediate_size": None,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "vocab_size": VOCABULARY,
+    # Nothing of what follows shows in the logits, but published files say it.
+    "attention_dropout": 0.0,
+    "initializer_range": 0.02,
+    "norm_topk_prob": None,
+    "output_router_logits": False,
+    "router_aux_loss_coef": 0.01,
+    "router_num_group": None,
+    "router_topk_group": None,
+    "transformers_version": "4.53.2",
+    "use_cache": False,
+}
+
 STABLE_DIFFCODER: dict[str, Any] = {
     "architectures": ["StableDiffcoderForCausalLM"],
     "auto_map": {"AutoModelForCausalLM": "modeling_stable_diffcoder.StableDiffcoderForCausalLM"},
@@ -317,6 +365,13 @@ def shapes_sdar_moe(c: dict[str, Any]) -> Shapes:
     return shapes
 
 
+def as_sdar_moe(c: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of LLaDA-MoE under the names of SDAR-MoE's."""
+    dense = [layer for layer, each in enumerate(c["moe_layer_freq"]) if not each]
+    names = {"mlp_only_layers": dense, "decoder_sparse_step": 1, "moe_intermediate_size": c["expert_intermediate_size"]}
+    return c | names | {"intermediate_size": c["dense_intermediate_size"], "norm_topk_prob": False}
+
+
 def shapes_llada2(c: dict[str, Any]) -> Shapes:
     width, heads, groups, dim = c["hidden_size"], c["num_attention_heads"], c["num_key_value_heads"], c["head_dim"]
     inner = c["moe_intermediate_size"]
@@ -358,6 +413,11 @@ PUBLISHED = {
     "sdar_moe": Published(SDAR_MOE, shapes_sdar_moe, forward_sdar_moe),
     "stable_diffcoder": Published(STABLE_DIFFCODER, shapes_stable_diffcoder, forward_stable_diffcoder),
     "fast_dllm": Published(FAST_DLLM, lambda c: shapes_qwen(c, bias=True, normalise=False), forward_fast_dllm),
+    "llada_moe": Published(
+        LLADA_MOE,
+        lambda c: shapes_sdar_moe(as_sdar_moe(c)),
+        lambda c, w, ids: forward_llada_moe(as_sdar_moe(c), w, ids),
+    ),
     "llada2": Published(LLADA2, shapes_llada2, forward_llada2),
 }
 

@@ -182,6 +182,10 @@ def forward_sdar_moe(config: dict[str, Any], w: dict[str, Tensor], ids: Tensor) 
     return forward_qwen(config, w, ids, visible, normalise=True, feed_forward=softmax_mixture)
 
 
+def forward_llada_moe(config: dict[str, Any], w: dict[str, Tensor], ids: Tensor) -> Tensor:
+    return forward_qwen(config, w, ids, everything(len(ids)), normalise=True, feed_forward=softmax_mixture)
+
+
 def mixture(config: dict[str, Any], w: dict[str, Tensor], prefix: str, token: Tensor) -> Tensor:
     """The experts' answer for one token `[hidden]`.
 

@@ -247,7 +247,7 @@ UNSUPPORTED = [
     (
         "sdar",
         {"model_type": "wedlm"},
-        ["unknown model family 'wedlm'; known are llada (LLaDA), Dream (Dream), sdar"],
+        ["unknown model family 'wedlm'; known are llada (LLaDA-MoE), lladamoe (LLaDA-MoE), llada (LLaDA), Dream"],
     ),
     ("llada2", {"score_function": "softmax"}, ['score_function is "softmax", and only "sigmoid" is supported']),
     ("llada2", {"use_bias": ...}, ["use_bias is missing, which means true"]),
@@ -258,6 +258,11 @@ UNSUPPORTED = [
     ("sdar_moe", {"num_experts_per_tok": 13}, ["num_experts_per_tok is 13, and there are 12 experts"]),
     ("sdar_moe", {"mlp_only_layers": [True]}, ["mlp_only_layers must be a list of layers, got [True]"]),
     ("sdar_moe", {"norm_topk_prob": ...}, ["norm_topk_prob missing"]),
+    ("llada_moe", {"moe_layer_freq": [1]}, ["moe_layer_freq must have a number for each of 2 layers, got [1]"]),
+    ("llada_moe", {"num_experts_per_tok": 13}, ["num_experts_per_tok is 13, and there are 12 experts"]),
+    ("llada_moe", {"shared_expert_intermediate_size": 24}, ["shared_expert_intermediate_size is 24, and only null"]),
+    ("llada_moe", {"qk_layernorm": ...}, ["qk_layernorm is missing, which means false, and only true is supported"]),
+    ("llada_moe", {"partial_rotary_factor": 0.5}, ["partial_rotary_factor is 0.5, and only 1.0 is supported"]),
     # LLaDA2.2 and LLaDA2.0-Uni have the class and the tensors of LLaDA2.0.
     (
         "llada2",

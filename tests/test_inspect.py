@@ -134,7 +134,7 @@ def test_before_the_weights_are_there(family, tmp_path, capsys):
     assert found.memory == whole.memory
     config = json.loads((folder / "config.json").read_text())
     layers = "n_layers" if family == "llada" else "num_hidden_layers"
-    (folder / "config.json").write_text(json.dumps(config | {layers: 10**8}))
+    (folder / "config.json").write_text(json.dumps(config | {layers: 10**8, "moe_layer_freq": None}))
     assert "config.json claims 100000000 layers" in error_of(capsys, "inspect", str(folder))
 
 

@@ -69,6 +69,8 @@ VARIANTS = [
     ("stable_diffcoder", {"tie_word_embeddings": True, "head_dim": None}),
     ("stable_diffcoder", {"attention_bias": True, "mlp_bias": True, "block_size": 8}),
     ("fast_dllm", {"tie_word_embeddings": True, "bd_size": 4}),
+    ("llada_moe", {"tie_word_embeddings": True, "model_type": "lladamoe"}),
+    ("llada_moe", {"moe_layer_freq": [0, 1, 1], "num_hidden_layers": 3, "num_key_value_heads": 2}),
     ("llada2", {"tie_word_embeddings": True}),
     ("llada2", {"use_qkv_bias": True}),
     ("llada2", {"first_k_dense_replace": 0, "num_shared_experts": 1}),
@@ -136,6 +138,7 @@ FIELDS = [
     *[(family, "rms_norm_eps", 0.05) for family in FAMILIES],
     ("sdar_moe", "norm_topk_prob", False),
     ("sdar_moe", "num_experts_per_tok", 2),
+    ("llada_moe", "num_experts_per_tok", 2),
     ("llada2", "routed_scaling_factor", 1.0),
     ("llada2", "num_experts_per_tok", 2),
     ("llada2", "topk_group", 1),
@@ -165,7 +168,7 @@ def test_decoding_is_lossless(family, executor, tmp_path):
     assert MASK not in out.sequences
 
 
-SIZES = {  # parameters in billions at the published configurations; the model cards say 8, 7, 8, 30, 8, 7 and 16
+SIZES = {  # parameters in billions at the published configurations; the model cards say 8, 7, 8, 30, 8, 7, 7 and 16
     "LLaDA 8B": (
         "llada",
         {"d_model": 4096, "n_heads": 32, "n_kv_heads": 32, "n_layers": 32, "mlp_hidden_size": 12288},
@@ -202,6 +205,13 @@ SIZES = {  # parameters in billions at the published configurations; the model c
         {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28},
         {"num_key_value_heads": 4, "vocab_size": 152064, "layer_types": None},
         7.62,
+    ),
+    "LLaDA-MoE 7B-A1B": (
+        "llada_moe",
+        {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 16, "num_key_value_heads": 16},
+        {"moe_layer_freq": [1] * 16, "expert_intermediate_size": 1024, "num_experts": 64, "num_experts_per_tok": 8}
+        | {"dense_intermediate_size": 8192, "vocab_size": 157184},
+        7.36,
     ),
     "LLaDA2 mini": (
         "llada2",
@@ -242,6 +252,7 @@ SETTINGS = {  # attention, shift and block length that the family has where its 
     "sdar_moe": ("block_causal", False, 4, 151669, 151643),
     "stable_diffcoder": ("block_causal", False, 4, 5, 2),
     "fast_dllm": ("block_causal", True, 32, 151665, 151645),
+    "llada_moe": ("full", False, None, 156895, 156892),
     "llada2": ("block_causal", False, 32, 156895, 156892),
 }
 

@@ -32,10 +32,10 @@ def load_model(
 ) -> DiffusionLM:
     """Loads a diffusion language model.
 
-    Published checkpoints of LLaDA (8B, 1.5), Dream, SDAR, SDAR-MoE, TraDo, Stable-DiffCoder, Fast-dLLM v2 and LLaDA2 are
-    recognised by config.json and renamed while their safetensors files are streamed: peak memory is the model and one file.
-    Mask token, end of sequence and block length come from config.json, generation_config.json or the tokenizer, else from
-    the family. Native transformers layouts (qwen2, qwen3, qwen3_moe, llama, glm4_moe) must say in config.json
+    Published checkpoints of LLaDA (8B, 1.5, MoE), Dream, SDAR, SDAR-MoE, TraDo, Stable-DiffCoder, Fast-dLLM v2 and LLaDA2
+    are recognised by config.json and renamed while their safetensors files are streamed: peak memory is the model and one
+    file. Mask token, end of sequence and block length come from config.json, generation_config.json or the tokenizer, else
+    from the family. Native transformers layouts (qwen2, qwen3, qwen3_moe, llama, glm4_moe) must say in config.json
     `mask_token_id` and `attention` ("block_causal" or "full"), for block-causal models `block_length`; `logits_shift` and
     `eos_token_id` are optional. Nothing is downloaded, and no code of a checkpoint is run.
 
