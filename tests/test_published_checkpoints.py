@@ -322,6 +322,12 @@ def test_a_llama_of_no_published_family_is_a_native_layout(tmp_path, architectur
             freedave.load_model(folder)
 
 
+def test_a_mask_that_ends_sequences(tmp_path):
+    folder = write_published(tmp_path, "llada_moe", mask_token_id=EOS)[0]
+    with pytest.warns(UserWarning, match=f"its files name {EOS} as the mask token and as an end of sequence"):
+        freedave.load_model(folder)
+
+
 def test_config_json_has_the_last_word(tmp_path):
     folder = write_published(tmp_path, "sdar")[0]
     (folder / "generation_config.json").write_text(

@@ -86,6 +86,8 @@ def published_settings(
     if not ends and defaults.eos_token_id < vocabulary:
         ends = {defaults.eos_token_id: USUAL}
         said.append(f"no eos_token_id: {defaults.eos_token_id} is used, the usual one of the family")
+    if isinstance(mask, int) and mask in ends:
+        said.append(f"{mask} as the mask token and as an end of sequence, so that it can never be predicted")
     if defaults.block_length is not None:
         block_length, of_blocks = published_block_length(reader, block_length, defaults.block_length, name)
         said.append(of_blocks)
