@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from published_layouts import MASK, write_published
+from published_configs import MASK
+from published_layouts import write_published
 from test_published_checkpoints import assert_agree, logits, reference, token_ids
 
 import freedave

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from published_layouts import EOS, MASK, PUBLISHED, VOCABULARY, write_checkpoint, write_code_tokenizer, write_published
+from published_configs import EOS, MASK, VOCABULARY
+from published_layouts import PUBLISHED, write_checkpoint, write_code_tokenizer, write_published
 from test_cli import error_of, run_json
 
 import freedave

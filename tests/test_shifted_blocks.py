@@ -115,9 +115,10 @@ def test_lossless(options, cache, executor):
     assert torch.equal(out.sequences, static.sequences) and torch.equal(out.step_map, static.step_map)
 
 
+@pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize("cache", CACHES)
-def test_drawn_tokens(cache):
-    options = {"temperature": 0.8, "seed": 3, "max_new_tokens": 16, "cache": cache}
+def test_drawn_tokens(cache, executor):
+    options = {"temperature": 0.8, "seed": 3, "max_new_tokens": 16, "cache": cache, "executor": executor}
     out = freedave.generate(shifted_lm(), prompt(9), draft_steps=5, check_lossless=True, **options)
     assert torch.equal(out.sequences, freedave.generate(shifted_lm(), prompt(9), draft_steps=1, **options).sequences)
 
