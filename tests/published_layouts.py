@@ -9,175 +9,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from reference_forwards import forward_dream, forward_llada, forward_llada2, forward_sdar
+from published_configs import (
+    DREAM,
+    EOS,
+    FAST_DLLM,
+    LLADA,
+    LLADA2,
+    LLADA_MOE,
+    MASK,
+    SDAR,
+    SDAR_MOE,
+    STABLE_DIFFCODER,
+)
+from reference_forwards import (
+    forward_dream,
+    forward_fast_dllm,
+    forward_llada,
+    forward_llada2,
+    forward_llada_moe,
+    forward_sdar,
+    forward_sdar_moe,
+    forward_stable_diffcoder,
+)
 from safetensors.torch import save_file
 from torch import Tensor
-
-VOCABULARY, MASK, EOS = 96, 90, 89
-
-LLADA: dict[str, Any] = {
-    "architectures": ["LLaDAModelLM"],
-    "auto_map": {
-        "AutoConfig": "configuration_llada.LLaDAConfig",
-        "AutoModelForCausalLM": "modeling_llada.LLaDAModelLM",
-    },
-    "model_type": "llada",
-    "activation_type": "silu",
-    "alibi": False,
-    "attention_layer_norm": False,
-    "bias_for_layer_norm": False,
-    "block_group_size": 1,
-    "block_type": "llama",
-    "d_model": 32,
-    "embedding_size": VOCABULARY,
-    "eos_token_id": EOS,
-    "include_bias": False,
-    "include_qkv_bias": False,
-    "input_emb_norm": False,
-    "layer_norm_type": "rms",
-    "layer_norm_with_affine": True,
-    "mask_token_id": MASK,
-    "max_sequence_length": 256,
-    "mlp_hidden_size": 48,
-    "mlp_ratio": 4,
-    "multi_query_attention": None,
-    "n_heads": 4,
-    "n_kv_heads": 2,
-    "n_layers": 2,
-    "pad_token_id": EOS,
-    "rms_norm_eps": 1e-05,
-    "rope": True,
-    "rope_full_precision": True,
-    "rope_theta": 500000.0,
-    "scale_logits": False,
-    "torch_dtype": "bfloat16",
-    "vocab_size": VOCABULARY,
-    "weight_tying": False,
-    # Nothing of what follows shows in the logits, but published files say it.
-    "alibi_bias_max": 8.0,
-    "attention_dropout": 0.0,
-    "attention_layer_norm_with_affine": True,
-    "embedding_dropout": 0.0,
-    "flash_attention": True,
-    "init_cutoff_factor": None,
-    "init_device": "meta",
-    "init_fn": "mitchell",
-    "init_std": 0.02,
-    "precision": "amp_bf16",
-    "residual_dropout": 0.0,
-    "transformers_version": "4.51.2",
-    "use_cache": False,
-}
-
-QWEN: dict[str, Any] = {
-    "attention_dropout": 0.0,
-    "bos_token_id": EOS,
-    "eos_token_id": EOS,
-    "hidden_act": "silu",
-    "hidden_size": 32,
-    "initializer_range": 0.02,
-    "intermediate_size": 48,
-    "mask_token_id": MASK,
-    "max_position_embeddings": 256,
-    "max_window_layers": 2,
-    "num_attention_heads": 4,
-    "num_hidden_layers": 2,
-    "num_key_value_heads": 2,
-    "rms_norm_eps": 1e-06,
-    "rope_scaling": None,
-    "rope_theta": 1000000.0,
-    "sliding_window": None,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "use_sliding_window": False,
-    "vocab_size": VOCABULARY,
-    "transformers_version": "4.52.4",
-    "use_cache": False,
-}
-
-DREAM: dict[str, Any] = QWEN | {
-    "architectures": ["DreamModel"],
-    "auto_map": {"AutoConfig": "configuration_dream.DreamConfig", "AutoModel": "modeling_dream.DreamModel"},
-    "model_type": "Dream",
-    "pad_token_id": EOS,
-    "use_mrope": False,
-}
-
-SDAR: dict[str, Any] = QWEN | {
-    "architectures": ["SDARForCausalLM"],
-    "auto_map": {
-        "AutoConfig": "configuration_sdar.SDARConfig",
-        "AutoModelForCausalLM": "modeling_sdar.SDARForCausalLM",
-    },
-    "model_type": "sdar",
-    "attention_bias": False,
-    "block_size": 4,
-    "head_dim": 16,
-    # Nothing of what follows shows in the logits, but published files say it.
-    "attn_implementation": "flex_attention",
-    "debug": False,
-    "ep_size": 1,
-    "fuse_cross_entropy": True,
-    "micro_forward": False,
-    "skip_checkpoint": False,
-    "use_deepep": False,
-}
-
-LLADA2: dict[str, Any] = {
-    "architectures": ["LLaDA2MoeModelLM"],
-    "auto_map": {
-        "AutoConfig": "configuration_llada2_moe.LLaDA2MoeConfig",
-        "AutoModelForCausalLM": "modeling_llada2_moe.LLaDA2MoeModelLM",
-    },
-    "model_type": "llada2_moe",
-    "block_size": 8,
-    "first_k_dense_replace": 1,
-    "head_dim": 16,
-    "hidden_act": "silu",
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "mask_token_id": MASK,
-    "max_position_embeddings": 256,
-    "moe_intermediate_size": 24,
-    "moe_router_enable_expert_bias": True,
-    "n_group": 4,
-    "norm_head": False,
-    "norm_topk_prob": True,
-    "num_attention_heads": 4,
-    "num_experts": 16,
-    "num_experts_per_tok": 3,
-    "num_hidden_layers": 3,
-    "num_key_value_heads": 2,
-    "num_shared_experts": 2,
-    "pad_token_id": EOS,
-    "partial_rotary_factor": 0.5,
-    "rms_norm_eps": 1e-06,
-    "rope_scaling": None,
-    "rope_theta": 600000,
-    "rotary_dim": 8,
-    "routed_scaling_factor": 2.5,
-    "router_dtype": "fp32",
-    "score_function": "sigmoid",
-    "tie_word_embeddings": False,
-    "topk_group": 2,
-    "torch_dtype": "bfloat16",
-    "use_bias": False,
-    "use_qkv_bias": False,
-    "use_rmsnorm": True,
-    "use_sliding_window": False,
-    "vocab_size": VOCABULARY,
-    # Nothing of what follows shows in the logits, but published files say it.
-    "attention_dropout": 0.0,
-    "embedding_dropout": 0.0,
-    "initializer_range": 0.02,
-    "max_window_layers": 20,
-    "output_dropout": 0.0,
-    "output_router_logits": False,
-    "sliding_window": 4096,
-    "transformers_version": "4.57.1",
-    "use_cache": False,
-    "use_qk_norm": True,
-}
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -203,7 +58,7 @@ def feed_forward(prefix: str, width: int, inner: int) -> Shapes:
 
 def shapes_qwen(c: dict[str, Any], *, bias: bool, normalise: bool) -> Shapes:
     width, heads, groups = c["hidden_size"], c["num_attention_heads"], c["num_key_value_heads"]
-    dim = c.get("head_dim", width // heads)
+    dim = c.get("head_dim") or width // heads
     shapes: Shapes = {"model.embed_tokens.weight": (c["vocab_size"], width), "model.norm.weight": (width,)}
     shapes |= {} if c["tie_word_embeddings"] else {"lm_head.weight": (c["vocab_size"], width)}
     for layer in range(c["num_hidden_layers"]):
@@ -218,6 +73,40 @@ def shapes_qwen(c: dict[str, Any], *, bias: bool, normalise: bool) -> Shapes:
         shapes[prefix + "self_attn.o_proj.weight"] = (width, heads * dim)
         shapes |= feed_forward(prefix + "mlp.", width, c["intermediate_size"])
     return shapes
+
+
+def shapes_stable_diffcoder(c: dict[str, Any]) -> Shapes:
+    shapes = shapes_qwen(c, bias=c["attention_bias"], normalise=False)
+    biased = {
+        "o_proj": c["attention_bias"],
+        "gate_proj": c["mlp_bias"],
+        "up_proj": c["mlp_bias"],
+        "down_proj": c["mlp_bias"],
+    }
+    for name, shape in list(shapes.items()):
+        if biased.get(name.split(".")[-2]):
+            shapes[name.replace("weight", "bias")] = shape[:1]
+    return shapes
+
+
+def shapes_sdar_moe(c: dict[str, Any]) -> Shapes:
+    width, shapes = c["hidden_size"], shapes_qwen(c, bias=c["attention_bias"], normalise=True)
+    for layer in range(c["num_hidden_layers"]):
+        if layer in c["mlp_only_layers"] or (layer + 1) % c["decoder_sparse_step"]:
+            continue
+        prefix = f"model.layers.{layer}.mlp."
+        shapes = {name: shape for name, shape in shapes.items() if not name.startswith(prefix)}
+        shapes[prefix + "gate.weight"] = (c["num_experts"], width)
+        for expert in range(c["num_experts"]):
+            shapes |= feed_forward(f"{prefix}experts.{expert}.", width, c["moe_intermediate_size"])
+    return shapes
+
+
+def as_sdar_moe(c: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of LLaDA-MoE under the names of SDAR-MoE's."""
+    dense = [layer for layer, each in enumerate(c["moe_layer_freq"]) if not each]
+    names = {"mlp_only_layers": dense, "decoder_sparse_step": 1, "moe_intermediate_size": c["expert_intermediate_size"]}
+    return c | names | {"intermediate_size": c["dense_intermediate_size"], "norm_topk_prob": False}
 
 
 def shapes_llada2(c: dict[str, Any]) -> Shapes:
@@ -258,6 +147,14 @@ PUBLISHED = {
     "llada": Published(LLADA, shapes_llada, forward_llada, tying="weight_tying"),
     "dream": Published(DREAM, lambda c: shapes_qwen(c, bias=True, normalise=False), forward_dream),
     "sdar": Published(SDAR, lambda c: shapes_qwen(c, bias=False, normalise=True), forward_sdar),
+    "sdar_moe": Published(SDAR_MOE, shapes_sdar_moe, forward_sdar_moe),
+    "stable_diffcoder": Published(STABLE_DIFFCODER, shapes_stable_diffcoder, forward_stable_diffcoder),
+    "fast_dllm": Published(FAST_DLLM, lambda c: shapes_qwen(c, bias=True, normalise=False), forward_fast_dllm),
+    "llada_moe": Published(
+        LLADA_MOE,
+        lambda c: shapes_sdar_moe(as_sdar_moe(c)),
+        lambda c, w, ids: forward_llada_moe(as_sdar_moe(c), w, ids),
+    ),
     "llada2": Published(LLADA2, shapes_llada2, forward_llada2),
 }
 

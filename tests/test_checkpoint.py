@@ -261,7 +261,7 @@ def damage_tokenizer(folder):
         (damage_missing_folder, "no checkpoint folder at .*give a local folder, or 'demo'"),
         (damage_no_config, "has no config.json"),
         (damage_config_syntax, "config.json is not valid JSON"),
-        (damage_family, r"unknown model family 'gpt2'; known are llada \(LLaDA\), Dream \(Dream\), .*glm4_moe"),
+        (damage_family, r"unknown model family 'gpt2'; known are .*llada \(LLaDA\), Dream \(Dream\), .*glm4_moe"),
         (damage_no_mask, "mask_token_id missing"),
         (damage_mask_type, "mask_token_id must be an integer, got '<mask>'"),
         (damage_mask_range, "mask_token_id 64 is outside the model's vocabulary of 64 tokens"),

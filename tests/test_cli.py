@@ -349,7 +349,7 @@ def test_the_picture_is_checked_before_the_model_is_loaded(tmp_path: Path, capsy
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "required: {demo,generate,evaluate,convert,info}"),
+        ([], "required: {demo,generate,evaluate,convert,inspect,info}"),
         (["serve"], "invalid choice: 'serve'"),
         (
             ["generate", "demo", "--prompt", "1", "--bogus", "x"],
@@ -556,7 +556,7 @@ def test_output_into_a_closed_pipe(capsys: pytest.CaptureFixture[str], monkeypat
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ([], ["demo"], ["generate"], ["evaluate"], ["convert"], ["info"]):
+    for command in ([], ["demo"], ["generate"], ["evaluate"], ["convert"], ["inspect"], ["info"]):
         with pytest.raises(SystemExit) as done:
             main([*command, "--help"])
         assert done.value.code == 0

@@ -46,12 +46,13 @@ def test_info_with_torch_alone(tmp_path: Path) -> None:
     assert re.search(missing, done.stdout)
 
 
-@pytest.mark.parametrize("name", ["generate", "demo", "convert", "evaluate"])
+@pytest.mark.parametrize("name", ["generate", "demo", "convert", "inspect", "evaluate"])
 def test_what_decodes_says_what_is_missing(name: str, tmp_path: Path) -> None:
     arguments = {
         "generate": ["demo", "--prompt", "1"],
         "demo": ["--picture", "a.html"],
         "convert": ["a", "b"],
+        "inspect": ["a"],
         "evaluate": ["demo"],
     }[name]
     done = command([name, *arguments], without=DECODER_PACKAGES, cwd=tmp_path)
@@ -78,6 +79,7 @@ def test_what_decodes_says_what_is_missing(name: str, tmp_path: Path) -> None:
         (["demo", "--picture", "no-such-folder/a.html"], 2),
         (["evaluate", "demo", "--output", "no-such-folder/a.json"], 2),
         (["convert", "a"], 2),
+        (["inspect"], 2),
         (["info", "--yaml"], 2),
     ],
 )

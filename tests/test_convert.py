@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from published_layouts import EOS, MASK, PUBLISHED, write_checkpoint, write_code_tokenizer, write_published
+from published_configs import EOS, MASK
+from published_layouts import PUBLISHED, write_checkpoint, write_code_tokenizer, write_published
 from safetensors.torch import load_file
 from test_published_checkpoints import LENGTH, assert_agree, logits, reference, settings, token_ids
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -228,15 +228,26 @@ UNSUPPORTED = [
     ("llada", {"mask_token_id": ...}, ["the family's, 126336, is outside the vocabulary of 96 tokens"]),
     ("llada", {"mask_token_id": 96}, ["mask_token_id 96 is outside the model's vocabulary of 96 tokens"]),
     ("dream", {"architectures": ["DreamForCausalLM"]}, ["the architecture DreamForCausalLM is not DreamModel"]),
-    ("dream", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, ["rope_scaling asks for 'yarn' rotary embeddings"]),
-    ("dream", {"rope_parameters": {"rope_type": "llama3"}}, ["rope_parameters asks for 'llama3' rotary embeddings"]),
+    ("llada", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, ["rope_scaling asks for 'yarn' rotary embeddings"]),
+    ("dream", {"rope_parameters": {"rope_type": "dynamic"}}, ["rope_parameters asks for 'dynamic' rotary embeddings"]),
+    ("dream", {"rope_scaling": {"type": "yarn"}}, ["rope_scaling.factor missing, by which 'yarn' scales"]),
+    (
+        "dream",
+        {"rope_scaling": {"type": "linear", "factor": 0, "beta_fast": 1, "truncate": True}},
+        [
+            "rope_scaling.factor must be a positive number, got 0",
+            "has beta_fast, of which 'linear'",
+            "truncate must be",
+        ],
+    ),
+    ("sdar", {"rope_scaling": {"type": ["yarn"], "factor": 4.0}}, ["asks for ['yarn'] rotary embeddings"]),
     ("dream", {"use_sliding_window": True}, ["use_sliding_window is true"]),
     ("sdar", {"block_size": 0}, ["block_size must be at least 1, got 0"]),
     ("sdar", {"hidden_act": "gelu"}, ['hidden_act is "gelu"']),
     (
         "sdar",
-        {"model_type": "sdar_moe"},
-        ["unknown model family 'sdar_moe'; known are llada (LLaDA), Dream (Dream), sdar"],
+        {"model_type": "wedlm"},
+        ["unknown model family 'wedlm'; known are llada (LLaDA-MoE), lladamoe (LLaDA-MoE), llada (LLaDA), Dream"],
     ),
     ("llada2", {"score_function": "softmax"}, ['score_function is "softmax", and only "sigmoid" is supported']),
     ("llada2", {"use_bias": ...}, ["use_bias is missing, which means true"]),
@@ -244,6 +255,14 @@ UNSUPPORTED = [
     ("llada2", {"n_group": 3}, ["3 of 16 experts cannot be chosen from the best 2 of 3 groups"]),
     ("llada2", {"topk_group": 5}, ["3 of 16 experts cannot be chosen from the best 5 of 4 groups"]),
     ("llada2", {"num_shared_experts": 0}, ["num_shared_experts must be at least 1, got 0"]),
+    ("sdar_moe", {"num_experts_per_tok": 13}, ["num_experts_per_tok is 13, and there are 12 experts"]),
+    ("sdar_moe", {"mlp_only_layers": [True]}, ["mlp_only_layers must be a list of layers, got [True]"]),
+    ("sdar_moe", {"norm_topk_prob": ...}, ["norm_topk_prob missing"]),
+    ("llada_moe", {"moe_layer_freq": [1]}, ["moe_layer_freq must have a number for each of 2 layers, got [1]"]),
+    ("llada_moe", {"num_experts_per_tok": 13}, ["num_experts_per_tok is 13, and there are 12 experts"]),
+    ("llada_moe", {"shared_expert_intermediate_size": 24}, ["shared_expert_intermediate_size is 24, and only null"]),
+    ("llada_moe", {"qk_layernorm": ...}, ["qk_layernorm is missing, which means false, and only true is supported"]),
+    ("llada_moe", {"partial_rotary_factor": 0.5}, ["partial_rotary_factor is 0.5, and only 1.0 is supported"]),
     # LLaDA2.2 and LLaDA2.0-Uni have the class and the tensors of LLaDA2.0.
     (
         "llada2",
@@ -297,6 +316,8 @@ IMPOSSIBLE = [
         for family, key in (("llada", "n_layers"), ("dream", "num_hidden_layers"), ("llada2", "num_hidden_layers"))
     ],
     ("llada2", {"num_experts": 10**8}, "missing keys: 100000000 experts by config.json, 16 in the weights"),
+    ("sdar_moe", {"num_experts": 10**8}, "missing keys: 100000000 experts by config.json, 12 in the weights"),
+    ("sdar_moe", {"moe_intermediate_size": 10**13}, "wrong shapes: model.layers.0.mlp.experts.0.gate_proj.weight is "),
     *[
         ("llada", {key: 10**13}, "wrong shapes: model.transformer.*, by config.json .*10000000000000")
         for key in ("d_model", "embedding_size", "mlp_hidden_size")
@@ -319,6 +340,12 @@ def test_sizes_are_compared_before_a_model_is_built(tmp_path, monkeypatch, famil
     folder, config, _ = write_published(tmp_path, family)
     (folder / "config.json").write_text(json.dumps(config | changes))
     assert re.search(message, str(error(folder)))
+
+
+def test_sizes_of_dense_layers_among_those_with_experts(tmp_path):
+    folder, config, _ = write_published(tmp_path, "sdar_moe", mlp_only_layers=[1])
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 10**13}))
+    assert "wrong shapes: model.layers.1.mlp.gate_proj.weight is [48, 32], by config.json" in str(error(folder))
 
 
 def test_nothing_is_built_where_nothing_can_be_compared(tmp_path):
@@ -358,11 +385,11 @@ def test_junk_in_any_field_loads_or_is_a_checkpoint_error(tmp_path, family, junk
 @pytest.mark.parametrize(
     ("family", "changes", "helps"),
     [
-        ("sdar", {"model_type": "sdar_moe"}, True),
+        ("sdar", {"model_type": "wedlm"}, True),
         ("dream", {"architectures": ["DreamForCausalLM"]}, True),
         ("llada", {"clip_qkv": 8.0}, True),
         ("llada", {"layer_norm_type": "low_precision"}, True),
-        ("dream", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, True),
+        ("dream", {"rope_scaling": {"type": "longrope", "factor": 4.0}}, True),
         ("llada2", {"expert_capacity": 48}, False),
         ("llada2", {"expert_capacity": 48, "clip_qkv": 8.0}, False),
         ("sdar", {"use_regular_causal": True}, False),
@@ -378,6 +405,17 @@ def test_routing_in_a_native_layout(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"n_group": 3}))
     assert "3 of 16 experts cannot be chosen from the best 2 of 3 groups" in str(error(folder))
+
+
+@pytest.mark.parametrize("key", ["num_experts", "num_local_experts"])  # of older and of newer versions of transformers
+def test_experts_in_a_native_layout(tmp_path, key):
+    folder = convert_checkpoint(write_published(tmp_path / "published", "sdar_moe")[0], tmp_path / "native").folder
+    config = json.loads((folder / "config.json").read_text())
+    assert config.pop("num_local_experts") == 12
+    (folder / "config.json").write_text(json.dumps(config | {key: 12}))
+    assert type(freedave.load_model(folder).model).__name__ == "Qwen3MoeForCausalLM"
+    (folder / "config.json").write_text(json.dumps(config | {key: 2}))
+    assert "num_experts_per_tok is 3, and there are 2 experts" in str(error(folder))
 
 
 @pytest.mark.parametrize("shards", [1, 3])

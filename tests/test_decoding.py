@@ -437,7 +437,6 @@ def test_argument_errors(options, error, message):
         ({"attention": "causal"}, "attention must be one of block_causal, full, got 'causal'"),
         ({"block_length": 0}, "block_length must be at least 1, got 0"),
         ({"block_length": None}, "block_length is needed for block-causal attention"),
-        ({"logits_shift": True}, "logits_shift needs full attention"),
     ],
     ids=str,
 )

@@ -18,6 +18,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 import freedave
@@ -196,6 +198,27 @@ CHECKPOINTS = {
         Qwen3Config(
             vocab_size=151936, hidden_size=4096, intermediate_size=12288, num_hidden_layers=36, num_attention_heads=32,
             num_key_value_heads=8, head_dim=128, tie_word_embeddings=False,
+        ),
+    ),
+    "SDAR-30B-A3B": (
+        Qwen3MoeForCausalLM,
+        Qwen3MoeConfig(
+            vocab_size=151936, hidden_size=2048, num_hidden_layers=48, num_attention_heads=32, num_key_value_heads=4,
+            head_dim=128, num_experts=128, moe_intermediate_size=768, tie_word_embeddings=False,
+        ),
+    ),
+    "Stable-DiffCoder-8B": (
+        LlamaForCausalLM,
+        LlamaConfig(
+            vocab_size=155136, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
+            num_key_value_heads=8, tie_word_embeddings=False,
+        ),
+    ),
+    "Fast_dLLM_v2_7B": (
+        Qwen2ForCausalLM,
+        Qwen2Config(
+            vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28,
+            num_key_value_heads=4, tie_word_embeddings=False,
         ),
     ),
     "LLaDA-8B": (

@@ -48,6 +48,16 @@ def test_weights_take_no_more_memory_and_can_be_saved(tmp_path):
         assert torch.equal(saved.get(name, parameter), parameter)
 
 
+def test_a_layer_that_was_replaced_stays():
+    """As adapters replace it, with the layer and its weights inside."""
+    model = model_of("block_causal")
+    fused = FusedProjections(model)
+    assert fused.holds
+    attention = model.base_model.layers[0].self_attn
+    attention.k_proj = torch.nn.Sequential(attention.k_proj, torch.nn.Dropout())
+    assert not fused.holds
+
+
 def test_weights_that_were_changed_in_place_are_seen():
     model = model_of("block_causal")
     fused = FusedProjections(model)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
-from published_layouts import MASK, write_published
+from published_configs import MASK
+from published_layouts import write_published
 
 import freedave
 from freedave.models.location import DEMO_CHECKPOINT, locate

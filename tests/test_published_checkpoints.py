@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import constants
-from published_layouts import EOS, MASK, PUBLISHED, write_checkpoint, write_published
+from published_configs import EOS, MASK
+from published_layouts import PUBLISHED, write_checkpoint, write_published
 
 import freedave
 from freedave.forward.attention import block_causal_mask
@@ -62,6 +60,15 @@ VARIANTS = [
     ("dream", {"tie_word_embeddings": True}),
     ("sdar", {"tie_word_embeddings": True}),
     ("sdar", {"block_size": 8, "num_key_value_heads": 4}),
+    ("sdar_moe", {"tie_word_embeddings": True}),
+    ("sdar_moe", {"norm_topk_prob": False, "num_experts_per_tok": 1}),
+    ("sdar_moe", {"mlp_only_layers": [0], "num_hidden_layers": 3}),
+    ("sdar_moe", {"decoder_sparse_step": 2}),
+    ("stable_diffcoder", {"tie_word_embeddings": True, "head_dim": None}),
+    ("stable_diffcoder", {"attention_bias": True, "mlp_bias": True, "block_size": 8}),
+    ("fast_dllm", {"tie_word_embeddings": True, "bd_size": 4}),
+    ("llada_moe", {"tie_word_embeddings": True, "model_type": "lladamoe"}),
+    ("llada_moe", {"moe_layer_freq": [0, 1, 1], "num_hidden_layers": 3, "num_key_value_heads": 2}),
     ("llada2", {"tie_word_embeddings": True}),
     ("llada2", {"use_qkv_bias": True}),
     ("llada2", {"first_k_dense_replace": 0, "num_shared_experts": 1}),
@@ -77,9 +84,59 @@ def test_variants(family, changes, tmp_path):
     assert_agree(logits(freedave.load_model(folder), ids), reference(family, config, tensors, ids))
 
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+SCALED = [
+    {"rope_type": "linear", "factor": 2.5},
+    YARN,
+    {"rope_type": "yarn", "factor": 8.0, "beta_fast": 4.0, "beta_slow": 0.5},  # of all 256 positions
+    YARN | {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+]
+
+
+@pytest.mark.parametrize("scaling", SCALED, ids=str)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "llada"])
+def test_scaled_positions(family, scaling, tmp_path):
+    """Against frequencies of our own; a converted folder keeps them. Other frequencies would show."""
+    folder, config, tensors = write_published(tmp_path / "published", family, rope_scaling=scaling, rope_theta=10000.0)
+    ids = token_ids(1)
+    expected = reference(family, config, tensors, ids)
+    lm = freedave.load_model(folder)
+    assert_agree(logits(lm, ids), expected)
+    assert_agree(logits(freedave.load_model(convert_checkpoint(folder, tmp_path / "native").folder), ids), expected)
+    assert (expected - reference(family, config | {"rope_scaling": None}, tensors, ids)).abs().max() > 1e-2
+    lm.eos_token_id = None
+    freedave.generate(
+        lm, torch.arange(5)[None], max_new_tokens=16, block_length=lm.block_length or 8, check_lossless=True
+    )
+
+
+def test_older_names_of_scaled_positions(tmp_path):
+    scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    older = freedave.load_model(write_published(tmp_path / "older", "sdar", rope_scaling=scaling)[0])
+    newer = {"rope_parameters": YARN | {"rope_theta": 1e6}, "rope_theta": ..., "rope_scaling": ...}
+    assert torch.equal(
+        logits(older, token_ids()),
+        logits(freedave.load_model(write_published(tmp_path / "newer", "sdar", **newer)[0]), token_ids()),
+    )
+
+
+def test_a_factor_that_is_not_that_of_the_lengths(tmp_path):
+    """As Qwen's own instructions have it: 4 times 32768 positions, in a configuration of 40960."""
+    scaling = YARN | {"original_max_position_embeddings": 128}
+    folder, config, tensors = write_published(tmp_path, "sdar", rope_scaling=scaling)
+    with pytest.warns(
+        UserWarning, match="by the factor 4.0, which is used, and from 128 to 256 positions, which is 2: "
+    ):
+        lm = freedave.load_model(folder)
+    assert_agree(logits(lm, token_ids()), reference("sdar", config, tensors, token_ids()))
+
+
 FIELDS = [
     *[(family, "rope_theta", 10000.0) for family in FAMILIES],
     *[(family, "rms_norm_eps", 0.05) for family in FAMILIES],
+    ("sdar_moe", "norm_topk_prob", False),
+    ("sdar_moe", "num_experts_per_tok", 2),
+    ("llada_moe", "num_experts_per_tok", 2),
     ("llada2", "routed_scaling_factor", 1.0),
     ("llada2", "num_experts_per_tok", 2),
     ("llada2", "topk_group", 1),
@@ -96,18 +153,20 @@ def test_the_comparison_sees_every_field(family, field, value, tmp_path):
     assert (logits(freedave.load_model(folder), token_ids()) - expected).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("executor", ["planned", "graph"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_decoding_is_lossless(family, tmp_path):
+def test_decoding_is_lossless(family, executor, tmp_path):
     lm = freedave.load_model(write_published(tmp_path, family)[0])
     lm.eos_token_id = None
     prompt = torch.randint(EOS, (1, 7), generator=torch.Generator().manual_seed(3))
+    blocks = lm.block_length or 8
     out = freedave.generate(
-        lm, prompt, max_new_tokens=24, draft_steps=4, block_length=lm.block_length or 8, check_lossless=True
+        lm, prompt, max_new_tokens=24, draft_steps=4, block_length=blocks, check_lossless=True, executor=executor
     )
     assert MASK not in out.sequences
 
 
-SIZES = {  # parameters in billions at the published configurations; the model cards say 8, 7, 8 and 16
+SIZES = {  # parameters in billions at the published configurations; the model cards say 8, 7, 8, 30, 8, 7, 7 and 16
     "LLaDA 8B": (
         "llada",
         {"d_model": 4096, "n_heads": 32, "n_kv_heads": 32, "n_layers": 32, "mlp_hidden_size": 12288},
@@ -125,6 +184,32 @@ SIZES = {  # parameters in billions at the published configurations; the model c
         {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32},
         {"num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936},
         8.19,
+    ),
+    "SDAR-30B-A3B": (
+        "sdar_moe",
+        {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 48, "num_attention_heads": 32},
+        {"num_key_value_heads": 4, "head_dim": 128, "vocab_size": 151936}
+        | {"moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8},
+        30.53,
+    ),
+    "Stable-DiffCoder 8B": (
+        "stable_diffcoder",
+        {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
+        {"num_key_value_heads": 8, "head_dim": None, "vocab_size": 155136},
+        8.25,
+    ),
+    "Fast-dLLM v2 7B": (
+        "fast_dllm",
+        {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28},
+        {"num_key_value_heads": 4, "vocab_size": 152064, "layer_types": None},
+        7.62,
+    ),
+    "LLaDA-MoE 7B-A1B": (
+        "llada_moe",
+        {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 16, "num_key_value_heads": 16},
+        {"moe_layer_freq": [1] * 16, "expert_intermediate_size": 1024, "num_experts": 64, "num_experts_per_tok": 8}
+        | {"dense_intermediate_size": 8192, "vocab_size": 157184},
+        7.36,
     ),
     "LLaDA2 mini": (
         "llada2",
@@ -162,6 +247,10 @@ SETTINGS = {  # attention, shift and block length that the family has where its 
     "llada": ("full", False, None, 126336, 126081),
     "dream": ("full", True, None, 151666, 151643),
     "sdar": ("block_causal", False, 4, 151669, 151643),
+    "sdar_moe": ("block_causal", False, 4, 151669, 151643),
+    "stable_diffcoder": ("block_causal", False, 4, 5, 2),
+    "fast_dllm": ("block_causal", True, 32, 151665, 151645),
+    "llada_moe": ("full", False, None, 156895, 156892),
     "llada2": ("block_causal", False, 32, 156895, 156892),
 }
 
@@ -176,7 +265,7 @@ def test_settings_of_the_files(family, tmp_path):
     attention, shift, *_ = SETTINGS[family]
     assert settings(lm)[:2] == (attention, shift)
     assert lm.mask_token_id == MASK and lm.tokenizer is None
-    assert lm.block_length == {"sdar": 4, "llada2": 8}.get(family)
+    assert lm.block_length == {"sdar": 4, "sdar_moe": 4, "stable_diffcoder": 4, "fast_dllm": 8, "llada2": 8}.get(family)
     assert lm.eos_token_id == (None if family == "llada2" else EOS)  # 156892 is outside this vocabulary
     assert lm.max_positions == 256
 
@@ -184,7 +273,7 @@ def test_settings_of_the_files(family, tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_settings_of_the_family(family, tmp_path):
     """A large vocabulary, and files that say nothing."""
-    silent = {"mask_token_id": ..., "eos_token_id": ..., "block_size": ..., "vocab_size": 157184}
+    silent = {"mask_token_id": ..., "eos_token_id": ..., "block_size": ..., "bd_size": ..., "vocab_size": 157184}
     silent |= {"embedding_size": 157184} if family == "llada" else {}
     narrow = {"d_model": 4, "n_heads": 2} if family == "llada" else {"hidden_size": 4, "num_attention_heads": 2}
     narrow |= {"n_kv_heads": 2} if family == "llada" else {"num_key_value_heads": 2}
@@ -209,6 +298,34 @@ def test_settings_of_the_other_files(tmp_path):
     assert (lm.mask_token_id, lm.block_length, lm.eos_token_id) == (88, 16, EOS)
 
 
+def test_a_mask_token_that_only_the_map_of_special_tokens_names(tmp_path):
+    """As Stable-DiffCoder's tokenizer has it."""
+    folder = write_published(tmp_path, "stable_diffcoder", mask_token_id=...)[0]
+    (folder / "special_tokens_map.json").write_text(json.dumps({"mask_token": {"content": "<[MASK_TOKEN]>"}}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"added_tokens_decoder": {"7": {"content": "<[MASK_TOKEN]>", "special": True}}})
+    )
+    with pytest.warns(UserWarning, match="without a tokenizer"):
+        assert freedave.load_model(folder).mask_token_id == 7
+
+
+@pytest.mark.parametrize("architectures", [..., None, [], ["LlamaForCausalLM"]])
+def test_a_llama_of_no_published_family_is_a_native_layout(tmp_path, architectures):
+    said = {"attention": "full", "block_size": ...} if architectures != ["LlamaForCausalLM"] else {"block_size": ...}
+    folder = write_published(tmp_path, "stable_diffcoder", architectures=architectures, **said)[0]
+    if "attention" in said:
+        assert freedave.load_model(folder).attention == "full"
+    else:
+        with pytest.raises(freedave.CheckpointError, match="attention missing; a diffusion language model needs"):
+            freedave.load_model(folder)
+
+
+def test_a_mask_that_ends_sequences(tmp_path):
+    folder = write_published(tmp_path, "llada_moe", mask_token_id=EOS)[0]
+    with pytest.warns(UserWarning, match=f"its files name {EOS} as the mask token and as an end of sequence"):
+        freedave.load_model(folder)
+
+
 def test_config_json_has_the_last_word(tmp_path):
     folder = write_published(tmp_path, "sdar")[0]
     (folder / "generation_config.json").write_text(
@@ -217,73 +334,24 @@ def test_config_json_has_the_last_word(tmp_path):
     assert settings(freedave.load_model(folder)) == ("block_causal", False, 4, MASK, EOS)
 
 
-# ----------------------------------------------------------------------------------------------------------- block length
-
-
-def write_silent(folder: Path, **changes: Any) -> Path:
-    """SDAR as it is published: no file names the block length."""
-    return write_published(folder, "sdar", **({"block_size": ...} | changes))[0]
-
-
-@pytest.mark.parametrize("length", [4, 8, 16, 32, 64])
-def test_the_name_says_the_block_length(tmp_path, length):
-    name = f"SDAR-8B-Chat-b{length}"
-    folder = write_silent(tmp_path / name)
-    with pytest.warns(UserWarning, match=f"no block_length: {length} is used, since the name {name} says so") as warned:
-        lm = freedave.load_model(folder)
-    assert lm.block_length == length and len(warned) == 1
-    with pytest.warns(UserWarning, match=f"since the name {name} says so"):
-        converted = convert_checkpoint(folder, tmp_path / "native").folder
-    assert freedave.load_model(converted).block_length == length
-
-
-def test_names_of_links_caches_and_origins(tmp_path, monkeypatch):
-    plain = write_silent(tmp_path / "model")
-    (tmp_path / "SDAR-b8").symlink_to(plain)
-    (tmp_path / "latest").symlink_to(write_silent(tmp_path / "SDAR-b16"))
-    snapshot = write_silent(tmp_path / "hub" / "models--JetLM--SDAR-8B-Chat-b32" / "snapshots" / "0123")
-    origin = write_silent(tmp_path / "mine", _name_or_path="JetLM/SDAR-8B-Chat-b64")
-    both = write_silent(tmp_path / "mine-b8", _name_or_path="JetLM/SDAR-8B-Chat-b64")
-    refs = snapshot.parents[1] / "refs"
-    refs.mkdir()
-    (refs / "main").write_text("0123")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.chdir(tmp_path / "SDAR-b16")
-    for path, length in [
-        (tmp_path / "SDAR-b8", 8),
-        (tmp_path / "latest", 16),
-        (".", 16),
-        (snapshot, 32),
-        ("JetLM/SDAR-8B-Chat-b32", 32),
-        (origin, 64),
-        (both, 8),
-    ]:
-        with pytest.warns(UserWarning, match=f"no block_length: {length} is used, since the name"):
-            assert freedave.load_model(path).block_length == length
-
-
-@pytest.mark.parametrize("name", ["SDAR-4B-Chat", "SDAR-7b", "x-b16bit", "x-b5", "b16"])
-def test_names_that_say_nothing(tmp_path, name):
-    with pytest.warns(UserWarning, match="no block_length: 4 is used, the usual one of the family; if this model was"):
-        assert freedave.load_model(write_silent(tmp_path / name)).block_length == 4
-
-
-def test_the_files_are_believed_before_the_name(tmp_path):
-    folder = write_silent(tmp_path / "SDAR-b16", block_size=4, _name_or_path="SDAR-b32")
+@pytest.mark.parametrize("named_by", ["folder", "origin", "cache"])
+def test_a_model_that_was_published_with_editing_says_that_there_is_none(tmp_path, named_by):
+    folder = {"cache": "models--inclusionAI--LLaDA2.1-mini/snapshots/0123", "folder": "LLaDA2.1-mini"}.get(
+        named_by, "x"
+    )
+    origin = {"_name_or_path": "inclusionAI/LLaDA2.1-mini"} if named_by == "origin" else {}
+    source = write_published(tmp_path / folder, "llada2", **origin)[0]
     with pytest.warns(
-        UserWarning, match="name block_length 4, which is used, though the name SDAR-b16 says 16"
+        UserWarning, match="committed tokens stay, and answers can differ from those of its own"
     ) as warned:
-        assert freedave.load_model(folder).block_length == 4
+        freedave.load_model(source)
     assert len(warned) == 1
+    with pytest.warns(UserWarning, match="this one does not: committed tokens stay"):
+        convert_checkpoint(source, tmp_path / "native")
 
 
-@pytest.mark.parametrize("key", ["block_length", "block_size", "bd_size", "block_len", "diffusion_block_size"])
-@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
-def test_every_name_of_the_block_length(tmp_path, recwarn, key, file):
-    folder = write_silent(tmp_path)
-    values = json.loads((folder / file).read_text()) if (folder / file).exists() else {}
-    (folder / file).write_text(json.dumps(values | {key: 8}))
-    assert freedave.load_model(folder).block_length == 8
+def test_a_model_without_editing_says_nothing_of_it(tmp_path, recwarn):
+    freedave.load_model(write_published(tmp_path / "LLaDA2.0-mini", "llada2")[0])
     assert not recwarn
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from published_layouts import EOS, MASK, write_code_tokenizer, write_published
+from published_configs import EOS, MASK
+from published_layouts import write_code_tokenizer, write_published
 
 import freedave
 from freedave.models.tokenizer import load_tokenizer

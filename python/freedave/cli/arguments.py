@@ -288,13 +288,28 @@ def add_convert(commands: Any) -> None:
     parser = commands.add_parser(
         "convert",
         help="rewrite a published checkpoint in transformers' native layout",
-        description="Rewrite a published checkpoint (LLaDA, Dream, SDAR, TraDo, LLaDA2) in the layout of its native "
-        "transformers class, which loads without remote code. Nothing is downloaded or overwritten.",
+        description="Rewrite a published checkpoint, of any family that is known, in the layout of its native transformers "
+        "class, which loads without remote code. Nothing is downloaded or overwritten.",
         epilog="example: freedave convert GSAI-ML/LLaDA-8B-Instruct llada-native",
     )
     parser.add_argument("source", metavar="SRC", help="a checkpoint folder, or a model in the Hugging Face cache")
     parser.add_argument("destination", metavar="DST", help="a new folder, or an empty one")
     parser.add_argument("--revision", help="of a model in the Hugging Face cache (default: main)")
+    parser.set_defaults(check=nothing_to_check)
+
+
+def add_inspect(commands: Any) -> None:
+    """`freedave inspect`."""
+    parser = commands.add_parser(
+        "inspect",
+        help="what a checkpoint is and what decoding it will use, without loading weights",
+        description="Family; mask, ends of sequence and block length, and which file says so; keys that are not known; "
+        "memory; options to start with. Reads no weights, and the folder may hold none yet.",
+        epilog="example: freedave inspect JetLM/SDAR-8B-Chat-b16",
+    )
+    parser.add_argument("model", metavar="MODEL", help="a checkpoint folder, or a model in the Hugging Face cache")
+    parser.add_argument("--revision", help="of a model in the Hugging Face cache (default: main)")
+    add_json_option(parser)
     parser.set_defaults(check=nothing_to_check)
 
 
@@ -314,6 +329,7 @@ COMMANDS: dict[str, Callable[[Any], None]] = {
     "generate": add_generate,
     "evaluate": add_evaluate,
     "convert": add_convert,
+    "inspect": add_inspect,
     "info": add_info,
 }
 """Each command's name, which is also its module's, and what adds its parser."""

@@ -11,7 +11,9 @@ What "prefix" and "dual" compute, for full attention (worked out from decodes of
   attend to the stored keys and values of everything else.
 - With shifted logits (Dream), the refresh commits the block's *first position*, whatever its confidence: the row that
   predicts it lies before the block and is not computed again until the next refresh. We let that position rank first and
-  keep all other rules, so `tokens_per_step` and `threshold` commit further positions in the same step.
+  keep all other rules, so `tokens_per_step` and `threshold` commit further positions in the same step. With shifted logits
+  and block-causal attention (Fast-dLLM v2) a block's first position ranks first as well, whatever the cache: the row that
+  predicts it does not see its block, so that nothing which is committed there can change the prediction.
 
 A refresh proves drafts as well: those of the new block ride along and attend, layer by layer, to the keys and values that the
 refresh has just stored. What they are drafted from are predictions of the next block by the last forwards of the block
@@ -66,6 +68,12 @@ def masked_positions(state: list[int], mask_token_id: int, end: int) -> list[int
     return [i for i, token in enumerate(state[:end]) if token == mask_token_id]
 
 
+def rank_blocks_first(confidence: torch.Tensor, block_length: int) -> None:
+    """Lets the first position of every block of windows `[..., L]` rank first in it, where it is predicted; in place."""
+    firsts = confidence[..., ::block_length]
+    firsts.masked_fill_(firsts > float("-inf"), RANKS_FIRST)
+
+
 def _outlook(sequence: PlannedSequence, first: int, whole: int | None, most_behind: int, head_share: float) -> Outlook:
     """`first` and `whole` as in `Outlook`; complete blocks at the window's start are added to `first` where blocks count."""
     block, mask, state = sequence.block_length, sequence.mask_token_id, sequence.drafts[0]
@@ -101,11 +109,16 @@ class ExactCache:
     The prompt's complete blocks are stored by the first forward that predicts, or, where they are more than
     `blocks_per_chunk`, in chunks of that many, one a forward, and only the last chunk by the forward that predicts. Where a
     chunk ends depends on the prompt alone, so that its keys and values do not depend on what else is decoded.
+
+    With shifted logits, a block's first position is predicted by the last row of the block before, and committed first. That
+    row is always computed: a window moves to the next block only with a forward in which the block was complete, and what
+    that forward predicted of the next block's first position is committed with it.
     """
 
-    def __init__(self, block_length: int, mask_token_id: int, blocks_per_chunk: int | None) -> None:
+    def __init__(self, block_length: int, mask_token_id: int, blocks_per_chunk: int | None, logits_shift: bool) -> None:
         self._size = block_length
         self._mask = mask_token_id
+        self._shift = int(logits_shift)
         self._chunk = None if blocks_per_chunk is None else blocks_per_chunk * block_length
         self._segments = Segments([], [], [], [])
         self._first_token: list[int] = []
@@ -131,7 +144,7 @@ class ExactCache:
             state = sequence.states[0]
             begin = self._plan_prompt(sequence, count, state, builder)
             masked = masked_positions(state, self._mask, len(state))
-            builder.predict(batch_index, 0, masked, [begin + count + i for i in masked])
+            builder.predict(batch_index, 0, masked, [begin + count + i - self._shift for i in masked])
         else:
             self._plan_segments(sequence, batch_index, builder)
 
@@ -147,6 +160,7 @@ class ExactCache:
 
     def _plan_segments(self, sequence: PlannedSequence, batch_index: int, builder: ForwardBuilder) -> None:
         size = self._size
+        assert not self._shift or sequence.states[0][0] != self._mask  # see the class
         self._segments = segments = plan_segments(sequence.states, sequence.reach_of, size, self._mask)
         # Segments of the same block have chains of the same length: they are placed side by side, as one group.
         order = sorted(range(len(segments.block)), key=segments.block.__getitem__)
@@ -187,14 +201,20 @@ class ExactCache:
             runs = [sequence.states[segments.draft[s]][begin : begin + length] for s in alike]
             builder.add(runs, sequence.start + begin, keys=keys)
         first_places = [(segments.draft[s], segments.block[s] * size) for s in members]
-        builder.predict_masked(batch_index, first, first_places, length, self._mask)
+        rows_before = None
+        if self._shift:
+            # Nothing is before the window's first block, whose first position is committed already.
+            chains = [segments.chain[s] for s in members]
+            rows_before = [place[chain[-2]] + size - 1 if len(chain) > 1 else place[chain[-1]] for chain in chains]
+        builder.predict_masked(batch_index, first, first_places, length, self._mask, rows_before)
         builder.attend(first, len(members), length, sequence.slot, [(0, sequence.start)])
 
     def outlook(self, sequence: PlannedSequence, head_share: float) -> Outlook:
         return _outlook(sequence, 0, None, sequence.furthest, head_share)
 
     def rank(self, sequence: PlannedSequence, confidence: torch.Tensor) -> None:
-        pass
+        if self._shift:
+            rank_blocks_first(confidence, self._size)
 
     def kept(self, accepted: int, count: int) -> list[int]:
         segments = self._segments.of_draft[accepted][: count // self._size] if count else []
@@ -238,7 +258,8 @@ class NoCache(_WholeSequences):
         return _outlook(sequence, length, length, sequence.furthest, head_share)
 
     def rank(self, sequence: PlannedSequence, confidence: torch.Tensor) -> None:
-        pass
+        if self._shift and self._block_length is not None:
+            rank_blocks_first(confidence, self._block_length)
 
     def kept(self, accepted: int, count: int) -> list[int]:
         return []
@@ -320,8 +341,7 @@ class BlockRefresh(_WholeSequences):
 
     def rank(self, sequence: PlannedSequence, confidence: torch.Tensor) -> None:
         if self._shift:
-            firsts = confidence[:, : sequence.length : self._size]
-            firsts.masked_fill_(firsts > float("-inf"), RANKS_FIRST)
+            rank_blocks_first(confidence, self._size)
 
     def kept(self, accepted: int, count: int) -> list[int]:
         return []
@@ -331,7 +351,7 @@ def policy_for(settings: Settings, mask_token_id: int, *, block_causal: bool, lo
     """The policy of one sequence."""
     cache, block_length = settings.cache, settings.block_length
     if cache == "exact":
-        return ExactCache(block_length, mask_token_id, settings.blocks_per_chunk)
+        return ExactCache(block_length, mask_token_id, settings.blocks_per_chunk, logits_shift)
     if cache == "none":
         return NoCache(block_length if block_causal else None, mask_token_id, logits_shift)
     return BlockRefresh(block_length, mask_token_id, logits_shift, dual=cache == "dual")

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from freedave.decode.cache_policy import rank_blocks_first
 from freedave.decode.device_state import NOTHING, DeviceState
-from freedave.decode.sequence import RANKS_FIRST
 from freedave.decode.settings import Settings
 from freedave.decode.shapes import Shape
 from freedave.forward.prediction import Predictor
@@ -60,9 +60,8 @@ class DeviceStep:
             place = start[:, None] + state.columns[: shape.window]
         token_ids, confidence = self.predict(features, known.view(-1), self._noise(shape, place))
         confidence = confidence.view(drafts.shape)
-        if self._one_block and self._lm.logits_shift:
-            first = confidence[..., 0]
-            first.masked_fill_(first > float("-inf"), RANKS_FIRST)
+        if self._lm.logits_shift and (self._one_block or self._lm.attention == "block_causal"):
+            rank_blocks_first(confidence, self._size)
         step, following = self._draft(shape, drafts, token_ids.view(drafts.shape), confidence, number, start)
         self._advance(shape, window, step, following, start, begin, number, place)
         return step.record[:, : len(COUNTERS) + 3 * shape.window]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -69,7 +69,7 @@ class GraphExecutor:
         self.state = DeviceState(lm, settings, slots, capacity, self._shapes.longest_window)
         self.step = DeviceStep(lm, settings, self.state)
         self.steps = CapturedSteps(lm, self.step, compile=compile, capture=on_gpu if capture is None else capture)
-        self._weights = _addresses(lm.model)  # which captured steps read; compiling layers has moved them
+        self._read = _read_by_steps(lm.model)  # which captured steps read; compiling layers has moved them
 
     def serves(self, settings: Settings, slots: int, capacity: int) -> bool:
         """Whether its steps are those of other settings, for as many sequences of up to `capacity` positions."""
@@ -77,7 +77,7 @@ class GraphExecutor:
         fixed = fixed and (not settings.pooled or settings.pooled_end == self._settings.pooled_end)
         window = Shapes(settings, slots, capacity).longest_window
         fits = slots == self._slots and capacity <= self._capacity and window == self.state.window
-        return fixed and fits and self._weights == _addresses(self._lm.model)
+        return fixed and fits and self._read == _read_by_steps(self._lm.model)
 
     def reset(self, settings: Settings) -> None:
         """Empties all slots, for a decode with settings that it `serves`."""
@@ -208,5 +208,13 @@ class GraphExecutor:
         return self.steps.run(shape, compiled=not self._shapes.carries_prompt(shape))
 
 
-def _addresses(model: torch.nn.Module) -> list[int]:
-    return [parameter.data_ptr() for parameter in model.parameters()]
+def _read_by_steps(model: torch.nn.Module) -> list[object]:
+    """What a captured step goes on with, whatever becomes of the model: addresses of weights, and which adapters of peft are
+    switched on in each layer that has some.
+    """
+    switched: list[object] = []
+    for module in model.modules():
+        disabled: Any = getattr(module, "disable_adapters", None)
+        if isinstance(disabled, bool):  # of a transformers model, it is a method
+            switched += [disabled, list(getattr(module, "active_adapters", ()))]
+    return [*(parameter.data_ptr() for parameter in model.parameters()), *switched]

@@ -91,8 +91,12 @@ class FusedProjections:
 
     @property
     def holds(self) -> bool:
-        """Whether the layers' weights still are what was fused: moving or converting a model gives it others."""
-        return all(linear.weight.untyped_storage().data_ptr() == part.storage for _, _, linear, part in self._replaced)
+        """Whether the layers still are what was fused: moving or converting a model gives them other weights, and adapters
+        are put around them, or take their place."""
+        return all(
+            getattr(module, name, None) is linear and linear.weight.untyped_storage().data_ptr() == part.storage
+            for module, name, linear, part in self._replaced
+        )
 
     @contextmanager
     def fused(self) -> Iterator[None]:

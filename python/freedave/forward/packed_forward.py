@@ -218,11 +218,18 @@ class ForwardBuilder:
         self._calls[-1].rows.extend(rows)
 
     def predict_masked(
-        self, sequence: int, begin: int, first_places: list[tuple[int, int]], length: int, mask: int
+        self,
+        sequence: int,
+        begin: int,
+        first_places: list[tuple[int, int]],
+        length: int,
+        mask: int,
+        rows_before: list[int] | None = None,
     ) -> None:
         """Runs of `length` tokens from `begin` on predict their own masked tokens.
 
-        `first_places[n]`: the draft, and the window position, that run n begins with.
+        `first_places[n]`: the draft, and the window position, that run n begins with. With shifted logits, each token is
+        predicted by the row before it, and run n's first token by row `rows_before[n]`.
         """
         offsets = [
             (sequence * self._drafts + draft) * self._length + position - n * length
@@ -231,7 +238,10 @@ class ForwardBuilder:
         call = self._calls[-1]
         tokens = call.tokens[begin : begin + len(first_places) * length]
         masked = [i for i, token in enumerate(tokens) if token == mask]
-        call.rows.extend([begin + i for i in masked])
+        if rows_before is None:
+            call.rows.extend([begin + i for i in masked])
+        else:
+            call.rows.extend([begin + i - 1 if i % length else rows_before[i // length] for i in masked])
         call.places.extend([offsets[i // length] + i for i in masked])
 
     def build(

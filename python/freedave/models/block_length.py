@@ -8,15 +8,23 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from freedave.models.config_reader import ConfigReader
+from freedave.models.location import names_of
 
 KEYS = ("block_length", "block_size", "block_len", "bd_size", "diffusion_block_size")
 NAMED = re.compile(r"-b(4|8|16|32|64|128)(?![a-zA-Z0-9])")
 
 
-def stated_block_length(reader: ConfigReader) -> int | None:
+class Found(NamedTuple):
+    """A block length, None where there is none, and where it was found."""
+
+    length: int | None
+    origin: str
+
+
+def stated_block_length(reader: ConfigReader) -> Found:
     """What config.json and generation_config.json say; notes a problem where two places disagree, or say it in a way that is
     not known here."""
     found: dict[str, Any] = {}
@@ -32,33 +40,34 @@ def stated_block_length(reader: ConfigReader) -> int | None:
         first, other = next(iter(found.items()))
         if length != other:
             reader.problems.append(f"{first}, {other}, and {place}, {length}, disagree")
-    return next(iter(found.values()), None)
+    place, stated = next(iter(found.items()), ("no file says one", None))
+    return Found(stated, place)
 
 
-def published_block_length(reader: ConfigReader, stated: int | None, usual: int, name: str) -> tuple[int, str | None]:
-    """(the block length of a block-causal family, what to say of where it comes from).
+def published_block_length(reader: ConfigReader, stated: Found, usual: int, name: str) -> tuple[Found, str | None]:
+    """(the block length of a block-causal family, what to warn of).
 
     `stated` by the files, else said by the checkpoint's name, else `usual` in the family. `name`: of the folder or model.
     """
     named = _in_names(reader.folder, name)
-    if stated is not None:
-        if named is None or named[0] == stated:
+    if stated.length is not None:
+        if named is None or named[0] == stated.length:
             return stated, None
-        return stated, f"{KEYS[0]} {stated}, which is used, though the name {named[1]} says {named[0]}"
+        return stated, (f"{KEYS[0]} {stated.length}, which is used, though the name {named[1]} says {named[0]}")
     origin = reader.get("_name_or_path")
     named = named or _in(Path(origin).name if isinstance(origin, str) else "")
     if named is not None:
-        return named[0], f"no {KEYS[0]}: {named[0]} is used, since the name {named[1]} says so"
-    return usual, (
+        return Found(named[0], f"the name {named[1]}"), (
+            f"no {KEYS[0]}: {named[0]} is used, since the name {named[1]} says so"
+        )
+    return Found(usual, "the usual one of the family"), (
         f"no {KEYS[0]}: {usual} is used, the usual one of the family; if this model was trained with another, write it into "
         f'config.json ("{KEYS[0]}") or give it to `generate`'
     )
 
 
 def _in_names(folder: Path, name: str) -> tuple[int, str] | None:
-    folder = folder.resolve()
-    cached = folder.parents[1].name if folder.parent.name == "snapshots" else ""  # the hub's cache: models--ORG--NAME
-    return _in(Path(name).name) or _in(folder.name) or _in(cached)
+    return next((found for each in names_of(folder, name) if (found := _in(each))), None)
 
 
 def _in(name: str) -> tuple[int, str] | None:

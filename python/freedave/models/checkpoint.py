@@ -32,12 +32,12 @@ def load_model(
 ) -> DiffusionLM:
     """Loads a diffusion language model.
 
-    Published checkpoints of LLaDA (8B, 1.5), Dream, SDAR, TraDo and LLaDA2 are recognised by config.json and renamed while
-    their safetensors files are streamed: peak memory is the model and one file. Mask token, end of sequence and block
-    length come from config.json, generation_config.json or the tokenizer, else from the family. Native transformers
-    layouts (qwen2, qwen3, llama, glm4_moe) must say in config.json `mask_token_id` and `attention` ("block_causal" or
-    "full"), for block-causal models `block_length`; `logits_shift` and `eos_token_id` are optional. Nothing is downloaded,
-    and no code of a checkpoint is run.
+    Published checkpoints of LLaDA (8B, 1.5, MoE), Dream, SDAR, SDAR-MoE, TraDo, Stable-DiffCoder, Fast-dLLM v2 and LLaDA2
+    are recognised by config.json and renamed while their safetensors files are streamed: peak memory is the model and one
+    file. Mask token, end of sequence and block length come from config.json, generation_config.json or the tokenizer, else
+    from the family. Native transformers layouts (qwen2, qwen3, qwen3_moe, llama, glm4_moe) must say in config.json
+    `mask_token_id` and `attention` ("block_causal" or "full"), for block-causal models `block_length`; `logits_shift` and
+    `eos_token_id` are optional. Nothing is downloaded, and no code of a checkpoint is run.
 
     Args:
         path: a checkpoint folder, the name of a model in the Hugging Face cache ("GSAI-ML/LLaDA-8B-Instruct"), or "demo"
@@ -71,6 +71,7 @@ def load_model(
     lm = description.diffusion_lm(model, tokenizer, str(path))  # refuses before any weight is read
     tensors = weights.plan(description, model)
     weights.check(description, tensors, stored)
+    weights.check_tied_head(description, tensors, stored)
     weights.stream(model, tensors, stored, dtype, where)
     for remark in description.remarks:
         warnings.warn(remark, stacklevel=2)

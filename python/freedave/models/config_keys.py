@@ -89,10 +89,10 @@ CHANGES = {
 }
 
 
-def check_keys(reader: ConfigReader, harmless: frozenset[str]) -> str | None:
+def check_keys(reader: ConfigReader, harmless: frozenset[str]) -> tuple[str, ...]:
     """Notes a problem for every key that changes the computation and that the family did not read.
 
-    Returns a remark that names the keys nobody knows; None if there are none. Keys that are null count as absent.
+    Returns the keys that nobody knows, in order. Keys that are null count as absent.
     """
     unknown = []
     known = reader.understood | harmless | HARMLESS | PreTrainedConfig().to_dict().keys()
@@ -105,6 +105,4 @@ def check_keys(reader: ConfigReader, harmless: frozenset[str]) -> str | None:
             reader.refuse(key, change.reason, wrap=change.wrap)
         elif change is None and key not in known:
             unknown.append(key)
-    if not unknown:
-        return None
-    return f"{reader.file} has keys that are not known here, and were ignored: {', '.join(sorted(unknown))}"
+    return tuple(sorted(unknown))

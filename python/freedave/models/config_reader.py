@@ -20,7 +20,7 @@ class ConfigReader:
     """config.json, generation_config.json and the tokenizer's settings.
 
     The typed getters note what is missing or wrong in `problems` and return a harmless value, so that one error
-    (`raise_problems`) can list everything.
+    (`raise_problems`) can list everything. `remarks` are what whoever loads the checkpoint should be warned of.
 
     Raises:
         CheckpointError: config.json is missing, or one of the files is not a JSON object.
@@ -36,6 +36,7 @@ class ConfigReader:
         self.tokenizer = read_json(folder / "tokenizer_config.json", optional=True)
         self.understood: set[str] = set()
         self.problems = [f"{key} is {value}, not a number" for key, value in _not_finite(self.values)]
+        self.remarks: list[str] = []
         self._can_be_wrapped: list[bool] = []
 
     def raise_problems(self) -> None:
@@ -51,7 +52,7 @@ class ConfigReader:
 
     def refuse(self, key: str, reason: str, *, wrap: bool = True) -> None:
         """Notes that a key's value is not supported; `wrap`: wrapping the published module would help."""
-        self._unsupported(f"{key} is {json.dumps(self.values[key])}: {reason}", wrap=wrap)
+        self.unsupported(f"{key} is {json.dumps(self.values[key])}: {reason}", wrap=wrap)
 
     def integer(self, key: str, default: Any = _REQUIRED, *, minimum: int = 1) -> int:
         """An integer; null counts as absent."""
@@ -72,7 +73,7 @@ class ConfigReader:
 
     def number(self, key: str, default: Any = _REQUIRED) -> float:
         """A positive number; null counts as absent."""
-        return self._positive(key, self._value(key, default))
+        return self.positive(key, self._value(key, default))
 
     def boolean(self, key: str, default: Any = _REQUIRED) -> bool:
         """true or false; null counts as absent."""
@@ -89,70 +90,16 @@ class ConfigReader:
         if (absent if value is None else value) == supported:
             return
         said = json.dumps(value) if value is not None else f"missing, which means {json.dumps(absent)}"
-        self._unsupported(f"{key} is {said}, and only {json.dumps(supported)} is supported")
+        self.unsupported(f"{key} is {said}, and only {json.dumps(supported)} is supported")
 
-    def _unsupported(self, problem: str, *, wrap: bool = True) -> None:
+    def unsupported(self, problem: str, *, wrap: bool = True) -> None:
+        """Notes what is not supported; `wrap`: wrapping the published module would help."""
         self.problems.append(problem)
         self._can_be_wrapped.append(wrap)
 
-    def rope(self, supported: tuple[str, ...] = ("default",)) -> dict[str, Any]:
-        """How positions are rotated, under the keys of newer transformers, wherever older or newer ones wrote it.
-
-        The result has `rope_type` and, where config.json says so, `rope_theta` (a positive number) and
-        `partial_rotary_factor`. Noted are types that are not `supported`, scaling that no type explains, and two places
-        that say different things.
-        """
-        found: dict[str, tuple[str, Any]] = {}
-        for place in ("rope_parameters", "rope_scaling"):
-            rope = self.get(place)
-            if rope is None:
-                continue
-            if not isinstance(rope, dict):
-                self.problems.append(f"{place} must be an object, got {rope!r}")
-                continue
-            said = {key: value for key, value in rope.items() if value is not None}
-            kind = said.get("rope_type", said.get("type"))
-            if kind is not None and kind not in supported:
-                self._unsupported(
-                    f"{place} asks for {kind!r} rotary embeddings, and supported are {', '.join(supported)}"
-                )
-            scaling = sorted(said.keys() - {"rope_type", "type", "rope_theta", "partial_rotary_factor"})
-            if scaling and kind in (None, "default"):
-                self.problems.append(f"{place} has {', '.join(scaling)}, but no rope_type that says how to scale")
-            for key, value in said.items():
-                self._agree(found, "rope_type" if key == "type" else key, f"{place}.{key}", value)
-        for key in ("rope_theta", "partial_rotary_factor"):
-            if self.get(key) is not None:
-                self._agree(found, key, key, self.values[key])
-        result = {"rope_type": "default"} | {key: value for key, (_, value) in found.items()}
-        for key in ("rope_theta", "partial_rotary_factor"):
-            if key in found:
-                result[key] = self._positive(*found[key])
-        return result
-
-    def _agree(self, found: dict[str, tuple[str, Any]], key: str, place: str, value: Any) -> None:
-        if key not in found:
-            found[key] = (place, value)
-        elif found[key][1] != value:
-            first, other = found[key]
-            self.problems.append(f"{first} {other!r} and {place} {value!r} disagree")
-
-    def unscaled_rope(self, rotated: float | None = None) -> dict[str, Any]:
-        """The native configuration's `rope_parameters` of a family that knows no scaling; `rotated` is the part of each head
-        that is rotated where config.json does not say it, None in a family that rotates all of it."""
-        rope = self.rope()
-        theta = rope.get("rope_theta")
-        if theta is None:
-            theta = self.number("rope_theta")
-        if rotated is not None:
-            return {"rope_type": "default", "rope_theta": theta, "partial_rotary_factor": rotated} | rope
-        if rope.get("partial_rotary_factor", 1.0) != 1.0:
-            self._unsupported(f"partial_rotary_factor is {rope['partial_rotary_factor']}, and only 1.0 is supported")
-        return {"rope_type": "default", "rope_theta": theta}
-
     def special_token(self, name: str) -> int | None:
         """The id of the tokenizer's special token, such as "mask_token", where its files say it."""
-        token = self.tokenizer.get(name)
+        token = self.tokenizer.get(name) or read_json(self.folder / "special_tokens_map.json", optional=True).get(name)
         content = token.get("content") if isinstance(token, dict) else token
         if not isinstance(content, str):
             return None
@@ -163,7 +110,8 @@ class ConfigReader:
         found = (index for index, entry in added if isinstance(entry, dict) and entry.get("content") == content)
         return next((int(index) for index in found if str(index).isdecimal()), None)
 
-    def _positive(self, key: str, value: Any) -> float:
+    def positive(self, key: str, value: Any) -> float:
+        """A value that was found elsewhere, as `number` treats those of config.json."""
         if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= sys.float_info.max:
             return float(value)
         noted = value is _REQUIRED or (isinstance(value, float) and not math.isfinite(value))

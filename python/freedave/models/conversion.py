@@ -76,6 +76,7 @@ def convert_checkpoint(
     description.diffusion_lm(model)
     tensors = weights.plan(description, model)
     weights.check(description, tensors, stored)
+    weights.check_tied_head(description, tensors, stored)
     with _appearing(target) as folder:
         _write_config(folder, description, stored)
         files = _write_weights(folder, tensors, stored, max_file_bytes)

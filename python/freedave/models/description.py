@@ -11,37 +11,30 @@ from typing import Any
 import torch
 import transformers
 
-from freedave.models.block_length import published_block_length, stated_block_length
+from freedave.models.block_length import stated_block_length
 from freedave.models.config_keys import check_keys
 from freedave.models.config_reader import ConfigReader
-from freedave.models.diffusion_lm import ATTENTIONS, DiffusionLM
+from freedave.models.decoding_settings import LMArguments, Origins, declared_settings, published_settings
+from freedave.models.diffusion_lm import DiffusionLM
 from freedave.models.errors import WRAPPING, CheckpointError, first_line
 from freedave.models.families import FAMILIES, Family
+from freedave.models.location import names_of
 from freedave.models.transformers_logging import only_errors
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
 
 @dataclass(frozen=True)
-class LMArguments:
-    """The arguments of `DiffusionLM` beside the model; in a native layout, config.json holds them by these names."""
-
-    mask_token_id: int
-    attention: str
-    block_length: int | None
-    logits_shift: bool
-    eos_token_id: int | list[int] | None
-
-
-@dataclass(frozen=True)
 class Description:
     """A checkpoint that was recognised; `arguments` are those of the native configuration, from which nothing was made yet;
-    `remarks` are what whoever loads it should be warned of."""
+    `origins` says where each of `lm_arguments` was found, `remarks` are what whoever loads it should be warned of."""
 
     folder: Path
     family: Family
     arguments: dict[str, Any]
     lm_arguments: LMArguments
+    origins: Origins
+    unknown_keys: tuple[str, ...]
     remarks: tuple[str, ...]
 
     @property
@@ -114,7 +107,8 @@ def describe(folder: Path, name: str | None = None) -> Description:
         if os.path.lexists(folder / file):
             raise CheckpointError(
                 f"{folder} has {file}, of an adapter, which would not be applied; merge it into the weights (peft's "
-                "merge_and_unload does), or take it away"
+                "merge_and_unload does), or move it away and put it on the loaded model: "
+                "peft.PeftModel.from_pretrained(lm.model, path)"
             )
     reader = ConfigReader(folder)
     family = _recognise(reader)
@@ -122,16 +116,21 @@ def describe(folder: Path, name: str | None = None) -> Description:
     block_length = stated_block_length(reader)
     remarks = []
     if family.defaults is None:
-        lm_arguments = _declared(reader, block_length)
+        lm_arguments, origins = declared_settings(reader, block_length)
     else:
         kinds = reader.get("layer_types")
         if isinstance(kinds, list) and any(kind != "full_attention" for kind in kinds):
             reader.refuse("layer_types", "only full attention is computed")
-        lm_arguments, remark = _published(reader, family, block_length, name or folder.name)
+        lm_arguments, origins, remark = published_settings(reader, family.defaults, block_length, name or folder.name)
         remarks.append(remark)
-    remarks.append(check_keys(reader, family.harmless))
+    names = (*names_of(folder, name or ""), Path(str(reader.get("_name_or_path") or "")).name)
+    remarks += [f"{folder}: {text}" for part, text in family.warnings if any(part in each for each in names)]
+    unknown = check_keys(reader, family.harmless)
+    if unknown:
+        remarks.append(f"{reader.file} has keys that are not known here, and were ignored: {', '.join(unknown)}")
     reader.raise_problems()
-    return Description(folder, family, arguments, lm_arguments, tuple(remark for remark in remarks if remark))
+    said = tuple(remark for remark in (*remarks, *reader.remarks) if remark)
+    return Description(folder, family, arguments, lm_arguments, origins, unknown, said)
 
 
 def _impossible(arguments: dict[str, Any], default_head_dim: int | None) -> list[str]:
@@ -155,90 +154,18 @@ def _impossible(arguments: dict[str, Any], default_head_dim: int | None) -> list
 
 def _recognise(reader: ConfigReader) -> Family:
     model_type, architectures = reader.values.get("model_type"), reader.values.get("architectures")
-    family = next((family for family in FAMILIES if family.model_type == model_type), None)
-    if family is None:
+    candidates = [family for family in FAMILIES if family.model_type == model_type]
+    if not candidates:
         known = ", ".join(f"{family.model_type} ({family.name})" for family in FAMILIES)
         raise CheckpointError(f"{reader.file}: unknown model family {model_type!r}; known are {known}. {WRAPPING}")
     architectures = architectures if isinstance(architectures, list) else [architectures] if architectures else []
-    if architectures and not any(name in family.architectures for name in architectures):
-        raise CheckpointError(
-            f"{reader.file}: the model_type {model_type!r} of {family.name}, but the architecture "
-            f"{', '.join(map(str, architectures))} is not {' or '.join(family.architectures)}; it is not supported. "
-            f"{WRAPPING}"
-        )
-    return family
-
-
-def _declared(reader: ConfigReader, block_length: int | None) -> LMArguments:
-    """A native layout: config.json says how to decode, since the architecture does not."""
-    attention = reader.values.get("attention")
-    if "mask_token_id" not in reader.values or attention is None:
-        missing = [key for key in ("mask_token_id", "attention") if reader.values.get(key) is None]
-        raise CheckpointError(
-            f"{reader.file}: {' and '.join(missing)} missing; a diffusion language model needs them (attention is one of "
-            f"{', '.join(ATTENTIONS)}). If this is one, add them to config.json"
-        )
-    if attention not in ATTENTIONS:
-        reader.problems.append(f"attention must be one of {', '.join(ATTENTIONS)}, got {attention!r}")
-    return LMArguments(
-        mask_token_id=reader.integer("mask_token_id", minimum=0),
-        attention=attention,
-        block_length=block_length,
-        logits_shift=reader.boolean("logits_shift", False),
-        eos_token_id=_one_or_several(_token_ids(reader.values.get("eos_token_id"))),
+    if not architectures:
+        return candidates[-1]
+    for family in candidates:
+        if any(name in family.architectures for name in architectures):
+            return family
+    supported = " or ".join(name for family in candidates for name in family.architectures)
+    raise CheckpointError(
+        f"{reader.file}: the model_type {model_type!r} of {' or '.join(family.name for family in candidates)}, but the "
+        f"architecture {', '.join(map(str, architectures))} is not {supported}; it is not supported. {WRAPPING}"
     )
-
-
-def _published(
-    reader: ConfigReader, family: Family, block_length: int | None, name: str
-) -> tuple[LMArguments, str | None]:
-    """A published family: the first of config.json, generation_config.json, the tokenizer and the family that knows; ends of
-    sequence are all that the files name. Also a remark on what the files do not say."""
-    defaults = family.defaults
-    assert defaults is not None
-    files = (reader.values, reader.generation)
-    vocabulary = reader.integer("vocab_size")
-    said: list[str | None] = []
-    reader.get("mask_token_id")
-    mask = next((file["mask_token_id"] for file in files if file.get("mask_token_id") is not None), None)
-    if mask is None:
-        mask = reader.special_token("mask_token")
-    if mask is None and defaults.mask_token_id >= vocabulary:
-        reader.problems.append(
-            f"mask_token_id missing here, in generation_config.json and in the tokenizer, and the family's, "
-            f"{defaults.mask_token_id}, is outside the vocabulary of {vocabulary} tokens"
-        )
-    elif mask is None:
-        said.append(f"no mask_token_id: {defaults.mask_token_id} is used, the usual one of the family")
-    # Each may name another one: SDAR's chat models end a turn with what only their tokenizer says.
-    eos = [token_id for file in files for token_id in _token_ids(file.get("eos_token_id"))]
-    eos += _token_ids(reader.special_token("eos_token"))
-    if not eos and defaults.eos_token_id < vocabulary:
-        eos = [defaults.eos_token_id]
-        said.append(f"no eos_token_id: {defaults.eos_token_id} is used, the usual one of the family")
-    if defaults.block_length is not None:
-        block_length, of_blocks = published_block_length(reader, block_length, defaults.block_length, name)
-        said.append(of_blocks)
-    lm_arguments = LMArguments(
-        mask_token_id=defaults.mask_token_id
-        if mask is None
-        else reader.checked_integer("mask_token_id", mask, minimum=0),
-        attention=defaults.attention,
-        block_length=block_length,
-        logits_shift=defaults.logits_shift,
-        eos_token_id=_one_or_several(eos),
-    )
-    remark = "; ".join(part for part in said if part)
-    return lm_arguments, f"{reader.folder}: its files name {remark}" if remark else None
-
-
-def _token_ids(value: Any) -> list[int]:
-    """An id, or several, as published."""
-    values = value if isinstance(value, list) else [value]
-    return [token_id for token_id in values if isinstance(token_id, int) and not isinstance(token_id, bool)]
-
-
-def _one_or_several(token_ids: list[int]) -> int | list[int] | None:
-    """As config.json holds them: each once."""
-    once = list(dict.fromkeys(token_ids))
-    return once[0] if len(once) == 1 else once or None

@@ -16,13 +16,16 @@ from freedave.forward.packed_forward import ROWS_TOGETHER, PackedForward
 from freedave.forward.reproducible_products import try_products
 from freedave.forward.window_attention import WindowAttention
 from freedave.integers import as_int, as_token_id, as_token_ids
+from freedave.models.adapters import without_wrapper
 from freedave.models.attention_interface import DraftAttention, check_attention, use_bidirectional_attention
 from freedave.models.experts import use_experts_in_fours
 
 ATTENTIONS = ("block_causal", "full")
 
 # Classes whose logits are exactly lm_head(backbone output), so that the head can run on a few rows only.
-_PLAIN_HEADS = frozenset({"Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM", "Glm4MoeForCausalLM"})
+_PLAIN_HEADS = frozenset(
+    {"Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM", "LlamaForCausalLM", "Glm4MoeForCausalLM"}
+)
 
 
 def _is_hooked(module: torch.nn.Module) -> bool:
@@ -38,13 +41,14 @@ class DiffusionLM:
         model: any module called as transformers causal language models are. A transformers model is put into evaluation
             mode and switched to bidirectional attention (on a CPU, to padded experts as well, see `experts.py`). Any other
             module gets a 4-D `attention_mask`, bool (True is visible) or additive (0, and -inf for what is hidden): the one
-            that it honours, which is tried before its first forward.
+            that it honours, which is tried before its first forward. Of a `peft.PeftModel` with adapters inside of layers,
+            such as LoRA, it is the transformers model with these.
         mask_token_id: the id of the mask token; must lie inside the model's input vocabulary.
         attention: "block_causal" (SDAR, TraDo, LLaDA2: positions see their own block and earlier ones) or "full" (LLaDA,
             Dream).
         block_length: tokens a block, aligned at position 0. Needed for "block_causal"; for "full", the default of
             `generate` (None: the whole answer is one block).
-        logits_shift: the logits of position i stand in row i-1 (Dream). Full attention only.
+        logits_shift: the logits of position i stand in row i-1 (Dream, Fast-dLLM v2).
         eos_token_id: one id or several; a finished block with one of them ends the sequence. `lm.eos_token_ids` holds all,
             `lm.eos_token_id` the first, which fills the rest of a sequence that has ended.
         tokenizer: a transformers tokenizer, or None.
@@ -74,11 +78,7 @@ class DiffusionLM:
             block_length = as_int("DiffusionLM", "block_length", block_length, minimum=1)
         if attention == "block_causal" and block_length is None:
             raise ValueError("block_length is needed for block-causal attention (SDAR and TraDo were trained with 4)")
-        if attention == "block_causal" and logits_shift:
-            raise ValueError(
-                "logits_shift needs full attention: a window's first row would belong to the cached prefix"
-            )
-
+        model = without_wrapper(model)
         check_attention(model)
         self.model = model.eval()
         self.mask_token_id = mask_token_id = as_token_id(mask_token_id)

@@ -40,6 +40,13 @@ def locate(path: str | Path, revision: str | None = None) -> Path:
     return folder
 
 
+def names_of(folder: Path, name: str) -> tuple[str, ...]:
+    """What a checkpoint is called: as it was asked for, its folder, its entry in the Hugging Face cache (which may be "")."""
+    folder = folder.resolve()
+    cached = folder.parents[1].name if folder.parent.name == "snapshots" else ""
+    return Path(name).name, folder.name, cached
+
+
 def _cached(name: str, revision: str) -> Path:
     cache = Path(constants.HF_HUB_CACHE)
     entry = cache / f"models--{name.replace('/', '--')}"

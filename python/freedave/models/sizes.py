@@ -27,9 +27,8 @@ def check_sizes(description: Description, stored: StoredWeights) -> None:
         raise _refusal(family, stored, {})
     _check_count(family, "layers", description.layers, LAYER, stored)  # before a configuration lists them, too
     config = description.config
-    experts = getattr(config, "n_routed_experts", 0)
-    if experts and config.first_k_dense_replace < config.num_hidden_layers:
-        _check_count(family, "experts", experts, EXPERT, stored)
+    if _first(config, sparse=True) is not None:
+        _check_count(family, "experts", _experts(config), EXPERT, stored)
     if stored.lost:
         return
     everything = sum(math.prod(tensor.shape) for tensor in stored.tensors.values())
@@ -56,6 +55,25 @@ def _refusal(family: Family, stored: StoredWeights, problems: dict[str, list[str
     return CheckpointError.listing(what, {**stored.problems, **problems})
 
 
+def _experts(config: Any) -> int:
+    """How many experts a layer has that has any; the native configurations have two names for it."""
+    return getattr(config, "n_routed_experts", 0) or getattr(config, "num_experts", 0)
+
+
+def _first(config: Any, *, sparse: bool) -> int | None:
+    """The first layer with experts, or the first without; None where there is none."""
+    for layer in range(config.num_hidden_layers):
+        if hasattr(config, "first_k_dense_replace"):
+            has_experts = layer >= config.first_k_dense_replace
+        elif _experts(config):
+            has_experts = (layer + 1) % config.decoder_sparse_step == 0 and layer not in config.mlp_only_layers
+        else:
+            has_experts = False
+        if has_experts == sparse:
+            return layer
+    return None
+
+
 def _largest(config: Any) -> dict[str, tuple[int, ...]]:
     """Tensors in which every size of a native configuration shows."""
     width, heads = config.hidden_size, config.num_attention_heads
@@ -65,11 +83,12 @@ def _largest(config: Any) -> dict[str, tuple[int, ...]]:
         "model.layers.0.self_attn.q_proj.weight": (heads * head_dim, width),
         "model.layers.0.self_attn.k_proj.weight": (config.num_key_value_heads * head_dim, width),
     }
-    dense = getattr(config, "first_k_dense_replace", config.num_hidden_layers)
-    if dense > 0:
-        shapes["model.layers.0.mlp.gate_proj.weight"] = (config.intermediate_size, width)
-    if dense < config.num_hidden_layers:
-        prefix, inner = f"model.layers.{dense}.mlp", config.moe_intermediate_size
+    dense, sparse = _first(config, sparse=False), _first(config, sparse=True)
+    if dense is not None:
+        shapes[f"model.layers.{dense}.mlp.gate_proj.weight"] = (config.intermediate_size, width)
+    if sparse is not None:
+        prefix, inner = f"model.layers.{sparse}.mlp", config.moe_intermediate_size
         shapes[f"{prefix}.experts.0.gate_proj.weight"] = (inner, width)
-        shapes[f"{prefix}.shared_experts.gate_proj.weight"] = (inner * config.n_shared_experts, width)
+        if getattr(config, "n_shared_experts", 0):
+            shapes[f"{prefix}.shared_experts.gate_proj.weight"] = (inner * config.n_shared_experts, width)
     return shapes

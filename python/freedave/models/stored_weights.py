@@ -51,7 +51,7 @@ class StoredWeights:
         elif is_file(folder / INDEX):
             self._read_shards(read_json(folder / INDEX).get("weight_map"))
         else:
-            raise CheckpointError(self._why_none())
+            raise CheckpointError(why_no_weights(folder) or _no_index(folder))
 
     @property
     def files(self) -> list[Path]:
@@ -95,14 +95,20 @@ class StoredWeights:
             return False
         return True
 
-    def _why_none(self) -> str:
-        others = sorted(file.name for file in self.folder.glob("*.safetensors"))
-        if others:
-            return f"{self.folder} has {', '.join(others[:3])}, but neither {SINGLE} nor {INDEX}, which says what they hold"
-        return (
-            f"{self.folder} has no .safetensors weights; other formats are not read, since they can run code. Where the "
-            "publisher has no safetensors, transformers' save_pretrained writes them"
-        )
+
+def why_no_weights(folder: Path) -> str | None:
+    """Why a folder holds no weights that could be read; None where there are some, whole or not."""
+    if (folder / INDEX).exists() or any(folder.glob("*.safetensors")):
+        return None
+    return (
+        f"{folder} has no .safetensors weights; other formats are not read, since they can run code. Where the publisher has "
+        "no safetensors, transformers' save_pretrained writes them"
+    )
+
+
+def _no_index(folder: Path) -> str:
+    others = sorted(file.name for file in folder.glob("*.safetensors"))
+    return f"{folder} has {', '.join(others[:3])}, but neither {SINGLE} nor {INDEX}, which says what they hold"
 
 
 def _diagnosis(file: Path, error: Exception) -> str:

@@ -86,13 +86,25 @@ def check(description: Description, tensors: list[NativeTensor], weights: Stored
     problems["stored in a type that is not supported"] = [
         f"{name} ({stored.dtype})" for name, stored in shared if stored.dtype not in FLOATS
     ]
-    if tied_head is not None and tied_head.name in weights.tensors and not any(problems.values()):
-        embedding = next(tensor.source.name for tensor in tensors if tensor.name == "model.embed_tokens.weight")
-        if not _equal(weights.tensors, tied_head.name, embedding):
-            problems["tied by config.json, but not equal"] = [f"{tied_head.name} and {embedding}"]
     if any(problems.values()):
-        what = f"{weights.folder}: the weights cannot be loaded as {description.family.name}"
-        raise CheckpointError.listing(what, problems)
+        raise _refusal(description, weights, problems)
+
+
+def check_tied_head(description: Description, tensors: list[NativeTensor], weights: StoredWeights) -> None:
+    """Reads a head that is stored although config.json ties it to the embedding; raises a CheckpointError if they differ."""
+    tied_head = _tied_head(description)
+    if tied_head is None or tied_head.name not in weights.tensors:
+        return
+    embedding = next(tensor.source.name for tensor in tensors if tensor.name == "model.embed_tokens.weight")
+    if not _equal(weights.tensors, tied_head.name, embedding):
+        problem = f"{tied_head.name} and {embedding}"
+        raise _refusal(description, weights, {"tied by config.json, but not equal": [problem]})
+
+
+def _refusal(description: Description, weights: StoredWeights, problems: dict[str, list[str]]) -> CheckpointError:
+    return CheckpointError.listing(
+        f"{weights.folder}: the weights cannot be loaded as {description.family.name}", problems
+    )
 
 
 def _tied_head(description: Description) -> Source | None:

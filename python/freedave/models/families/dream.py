@@ -6,6 +6,7 @@ from typing import Any
 
 from freedave.models.config_reader import ConfigReader
 from freedave.models.families.family import Defaults, Family, same_name
+from freedave.models.rotary import published_rotary_positions
 
 
 def native_config(reader: ConfigReader) -> dict[str, Any]:
@@ -23,7 +24,7 @@ def native_config(reader: ConfigReader) -> dict[str, Any]:
         "num_key_value_heads": reader.integer("num_key_value_heads", heads),
         "max_position_embeddings": reader.integer("max_position_embeddings"),
         "rms_norm_eps": reader.number("rms_norm_eps"),
-        "rope_parameters": reader.unscaled_rope(),
+        "rope_parameters": published_rotary_positions(reader),
         "tie_word_embeddings": reader.boolean("tie_word_embeddings", False),
     }
 

@@ -20,13 +20,17 @@ class Source:
 
 @dataclass(frozen=True)
 class Defaults:
-    """How a published family decodes; its files override all but the attention and the shift, which are the architecture."""
+    """How a published family decodes; its files override all but the attention and the shift, which are the architecture.
+
+    `draft_steps` is how many drafts to start with; `freedave inspect` and the README say so.
+    """
 
     attention: str
     mask_token_id: int
     eos_token_id: int
     block_length: int | None = None
     logits_shift: bool = False
+    draft_steps: int = 4
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Family:
         harmless: keys of its config.json, beside those that `native_config` reads, that do not change what is computed.
         defaults: None for native layouts, whose config.json must say it all.
         tokenizer_class: the transformers class that equals a tokenizer which is published as code.
+        warnings: (a part of the names of some checkpoints, what to warn of where one is loaded).
     """
 
     name: str
@@ -53,6 +58,7 @@ class Family:
     harmless: frozenset[str] = frozenset()
     defaults: Defaults | None = None
     tokenizer_class: str | None = None
+    warnings: tuple[tuple[str, str], ...] = ()
 
 
 def same_name(name: str, shape: tuple[int, ...], config: Any) -> Source:

@@ -6,6 +6,7 @@ from typing import Any
 
 from freedave.models.config_reader import ConfigReader
 from freedave.models.families.family import Defaults, Family, Source
+from freedave.models.rotary import published_rotary_positions
 
 TOP = {
     "model.embed_tokens.weight": "model.transformer.wte.weight",
@@ -65,7 +66,7 @@ def native_config(reader: ConfigReader) -> dict[str, Any]:
         "num_key_value_heads": reader.integer("n_kv_heads", heads),
         "max_position_embeddings": reader.integer("max_sequence_length"),
         "rms_norm_eps": reader.number("rms_norm_eps"),
-        "rope_parameters": reader.unscaled_rope(),
+        "rope_parameters": published_rotary_positions(reader, supported=("default",)),
         "tie_word_embeddings": reader.boolean("weight_tying", True),
     }
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from freedave.models.config_reader import ConfigReader
 from freedave.models.families.family import Defaults, Family, Source
+from freedave.models.rotary import published_rotary_positions
 
 UNI_VOCABULARY = 173568  # its configuration may not say more of the images
 
@@ -65,7 +66,7 @@ def native_config(reader: ConfigReader) -> dict[str, Any]:
         reader.refuse("vocab_size", "that of LLaDA2.0-Uni, which decodes images, too; it is not supported", wrap=False)
     width, heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")
     head_dim = reader.integer("head_dim", max(1, width // heads))
-    rope = reader.unscaled_rope(rotated=0.5)
+    rope = published_rotary_positions(reader, rotated=0.5)
     rotated = rope["partial_rotary_factor"]
     if reader.integer("rotary_dim", int(head_dim * rotated)) != int(head_dim * rotated):
         reader.problems.append(
@@ -114,6 +115,11 @@ HARMLESS = frozenset(
     }
 )
 
+EDITING = (
+    "LLaDA2.1 was published with a decoder that may change tokens which it has committed (token-to-token editing); this one "
+    "does not: committed tokens stay, and answers can differ from those of its own code"
+)
+
 LLADA2 = Family(
     name="LLaDA2",
     model_type="llada2_moe",
@@ -123,4 +129,5 @@ LLADA2 = Family(
     source=source,
     harmless=HARMLESS,
     defaults=Defaults("block_causal", mask_token_id=156895, eos_token_id=156892, block_length=32),
+    warnings=(("LLaDA2.1", EDITING),),
 )
