@@ -48,6 +48,8 @@ class Committed:
     forward: int
     positions: list[int]
     steps: int
+    log_probs: bool = False
+    """Whether they are asked for."""
 
     def describe(self) -> Commit:
         sequence = self.sequence
@@ -64,6 +66,7 @@ class Committed:
             length=sequence.answer_end - sequence.prompt_length,
             final=sequence.final,
             sequence=sequence.index,
+            log_probs=[sequence.log_probs[position] for position in positions] if self.log_probs else None,
         )
 
 
@@ -275,4 +278,5 @@ class Decoder:
         if record[NON_FINITE] >= 0:
             sequence.fail(record[NON_FINITE], self.forwards)
             return Committed(sequence, self.forwards, [], 0)
-        return Committed(sequence, self.forwards, self._executor.advance(found, self.forwards), record[STEPS])
+        positions = self._executor.advance(found, self.forwards)
+        return Committed(sequence, self.forwards, positions, record[STEPS], self._settings.log_probs)

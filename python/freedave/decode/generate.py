@@ -55,12 +55,12 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
+    log_probs: bool = False,
 ) -> DecodeOutput:
     """Decodes prompts block by block, committing what static decoding commits, in fewer forwards.
 
     Args:
-        lm: the model (`load_model`, `DiffusionLM`).
-        input_ids: `[B, P]` int64, the prompts.
+        lm: the model (`load_model`, `DiffusionLM`). input_ids: `[B, P]` int64, the prompts.
         max_new_tokens: positions to generate. A block-causal model decodes whole blocks, as far as it has positions, and the
             result is cut there.
         draft_steps, block_length, tokens_per_step, order, threshold, drafting, cache, lookahead_steps, executor, compile,
@@ -75,10 +75,10 @@ def generate(
             right; the model never sees padding. None: there is none.
         stop_sequences: lists of token ids; a sequence ends with the finished block by which its answer contains one. The
             answer ends with the first one's last token: a caller who wants it gone cuts it off.
-        prefill_chunk: how many tokens of prompts a forward stores at most, in whole blocks. Longer prompts of block-causal
-            models are computed in chunks of that many, while sequences whose prompt is stored go on beside them. That is
-            exact: it changes no token. None: a prompt is computed at once. Full attention and `cache="none"` compute whole
-            sequences at a time, which cannot be divided.
+        prefill_chunk: how many tokens of prompts a forward stores at most, in whole blocks; sequences whose prompt is stored
+            go on beside longer ones. It changes no token. None: a prompt is computed at once, as it is with full attention
+            and `cache="none"`, which compute whole sequences at a time.
+        log_probs: whether the output, and each `Commit`, has each token's log-probability. It takes "prob" or "log_odds".
 
     Returns:
         `DecodeOutput`.
@@ -100,6 +100,7 @@ def generate(
         eos_token_id=eos_token_id,
         stop_sequences=stop_sequences,
         prefill_chunk=prefill_chunk,
+        log_probs=log_probs,
         **options,
     )
     out = _decode(lm, input_ids, prompts, settings, on_step)
@@ -141,6 +142,8 @@ def _decode(
         num_forwards=decoder.forwards,
         stats=stats,
     )
+    if settings.log_probs:
+        out.log_probs = torch.tensor([s.generated(s.log_probs) for s in sequences], device=lm.device)
     stats.accepted_by_sequence = [sequence.accepted_lengths for sequence in sequences]
     stats.tokens = int((out.step_map >= 0).sum())
     stats.positions_computed = decoder.positions_computed

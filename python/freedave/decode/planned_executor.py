@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from freedave.decode.cache_policy import CachePolicy, new_cache, policy_for
 from freedave.decode.draft_choice import Choice, DraftChooser, Experience, described
 from freedave.decode.executor import Found
+from freedave.decode.log_probs import beside, committed_log_probs, read_behind, remembered
 from freedave.decode.planned_sequence import PlannedSequence
 from freedave.decode.sequence import ACCEPTED, NON_FINITE, PREFIX_LENGTH, STEPS, Sequence
 from freedave.decode.settings import Settings
@@ -97,6 +98,7 @@ class PlannedExecutor:
         self._capacity = capacity
         self._slots: dict[int, _Slot] = {}
         self._launched: tuple[list[_Slot], list[_Slot], DraftStep | None] = ([], [], None)
+        self._log_probs: torch.Tensor | None = None
         self._kept: list[int] = []
         self._kept_at: list[int] = []
         self._predict = Predictor(lm, settings.measure, settings.temperature, settings.truncation)
@@ -172,7 +174,7 @@ class PlannedExecutor:
             slot.sequence.accepted_lengths.append(0)
         if step is None:
             return []
-        rows = step.record.tolist()
+        rows = (step.record if self._log_probs is None else beside(step.record, self._log_probs)).tolist()
         for slot, row in zip(active, rows, strict=True):
             if row[NON_FINITE] >= slot.sequence.length:  # the rest of a last block that is cut short is no position
                 row[NON_FINITE] = -1
@@ -184,6 +186,8 @@ class PlannedExecutor:
         first_of_drafts = range(found.layout.drafts.start, found.layout.drafts.stop, length)
         drafts = [record[begin : begin + length] for begin in first_of_drafts]
         new = sequence.advance(drafts, record, record[found.layout.step_map], forward)
+        if self._settings.log_probs:
+            sequence.note(start, new, read_behind(record, length))
         if not sequence.finished:
             self._chains.append((len(sequence.states), record[STEPS]))
             kept = slot.policy.kept(record[ACCEPTED], record[PREFIX_LENGTH])
@@ -275,11 +279,17 @@ class PlannedExecutor:
             places = len(prediction.place)
             token_ids.view(-1).index_copy_(0, prediction.place, predicted[:places])
             confidence.view(-1).index_copy_(0, prediction.place, certainty[:places])
+        certain = confidence.clone() if settings.log_probs else confidence
         for b, slot in enumerate(active):
             slot.policy.rank(slot.sequence, confidence[b])
         if not active:
             return None
-        return draft_step(
+        pooling = self._pooling(for_pool, {slot.sequence.pooled_end for slot in active})
+        known = None
+        if settings.log_probs and self._pool is not None:
+            given = (pooling["slots"], pooling["window_start"], pooling["forget"])
+            known = remembered(self._pool, *given, lm.mask_token_id, length)
+        step = draft_step(
             drafts,
             token_ids,
             confidence,
@@ -292,8 +302,13 @@ class PlannedExecutor:
             block_length=settings.block_length,
             drafting=settings.drafting,
             step=steps_taken,
-            **self._pooling(for_pool, {slot.sequence.pooled_end for slot in active}),
+            **pooling,
         )
+        if settings.log_probs:
+            self._log_probs = committed_log_probs(
+                drafts, certain, num_drafts, lm.mask_token_id, steps_taken, step, settings.measure, known
+            )
+        return step
 
     def _pooling(self, for_pool: list[torch.Tensor], ends: set[int | None]) -> dict[str, Any]:
         """Arguments of `draft_step`. No draft is told how far it was computed: where it was not, nothing is predicted.
