@@ -364,3 +364,25 @@ def test_bad_ends_of_a_sequence(ends, error, message):
     with pytest.raises(error, match=message):
         engine.add(ids(6), **ends)
     assert engine.free_slots == 1 and engine.metrics() == DecoderMetrics()
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize(("family", "cache"), FAMILIES)
+def test_a_model_that_predicts_the_mask(family, cache, executor):
+    """The mask is no token: the likeliest other one is. Where there is no other one, decoding ends, and says where."""
+    lm = golden_lm(family)
+    options = {"cache": cache, "block_length": 8, "draft_steps": 4, "executor": executor}
+    expected = freedave.generate(lm, prompt(8), 16, **options)
+    others = torch.arange(64) != MASK
+    likes_masks, knows_nothing_else = (torch.where(others, *values) for values in ((0.0, 50.0), (-torch.inf, 0.0)))
+    for bias in (likes_masks, knows_nothing_else):
+        hook = lm.model.lm_head.register_forward_hook(lambda _, __, logits, bias=bias: logits + bias)
+        try:
+            if bias is likes_masks:
+                out = freedave.generate(lm, prompt(8), 16, **options)
+                assert torch.equal(out.sequences, expected.sequences) and torch.equal(out.step_map, expected.step_map)
+            else:
+                with pytest.raises(freedave.NonFiniteLogitsError, match="sequence 0: the logits of position 8 are not"):
+                    freedave.generate(lm, prompt(8), 16, **options)
+        finally:
+            hook.remove()
