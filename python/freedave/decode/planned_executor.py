@@ -287,28 +287,53 @@ class PlannedExecutor:
         pooling = self._pooling(for_pool, {slot.sequence.pooled_end for slot in active})
         known = None
         if settings.log_probs and self._pool is not None:
-            given = (pooling["slots"], pooling["window_start"], pooling["forget"])
-            known = remembered(self._pool, *given, lm.mask_token_id, length)
-        step = draft_step(
-            drafts,
-            token_ids,
-            confidence,
-            num_drafts,
-            lm.mask_token_id,
-            self._choice.build,
-            tokens_per_step=settings.tokens_per_step,
-            threshold=settings.least_confidence,
-            order=settings.order,
-            block_length=settings.block_length,
-            drafting=settings.drafting,
-            step=steps_taken,
-            **pooling,
-        )
+            windows = (pooling["slots"], pooling["window_start"], pooling["forget"])
+            known = remembered(self._pool, *windows, lm.mask_token_id, length)
+        thresholds = [slot.sequence.least_confidence for slot in active]
+        given, options = (drafts, token_ids, confidence, num_drafts), {"step": steps_taken, **pooling}
+        if len({*thresholds}) == 1:
+            step = self._draft(thresholds[0], given, options)
+        else:
+            step = self._draft_apart(thresholds, given, options)
         if settings.log_probs:
             self._log_probs = committed_log_probs(
                 drafts, certain, num_drafts, lm.mask_token_id, steps_taken, step, settings.measure, known
             )
         return step
+
+    def _draft(self, threshold: float | None, given: tuple[torch.Tensor, ...], options: dict[str, Any]) -> DraftStep:
+        """`draft_step` of sequences with one threshold: drafts, predictions, confidences and how many drafts there are."""
+        settings = self._settings
+        drafts, token_ids, confidence, num_drafts = given
+        return draft_step(
+            drafts,
+            token_ids,
+            confidence,
+            num_drafts,
+            self._lm.mask_token_id,
+            self._choice.build,
+            tokens_per_step=settings.tokens_per_step,
+            threshold=threshold,
+            order=settings.order,
+            block_length=settings.block_length,
+            drafting=settings.drafting,
+            **options,
+        )
+
+    def _draft_apart(
+        self, thresholds: list[float | None], given: tuple[torch.Tensor, ...], options: dict[str, Any]
+    ) -> DraftStep:
+        """The same for the sequences of each threshold in turn."""
+        steps, order = [], []
+        for threshold in dict.fromkeys(thresholds):
+            members = [b for b, each in enumerate(thresholds) if each == threshold]
+            rows = torch.tensor(members, device=self._lm.device)
+            of_rows = {
+                name: value[rows] if isinstance(value, torch.Tensor) else value for name, value in options.items()
+            }
+            steps.append(self._draft(threshold, tuple(tensor[rows] for tensor in given), of_rows).record)
+            order += members
+        return DraftStep(torch.cat(steps)[torch.tensor(order, device=self._lm.device).argsort()], self._choice.build)
 
     def _pooling(self, for_pool: list[torch.Tensor], ends: set[int | None]) -> dict[str, Any]:
         """Arguments of `draft_step`. No draft is told how far it was computed: where it was not, nothing is predicted.

@@ -34,7 +34,8 @@ class Sequence:
     `answer_end` is that position as far as it is known: what is committed behind it is no part of the answer, though the rest
     of its block still depends on it. Nothing in the prompt ends an answer. `error` says why a sequence was given up. `key` is
     what its noise follows from, where tokens are drawn. `log_probs` covers the same positions, NaN where nothing is committed
-    or nobody asked. `pooled_end`: the end token behind which pooled drafts need not go.
+    or nobody asked. `least_confidence`: the
+    threshold, as confidences are measured. `pooled_end`: the end token behind which pooled drafts need not go.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Sequence:
         self._mask = mask_token_id
         self.one_block = settings.one_block
         self.pooled_end = settings.pooled_end
+        self.least_confidence = settings.least_confidence
 
         missing = settings.sequence_length(len(prompt)) - len(prompt)
         self.tokens = prompt + [mask_token_id] * missing

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from freedave.decode.draft_choice import MOST_DRAFTS
-from freedave.decode.options import DecodingOptions
+from freedave.decode.options import DecodingOptions, Threshold
 from freedave.integers import as_int, as_token_ids
 from freedave_kernels.contract import DRAWN_MEASURES, MAX_POOL_STATES, POOLED_DRAFTINGS
 
@@ -272,10 +272,7 @@ def resolve_settings(
         raise ValueError(
             f"{', '.join(settings.truncation)}: these say what is drawn from, but nothing is drawn; set a temperature above 0"
         )
-    if settings.threshold is not None and settings.measure not in ("prob", "log_odds"):
-        raise ValueError(
-            f"threshold is a probability: it needs measure='prob' or 'log_odds', got measure={settings.measure!r}"
-        )
+    _check_threshold(settings)
     if settings.log_probs and settings.measure not in ("prob", "log_odds"):
         raise ValueError(f"log_probs needs measure='prob' or 'log_odds', got measure={settings.measure!r}")
     if settings.draft_steps == 1:  # nothing is drafted, so there is nothing to keep
@@ -285,6 +282,27 @@ def resolve_settings(
     _check_ends(lm, settings)
     check_length(lm, settings, prompt_length)
     return settings
+
+
+def with_threshold(settings: Settings, threshold: float | None) -> Settings:
+    """The settings of a sequence with another threshold; None: as the others."""
+    if threshold is None:
+        return settings
+    own = dataclasses.replace(settings, threshold=Threshold().checked("threshold", threshold))
+    _check_threshold(own)
+    if own.threshold != settings.threshold and settings.executor == "graph":
+        raise ValueError(
+            f"threshold: a step of the graph executor holds one, which is {settings.threshold} for all sequences, got "
+            f"{own.threshold}; executor='planned' takes one for each"
+        )
+    return own
+
+
+def _check_threshold(settings: Settings) -> None:
+    if settings.threshold is not None and settings.measure not in ("prob", "log_odds"):
+        raise ValueError(
+            f"threshold is a probability: it needs measure='prob' or 'log_odds', got measure={settings.measure!r}"
+        )
 
 
 def with_ends(
