@@ -94,14 +94,17 @@ def test_thresholds(order, drafting):
     assert (out.step_map.unique(return_counts=True)[1] > 1).any()
 
 
+@pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize("draft_steps", [1, 6])
-def test_drawn_tokens(draft_steps):
+def test_drawn_tokens(draft_steps, executor):
     """Of what they were drawn from, at the temperature."""
     lm = golden_lm()
-    options = {"temperature": 0.7, "seed": 3, "measure": "log_odds"}
+    options = {"temperature": 0.7, "seed": 3, "measure": "log_odds", "executor": executor}
     out = freedave.generate(lm, prompt(9), 23, draft_steps, 4, log_probs=True, **options)
     close(out.log_probs, expected_of(lm, out, 4, 0.7), "log_odds")
     assert (out.log_probs < -0.7).any()
+    alone = freedave.generate(lm, prompt(9), 23, draft_steps, 4, log_probs=True, top_k=1, **options)
+    assert (alone.log_probs > -1e-6).all()  # nothing else could have been drawn
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)

@@ -170,6 +170,12 @@ def test_draws_are_those_of_the_seed():
     assert torch.equal(static.sequences, drafted.sequences)
     assert torch.equal(static.trajectory_step_map, drafted.trajectory_step_map)
     assert not torch.equal(static.sequences, other.sequences)
+    few = [
+        DLMGeneration(seed=5).block_decode_with_block_attention(model_of(1), start, **call, top_k=top_k, top_p=top_p)
+        for top_k, top_p in ((None, 0.3), (3, None), (0, 1.0))
+    ]
+    assert torch.equal(few[2].sequences, static.sequences)
+    assert not any(torch.equal(out.sequences, static.sequences) for out in few[:2])
 
 
 def test_a_broken_model_is_reported():
@@ -181,8 +187,8 @@ def test_a_broken_model_is_reported():
 
 STATIC, BLOCK = "block_decode_with_full_attention", "block_decode_with_block_attention"
 REFUSED = [
-    (BLOCK, {"top_p": 0.9}, f"{BLOCK}: top_p=0.9 cannot be honoured"),
-    (BLOCK, {"top_k": 5}, "top_k=5 cannot be honoured"),
+    (BLOCK, {"temperature": 1.0, "top_p": 1.9}, "top_p must be"),
+    (BLOCK, {"temperature": 1.0, "top_k": -5}, "top_k must be at least 1, got -5"),
     (BLOCK, {"alg_temp": 0.5}, "alg_temp must be None, 0 or -1, got 0.5"),
     (BLOCK, {"block_length": 0}, "block_length must be at least 1"),
     (f"{BLOCK}_FreeDave", {"draft_mode": "tree"}, "draft_mode must be one of batch_expanding, tree_attention, debug"),

@@ -140,11 +140,25 @@ def test_draws_follow_from_the_seed():
         for seed, lossless in ((5, False), (5, True), (6, False))
     ]
     assert torch.equal(outs[0], outs[1]) and not torch.equal(outs[0], outs[2])
+    few = [
+        sdar.block_diffusion_generate(model_of(1), prompt, **call, seed=5, top_k=top_k, top_p=top_p)
+        for top_k, top_p in ((0, 0.3), (3, 1.0), (3, 0.3), (1, 1.0))
+    ]
+    assert len({tuple(out[0].tolist()) for out in (outs[0], *few)}) >= 4
+
+
+def test_the_likeliest_token_alone_has_probability_1():
+    """So that, as published, a step of the default strategy fills its whole block."""
+    model, start = model_of(3), prompts(3)[0]
+    call = {"mask_id": MASK, "gen_length": 16, "block_length": 8, "temperature": 1.0, "top_k": 1}
+    out = sdar.block_diffusion_generate(model, {"input_ids": start[None]}, **call)
+    expected, step_map = published(model, start, 16, 8, 8, "low_confidence_dynamic", -1.0, [])
+    assert torch.equal(out[0], expected) and int(step_map.max()) == len(expected) // 8 - 1
 
 
 REFUSED = [
-    ({"top_k": 1}, ValueError, "block_diffusion_generate: top_k=1 cannot be honoured: .*take temperature=0"),
-    ({"top_p": 0.9}, ValueError, "top_p=0.9 cannot be honoured"),
+    ({"top_k": 3, "temperature": 0}, ValueError, "top_k: these say what is drawn from, but nothing is drawn"),
+    ({"top_p": 1.5}, ValueError, "top_p must be"),
     ({"remasking_strategy": "entropy_bounded"}, ValueError, "remasking_strategy must be one of .*sequential"),
     ({"denoising_steps": 4}, ValueError, "fills one position here, and 2 with denoising_steps=4: take 8"),
     ({"denoising_steps": 5}, ValueError, "with 5 denoising_steps, .* different numbers .*: take 8 denoising_steps"),

@@ -67,17 +67,14 @@ def generate(
         measure, temperature, seed, top_k, top_p, min_p: how to decode; `decode.options.DecodingOptions` says what each does.
         eos_token_id: one id or several; a finished block that contains one of them among its generated tokens ends the
             sequence, and the answer ends with the first one. None: the model's own; an empty list: none.
-        on_step: called with a `Commit` after each forward.
-        check_lossless: decode statically as well and compare; with the graph executor in the same shapes, where one draft
-            counts, as in 16 bits a matrix product rounds otherwise with other numbers of rows.
+        on_step: called with a `Commit` after each forward. check_lossless: decode statically as well and compare; with
+            the graph executor in the same shapes, as in 16 bits a product rounds otherwise with other numbers of rows.
         measure_own_static: decode statically in the shapes of one draft as well; `stats.own_static` says how much differs.
-        attention_mask: `[B, P]`, 1 at the tokens of a prompt and 0 at its padding, which may stand on the left or on the
-            right; the model never sees padding. None: there is none.
+        attention_mask: `[B, P]`, 0 at padding, on the left or on the right, which the model never sees. None: there is none.
         stop_sequences: lists of token ids; a sequence ends with the finished block by which its answer contains one. The
             answer ends with the first one's last token: a caller who wants it gone cuts it off.
-        prefill_chunk: how many tokens of prompts a forward stores at most, in whole blocks; sequences whose prompt is stored
-            go on beside longer ones. It changes no token. None: a prompt is computed at once, as it is with full attention
-            and `cache="none"`, which compute whole sequences at a time.
+        prefill_chunk: how many tokens of prompts a forward stores at most, in whole blocks; other sequences go on beside it.
+            It changes no token. None: a prompt is computed at once, as it is where forwards compute whole sequences.
         log_probs: whether the output, and each `Commit`, has each token's log-probability. It takes "prob" or "log_odds".
 
     Returns:

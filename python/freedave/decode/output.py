@@ -119,8 +119,8 @@ class DecodeOutput:
     there is none. `step_map [B, new]` int64: the static step at which each position was
     committed, -1 for never. `forward_map [B, new]` int64: the forward whose result committed it. `num_forwards`: forwards of
     the whole batch, prompts included. `log_probs [B, new]` float32, where they are asked for: the log-probability of each
-    token when it was committed, NaN for what never was; among all tokens but the mask, and at the temperature with which it
-    was drawn. By the measure "prob" it is 0 where float32 has 1.0; "log_odds" is finer. `static`: the static decode that
+    token when it was committed, NaN for what never was; among all tokens but the mask, or among those that it was drawn
+    from. By the measure "prob" it is 0 where float32 has 1.0; "log_odds" is finer. `static`: the static decode that
     `check_lossless` compared with.
     """
 

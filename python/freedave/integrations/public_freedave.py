@@ -30,7 +30,6 @@ from freedave.decode.decoder import Decoder
 from freedave.decode.sequence import Sequence
 from freedave.decode.settings import check_prompts, resolve_settings
 from freedave.integers import as_int
-from freedave.integrations.step_schedule import refuse
 from freedave.models.diffusion_lm import DiffusionLM
 
 # Whose logits are shifted, as published.
@@ -89,7 +88,7 @@ class DLMGeneration:
             model: what `freedave.load_model` returns, or any module that `DiffusionLM` takes. The logits of classes named as
                 Dream's are shifted.
             input_ids: `[B, P]` int64. attention_mask: `[B, P]`, 0 at padding, which may stand on the left or on the right.
-            temperature: of what is drawn; 0: the likeliest token. top_p, top_k: as they are by default; others are refused.
+            temperature, top_p, top_k: what is drawn from, as published; a temperature of 0: the likeliest token is taken.
             alg_temp: None or 0 commits the most confident positions first, -1 goes from left to right.
             block_length, max_gen_length: as published. decoding_steps: at least as many as the answer needs.
             use_cache, pad_target_penalty: taken, and without effect.
@@ -232,11 +231,8 @@ class DLMGeneration:
     ) -> DLMGenerationOutput:
         """`rule`: temperature, top_p, top_k, alg_temp, confidence_threshold. `ends`: a block of one alone is the last."""
         temperature, top_p, top_k, alg_temp, threshold = rule
-        refuse(
-            caller,
-            top_p=(1.0 if top_p is None else top_p, 1.0, "tokens are drawn from all"),
-            top_k=(top_k or None, None, "tokens are drawn from all"),
-        )
+        if temperature == 0:  # as published, where nothing is drawn
+            top_p = top_k = None
         if alg_temp not in (None, 0, -1):
             raise ValueError(f"{caller}: alg_temp must be None, 0 or -1, got {alg_temp!r}")
         prompts = check_prompts(lm, input_ids, attention_mask)
@@ -253,6 +249,8 @@ class DLMGeneration:
             cache=cache,
             temperature=temperature,
             seed=self.seed,
+            top_k=top_k or None,
+            top_p=None if top_p == 1 else top_p,
         )
         capacity = max(settings.sequence_length(len(prompt)) for prompt in prompts)
         decoder = Decoder(lm, settings, slots=len(prompts), capacity=capacity)

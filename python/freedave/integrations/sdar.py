@@ -26,7 +26,7 @@ import torch
 
 from freedave.decode.generate import generate as decode
 from freedave.integers import as_int
-from freedave.integrations.step_schedule import least_above, refuse, tokens_a_step
+from freedave.integrations.step_schedule import least_above, tokens_a_step
 from freedave.models.diffusion_lm import DiffusionLM
 from freedave_kernels.arguments import expect_choice
 
@@ -61,8 +61,7 @@ def block_diffusion_generate(
         gen_length, block_length: as published.
         denoising_steps: those of a block. Each must fill as many positions, a block's last one what is left; with
             "low_confidence_dynamic", one.
-        temperature: of what is drawn; 0: the likeliest token.
-        top_k, top_p: as they are by default; others are refused.
+        temperature, top_k, top_p: what is drawn from, as published. A temperature of 0: the likeliest token is taken.
         remasking_strategy: "low_confidence_static" fills the most confident positions, "low_confidence_dynamic" all that are
             more confident than `confidence_threshold`, or else the most confident one, "sequential" the first ones.
         stopping_criteria_idx: the block in which one of these tokens is generated is the last one.
@@ -76,11 +75,6 @@ def block_diffusion_generate(
         TypeError, ValueError: naming the argument, before anything runs.
         NonFiniteLogitsError: the model produced NaN or infinite logits.
     """
-    refuse(
-        CALLER,
-        top_k=(top_k, 0, "tokens are drawn from all; for the likeliest one, take temperature=0"),
-        top_p=(top_p, 1.0, "tokens are drawn from all"),
-    )
     expect_choice(CALLER, "remasking_strategy", remasking_strategy, tuple(ORDERS))
     gen_length = as_int(CALLER, "gen_length", gen_length, minimum=1)
     block_length = as_int(CALLER, "block_length", block_length, minimum=1)
@@ -108,6 +102,8 @@ def block_diffusion_generate(
         attention_mask=prompt.get("attention_mask"),
         temperature=temperature,
         seed=seed,
+        top_k=top_k or None,
+        top_p=None if top_p == 1 else top_p,
     )
     generated = out.sequences[:, input_ids.shape[-1] :]
     generated[out.step_map < 0] = mask_id
