@@ -351,6 +351,46 @@ def test_each_sequence_has_its_own_ends(family, cache, executor, drafting):
     assert len(lengths) > 1
 
 
+@pytest.mark.parametrize("measure", ["prob", "log_odds"])
+@pytest.mark.parametrize("drafting", ["nested", "recycled", "pooled", "pipelined"])
+@pytest.mark.parametrize(("family", "cache"), FAMILIES)
+def test_each_sequence_has_its_own_threshold(family, cache, drafting, measure):
+    """Beside others that have the settings' or none, whichever comes and goes."""
+    lm = golden_lm(family)
+    options = {"cache": cache, "drafting": drafting, "measure": measure}
+    engine = engine_for(lm, slots=3, executor="planned", threshold=0.5, **options)
+    thresholds = [None, 0.2, 2.0, 0.2, None, 0.8, 0.35]
+    sequences = []
+    for seed, threshold in enumerate(thresholds):
+        while not engine.free_slots:
+            engine.launch()
+            engine.poll()
+        sequences.append(engine.add(ids(5 + seed % 3, seed), threshold=threshold))
+    finish(engine)
+    steps = Counter()
+    for seed, (sequence, threshold) in enumerate(zip(sequences, thresholds, strict=True)):
+        own = {None: 0.5, 2.0: None}.get(threshold, threshold)
+        expect_as_alone(lm, sequence, ids(5 + seed % 3, seed), threshold=own, cache=cache, measure=measure)
+        steps[threshold] = sequence.steps_taken
+    assert steps[2.0] >= 16 > steps[0.2]
+
+
+BAD_THRESHOLDS = [
+    ({"executor": "planned"}, "high", TypeError, "threshold must be a float, got str"),
+    ({"executor": "planned"}, float("nan"), ValueError, "threshold must be a number, got nan"),
+    ({"executor": "planned", "measure": "margin"}, 0.5, ValueError, "threshold is a probability: it needs measure="),
+    ({"executor": "graph"}, 0.5, ValueError, "graph executor holds one, which is None for all sequences, got 0.5"),
+]
+
+
+@pytest.mark.parametrize(("options", "threshold", "error", "message"), BAD_THRESHOLDS, ids=str)
+def test_bad_thresholds_of_a_sequence(options, threshold, error, message):
+    engine = engine_for(golden_lm(), slots=1, **options)
+    with pytest.raises(error, match=message):
+        engine.add(ids(6), threshold=threshold)
+    assert engine.free_slots == 1 and engine.metrics() == DecoderMetrics()
+
+
 BAD_ENDS = [
     ({"eos_token_id": 64}, ValueError, "eos_token_id 64 is outside the model's vocabulary of 64 tokens"),
     ({"stop_sequences": [[]]}, ValueError, "a stop sequence is empty"),
@@ -364,3 +404,25 @@ def test_bad_ends_of_a_sequence(ends, error, message):
     with pytest.raises(error, match=message):
         engine.add(ids(6), **ends)
     assert engine.free_slots == 1 and engine.metrics() == DecoderMetrics()
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize(("family", "cache"), FAMILIES)
+def test_a_model_that_predicts_the_mask(family, cache, executor):
+    """The mask is no token: the likeliest other one is. Where there is no other one, decoding ends, and says where."""
+    lm = golden_lm(family)
+    options = {"cache": cache, "block_length": 8, "draft_steps": 4, "executor": executor}
+    expected = freedave.generate(lm, prompt(8), 16, **options)
+    others = torch.arange(64) != MASK
+    likes_masks, knows_nothing_else = (torch.where(others, *values) for values in ((0.0, 50.0), (-torch.inf, 0.0)))
+    for bias in (likes_masks, knows_nothing_else):
+        hook = lm.model.lm_head.register_forward_hook(lambda _, __, logits, bias=bias: logits + bias)
+        try:
+            if bias is likes_masks:
+                out = freedave.generate(lm, prompt(8), 16, **options)
+                assert torch.equal(out.sequences, expected.sequences) and torch.equal(out.step_map, expected.step_map)
+            else:
+                with pytest.raises(freedave.NonFiniteLogitsError, match="sequence 0: the logits of position 8 are not"):
+                    freedave.generate(lm, prompt(8), 16, **options)
+        finally:
+            hook.remove()

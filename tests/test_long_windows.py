@@ -57,7 +57,7 @@ def test_select_transfer(native_backend, order, length, block_length, threshold,
     chosen = fk.select_transfer(
         *row, num_transfer=9, threshold=threshold, fallback=fallback, order=order, block_length=block_length
     )
-    expected = select_transfer(*row, 9, None, threshold, False, fallback, order, block_length)
+    expected = select_transfer(*row, 9, None, threshold, None, False, fallback, order, block_length)
     assert torch.equal(chosen, expected)
 
 

@@ -62,6 +62,19 @@ def test_counts_per_row(backend):
         assert chosen.sum(-1).tolist() == [0, 2, 4]
 
 
+def test_thresholds_per_row(backend):
+    """A request each, in one call; a row whose threshold nothing reaches takes the first ranked."""
+    confidence, masked = CONFIDENCE.repeat(5, 1), MASKED.repeat(5, 1)
+    thresholds = torch.tensor([0.3, 0.5, 0.9, INF, float("nan")])
+    chosen = fk.select_transfer(confidence, masked, threshold=thresholds)
+    assert chosen.sum(-1).tolist() == [4, 3, 2, 1, 1]
+    strided = torch.stack([thresholds, thresholds + 1], 1)[:, 0]
+    counts = torch.tensor([1, 1, 1, 2, 3])
+    chosen = fk.select_transfer(confidence, masked, num_transfer=counts, threshold=strided, strict=True)
+    assert chosen.sum(-1).tolist() == [3, 2, 1, 2, 3]
+    assert selected(threshold=torch.tensor(0.5)) == [1, 2, 3]
+
+
 def test_nothing_to_transfer(backend):
     """No masked position; none that can be ranked; and a current block that is stuck."""
     none = torch.zeros(5, dtype=torch.bool)
@@ -86,9 +99,13 @@ def calls(draw):
     dtype = constants.one_of([None, torch.int32, torch.int64])
     if dtype is not None:  # one count a row
         num_transfer = torch.randint(-1, 9, shape, dtype=dtype, generator=generator(draw(st.integers(0, 2**32))))
+    threshold = constants.threshold()
+    if threshold is not None and constants.one_of([False, True]):  # one threshold a row
+        others = torch.rand(shape, generator=generator(draw(st.integers(0, 2**32))))
+        threshold = torch.where(others < 0.5, torch.tensor(threshold, dtype=torch.float32), others)
     return row, {
         "num_transfer": num_transfer,
-        "threshold": constants.threshold(),
+        "threshold": threshold,
         "strict": constants.one_of([False, True]),
         "fallback": constants.one_of(["top", "top_if_fewer", "top_always"]),
         "order": constants.order(),
@@ -105,16 +122,17 @@ def run(row, arguments):
 def test_agrees_with_the_oracle(native_backend, call):
     row, arguments = call
     chosen = run(*call)
-    count, *rest = arguments.values()
+    count, threshold, *rest = arguments.values()
     counts = (1, count) if isinstance(count, torch.Tensor) else (count, None)
-    assert torch.equal(chosen, reference.select_transfer(row.confidence, row.mask_index, *counts, *rest))
+    limits = (None, threshold) if isinstance(threshold, torch.Tensor) else (threshold, None)
+    assert torch.equal(chosen, reference.select_transfer(row.confidence, row.mask_index, *counts, *limits, *rest))
 
 
 def test_opcheck_and_compile():
     confidence, masked = torch.rand(2, 9), torch.rand(2, 9) < 0.5
     op = torch.ops.freedave.select_transfer.default
-    torch.library.opcheck(op, (confidence, masked, 2, None, 0.5, True, "top_always", "confidence", 4))
-    torch.library.opcheck(op, (confidence, masked, 1, torch.tensor([1, 2])))
+    torch.library.opcheck(op, (confidence, masked, 2, None, 0.5, None, True, "top_always", "confidence", 4))
+    torch.library.opcheck(op, (confidence, masked, 1, torch.tensor([1, 2]), None, torch.tensor([0.2, 0.8])))
     compiled = torch.compile(lambda c, m: ~fk.select_transfer(c, m, threshold=0.4), fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(confidence, masked), ~fk.select_transfer(confidence, masked, threshold=0.4))
 
@@ -128,6 +146,9 @@ def test_opcheck_and_compile():
         ({"num_transfer": 1.5}, TypeError, "num_transfer must be an int, got float"),
         ({"num_transfer": torch.tensor([1, 2])}, ValueError, r"num_transfer must have shape \(\)"),
         ({"num_transfer": torch.tensor(1.0)}, TypeError, "num_transfer must be int32 or int64, got float32"),
+        ({"threshold": torch.tensor([0.5])}, ValueError, r"threshold must have shape \(\)"),
+        ({"threshold": torch.tensor(0.5).double()}, TypeError, "threshold must be float32, got float64"),
+        ({"threshold": torch.tensor(0.5, device="meta")}, ValueError, elsewhere("threshold", "confidence")),
         ({"threshold": "high"}, TypeError, "threshold must be a float, got str"),
         ({"threshold": float("nan")}, ValueError, "threshold must be a number, got nan"),
         ({"fallback": "none"}, ValueError, "fallback must be one of top, top_if_fewer, top_always, got 'none'"),

@@ -158,7 +158,9 @@ def cases(architecture: str) -> dict[str, Callable[[], Any]]:
         "draft_step 8x32 recycled": step(8, 32, "recycled"),
         "pooled_step 8x32 pooled": pooled(8, 32, 24, "pooled"),
         "rank_positions 32": lambda: rank_positions(confidence, masked, "confidence", None),
-        "select_transfer 32": lambda: select_transfer(confidence, masked, 1, None, 0.9, False, "top", "confidence", 32),
+        "select_transfer 32": lambda: select_transfer(
+            confidence, masked, 1, None, 0.9, None, False, "top", "confidence", 32
+        ),
         "build_drafts 32": lambda: build_drafts(ids, ids, confidence, MASK, 8, 1, None, "confidence", 32),
         "verify_drafts 8x32": lambda: verify_drafts(drafts(8, 32)[0], drafts(8, 32)[0], None, "exact", None),
         "draft_attention bfloat16 128": attention(bf16, 128, 1, 8, 20),

@@ -24,7 +24,8 @@ void select_row(const SelectTransferParams& p, int64_t row, Keys& keys) {
 
   bool take_top = true;
   if (p.has_threshold) {
-    const int64_t passing = pass_threshold(is_masked, confidence, block, p.order, p.threshold, p.strict, keys);
+    const float threshold = p.threshold_of(row);
+    const int64_t passing = pass_threshold(is_masked, confidence, block, p.order, threshold, p.strict, keys);
     const int64_t enough = p.fallback == Fallback::kTop ? 1 : wanted;
     const bool take_passing = passing >= enough || p.fallback == Fallback::kTopAlways;
     for (int64_t n = 0; take_passing && n < passing; ++n) transfer[position_of(keys[n])] = true;

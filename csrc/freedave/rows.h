@@ -78,11 +78,13 @@ struct Slab {
   }
 };
 
-// One int32 or int64 number a row.
+// One int32, int64 or float32 number a row.
 struct Counts {
   const void* data;  // null when the caller gave none
   bool is_int32;
   Rows rows;
+
+  HD float float_at(int64_t row) const { return static_cast<const float*>(data)[rows.start(row)]; }
 
   HD int64_t at(int64_t row) const { return read(rows.start(row)); }
 

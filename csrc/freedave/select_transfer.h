@@ -32,9 +32,14 @@ struct SelectTransferParams {
   Counts num_transfer_per_row;  // [*]; overrides num_transfer where given
   bool has_threshold;
   float threshold;
+  Counts threshold_per_row;  // [*] float32; overrides threshold where given
   bool strict;
   Fallback fallback;
   bool* transfer_index;  // contiguous [*, L]
+
+  HD float threshold_of(int64_t row) const {
+    return threshold_per_row.data ? threshold_per_row.float_at(row) : threshold;
+  }
 };
 
 namespace cpu {

@@ -139,12 +139,12 @@ struct Argument {
   }
 };
 
-// One number, int32 or int64, for each row over the first `count` dimensions of `other`, where the caller gave them.
+// A number of one of these types for each row over the first `count` dimensions of `other`, where the caller gave them.
 inline Counts counts(const char* op, const char* name, const OptionalTensor& tensor, const Argument& other,
-                     int64_t count) {
+                     int64_t count, std::initializer_list<ScalarType> types = {ScalarType::Int, ScalarType::Long}) {
   if (!tensor) return {};
   const Argument argument(op, name, *tensor);
-  argument.expect({ScalarType::Int, ScalarType::Long}).expect_shape_of(other, count);
+  argument.expect(types).expect_shape_of(other, count);
   return {argument.data, argument.type == ScalarType::Int, argument.rows(count, 0)};
 }
 

@@ -192,27 +192,31 @@ Tensor rank_positions(const Tensor& confidence_, const Tensor& mask_index, const
 }
 
 Tensor select_transfer(const Tensor& confidence_, const Tensor& mask_index, int64_t num_transfer,
-                       const OptionalTensor& num_transfer_per_row, std::optional<double> threshold, bool strict,
-                       const Text& fallback, const Text& order, std::optional<int64_t> block_length) {
+                       const OptionalTensor& num_transfer_per_row, std::optional<double> threshold,
+                       const OptionalTensor& threshold_per_row, bool strict, const Text& fallback, const Text& order,
+                       std::optional<int64_t> block_length) {
   constexpr const char* kOp = "select_transfer";
   const Argument confidence(kOp, "confidence", confidence_);
   const int64_t length = confidence.expect({ScalarType::Float}).length();
-  const Counts per_row = counts(kOp, "num_transfer_per_row", num_transfer_per_row, confidence, confidence.dims - 1);
   expect_served(confidence, length);
 
   Tensor transfer_index = new_tensor_like(confidence, ScalarType::Bool);
-  launch(confidence, SelectTransferParams{.confidence = confidence.matrix<float>(),
-                                          .mask_index = matrix_of<bool>(confidence, "mask_index", mask_index),
-                                          .length = length,
-                                          .block_length = block_length_of(kOp, block_length, length),
-                                          .order = choose<Order>(kOp, "order", order),
-                                          .num_transfer = expect_at_least(kOp, "num_transfer", num_transfer, 0),
-                                          .num_transfer_per_row = per_row,
-                                          .has_threshold = threshold.has_value(),
-                                          .threshold = threshold_of(kOp, threshold),
-                                          .strict = strict,
-                                          .fallback = choose<Fallback>(kOp, "fallback", fallback),
-                                          .transfer_index = data<bool>(transfer_index)});
+  launch(confidence,
+         SelectTransferParams{.confidence = confidence.matrix<float>(),
+                              .mask_index = matrix_of<bool>(confidence, "mask_index", mask_index),
+                              .length = length,
+                              .block_length = block_length_of(kOp, block_length, length),
+                              .order = choose<Order>(kOp, "order", order),
+                              .num_transfer = expect_at_least(kOp, "num_transfer", num_transfer, 0),
+                              .num_transfer_per_row = counts(kOp, "num_transfer_per_row", num_transfer_per_row,
+                                                             confidence, confidence.dims - 1),
+                              .has_threshold = threshold || threshold_per_row,
+                              .threshold = threshold_of(kOp, threshold),
+                              .threshold_per_row = counts(kOp, "threshold_per_row", threshold_per_row, confidence,
+                                                          confidence.dims - 1, {ScalarType::Float}),
+                              .strict = strict,
+                              .fallback = choose<Fallback>(kOp, "fallback", fallback),
+                              .transfer_index = data<bool>(transfer_index)});
   return transfer_index;
 }
 

@@ -17,8 +17,8 @@ inline constexpr const char* kSchemas[] = {
     "Tensor? mask_index=None, Tensor? suppress_tokens=None) -> Tensor",
     "rank_positions(Tensor confidence, Tensor mask_index, str order=\"confidence\", int? block_length=None) -> Tensor",
     "select_transfer(Tensor confidence, Tensor mask_index, int num_transfer=1, Tensor? num_transfer_per_row=None, "
-    "float? threshold=None, bool strict=False, str fallback=\"top\", str order=\"confidence\", "
-    "int? block_length=None) -> Tensor",
+    "float? threshold=None, Tensor? threshold_per_row=None, bool strict=False, str fallback=\"top\", "
+    "str order=\"confidence\", int? block_length=None) -> Tensor",
     "build_drafts(Tensor input_ids, Tensor token_ids, Tensor confidence, int mask_token_id, int draft_steps, "
     "int tokens_per_step=1, float? threshold=None, str order=\"confidence\", int? block_length=None) "
     "-> (Tensor, Tensor)",

@@ -18,7 +18,7 @@ def select_transfer(
     mask_index: torch.Tensor,
     *,
     num_transfer: int | torch.Tensor = 1,
-    threshold: float | None = None,
+    threshold: float | torch.Tensor | None = None,
     strict: bool = False,
     fallback: str = "top",
     order: str = "confidence",
@@ -30,7 +30,8 @@ def select_transfer(
         confidence: `[*, L]` float32.
         mask_index: `[*, L]` bool, True where a position is masked.
         num_transfer: how many positions, an int >= 0 or an int32/int64 tensor `[*]`; clamped to what can be ranked.
-        threshold: also (or instead) every position with `confidence >= threshold`, compared in float32.
+        threshold: also (or instead) every position with `confidence >= threshold`, compared in float32; a float, or a
+            float32 tensor `[*]`, one a row (above every confidence: none, NaN as well).
         strict: `confidence > threshold`.
         fallback: with a threshold, when the first `num_transfer` ranked positions are taken: "top", when nothing passes;
             "top_if_fewer", instead of the passing ones when these are fewer; "top_always", in addition to them.
@@ -50,8 +51,8 @@ def select_transfer(
     Source: top-k of LLaDA (arXiv:2502.09992), confidence threshold of Fast-dLLM (arXiv:2505.22618).
     """
     count, counts = (1, num_transfer) if isinstance(num_transfer, torch.Tensor) else (num_transfer, None)
-    call = (confidence, mask_index, count, counts, threshold, strict, fallback, order, block_length)
-    return _call(*call)
+    limit, limits = (None, threshold) if isinstance(threshold, torch.Tensor) else (threshold, None)
+    return _call(confidence, mask_index, count, counts, limit, limits, strict, fallback, order, block_length)
 
 
 def check(
@@ -60,6 +61,7 @@ def check(
     count: Any,
     counts: Any,
     threshold: Any,
+    thresholds: Any,
     strict: Any,
     fallback: Any,
     order: Any,
@@ -73,10 +75,15 @@ def check(
         arguments.expect_tensor(OP, "num_transfer", counts, arguments.INTEGER_DTYPES)
         arguments.expect_shape(OP, "num_transfer", counts, confidence.shape[:-1], "one count a row")
     arguments.expect_threshold(OP, threshold)
+    if thresholds is not None:
+        arguments.expect_tensor(OP, "threshold", thresholds, [torch.float32])
+        arguments.expect_shape(OP, "threshold", thresholds, confidence.shape[:-1], "one threshold a row")
     arguments.expect_bool(OP, "strict", strict)
     arguments.expect_choice(OP, "fallback", fallback, FALLBACKS)
     arguments.expect_order(OP, order, block_length)
-    arguments.expect_same_device(OP, confidence, "confidence", mask_index=mask_index, num_transfer=counts)
+    arguments.expect_same_device(
+        OP, confidence, "confidence", mask_index=mask_index, num_transfer=counts, threshold=thresholds
+    )
 
 
 def fake(
@@ -85,6 +92,7 @@ def fake(
     num_transfer: int = 1,
     num_transfer_per_row: torch.Tensor | None = None,
     threshold: float | None = None,
+    threshold_per_row: torch.Tensor | None = None,
     strict: bool = False,
     fallback: str = "top",
     order: str = "confidence",

@@ -31,7 +31,8 @@ def build_drafts(
     if threshold is None:
         draft = _draft_of(confidence, fillable, tokens_per_step, order, block, block_length)
     else:
-        first = select_transfer(confidence, masked, tokens_per_step, None, threshold, False, "top", order, block_length)
+        rule = (tokens_per_step, None, threshold, None, False, "top", order, block_length)
+        first = select_transfer(confidence, masked, *rule)
         later = rank_positions(confidence, fillable & ~first, order, block_length)
         draft = torch.where(first, 0, 1 + later.long())
         fillable = fillable & first.any(-1, keepdim=True)

@@ -101,7 +101,7 @@ def _recycle(
         certainty = torch.where(open_there, confidence[rows, nearest], confidence[rows, accepted])
 
         masked = state == mask_token_id
-        pick = select_transfer(certainty, masked, picks, None, None, False, "top", order, block_length)
+        pick = select_transfer(certainty, masked, picks, None, None, None, False, "top", order, block_length)
         pick = pick & (num_built == len(built))[:, None]  # a chain that has ended stays ended
         state = torch.where(pick, token, state)
         num_built = num_built + pick.any(-1)

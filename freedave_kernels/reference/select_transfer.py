@@ -13,6 +13,7 @@ def select_transfer(
     num_transfer: int,
     num_transfer_per_row: torch.Tensor | None,
     threshold: float | None,
+    threshold_per_row: torch.Tensor | None,
     strict: bool,
     fallback: str,
     order: str,
@@ -22,10 +23,13 @@ def select_transfer(
     eligible = rankable(confidence, masked)
     count = torch.tensor(num_transfer) if num_transfer_per_row is None else num_transfer_per_row[..., None]
     top = eligible & (rank_positions(confidence, masked, order, None) < count.to(confidence.device))
-    if threshold is None:
+    if threshold_per_row is not None:
+        limit = threshold_per_row[..., None]
+    elif threshold is not None:
+        limit = torch.tensor(threshold, dtype=torch.float32, device=confidence.device)
+    else:
         return top
 
-    limit = torch.tensor(threshold, dtype=torch.float32, device=confidence.device)
     passing = eligible & (confidence > limit if strict else confidence >= limit)
     if order == "left_to_right":
         passing = passing & ((masked & ~passing).cumsum(-1) == 0)  # the leading run

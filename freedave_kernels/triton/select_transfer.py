@@ -18,11 +18,13 @@ def select_row(
     confidence,
     mask_index,
     counts,
+    thresholds,
     transfer,
     threshold: tl.float32,
     length: tl.int32,
     num_transfer: tl.int32,
     count_step: tl.int64,
+    threshold_step: tl.int64,
     block_length: tl.int32,
     confidence_row: tl.int64,
     confidence_step: tl.int64,
@@ -31,6 +33,7 @@ def select_row(
     LENGTH: tl.constexpr,
     HAS_COUNTS: tl.constexpr,
     HAS_THRESHOLD: tl.constexpr,
+    HAS_THRESHOLDS: tl.constexpr,
     STRICT: tl.constexpr,
     FALLBACK: tl.constexpr,
     LEFT_TO_RIGHT: tl.constexpr,
@@ -46,6 +49,8 @@ def select_row(
         num_transfer = tl.minimum(tl.maximum(count, 0), length).to(tl.int32)
 
     top = first_ranked(keys, position, num_transfer)
+    if HAS_THRESHOLDS:
+        threshold = tl.load(thresholds + row * threshold_step)
     if HAS_THRESHOLD:
         passes = passing(keys, value, masked, position, threshold, STRICT, LEFT_TO_RIGHT)
         if FALLBACK == "top_always":
@@ -66,6 +71,7 @@ def select_transfer(
     num_transfer: int,
     num_transfer_per_row: torch.Tensor | None,
     threshold: float | None,
+    threshold_per_row: torch.Tensor | None,
     strict: bool,
     fallback: str,
     order: str,
@@ -78,17 +84,20 @@ def select_transfer(
     expect_length("select_transfer", length)
     confidence, mask_index = as_rows(confidence), as_rows(mask_index)
     counts = confidence if num_transfer_per_row is None else num_transfer_per_row.reshape(-1)
+    thresholds = confidence if threshold_per_row is None else threshold_per_row.reshape(-1)
     select_row.launch(
         (confidence.shape[0], 1, 1),
         (
             confidence,
             mask_index,
             counts,
+            thresholds,
             transfer_index,
             as_float32(threshold),
             length,
             min(num_transfer, length),
             counts.stride(0),
+            thresholds.stride(0),
             min(block_length or length, length),
             *confidence.stride(),
             *mask_index.stride(),
@@ -96,7 +105,8 @@ def select_transfer(
         (
             power_of_two(length),
             num_transfer_per_row is not None,
-            threshold is not None,
+            threshold is not None or threshold_per_row is not None,
+            threshold_per_row is not None,
             strict,
             fallback,
             order == "left_to_right",

@@ -31,7 +31,7 @@ from freedave.decode.options import Seed
 from freedave.decode.output import Commit
 from freedave.decode.planned_executor import PlannedExecutor
 from freedave.decode.sequence import NON_FINITE, STEPS, Sequence
-from freedave.decode.settings import Settings, check_length, check_prompt, with_ends
+from freedave.decode.settings import Settings, check_length, check_prompt, with_ends, with_threshold
 from freedave.integers import as_int
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ class Committed:
     forward: int
     positions: list[int]
     steps: int
+    log_probs: bool = False
+    """Whether they are asked for."""
 
     def describe(self) -> Commit:
         sequence = self.sequence
@@ -64,6 +66,7 @@ class Committed:
             length=sequence.answer_end - sequence.prompt_length,
             final=sequence.final,
             sequence=sequence.index,
+            log_probs=[sequence.log_probs[position] for position in positions] if self.log_probs else None,
         )
 
 
@@ -154,6 +157,7 @@ class Decoder:
         *,
         eos_token_id: int | Several[int] | None = None,
         stop_sequences: Several[Several[int]] | None = None,
+        threshold: float | None = None,
     ) -> Sequence:
         """Adds a sequence, whose prompt the next launched step computes. Allowed while a step is under way, too.
 
@@ -164,6 +168,7 @@ class Decoder:
                 settings' seed, with a key of its own for each sequence.
             eos_token_id, stop_sequences: what ends it, as in `generate`. None: what the settings say. With pooled drafts, the
                 graph executor has one first end token for all sequences.
+            threshold: as in `generate`, above 1 for none. None: what the settings say, as it has to be on the graph executor.
 
         Raises:
             RuntimeError: every slot is taken.
@@ -176,7 +181,7 @@ class Decoder:
         if max_new_tokens is not None:
             max_new_tokens = as_int("Decoder.add", "max_new_tokens", max_new_tokens, minimum=1)
             settings = dataclasses.replace(settings, max_new_tokens=max_new_tokens)
-        settings = with_ends(self._lm, settings, eos_token_id, stop_sequences)
+        settings = with_threshold(with_ends(self._lm, settings, eos_token_id, stop_sequences), threshold)
         if settings.pooled_end != self._settings.pooled_end and settings.pooled and settings.executor == "graph":
             raise ValueError(
                 f"eos_token_id: with pooled drafts, a step of the graph executor holds the first end token, which is "
@@ -275,4 +280,5 @@ class Decoder:
         if record[NON_FINITE] >= 0:
             sequence.fail(record[NON_FINITE], self.forwards)
             return Committed(sequence, self.forwards, [], 0)
-        return Committed(sequence, self.forwards, self._executor.advance(found, self.forwards), record[STEPS])
+        positions = self._executor.advance(found, self.forwards)
+        return Committed(sequence, self.forwards, positions, record[STEPS], self._settings.log_probs)

@@ -21,11 +21,12 @@ import torch
 
 from freedave.decode.cache_policy import rank_blocks_first
 from freedave.decode.device_state import NOTHING, DeviceState
+from freedave.decode.log_probs import Known, beside, committed_log_probs, remembered
 from freedave.decode.settings import Settings
 from freedave.decode.shapes import Shape
 from freedave.forward.prediction import Predictor
 from freedave.forward.window_attention import WindowAttention
-from freedave_kernels import DraftStep, draft_step, keep
+from freedave_kernels import DraftPool, DraftStep, draft_step, keep
 from freedave_kernels.contract import COUNTERS
 
 if TYPE_CHECKING:
@@ -46,7 +47,9 @@ class DeviceStep:
         self._commits = settings.cache != "exact"  # later forwards read what is committed from `tokens`
 
     def run(self, shape: Shape, window: list[torch.Tensor]) -> torch.Tensor:
-        """A step, whose own keys and values go to `window`. Reads nothing back; returns the record `[R, 11 + 3 L]`."""
+        """A step, whose own keys and values go to `window`. Reads nothing back; returns the record `[R, 11 + 3 L]`, with the
+        log-probabilities behind it where they are asked for.
+        """
         state = self.state
         start = state.taken(state.start, shape)
         begin = state.taken(state.begin, shape) if shape.whole else start
@@ -60,11 +63,25 @@ class DeviceStep:
             place = start[:, None] + state.columns[: shape.window]
         token_ids, confidence = self.predict(features, known.view(-1), self._noise(shape, place))
         confidence = confidence.view(drafts.shape)
+        certain = confidence.clone() if self._settings.log_probs else confidence
         if self._lm.logits_shift and (self._one_block or self._lm.attention == "block_causal"):
             rank_blocks_first(confidence, self._size)
+        met_before = None
+        if self._settings.log_probs and state.pool is not None:
+            met_before = self._remembered(state.pool, shape, start)
         step, following = self._draft(shape, drafts, token_ids.view(drafts.shape), confidence, number, start)
+        record = step.record[:, : len(COUNTERS) + 3 * shape.window]
+        if self._settings.log_probs:
+            taken = state.taken(state.steps_taken, shape)
+            given = (drafts, certain, number, self._lm.mask_token_id, taken, step, self._settings.measure, met_before)
+            record = beside(record, committed_log_probs(*given))
         self._advance(shape, window, step, following, start, begin, number, place)
-        return step.record[:, : len(COUNTERS) + 3 * shape.window]
+        return record
+
+    def _remembered(self, pool: DraftPool, shape: Shape, start: torch.Tensor) -> Known:
+        """What the pool knows before the step."""
+        slots, forget = (self.state.row, self.state.anew) if shape.one else (None, None)
+        return remembered(pool, slots, start, forget, self._lm.mask_token_id, shape.window)
 
     def _noise(self, shape: Shape, place: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Key and position of each row that is predicted, `[R K L]` each, where tokens are drawn: the same for all drafts."""

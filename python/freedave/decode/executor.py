@@ -14,7 +14,8 @@ from freedave_kernels.contract import RecordLayout
 class Found:
     """What a step found out about a sequence: a row of `DraftStep.record`, over a window of `window` positions.
 
-    The row may end behind draft 0 where the other drafts stay on the device.
+    The row may end behind draft 0 where the other drafts stay on the device. With `Settings.log_probs`, those of the window
+    stand at its end (`log_probs.read_behind`).
     """
 
     sequence: Sequence

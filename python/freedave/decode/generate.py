@@ -55,29 +55,27 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
+    log_probs: bool = False,
 ) -> DecodeOutput:
     """Decodes prompts block by block, committing what static decoding commits, in fewer forwards.
 
     Args:
-        lm: the model (`load_model`, `DiffusionLM`).
-        input_ids: `[B, P]` int64, the prompts.
+        lm: the model (`load_model`, `DiffusionLM`). input_ids: `[B, P]` int64, the prompts.
         max_new_tokens: positions to generate. A block-causal model decodes whole blocks, as far as it has positions, and the
             result is cut there.
         draft_steps, block_length, tokens_per_step, order, threshold, drafting, cache, lookahead_steps, executor, compile,
         measure, temperature, seed, top_k, top_p, min_p: how to decode; `decode.options.DecodingOptions` says what each does.
         eos_token_id: one id or several; a finished block that contains one of them among its generated tokens ends the
             sequence, and the answer ends with the first one. None: the model's own; an empty list: none.
-        on_step: called with a `Commit` after each forward.
-        check_lossless: decode statically as well and compare; with the graph executor in the same shapes, where one draft
-            counts, as in 16 bits a matrix product rounds otherwise with other numbers of rows.
+        on_step: called with a `Commit` after each forward. check_lossless: decode statically as well and compare; with
+            the graph executor in the same shapes, as in 16 bits a product rounds otherwise with other numbers of rows.
         measure_own_static: decode statically in the shapes of one draft as well; `stats.own_static` says how much differs.
-        attention_mask: `[B, P]`, 1 at the tokens of a prompt and 0 at its padding, which may stand on the left or on the
-            right; the model never sees padding. None: there is none.
+        attention_mask: `[B, P]`, 0 at padding, on the left or on the right, which the model never sees. None: there is none.
         stop_sequences: lists of token ids; a sequence ends with the finished block by which its answer contains one. The
             answer ends with the first one's last token: a caller who wants it gone cuts it off.
-        prefill_chunk: how many tokens of prompts a forward stores at most, in whole blocks. Longer prompts of block-causal
-            models are computed in chunks of that many, while sequences whose prompt is stored go on beside them. That is
-            exact: it changes no token. None: a prompt is computed at once, as full attention and `cache="none"` do.
+        prefill_chunk: how many tokens of prompts a forward stores at most, in whole blocks; other sequences go on beside it.
+            It changes no token. None: a prompt is computed at once, as it is where forwards compute whole sequences.
+        log_probs: whether the output, and each `Commit`, has each token's log-probability. It takes "prob" or "log_odds".
 
     Returns:
         `DecodeOutput`.
@@ -98,6 +96,7 @@ def generate(
         eos_token_id=eos_token_id,
         stop_sequences=stop_sequences,
         prefill_chunk=prefill_chunk,
+        log_probs=log_probs,
         **options,
     )
     out = _decode(lm, input_ids, prompts, settings, on_step)
@@ -139,6 +138,8 @@ def _decode(
         num_forwards=decoder.forwards,
         stats=stats,
     )
+    if settings.log_probs:
+        out.log_probs = torch.tensor([s.generated(s.log_probs) for s in sequences], device=lm.device)
     stats.accepted_by_sequence = [sequence.accepted_lengths for sequence in sequences]
     stats.tokens = int((out.step_map >= 0).sum())
     stats.positions_computed = decoder.positions_computed

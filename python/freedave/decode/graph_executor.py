@@ -19,6 +19,7 @@ from freedave.decode.device_sequence import DeviceSequence
 from freedave.decode.device_state import DeviceState
 from freedave.decode.device_step import DeviceStep
 from freedave.decode.executor import Found
+from freedave.decode.log_probs import read_behind
 from freedave.decode.sequence import NON_FINITE, Sequence
 from freedave.decode.settings import Settings
 from freedave.decode.shapes import Shape, Shapes
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 # The settings that a captured step holds; the others concern the host.
 _FIXED = (
     *("draft_steps", "block_length", "tokens_per_step", "order", "threshold"),
-    *("measure", "temperature", "truncation", "drafting", "cache", "compile"),
+    *("measure", "temperature", "truncation", "drafting", "cache", "compile", "log_probs"),
 )
 
 
@@ -184,7 +185,11 @@ class GraphExecutor:
         assert isinstance(found.sequence, DeviceSequence)
         first = found.layout.drafts.start
         draft = found.record[first : first + found.window]
-        return found.sequence.advance(draft, found.record, found.record[found.layout.step_map], forward)
+        sequence, start = found.sequence, found.sequence.start
+        new = sequence.advance(draft, found.record, found.record[found.layout.step_map], forward)
+        if self._settings.log_probs:
+            sequence.note(start, new, read_behind(found.record, found.window))
+        return new
 
     def settle(self) -> None:
         """The step has kept what it keeps."""

@@ -40,7 +40,8 @@ class Commit:
     forwards of the whole batch. `length` is how long the answer can still be: `total`, and less once an end token or a stop
     sequence is committed, which may stand before positions of its block that earlier commits reported: those are no part of
     the answer. `tokens` counts what is committed of the answer. The answer's first `final` tokens are all committed, and no
-    later commit changes or takes back one of them: they can be handed on. A sequence that breaks (`NonFiniteLogitsError`) is
+    later commit changes or takes back one of them: they can be handed on. `log_probs`: where they are asked for, how
+    probable each token was as it was committed. A sequence that breaks (`NonFiniteLogitsError`) is
     reported once more, finished and without positions.
     """
 
@@ -55,6 +56,7 @@ class Commit:
     length: int
     final: int
     sequence: int = 0
+    log_probs: list[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,10 @@ class DecodeOutput:
     keeps the end token or the stop sequence that ends it; what follows is the first `eos_token_id`, or the mask token where
     there is none. `step_map [B, new]` int64: the static step at which each position was
     committed, -1 for never. `forward_map [B, new]` int64: the forward whose result committed it. `num_forwards`: forwards of
-    the whole batch, prompts included. `static`: the static decode that `check_lossless` compared with.
+    the whole batch, prompts included. `log_probs [B, new]` float32, where they are asked for: the log-probability of each
+    token when it was committed, NaN for what never was; among all tokens but the mask, or among those that it was drawn
+    from. By the measure "prob" it is 0 where float32 has 1.0; "log_odds" is finer. `static`: the static decode that
+    `check_lossless` compared with.
     """
 
     sequences: torch.Tensor
@@ -125,6 +130,7 @@ class DecodeOutput:
     num_forwards: int
     stats: DecodeStats
     static: DecodeOutput | None = None
+    log_probs: torch.Tensor | None = None
 
 
 def count_differences(out: DecodeOutput, static: DecodeOutput) -> Differences:

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from freedave.decode.cache_policy import CachePolicy, new_cache, policy_for
 from freedave.decode.draft_choice import Choice, DraftChooser, Experience, described
 from freedave.decode.executor import Found
+from freedave.decode.log_probs import beside, committed_log_probs, read_behind, remembered
 from freedave.decode.planned_sequence import PlannedSequence
 from freedave.decode.sequence import ACCEPTED, NON_FINITE, PREFIX_LENGTH, STEPS, Sequence
 from freedave.decode.settings import Settings
@@ -97,6 +98,7 @@ class PlannedExecutor:
         self._capacity = capacity
         self._slots: dict[int, _Slot] = {}
         self._launched: tuple[list[_Slot], list[_Slot], DraftStep | None] = ([], [], None)
+        self._log_probs: torch.Tensor | None = None
         self._kept: list[int] = []
         self._kept_at: list[int] = []
         self._predict = Predictor(lm, settings.measure, settings.temperature, settings.truncation)
@@ -172,7 +174,7 @@ class PlannedExecutor:
             slot.sequence.accepted_lengths.append(0)
         if step is None:
             return []
-        rows = step.record.tolist()
+        rows = (step.record if self._log_probs is None else beside(step.record, self._log_probs)).tolist()
         for slot, row in zip(active, rows, strict=True):
             if row[NON_FINITE] >= slot.sequence.length:  # the rest of a last block that is cut short is no position
                 row[NON_FINITE] = -1
@@ -184,6 +186,8 @@ class PlannedExecutor:
         first_of_drafts = range(found.layout.drafts.start, found.layout.drafts.stop, length)
         drafts = [record[begin : begin + length] for begin in first_of_drafts]
         new = sequence.advance(drafts, record, record[found.layout.step_map], forward)
+        if self._settings.log_probs:
+            sequence.note(start, new, read_behind(record, length))
         if not sequence.finished:
             self._chains.append((len(sequence.states), record[STEPS]))
             kept = slot.policy.kept(record[ACCEPTED], record[PREFIX_LENGTH])
@@ -275,25 +279,61 @@ class PlannedExecutor:
             places = len(prediction.place)
             token_ids.view(-1).index_copy_(0, prediction.place, predicted[:places])
             confidence.view(-1).index_copy_(0, prediction.place, certainty[:places])
+        certain = confidence.clone() if settings.log_probs else confidence
         for b, slot in enumerate(active):
             slot.policy.rank(slot.sequence, confidence[b])
         if not active:
             return None
+        pooling = self._pooling(for_pool, {slot.sequence.pooled_end for slot in active})
+        known = None
+        if settings.log_probs and self._pool is not None:
+            windows = (pooling["slots"], pooling["window_start"], pooling["forget"])
+            known = remembered(self._pool, *windows, lm.mask_token_id, length)
+        thresholds = [slot.sequence.least_confidence for slot in active]
+        given, options = (drafts, token_ids, confidence, num_drafts), {"step": steps_taken, **pooling}
+        if len({*thresholds}) == 1:
+            step = self._draft(thresholds[0], given, options)
+        else:
+            step = self._draft_apart(thresholds, given, options)
+        if settings.log_probs:
+            self._log_probs = committed_log_probs(
+                drafts, certain, num_drafts, lm.mask_token_id, steps_taken, step, settings.measure, known
+            )
+        return step
+
+    def _draft(self, threshold: float | None, given: tuple[torch.Tensor, ...], options: dict[str, Any]) -> DraftStep:
+        """`draft_step` of sequences with one threshold: drafts, predictions, confidences and how many drafts there are."""
+        settings = self._settings
+        drafts, token_ids, confidence, num_drafts = given
         return draft_step(
             drafts,
             token_ids,
             confidence,
             num_drafts,
-            lm.mask_token_id,
+            self._lm.mask_token_id,
             self._choice.build,
             tokens_per_step=settings.tokens_per_step,
-            threshold=settings.least_confidence,
+            threshold=threshold,
             order=settings.order,
             block_length=settings.block_length,
             drafting=settings.drafting,
-            step=steps_taken,
-            **self._pooling(for_pool, {slot.sequence.pooled_end for slot in active}),
+            **options,
         )
+
+    def _draft_apart(
+        self, thresholds: list[float | None], given: tuple[torch.Tensor, ...], options: dict[str, Any]
+    ) -> DraftStep:
+        """The same for the sequences of each threshold in turn."""
+        steps, order = [], []
+        for threshold in dict.fromkeys(thresholds):
+            members = [b for b, each in enumerate(thresholds) if each == threshold]
+            rows = torch.tensor(members, device=self._lm.device)
+            of_rows = {
+                name: value[rows] if isinstance(value, torch.Tensor) else value for name, value in options.items()
+            }
+            steps.append(self._draft(threshold, tuple(tensor[rows] for tensor in given), of_rows).record)
+            order += members
+        return DraftStep(torch.cat(steps)[torch.tensor(order, device=self._lm.device).argsort()], self._choice.build)
 
     def _pooling(self, for_pool: list[torch.Tensor], ends: set[int | None]) -> dict[str, Any]:
         """Arguments of `draft_step`. No draft is told how far it was computed: where it was not, nothing is predicted.

@@ -6,6 +6,7 @@ Executors add what they know of its drafts (`planned_sequence.py`, `device_seque
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import torch
 
@@ -16,6 +17,8 @@ from freedave_kernels.contract import COUNTERS
 ACCEPTED, STEPS, PREFIX_LENGTH, NON_FINITE, NUM_DRAFTS = (
     COUNTERS.index(name) for name in ("accepted", "steps", "prefix_length", "non_finite", "num_drafts")
 )
+
+T = TypeVar("T")
 
 # The confidence of a position that has to rank first: with shifted logits a block's first one is committed by its refresh.
 RANKS_FIRST = torch.finfo(torch.float32).max
@@ -30,7 +33,9 @@ class Sequence:
     An answer ends behind its first end token or stop sequence, once the block in which it stands is finished, or at `end`.
     `answer_end` is that position as far as it is known: what is committed behind it is no part of the answer, though the rest
     of its block still depends on it. Nothing in the prompt ends an answer. `error` says why a sequence was given up. `key` is
-    what its noise follows from, where tokens are drawn. `pooled_end`: the end token behind which pooled drafts need not go.
+    what its noise follows from, where tokens are drawn. `log_probs` covers the same positions, NaN where nothing is committed
+    or nobody asked. `least_confidence`: the
+    threshold, as confidences are measured. `pooled_end`: the end token behind which pooled drafts need not go.
     """
 
     def __init__(
@@ -46,11 +51,13 @@ class Sequence:
         self._mask = mask_token_id
         self.one_block = settings.one_block
         self.pooled_end = settings.pooled_end
+        self.least_confidence = settings.least_confidence
 
         missing = settings.sequence_length(len(prompt)) - len(prompt)
         self.tokens = prompt + [mask_token_id] * missing
         self.step_map = [-1] * len(self.tokens)
         self.forward_map = [-1] * len(self.tokens)
+        self.log_probs = [math.nan] * len(self.tokens)
         self.steps_taken = 0
         self.accepted_lengths: list[int] = []
         self.finished = False
@@ -76,9 +83,14 @@ class Sequence:
         steps = self.step_map[self.prompt_length : self.answer_end]
         return steps.index(-1) if -1 in steps else len(steps)
 
-    def generated(self, values: list[int]) -> list[int]:
-        """The part of `tokens`, `step_map` or `forward_map` that belongs to the answer."""
+    def generated(self, values: list[T]) -> list[T]:
+        """The part of `tokens`, `step_map`, `forward_map` or `log_probs` that belongs to the answer."""
         return values[self.prompt_length : self.end]
+
+    def note(self, first: int, positions: list[int], log_probs: list[float]) -> None:
+        """Keeps the log-probabilities, of a window that began at `first`, of positions that were committed."""
+        for position in positions:
+            self.log_probs[position] = log_probs[position - first]
 
     def commit(self, committed: list[int], record: list[int], step_map: list[int], forward: int) -> list[int]:
         """Writes what a forward proved of the window, the next draft 0, and ends the sequence where it ends.
@@ -146,6 +158,7 @@ class Sequence:
         self.tokens[self.answer_end :] = [(*self._settings.eos_token_ids, self._mask)[0]] * rest
         self.step_map[self.answer_end :] = [-1] * rest
         self.forward_map[self.answer_end :] = [-1] * rest
+        self.log_probs[self.answer_end :] = [math.nan] * rest
 
     def passed(self, committed: list[int], record: list[int]) -> int:
         """Positions at the window's start that need no further forward.

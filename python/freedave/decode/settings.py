@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from freedave.decode.draft_choice import MOST_DRAFTS
-from freedave.decode.options import DecodingOptions
+from freedave.decode.options import DecodingOptions, Threshold
 from freedave.integers import as_int, as_token_ids
 from freedave_kernels.contract import DRAWN_MEASURES, MAX_POOL_STATES, POOLED_DRAFTINGS
 
@@ -66,6 +66,8 @@ class Settings:
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
+    log_probs: bool = False
+    """Whether each token's log-probability is kept, as it was when it was committed."""
     choose_drafts: bool = False
     """Whether each forward has as many drafts, and as long a lookahead, as is expected to be fastest (`draft_choice.py`)."""
 
@@ -217,13 +219,14 @@ def resolve_settings(
     eos_token_id: int | Sequence[int] | None = None,
     stop_sequences: Sequence[Sequence[int]] = (),
     prefill_chunk: int | None = 512,
+    log_probs: bool = False,
     **options: Any,
 ) -> Settings:
     """What `generate` does when it is asked for this.
 
     Args:
         prompt_length: that of the longest prompt, which has to fit into the model's positions with its answer.
-        max_new_tokens, eos_token_id, stop_sequences, prefill_chunk: as in `generate`.
+        max_new_tokens, eos_token_id, stop_sequences, prefill_chunk, log_probs: as in `generate`.
         options: those of `DecodingOptions`.
 
     Raises:
@@ -260,6 +263,7 @@ def resolve_settings(
         top_k=chosen.top_k,
         top_p=chosen.top_p,
         min_p=chosen.min_p,
+        log_probs=log_probs,
         choose_drafts=chosen.draft_steps == "auto" and executor == "planned",
     )
     if settings.temperature > 0 and settings.measure not in DRAWN_MEASURES:
@@ -268,10 +272,9 @@ def resolve_settings(
         raise ValueError(
             f"{', '.join(settings.truncation)}: these say what is drawn from, but nothing is drawn; set a temperature above 0"
         )
-    if settings.threshold is not None and settings.measure not in ("prob", "log_odds"):
-        raise ValueError(
-            f"threshold is a probability: it needs measure='prob' or 'log_odds', got measure={settings.measure!r}"
-        )
+    _check_threshold(settings)
+    if settings.log_probs and settings.measure not in ("prob", "log_odds"):
+        raise ValueError(f"log_probs needs measure='prob' or 'log_odds', got measure={settings.measure!r}")
     if settings.draft_steps == 1:  # nothing is drafted, so there is nothing to keep
         settings = dataclasses.replace(settings, drafting="nested")
     if settings.one_block and settings.drafting == "pipelined":  # no draft may come from behind a refresh
@@ -279,6 +282,27 @@ def resolve_settings(
     _check_ends(lm, settings)
     check_length(lm, settings, prompt_length)
     return settings
+
+
+def with_threshold(settings: Settings, threshold: float | None) -> Settings:
+    """The settings of a sequence with another threshold; None: as the others."""
+    if threshold is None:
+        return settings
+    own = dataclasses.replace(settings, threshold=Threshold().checked("threshold", threshold))
+    _check_threshold(own)
+    if own.threshold != settings.threshold and settings.executor == "graph":
+        raise ValueError(
+            f"threshold: a step of the graph executor holds one, which is {settings.threshold} for all sequences, got "
+            f"{own.threshold}; executor='planned' takes one for each"
+        )
+    return own
+
+
+def _check_threshold(settings: Settings) -> None:
+    if settings.threshold is not None and settings.measure not in ("prob", "log_odds"):
+        raise ValueError(
+            f"threshold is a probability: it needs measure='prob' or 'log_odds', got measure={settings.measure!r}"
+        )
 
 
 def with_ends(

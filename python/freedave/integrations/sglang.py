@@ -23,6 +23,7 @@ from sglang.srt.dllm.algorithm.low_confidence import LowConfidence
 
 import freedave_kernels as fk
 from freedave.integers import as_int
+from freedave.integrations.step_schedule import least_above
 from freedave_kernels.contract import COUNTERS, DRAFTINGS, MAX_DRAFTS
 
 if TYPE_CHECKING:
@@ -60,11 +61,6 @@ def _with_tree_cache(
     return generate(worker, forward_batch, batch, **rest)
 
 
-def _next_above(threshold: float) -> float:
-    """The least float32 above a threshold, which torch rounds to float32 to compare a float32 with it."""
-    return torch.tensor(float(threshold), dtype=torch.float32).nextafter(torch.tensor(torch.inf)).item()
-
-
 class FreeDaveLowConfidence(LowConfidence):
     """`LowConfidence` on our kernels: what is more certain than `threshold`, else the most certain position.
 
@@ -73,7 +69,7 @@ class FreeDaveLowConfidence(LowConfidence):
 
     def __init__(self, config: DllmConfig) -> None:
         super().__init__(config)
-        self._from = _next_above(self.threshold)
+        self._from = least_above(self.threshold)
 
     def step(self, forward_batch: ForwardBatch, full_logits: torch.Tensor, states: list[Any]) -> list[bool]:
         input_ids = forward_batch.input_ids.view(forward_batch.batch_size, self.block_size)
@@ -96,7 +92,7 @@ class FreeDaveJointThreshold(JointThreshold):
     def __init__(self, config: DllmConfig) -> None:
         super().__init__(config)
         self._use_shared_state = False
-        self._from = _next_above(self.threshold)
+        self._from = least_above(self.threshold)
 
     def step(self, forward_batch: ForwardBatch, full_logits: torch.Tensor, states: list[Any]) -> list[bool]:
         input_ids = forward_batch.input_ids.view(forward_batch.batch_size, self.block_size)
@@ -178,7 +174,7 @@ class FreeDave(DllmAlgorithm):
         if self.drafting not in DRAFTINGS:
             raise ValueError(f"FreeDave: drafting must be one of {', '.join(DRAFTINGS)}, got {self.drafting!r}")
         threshold = settings.get("threshold", 0.95)
-        self._from = None if threshold >= 1 else _next_above(threshold)  # no probability is above 1
+        self._from = None if threshold >= 1 else least_above(threshold)  # no probability is above 1
         self.tree_cache: Any = None
 
     @classmethod
