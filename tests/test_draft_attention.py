@@ -389,6 +389,24 @@ def test_who_attends_to_stored_positions_does_not_show(monkeypatch, span, case, 
     assert merges == [(64 * span, 1), (64, span)]
 
 
+@pytest.mark.skipif("triton" not in BACKENDS, reason="no triton")
+@pytest.mark.parametrize(("capacity", "splits"), [(183, 1), (184, 3)])
+def test_a_span_that_holds_everything_does_not_show(monkeypatch, capacity, splits):
+    """Where it does, kernels go without it, and merge in the same order."""
+    from freedave_kernels.triton import draft_attention as ours
+
+    chosen = ours.tiles(torch.float32, 16, 0)._replace(split=64, span=3)
+    assert ours.splits_of_a_span(chosen, capacity, 9) == splits
+    arguments = call(torch.float32, ranges=[[[3, 60], [70, 170]]], window_start=[174], length=9, capacity=capacity)
+    monkeypatch.setattr(ours, "tiles", lambda *_: chosen)
+    for _ in on_backend("triton"):
+        outs = []
+        for each in (1, 3):
+            monkeypatch.setattr(ours, "splits_of_a_span", lambda *_, each=each: each)
+            outs.append(fk.draft_attention(**arguments))
+        assert torch.equal(*outs)
+
+
 def recording(kernel: Any, merges: list[tuple[int, ...]]) -> Any:
     """The kernel, and of how many positions its parts are, and how many parts of a span there are."""
 

@@ -283,15 +283,15 @@ print(json.dumps([facts, {kernel.function.__name__: len(kernel.compiled) for ker
 """
     facts, compiled = json.loads(run("-c", code))
     assert {name: count for name, count in compiled.items() if count} == {
-        "attend": 3,  # few rows of one draft; many, whose parts are shared out or not
-        "merge_parts": 1,
+        "attend": 4,  # few rows of one draft; many, whose splits or spans are shared out, or nothing
+        "merge_parts": 2,  # of splits and of spans
         "keep_rows": 1,
     }
     assert facts == {
-        "1 1 4": [[1, 18, 8], [8, 8, 1]],  # row tiles, parts of 8,192 stored positions and a window, groups
-        "1 8 4": [[2, 18, 8], [16, 8, 1]],
-        "1 8 20": [[10, 8, 8], [80, 8, 1]],
-        "3 8 4": [[2, 16, 24], [16, 24, 1]],
+        "1 1 4": [[1, 17, 8], [8, 8, 1]],  # row tiles, parts of 8,192 stored positions and a window, groups
+        "1 8 4": [[2, 17, 8], [16, 8, 1]],
+        "1 8 20": [[10, 6, 8], [80, 8, 1]],
+        "3 8 4": [[2, 6, 24], [16, 24, 1]],
         "2 8 20": [[10, 1, 16]],
         "16 8 20": [[10, 1, 128]],
         "5 4 32": [[8, 1, 40]],

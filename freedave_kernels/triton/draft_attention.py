@@ -300,16 +300,25 @@ class Tiles(NamedTuple):
 def tiles(dtype: torch.dtype, padded: int, device_architecture: int) -> Tiles:
     """`device_architecture`: as `launch.architecture` has it.
 
-    Those of 128 features were the best of 17 on an H200 by the mean over seven steps of 8B models (`benchmarks gpu --only
-    tune_attention`): taller tiles are 9 % faster with 4,096 stored positions and 8 drafts, and up to 50 % slower elsewhere.
+    Those of 128 features were the best on an H100 (`benchmarks gpu --only tune_attention`, steps of 8B models): with 4,096
+    stored positions, spans of three splits take 15 % less than single ones with 8 drafts and 18 % less with 16, and 3 % more
+    with one; taller tiles take a few per cent less there and up to 31 % more with 128 stored positions.
     """
     if dtype == torch.float32:  # multiplied without tensor cores, whose operands would be rounded
         return Tiles(16, 32 if padded <= 128 else 16, 512, 1, 8, 128, 2)
     if padded <= 64:
         return Tiles(64, 64, 512, 1, 4, 255, 3)
     if padded == 128:
-        return Tiles(64, 32, 512, 1, 4, 255, 4 if device_architecture == 90 else 3)
+        hopper = device_architecture == 90
+        return Tiles(64, 32, 512, 3 if hopper else 1, 4, 255, 4 if hopper else 3)
     return Tiles(64, 32 if device_architecture else 16, 512, 1, 8, 255, 2)
+
+
+def splits_of_a_span(chosen: Tiles, capacity: int, length: int) -> int:
+    """Where a span holds all that is stored and a window that begins there, its splits are merged in the same order as
+    splits that have no spans, whose kernels are faster.
+    """
+    return chosen.span if capacity + length > chosen.split * chosen.span else 1
 
 
 def shared_out(programs: int, stored_splits: int, stored_spans: int) -> Literal["nothing", "spans", "splits"]:
@@ -351,9 +360,10 @@ def draft_attention(
     programs = row_tiles * batch * groups
     seen = ranges.shape[1] if capacity else 0
     stored_splits = ceil_div(capacity, chosen.split) if seen else 0
-    sharing = shared_out(programs, stored_splits, ceil_div(stored_splits, chosen.span))
+    most_splits = splits_of_a_span(chosen, capacity, length)
+    sharing = shared_out(programs, stored_splits, ceil_div(stored_splits, most_splits))
     shared = sharing != "nothing"
-    span = 1 if sharing == "splits" else chosen.span  # splits of a part
+    span = 1 if sharing == "splits" else most_splits  # splits of a part
     positions = chosen.split * span
     stored_parts = ceil_div(stored_splits, span)
     parts = stored_parts + ceil_div(length, positions) + 1 if shared else 1  # of which sums are stored
@@ -393,7 +403,7 @@ def draft_attention(
         merge_parts.launch(
             (ceil_div(rows, MERGED_ROWS), batch * groups, 1),
             (contexts, sums, out, ranges, limits[0], *limits[2:], *sizes, *steps[:4], *steps[5:]),
-            (*of_rows, positions, chosen.span // span, seen, given[0], *given[2:], MERGED_ROWS), others, 4, 128,
+            (*of_rows, positions, most_splits // span, seen, given[0], *given[2:], MERGED_ROWS), others, 4, 128,
         )  # fmt: skip
     return out
 
