@@ -5,6 +5,7 @@ Nothing here needs a GPU: Triton compiles ahead of time, for every architecture,
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -351,6 +352,41 @@ def test_contract_tests_compile_little(monkeypatch, op):
         assert len(keys) <= 3 * FEW, name
         for values in map(set, zip(*(constants for constants, *_ in keys), strict=True)):
             assert values == {False, True} or not isinstance(next(iter(values)), bool), (name, keys)
+
+
+def aliases(body: list[ast.stmt]) -> set[tuple[str, str]]:
+    """(x, y) of every `x = y`, those of tuples one by one."""
+    found = set()
+    for statement in body:
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Assign):
+                pairs = [(node.targets[0], node.value)]
+                if isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Tuple):
+                    pairs = list(zip(node.targets[0].elts, node.value.elts, strict=True))
+                found |= {(x.id, y.id) for x, y in pairs if isinstance(x, ast.Name) and isinstance(y, ast.Name)}
+    return found
+
+
+def lost_in_loops(source: str) -> list[str]:
+    """What `x = y` before a loop and in it makes a compiler lose: x keeps its first value, whatever becomes of y."""
+    lost = []
+    for function in ast.walk(ast.parse(source)):
+        for loop in ast.walk(function) if isinstance(function, ast.FunctionDef) else ():
+            if isinstance(loop, (ast.While, ast.For)):
+                before = [node for node in function.body if node.lineno < loop.lineno]
+                lost += [f"{function.name}: {x} = {y}" for x, y in aliases(before) & aliases(loop.body)]
+    return lost
+
+
+def test_no_loop_loses_a_variable():
+    """Triton, which compares values before a loop with those after one pass, takes such a variable for unchanged. (The
+    interpreter, where results are compared, does not.)
+    """
+    kernel = "def kernel(x):\n    last, first = x, 0\n    while x > 0:\n        last = x\n        x -= 1\n"
+    assert lost_in_loops(kernel) == ["kernel: last = x"]
+    assert lost_in_loops(kernel.replace("last, first = x, 0", "last, first = 0, x")) == []
+    for path in Path(fk.triton.__file__).parent.glob("*.py"):
+        assert lost_in_loops(path.read_text()) == [], path.name
 
 
 def test_a_measure_that_no_kernel_knows_is_refused():

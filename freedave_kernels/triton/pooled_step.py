@@ -67,7 +67,10 @@ def verify(known, census, rule, state, distance, conflicts, LENGTH: tl.constexpr
     position = known.position
     filled_at = tl.full([LENGTH], NOT_FILLED, tl.int32)
     at = tl.zeros([], tl.int32)
-    last, accepted = at, at
+    last, accepted = (
+        tl.full([], -1, tl.int32),
+        at,
+    )  # `last` as `at` would stay that: the compiler takes it for unchanged
     hops = 0
     certain = tl.full([], 1.0, tl.float32)
     begin, end = current_block(rule, state, position)
@@ -127,7 +130,7 @@ def walk(
     score = tl.full([], 1.0, tl.float32)
     values = score
     begin, end = current_block(rule, state, position)
-    block = begin
+    block = tl.full([], -1, tl.int32)  # as `begin` it would stay that: the compiler takes it for unchanged
     going = going & ~is_over(rule, state, position, begin)
     while going:
         if PIPELINED:
