@@ -14,7 +14,8 @@ from test_pooled_decoding import any_options
 from tiny_models import golden_lm, prompt
 
 import freedave
-from freedave.decode import planned_executor
+from freedave.decode import experience
+from freedave.decode.acceptance import Acceptance, Chain
 from freedave.decode.draft_choice import Choice, DraftChooser, Experience
 from freedave.decode.options import DecodingOptions
 from freedave.decode.outlook import Outlook
@@ -48,7 +49,7 @@ def run_on(monkeypatch: pytest.MonkeyPatch, seconds: Callable[[int], float]) -> 
 
     monkeypatch.setattr(freedave.DiffusionLM, "packed_features", features)
     monkeypatch.setattr(PlannedExecutor, "clock", machine)
-    monkeypatch.setattr(planned_executor, "_experience", {})
+    monkeypatch.setattr(experience, "_experience", {})
     return machine
 
 
@@ -144,7 +145,9 @@ def test_the_outlook_foretells_what_is_computed(
 
     def spied(self: DraftChooser, outlooks: list[Outlook], other_work: float = 0.0) -> Choice:
         choice = choose(self, outlooks, other_work)
-        foretold.append((outlooks[0].work(choice.drafts, choice.lookahead) + other_work, outlooks[0], choice))
+        foretold.append(
+            (outlooks[0].work(choice.drafts, choice.lookahead, choice.shown) + other_work, outlooks[0], choice)
+        )
         return choice
 
     monkeypatch.setattr(DraftChooser, "choose", spied)
@@ -156,7 +159,9 @@ def test_the_outlook_foretells_what_is_computed(
         errors.append(abs(work - (executor.positions_computed - before)))
         accepted = engine.poll()[0].steps - 1
         if not sequence.finished and drafting == "nested":  # recycled ones go on through rejected drafts, too
-            follow = min(outlook.follows(choice.lookahead)[min(accepted, outlook.drafts - 1)], choice.build)
+            follow = min(
+                outlook.follows(choice.lookahead, choice.shown)[min(accepted, outlook.drafts - 1)], choice.build
+            )
             assert len(sequence.drafts) <= follow
     if cache in (
         "prefix",
@@ -179,11 +184,10 @@ def test_a_prompt_teaches_nothing_about_other_forwards(monkeypatch: pytest.Monke
 def test_what_is_learnt_stays_with_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """And another object around the same model, as transformers' `generate` makes one for each call, finds it."""
     run_on(monkeypatch, lambda tokens: 1e-3)
-    prompts = [prompt(8, seed) for seed in range(3)]
-    first, *_, last = [
-        freedave.generate(golden_lm(block_length=8), each, 40, "auto") for each in (*prompts, prompts[0])
-    ]
-    assert last.num_forwards < first.num_forwards
+    outs = [freedave.generate(golden_lm(block_length=8), prompt(8, seed), 40, "auto") for seed in range(3)]
+    (learnt,) = experience._experience.values()
+    (progress,) = learnt.progress.values()
+    assert progress.forwards == sum(out.num_forwards - 1 for out in outs)  # but those with the prompts
 
 
 def test_the_pool_has_room_for_whatever_is_chosen() -> None:
@@ -206,8 +210,24 @@ def test_static_decoding_is_what_one_pooled_draft_computes(monkeypatch: pytest.M
 
 def test_a_lookahead_that_is_given_is_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
     run_on(monkeypatch, lambda tokens: 1e-3)
-    out = freedave.generate(golden_lm(), prompt(8), 40, "auto", lookahead_steps=2)
+    out = freedave.generate(golden_lm(), prompt(8), 40, "auto", lookahead_steps=2, drafting="recycled")
     assert {way.split()[-1] for way in out.stats.drafts_chosen} <= {"1", "2"}
+
+
+def test_other_temperatures_learn_on_their_own() -> None:
+    """How likely drafts are right depends on it; what forwards cost does not."""
+    lm = golden_lm(block_length=8)
+    learnt = lambda: experience._experience[lm.model]  # noqa: E731
+    freedave.generate(lm, prompt(8), 24, "auto")
+    kinds, curves = len(learnt().acceptance), set(learnt().costs._curves)
+    freedave.generate(lm, prompt(8), 24, "auto", temperature=1.0, seed=1)
+    assert len(learnt().acceptance) == kinds + 1 and set(learnt().costs._curves) == curves
+    freedave.generate(lm, prompt(8), 24, "auto", temperature=1.03, seed=2)  # nearly the same
+    assert len(learnt().acceptance) == kinds + 1
+    freedave.generate(lm, prompt(8), 24, "auto", temperature=0.01, seed=2)  # but never that of no temperature
+    assert len(learnt().acceptance) == kinds + 2
+    freedave.generate(lm, prompt(8), 24, "auto", measure="margin")
+    assert len(learnt().acceptance) == kinds + 3
 
 
 def test_the_graph_executor_has_eight() -> None:
@@ -224,5 +244,5 @@ def test_other_words_are_refused() -> None:
 
 def test_nothing_learnt_is_shared_by_models() -> None:
     one, other = Experience(), Experience()
-    DraftChooser(one).learn(10.0, 1e-3, [(4, 2)])
-    assert one.acceptance[None].tried[0] == 1 and not other.acceptance
+    DraftChooser(one).learn(10.0, 1e-3, [Chain(4, 2, 2)])
+    assert one.acceptance[None].reached() != Acceptance().reached() and not other.acceptance

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from freedave.decode.draft_choice import MOST_DRAFTS
+from freedave.decode.acceptance import MOST_DRAFTS
 from freedave.decode.options import DecodingOptions, Threshold
 from freedave.integers import as_int, as_token_ids
 from freedave_kernels.contract import DRAWN_MEASURES, MAX_POOL_STATES, POOLED_DRAFTINGS
