@@ -1,4 +1,4 @@
-"""draft_steps="auto" on the planned executor: static decoding's tokens whatever is chosen; choices follow the cost."""
+"""draft_steps="auto" on both executors: static decoding's tokens whatever is chosen; choices follow the cost."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ from tiny_models import golden_lm, prompt
 import freedave
 from freedave.decode import experience
 from freedave.decode.acceptance import Acceptance, Chain
+from freedave.decode.captured_steps import CapturedSteps
 from freedave.decode.draft_choice import Choice, DraftChooser, Experience
+from freedave.decode.graph_executor import GraphExecutor
 from freedave.decode.options import DecodingOptions
 from freedave.decode.outlook import Outlook
 from freedave.decode.planned_executor import PlannedExecutor
+from freedave.decode.shapes import Shape
 from freedave_kernels.contract import DRAFTINGS, POOLED_DRAFTINGS
 
+EXECUTOR = pytest.mark.parametrize("executor", ["planned", "graph"])
 DRAFTING = pytest.mark.parametrize("drafting", [*DRAFTINGS, *POOLED_DRAFTINGS])
 
 
@@ -78,7 +82,7 @@ def anything(monkeypatch: pytest.MonkeyPatch) -> random.Random:
     draw = random.Random(0)
 
     def choose(self: DraftChooser, outlooks: list[Outlook], other_work: float = 0.0) -> Choice:
-        counts = [draw.choice([1, 2, 3, 5, 8, 16]) for _ in range(4)]
+        counts = [draw.choice(self._levels), *(draw.choice([1, 2, 3, 5, 8, 16]) for _ in range(3))]
         self.chosen[counts[0], counts[1]] += 1
         return Choice(*counts)
 
@@ -88,9 +92,12 @@ def anything(monkeypatch: pytest.MonkeyPatch) -> random.Random:
     return draw
 
 
+@EXECUTOR
 @DRAFTING
 @pytest.mark.parametrize("case", [*BLOCK_CAUSAL, *FULL])
-def test_golden_decodes_whatever_is_chosen(anything: random.Random, case: dict[str, Any], drafting: str) -> None:
+def test_golden_decodes_whatever_is_chosen(
+    anything: random.Random, case: dict[str, Any], drafting: str, executor: str
+) -> None:
     cache = "auto" if case["family"] == "block_causal" else case["cache"]
     lm = golden_lm(case["family"], block_length=case["block_length"])
     for seed in range(2):
@@ -104,20 +111,26 @@ def test_golden_decodes_whatever_is_chosen(anything: random.Random, case: dict[s
             order=case["order"],
             drafting=drafting,
             cache=cache,
+            executor=executor,
         )
         assert out.sequences[0].tolist() == case["sequence"]
         assert out.step_map[0].tolist() == case["step"]
-        assert sum(out.stats.drafts_chosen.values()) == out.num_forwards
+        # Steps of a single slot, with a prompt or a refresh, have one draft anyway.
+        own = sum(times for shape, times in out.stats.shapes.items() if "first" in shape)
+        assert sum(out.stats.drafts_chosen.values()) == out.num_forwards - own
 
 
+@EXECUTOR
 @DRAFTING
 @pytest.mark.parametrize(("family", "cache"), FAMILIES)
-def test_random_decodes_whatever_is_chosen(anything: random.Random, family: str, cache: str, drafting: str) -> None:
+def test_random_decodes_whatever_is_chosen(
+    anything: random.Random, family: str, cache: str, drafting: str, executor: str
+) -> None:
     """Batches, ends, thresholds, several positions a step: 1,024 decodes with those of all parameters."""
     lm = golden_lm(family)
-    for seed in range(32):
+    for seed in range(32 if executor == "planned" else 8):
         draw = random.Random(seed)
-        options = any_options(draw) | {"draft_steps": "auto"}
+        options = any_options(draw) | {"draft_steps": "auto", "executor": executor}
         input_ids, mask = padded([draw.choice([1, 4, 5, 12]) for _ in range(draw.choice([1, 3]))], "left")
         anything.seed(seed)
         freedave.generate(
@@ -230,11 +243,71 @@ def test_other_temperatures_learn_on_their_own() -> None:
     assert len(learnt().acceptance) == kinds + 3
 
 
-def test_the_graph_executor_has_eight() -> None:
-    lm = golden_lm(block_length=8)
-    auto, fixed = (freedave.generate(lm, prompt(8), 24, steps, executor="graph") for steps in ("auto", 8))
-    assert auto.num_forwards == fixed.num_forwards and auto.stats.shapes == fixed.stats.shapes
-    assert auto.stats.drafts_chosen == {} and auto.stats.drafts_reason == ""
+def test_steps_of_fixed_shapes_follow_the_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the graph executor, by the same rule as on the planned one: static steps where tokens cost, else many drafts."""
+    lm = freedave.load_model("demo")
+    token_ids = lm.tokenizer("12+34=")["input_ids"]
+    forwards = []
+    for seconds in (lambda tokens: 1e-4 * tokens, lambda tokens: 1e-3):
+        fixed_shapes_on(monkeypatch, seconds)
+        for _ in range(3):
+            out = freedave.generate(lm, torch.tensor([token_ids]), 64, "auto", 4, executor="graph", check_lossless=True)
+        forwards.append(out.num_forwards)
+        assert sum(out.stats.drafts_chosen.values()) == out.num_forwards - 1  # but the prompt's
+        chosen = max(out.stats.drafts_chosen, key=lambda way: out.stats.drafts_chosen[way])
+        assert out.stats.drafts_reason.startswith("mostly ") and chosen in out.stats.drafts_reason
+    assert forwards[0] >= 3 * forwards[1]
+
+
+def fixed_shapes_on(monkeypatch: pytest.MonkeyPatch, seconds: Callable[[int], float]) -> Machine:
+    """As `run_on`, for the steps of the graph executor."""
+    machine = Machine(seconds)
+    ran = CapturedSteps._run
+
+    def run(self: CapturedSteps, shape: Shape, step: Any, compiled: bool) -> torch.Tensor:
+        machine.compute(shape.tokens)
+        return ran(self, shape, step, compiled)
+
+    monkeypatch.setattr(CapturedSteps, "_run", run)
+    monkeypatch.setattr(GraphExecutor, "clock", machine)
+    monkeypatch.setattr(experience, "_experience", {})
+    return machine
+
+
+def test_a_shape_is_made_only_where_that_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if steps were captured: what a shape takes until it is ready is known from the last one that was made."""
+    monkeypatch.setattr(CapturedSteps, "ready", lambda self, shape: shape in self.steps and self.steps[shape].runs > 1)
+    made = []
+    for price in (1e9, 0.0):
+        fixed_shapes_on(monkeypatch, lambda tokens: 1e-5 * tokens)
+        monkeypatch.setattr(
+            CapturedSteps, "new_seconds", property(lambda _, price=price: price, lambda *_: None), False
+        )
+        lm = golden_lm(block_length=8)
+        engine = decoder(lm, slots=1, capacity=96, draft_steps="auto", executor="graph")
+        for seed in range(2):
+            engine.add(prompt(8, seed)[0].tolist(), max_new_tokens=60)
+            while engine.sequences:
+                engine.launch()
+                engine.poll()
+        made.append({shape.drafts for shape in engine._executor.steps.ran if not shape.one})
+    dear, free = made
+    assert dear == {8}  # with the first, of which nothing was known
+    assert 1 in free
+
+
+def test_a_step_that_was_fetched_late_teaches_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = fixed_shapes_on(monkeypatch, lambda tokens: 1e-3)
+    learnt = []
+    monkeypatch.setattr(DraftChooser, "learn", lambda self, work, seconds, chains: learnt.append(seconds))
+    engine = decoder(golden_lm(), slots=1, capacity=64, draft_steps="auto", executor="graph")
+    engine.add(prompt(8)[0].tolist(), max_new_tokens=30)
+    for step in range(6):
+        engine.launch()
+        machine.now += 1.0 if step == 3 else 0.0
+        engine.poll()
+    assert [seconds is None for seconds in learnt] == [True, False, False, True, False, False]  # the prompt's, too
+    assert [seconds for seconds in learnt if seconds] == pytest.approx([1e-3] * 4)
 
 
 def test_other_words_are_refused() -> None:

@@ -192,7 +192,7 @@ def test_drafts_that_serve_later_are_worth_that() -> None:
 @pytest.mark.parametrize(("later", "fewest", "most"), [(0.0, 2, 5), (0.9, 12, 16)])
 def test_pooled_drafts_are_as_many_as_serve_at_any_time(later: float, fewest: int, most: int) -> None:
     """A chain breaks at its fifth draft. What lies behind is worth its time if it spares a later forward's."""
-    chooser, one = DraftChooser(Experience(), most_ahead=1), outlook(16, 4, 200, 4, 1, 0, None, 0.0, 1)
+    chooser, one = DraftChooser(Experience(), lookaheads=(1,)), outlook(16, 4, 200, 4, 1, 0, None, 0.0, 1)
     for _ in range(200):
         choice = chooser.choose([one])
         work, right = chooser.expected_work, min(choice.drafts, 4)
@@ -207,7 +207,7 @@ def test_choosing_looks_at_few_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[Outlook] = []
     gains = Outlook.gains
     monkeypatch.setattr(Outlook, "gains", lambda self, *args: (looks.append(self), gains(self, *args))[1])
-    chooser, draw = DraftChooser(Experience(), most_ahead=1), random.Random(0)
+    chooser, draw = DraftChooser(Experience(), lookaheads=(1,)), random.Random(0)
     forwards = 2000
     for _ in range(forwards):
         one = outlook(draw.choice([4, 9, 16]), draw.randint(1, 4), 200, 4, 1, 0, None, 0.0, 1)
@@ -222,7 +222,7 @@ def test_static_decoding_of_pooled_drafts_shows_nothing() -> None:
     one = outlook(16, 4, 200, 4, 1, 0, None, 0.0, 1)
     assert one.work(1, 1, 1) == 4 and one.work(1, 1, 8) == 20
     assert one.work(8, 1, 8) == one.work(8, 1, 1) + 16
-    chooser = DraftChooser(Experience(), most_ahead=1)
+    chooser = DraftChooser(Experience(), lookaheads=(1,))
     for _ in range(300):
         choice = chooser.choose([one])
         chooser.learn(chooser.expected_work, 1e-4 * chooser.expected_work, [Chain(choice.drafts, 1, 1)])

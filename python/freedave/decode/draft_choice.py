@@ -14,13 +14,13 @@ from __future__ import annotations
 import bisect
 import operator
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from freedave.decode.acceptance import MOST_DRAFTS, Acceptance, Chain, sums
 from freedave.decode.forward_cost import CostCurve, CostModel
-from freedave.decode.outlook import Expected, Outlook
+from freedave.decode.outlook import AnyOutlook, Expected
 
 LEVELS = (1, 2, 3, 4, 6, 8, 12, MOST_DRAFTS)
 """How many drafts a forward may have; between two neighbours the speed differs little."""
@@ -41,8 +41,8 @@ class Choice(NamedTuple):
 
 
 def described(drafts: int, lookahead: int) -> str:
-    """A choice in words."""
-    return f"{drafts} draft{'s' if drafts > 1 else ''}, lookahead {lookahead}"
+    """A choice in words; a lookahead of 0 is not worth a word."""
+    return f"{drafts} draft{'s' if drafts > 1 else ''}" + (f", lookahead {lookahead}" if lookahead else "")
 
 
 class _Decision(NamedTuple):
@@ -102,7 +102,7 @@ class _Plan:
     forwards_left: int
     only_near: bool
     """Whether forwards have no other lookahead than the shortest now."""
-    decided: dict[tuple[Outlook, ...], _Decision] = field(default_factory=dict)
+    decided: dict[tuple[AnyOutlook, ...], _Decision] = field(default_factory=dict)
     more: float = 0.0
     fewer: float = 0.0
     """How surprisingly many steps, and how few, the last forwards have taken."""
@@ -166,7 +166,7 @@ class DraftChooser:
         machine: Hashable = None,
         drafting: Hashable = None,
         levels: Sequence[int] = LEVELS,
-        most_ahead: int = MOST_DRAFTS,
+        lookaheads: Sequence[int] = AHEAD,
     ) -> None:
         self._costs = experience.costs
         self._machine = machine
@@ -174,14 +174,14 @@ class DraftChooser:
         self._all_progress = experience.progress
         self._acceptance = experience.acceptance.setdefault(drafting, Acceptance())
         self._levels = tuple(levels)
-        self._lookaheads = tuple(ahead for ahead in AHEAD if ahead <= most_ahead)
+        self._lookaheads = tuple(lookaheads)
         self._curve = CostCurve()
         self._progress = _Progress()
         self._sequences = 0
         self._decision = _Decision(Choice(1, 1, 1, 1), 0.0, 0.0, 0.0, 0.0)
         self.chosen: Counter[tuple[int, int]] = Counter()
 
-    def choose(self, outlooks: Sequence[Outlook], other_work: float = 0.0) -> Choice:
+    def choose(self, outlooks: Sequence[AnyOutlook], other_work: float = 0.0) -> Choice:
         """For the next forward of these sequences, at least one, which also does `other_work`."""
         count = len(outlooks)
         if count != self._sequences:
@@ -246,6 +246,17 @@ class DraftChooser:
             self._acceptance.doubt()
             plan.forwards_left = 0
 
+    def seconds_of_a_step(self, works: Mapping[int, float], count: int) -> dict[int, float]:
+        """What a static step takes in forwards of `count` sequences with so much work, by number of drafts.
+
+        Empty where nothing is known.
+        """
+        curve, acceptance = self._costs.curve(self._machine, count), self._acceptance
+        if not curve.known:
+            return {}
+        brought = sums(acceptance.useful(acceptance.reached()))
+        return {drafts: curve.seconds(work) / (count * brought[drafts]) for drafts, work in works.items()}
+
     def why(self) -> str:
         """What was chosen most often, and what that rests on; empty where nothing was."""
         plan, curve, drift = self._progress.plan, self._curve, self._costs.drift
@@ -292,7 +303,9 @@ class DraftChooser:
         forwards = min(max(progress.forwards // 4, 1), longest)
         return _Plan(rate, Expected(reached, useful, worth), brought, wanted, build, one, forwards, near)
 
-    def _decide(self, outlooks: tuple[Outlook, ...], other_work: float, plan: _Plan, trial: bool = False) -> _Decision:
+    def _decide(
+        self, outlooks: tuple[AnyOutlook, ...], other_work: float, plan: _Plan, trial: bool = False
+    ) -> _Decision:
         most = 0
         for outlook in outlooks:
             most = max(most, outlook.drafts)
@@ -300,11 +313,11 @@ class DraftChooser:
         if not trial and outlooks[0].pooled:  # then what is worth its time in a usual forward is so in all
             levels = (min(plan.wanted, levels[-1]),)
         groups = list(Counter(outlooks).items()) if len(outlooks) > 1 else [(outlooks[0], 1)]
-        candidates = self._candidates(groups, levels, 1, plan.wanted, other_work, plan)
+        candidates = self._candidates(groups, levels, self._lookaheads[0], plan.wanted, other_work, plan)
         static = candidates[0]
         best = max(candidates, key=_score)
         if plan.wanted > 1 and outlooks[0].pooled:  # showing what more drafts could reach is not static decoding's work
-            (static,) = self._candidates(groups, levels[:1], 1, 1, other_work, plan)
+            (static,) = self._candidates(groups, levels[:1], self._lookaheads[0], 1, other_work, plan)
             candidates.append(static)
         if not plan.only_near:  # about as many drafts are worth their time with a longer lookahead
             n = levels.index(best.level)
@@ -318,11 +331,11 @@ class DraftChooser:
         self._crowd(outlooks[0])
         steps = 0.0
         for outlook, times in groups:
-            steps += times * plan.brought[min(best.level, outlook.drafts)]
+            steps += times * plan.brought[outlook.forwarded(best.level)]
         choice = Choice(min(best.level, most), best.lookahead, max(plan.build, best.level), best.shown)
         return _Decision(choice, best.work, best.seconds, steps, static.seconds)
 
-    def _crowd(self, outlook: Outlook) -> None:
+    def _crowd(self, outlook: AnyOutlook) -> None:
         """Notes what all drafts in hand would take together."""
         if outlook.drafts > 1:
             crowding = outlook.work(outlook.drafts, 1, 1) / (outlook.drafts * outlook.usual_work)
@@ -330,7 +343,7 @@ class DraftChooser:
 
     def _candidates(
         self,
-        groups: Sequence[tuple[Outlook, int]],
+        groups: Sequence[tuple[AnyOutlook, int]],
         levels: Sequence[int],
         lookahead: int,
         shown: int,
@@ -351,7 +364,7 @@ class DraftChooser:
         return found
 
     def _trial(
-        self, best: _Candidate, candidates: list[_Candidate], groups: Sequence[tuple[Outlook, int]], plan: _Plan
+        self, best: _Candidate, candidates: list[_Candidate], groups: Sequence[tuple[AnyOutlook, int]], plan: _Plan
     ) -> _Candidate:
         """Another choice in the place of the best where it might be better, and the time that it may cost is allowed."""
         progress = self._progress

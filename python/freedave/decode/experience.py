@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from freedave.decode.acceptance import Chain
-from freedave.decode.draft_choice import LEVELS, DraftChooser, Experience
+from freedave.decode.draft_choice import AHEAD, LEVELS, DraftChooser, Experience
 from freedave.decode.sequence import ACCEPTED, STEPS
 from freedave.decode.settings import Settings
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 _experience: WeakKeyDictionary[torch.nn.Module, Experience] = WeakKeyDictionary()
 
 
-def chooser_for(lm: DiffusionLM, settings: Settings, levels: Sequence[int] = LEVELS, *shapes: object) -> DraftChooser:
-    """Chooses for a decode with these settings; `shapes`: on what else the time of a forward depends."""
-    machine = settings.executor, settings.cache, str(lm.device), torch.get_num_threads(), *shapes
+def chooser_for(lm: DiffusionLM, settings: Settings, levels: Sequence[int] = LEVELS) -> DraftChooser:
+    """Chooses one of `levels` as the number of drafts, for a decode with these settings."""
+    machine = settings.executor, settings.compile, settings.cache, str(lm.device), torch.get_num_threads()
     # Whatever changes what static decoding commits next changes how well that is foretold.
     drafting = (
         settings.drafting,
@@ -34,10 +34,14 @@ def chooser_for(lm: DiffusionLM, settings: Settings, levels: Sequence[int] = LEV
         _step_of_temperature(settings.temperature),
     )
     experience = _experience.setdefault(lm.model, Experience())
-    # The states that a pool knows say what lies ahead, so that looking there again finds no more drafts.
-    most_ahead = 1 if settings.pooled else settings.lookahead_steps
+    if settings.executor == "graph":
+        lookaheads: tuple[int, ...] = (0,)  # as far as the shape goes
+    elif settings.pooled:  # what the pool knows says what lies ahead, so that looking there again finds no more drafts
+        lookaheads = (1,)
+    else:
+        lookaheads = tuple(ahead for ahead in AHEAD if ahead <= settings.lookahead_steps)
     levels = [level for level in levels if level <= settings.draft_steps]
-    return DraftChooser(experience, machine, drafting, levels, most_ahead)
+    return DraftChooser(experience, machine, drafting, levels, lookaheads)
 
 
 def _step_of_temperature(temperature: float) -> float:

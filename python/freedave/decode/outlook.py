@@ -9,7 +9,9 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
+
+from freedave.decode.acceptance import sums
 
 
 class Expected(NamedTuple):
@@ -19,6 +21,20 @@ class Expected(NamedTuple):
     reached: list[float]
     useful: list[float]
     worth: list[float]
+
+
+class AnyOutlook(Protocol):
+    """What choosing needs to know of a sequence; equal ones are alike. See `Outlook`."""
+
+    @property
+    def drafts(self) -> int: ...
+    @property
+    def pooled(self) -> bool: ...
+    @property
+    def usual_work(self) -> float: ...
+    def forwarded(self, drafts: int) -> int: ...
+    def work(self, drafts: int, lookahead: int, shown: int) -> float: ...
+    def gains(self, levels: Sequence[int], lookahead: int, shown: int, expected: Expected) -> list[float]: ...
 
 
 class Outlook:
@@ -61,7 +77,12 @@ class Outlook:
 
     @property
     def pooled(self) -> bool:
+        """Whether the first draft shows more than its own reach."""
         return self._more is not None
+
+    def forwarded(self, drafts: int) -> int:
+        """How many drafts a forward has that may have so many."""
+        return min(drafts, self.drafts)
 
     @property
     def usual_work(self) -> float:
@@ -150,6 +171,44 @@ class Outlook:
             total += tokens * (1 - self._head) + rows * self._head
             works.append(total)
         return works
+
+
+class ShapeOutlook(NamedTuple):
+    """The same of a sequence with `in_hand` drafts in a step of fixed shape, which computes all drafts of its shape.
+
+    `tokens`: by number of drafts, those of the shape, divided by the sequences; None: there is no such shape, nor is it worth
+    making one. A shape of one draft makes no others for the next step.
+    """
+
+    in_hand: int
+    tokens: tuple[tuple[int, float | None], ...]
+
+    @property
+    def drafts(self) -> int:
+        """Those of the largest shape: where fewer are in hand, it makes more."""
+        return self.tokens[-1][0]
+
+    def forwarded(self, drafts: int) -> int:
+        return min(drafts, self.in_hand)
+
+    @property
+    def pooled(self) -> bool:
+        """Whether the first draft shows more than its own reach; what that costs is in the shape."""
+        return False
+
+    @property
+    def usual_work(self) -> float:
+        return min(each / drafts for drafts, each in self.tokens if each is not None)
+
+    def work(self, drafts: int, lookahead: int, shown: int) -> float:
+        smallest = next((each for most, each in self.tokens if most >= drafts and each is not None), None)
+        return smallest or max(each for _, each in self.tokens if each is not None)
+
+    def gains(self, levels: Sequence[int], lookahead: int, shown: int, expected: Expected) -> list[float]:
+        possible = {drafts for drafts, each in self.tokens if each is not None}
+        brought = sums(expected.useful)
+        gain = [brought[self.forwarded(level)] + (expected.worth[-1] if level > 1 else 0.0) for level in levels]
+        return [each if level in possible else -math.inf for level, each in zip(levels, gain, strict=True)]
 
 
 @functools.lru_cache(maxsize=8192)
