@@ -182,7 +182,7 @@ def test_the_outlook_foretells_what_is_computed(
     ):  # drafts that are complete in their block are left out, next blocks with "dual" added
         assert sum(errors) <= 0.25 * executor.positions_computed
     else:
-        assert errors.count(0) >= 0.95 * len(errors)
+        assert errors.count(0) >= 0.9 * len(errors)
 
 
 def test_a_prompt_teaches_nothing_about_other_forwards(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,9 @@ def chooser_for(lm: DiffusionLM, settings: Settings, levels: Sequence[int] = LEV
         settings.order,
         settings.measure,
         _step_of_temperature(settings.temperature),
+        settings.top_k,
+        settings.top_p,
+        settings.min_p,
     )
     experience = _experience.setdefault(lm.model, Experience())
     if settings.executor == "graph":

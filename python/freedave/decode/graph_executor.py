@@ -85,6 +85,7 @@ class GraphExecutor:
         self.step = DeviceStep(lm, settings, self.state)
         self.steps = CapturedSteps(lm, self.step, compile=compile, capture=on_gpu if capture is None else capture)
         self._read = _read_by_steps(lm.model)  # which captured steps read; compiling layers has moved them
+        self._missed = dict.fromkeys(DRAFTS, 0.0)  # seconds that shapes would have saved which were not made
         self._start_choosing()
 
     def serves(self, settings: Settings, slots: int, capacity: int) -> bool:
@@ -185,8 +186,11 @@ class GraphExecutor:
         return shapes[chooser.choose([ShapeOutlook(each.num_drafts, tokens) for each in sequences]).drafts]
 
     def _possible(self, chooser: DraftChooser, shapes: dict[int, Shape], sequences: list[DeviceSequence]) -> list[int]:
-        """Of the numbers of drafts, those whose shapes are ready, or save more of the time that is left than making them
-        takes."""
+        """Of the numbers of drafts, those whose shapes are ready or worth being made.
+
+        That is once making one takes no longer than it saves of the time that is left, and would have saved so far: who does
+        not know how much is to come then pays twice of what was necessary at most.
+        """
         ready = [drafts for drafts, shape in shapes.items() if self.steps.ready(shape)]
         if len(ready) == len(shapes):
             return ready
@@ -194,15 +198,14 @@ class GraphExecutor:
         seconds = chooser.seconds_of_a_step(works, len(sequences))
         if not ready or not seconds:
             return ready or [min(seconds, key=seconds.__getitem__) if seconds else _FIRST_DRAFTS]
-        left, fastest = (
-            sum(sequence.total - sequence.committed for sequence in sequences),
-            min(seconds[drafts] for drafts in ready),
-        )
-        return [
-            drafts
-            for drafts in DRAFTS
-            if drafts in ready or left * (fastest - seconds[drafts]) > self.steps.new_seconds
-        ]
+        fastest = min(seconds[drafts] for drafts in ready)
+        left, done = sum(each.total - each.committed for each in sequences), sum(each.steps for each in self._chains)
+        for drafts in shapes.keys() - set(ready):
+            saved = fastest - seconds[drafts]
+            self._missed[drafts] = max(self._missed[drafts] + done * saved, 0.0)
+            if self._missed[drafts] + left * saved > self.steps.new_seconds:
+                ready.append(drafts)
+        return ready
 
     def _with_own_forward(self, sequences: list[DeviceSequence]) -> list[DeviceSequence]:
         """Those that wait for a forward of their own and have it now: prompts of `prefill_chunk` tokens at most."""
