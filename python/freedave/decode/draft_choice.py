@@ -113,6 +113,8 @@ class _Progress:
     """Where choosing stands for forwards of one kind, drafts of one kind and about as many sequences."""
 
     made: _Rate = field(default_factory=_Rate)
+    foretold: float = 0.0
+    """The steps of `made` as they were expected."""
     static: _Rate = field(default_factory=_Rate)
     """What static decoding would have made of the same time, as far as the curve knows."""
     near: _Rate = field(default_factory=_Rate)
@@ -193,7 +195,7 @@ class DraftChooser:
         plan, decision = progress.plan, None
         alike = tuple(outlooks)
         if plan is None or plan.forwards_left <= 0:
-            plan = progress.plan = self._plan(outlooks[0].usual_work, count)
+            plan = progress.plan = self._plan(outlooks[0], count)
             decision = self._decide(alike, other_work, plan, trial=not other_work)
         elif not other_work:
             decision = plan.decided.get(alike)
@@ -225,6 +227,7 @@ class DraftChooser:
         for chain in chains:
             steps += chain.steps
         progress.made.add(steps, expected)
+        progress.foretold += decision.steps - progress.foretold / 40
         progress.static.add(len(chains), decision.static)
         plan = progress.plan
         if plan is not None and plan.only_near:
@@ -268,12 +271,12 @@ class DraftChooser:
         costs = [f"{k * plan.work:.0f} tokens {1e3 * drift * curve.seconds(k * plan.work):.1f}" for k in (1, 4, 16)]
         return f"{text}{', '.join(likely)}; a forward takes, in ms: {', '.join(costs)}"
 
-    def _plan(self, usual_work: float, count: int) -> _Plan:
+    def _plan(self, outlook: AnyOutlook, count: int) -> _Plan:
         """Which drafts are worth their time in a usual forward of so many sequences."""
         progress, acceptance = self._progress, self._acceptance
         curve, reached, hopeful = self._curve, acceptance.reached(), acceptance.reached(1.0)
         useful, hoped = acceptance.useful(reached), acceptance.useful(hopeful)
-        one = count * usual_work * progress.crowding
+        one = count * outlook.usual_work * progress.crowding
         seconds = {level: curve.seconds(one * level) for level in self._levels}
         brought = sums(useful)
         if progress.made.seconds > 0:
@@ -285,6 +288,11 @@ class DraftChooser:
             rate *= _THRIFT
         else:
             rate = max(count * brought[level] / seconds[level] for level in self._levels)
+        static_is_best = False
+        if outlook.pooled:
+            possible = self._possible_rates(outlook, count, one, brought)
+            static_is_best = max(possible.values()) <= _THRIFT * possible[1]
+            rate = max(rate, _THRIFT * max(possible.values()))
         worth, total, best, previous = [0.0, 0.0], 0.0, 0.0, 1
         wanted, build, hope, most_hope = 1, 1, 0.0, 0.0
         for level in self._levels[1:]:
@@ -298,10 +306,28 @@ class DraftChooser:
             if hope > most_hope:
                 build, most_hope = level, hope
             previous = level
-        near = progress.forwards % _NEAR_EVERY < _NEAR_FORWARDS
+        if outlook.pooled:
+            wanted = 1 if static_is_best else max(possible, key=possible.__getitem__)
+            worth = worth if wanted > 1 else [0.0] * len(worth)
+        near = len(self._lookaheads) > 1 and progress.forwards % _NEAR_EVERY < _NEAR_FORWARDS
         longest = _FIRST_PLANS if progress.forwards < _EARLY else _LATER_PLANS
         forwards = min(max(progress.forwards // 4, 1), longest)
         return _Plan(rate, Expected(reached, useful, worth), brought, wanted, build, one, forwards, near)
+
+    def _possible_rates(
+        self, outlook: AnyOutlook, count: int, one: float, brought: Sequence[float]
+    ) -> dict[int, float]:
+        """Steps a second where every forward has so many pooled drafts, as far as what was foretold came true.
+
+        What the first draft shows pays later on, and for as long as it is shown: a single forward would not tell.
+        """
+        progress, seconds = self._progress, self._curve.seconds
+        share = min(progress.made.steps / progress.foretold, 1.0) if progress.foretold > 0 else 1.0
+        rates = {1: count / seconds(one)}
+        for level in self._levels[1:]:
+            shown = count * (outlook.work(1, 1, level) - outlook.work(1, 1, 1))
+            rates[level] = share * count * brought[level] / seconds(one * level + shown)
+        return rates
 
     def _decide(
         self, outlooks: tuple[AnyOutlook, ...], other_work: float, plan: _Plan, trial: bool = False
@@ -318,7 +344,6 @@ class DraftChooser:
         best = max(candidates, key=_score)
         if plan.wanted > 1 and outlooks[0].pooled:  # showing what more drafts could reach is not static decoding's work
             (static,) = self._candidates(groups, levels[:1], self._lookaheads[0], 1, other_work, plan)
-            candidates.append(static)
         if not plan.only_near:  # about as many drafts are worth their time with a longer lookahead
             n = levels.index(best.level)
             for ahead in self._lookaheads[1:]:
