@@ -82,7 +82,8 @@ def choose(record: Record, machine: Machine) -> bool:
     would have to serve thousands of answers to pay for that.
     """
     dtype = torch.bfloat16
-    ways = {drafts: stepper(machine, dtype, drafts, compile=False) for drafts in ("auto", *sorted(DRAFTS))}
+    compared: tuple[int | Literal["auto"], ...] = ("auto", *sorted(DRAFTS))
+    ways: dict[int | str, Stepper] = {drafts: stepper(machine, dtype, drafts, compile=False) for drafts in compared}
     answers = prompts(model(machine, dtype), 1 if machine.dry else 8)
     samples: dict[int | str, list[float]] = {way: [] for way in ways}
     for round in range(1 if machine.dry else LEARNING + ROUNDS):

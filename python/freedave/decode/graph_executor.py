@@ -23,8 +23,8 @@ from freedave.decode.device_state import DeviceState
 from freedave.decode.device_step import DeviceStep
 from freedave.decode.draft_choice import DraftChooser, described
 from freedave.decode.executor import Found
-from freedave.decode.log_probs import read_behind
 from freedave.decode.experience import chain_of, chooser_for
+from freedave.decode.log_probs import read_behind
 from freedave.decode.outlook import ShapeOutlook
 from freedave.decode.sequence import NON_FINITE, Sequence
 from freedave.decode.settings import Settings

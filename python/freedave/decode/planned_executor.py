@@ -22,8 +22,8 @@ from freedave.decode.acceptance import Chain
 from freedave.decode.cache_policy import CachePolicy, new_cache, policy_for
 from freedave.decode.draft_choice import Choice, DraftChooser, described
 from freedave.decode.executor import Found
-from freedave.decode.log_probs import beside, committed_log_probs, read_behind, remembered
 from freedave.decode.experience import chain_of, chooser_for
+from freedave.decode.log_probs import beside, committed_log_probs, read_behind, remembered
 from freedave.decode.planned_sequence import PlannedSequence
 from freedave.decode.sequence import ACCEPTED, NON_FINITE, PREFIX_LENGTH, Sequence
 from freedave.decode.settings import Settings
