@@ -296,6 +296,22 @@ def test_a_shape_is_made_only_where_that_pays(monkeypatch: pytest.MonkeyPatch) -
     assert 1 in free
 
 
+def test_a_shape_is_made_once_it_would_have_saved_its_price(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that no answer pays for is made after several, by an executor that stays."""
+    monkeypatch.setattr(CapturedSteps, "ready", lambda self, shape: shape in self.steps and self.steps[shape].runs > 1)
+    monkeypatch.setattr(CapturedSteps, "new_seconds", property(lambda _: 0.06, lambda *_: None), False)
+    fixed_shapes_on(monkeypatch, lambda tokens: 1e-5 * tokens)
+    engine = decoder(golden_lm(block_length=8), slots=1, capacity=96, draft_steps="auto", executor="graph")
+    made: list[set[int]] = []
+    for seed in range(12):
+        engine.add(prompt(8, seed)[0].tolist(), max_new_tokens=60)
+        while engine.sequences:
+            engine.launch()
+            engine.poll()
+        made.append({shape.drafts for shape in engine._executor.steps.ran if not shape.one})
+    assert made[0] == {8} and len(made[-1]) > 1
+
+
 def test_a_step_that_was_fetched_late_teaches_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = fixed_shapes_on(monkeypatch, lambda tokens: 1e-3)
     learnt = []
