@@ -138,13 +138,14 @@ QUICK_CELLS = [(2, 4)]
 CELLS_OF_CHECK = [(1, 4), (1, 16), (4, 16), (16, 4)]
 # Forwards of more tokens are not tried as fixed settings: on a CPU they take longer than the static steps that they spare.
 MOST_TOKENS = 4096
+POOLED = "pooled"  # as drafts are where nothing else is asked for
 
 
 def choices(batch: int, block_length: int) -> list[Way]:
     """Static decoding, "auto", and the fixed settings that it is compared with."""
-    fixed = [Way(batch, block_length, steps, lookahead_steps=ahead) for steps in (2, 4, 8, 16) for ahead in (1, None)]
+    fixed = [Way(batch, block_length, steps, POOLED, ahead) for steps in (2, 4, 8, 16) for ahead in (1, None)]
     small = [way for way in fixed if _most_tokens(way) <= MOST_TOKENS]
-    return [Way(batch, block_length, 1), Way(batch, block_length, "auto"), *small]
+    return [Way(batch, block_length, 1), Way(batch, block_length, "auto", POOLED), *small]
 
 
 def _most_tokens(way: Way) -> int:

@@ -6,7 +6,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from freedave.decode.draft_choice import MOST_DRAFTS, Choice, DraftChooser
+from freedave.decode.acceptance import MOST_DRAFTS, Chain
+from freedave.decode.draft_choice import Choice, DraftChooser
 from freedave.decode.outlook import Outlook, outlook
 
 Machine = Callable[[float], float]  # seconds of a forward, by its work
@@ -46,7 +47,7 @@ class Simulated:
 
     def accept(self, steps: int, choice: Choice) -> None:
         """`steps` drafts were right, of which the last one's predictions go as far as `choice` says."""
-        follows = self.outlook().follows(choice.lookahead)[steps - 1]
+        follows = self.outlook().follows(choice.lookahead, choice.shown)[steps - 1]
         self.tokens += steps
         # The new draft 0 is the target of the draft that was accepted last.
         filled, self.complete = steps, 0
@@ -84,21 +85,25 @@ def simulate(
     noise: Noise = lambda forward, draw: 1.0,
     seed: int = 0,
 ) -> Run:
-    """Decodes `tokens` a sequence. Only the chooser sees the noise; the run's seconds are without."""
+    """Decodes `tokens` a sequence. Only the chooser sees the noise; the run's seconds are without.
+
+    How hard each token is to foresee depends on the seed alone, so that all ways of choosing have the same luck.
+    """
     draw, disturbed = random.Random(seed), random.Random(seed + 1)
     sequences = [Simulated(block, open_now=draw.randint(1, block)) for _ in range(batch)]
+    hard = [[draw.random() for _ in range(tokens + 64 * MOST_DRAFTS)] for _ in range(batch)]
     run, seconds = Run(), 0.0
     while sum(sequence.tokens for sequence in sequences) < (tokens + 1) * batch:
         choice = chooser.choose([sequence.outlook() for sequence in sequences])
-        work = sum(sequence.outlook().work(choice.drafts, choice.lookahead) for sequence in sequences)
+        work = sum(sequence.outlook().work(choice.drafts, choice.lookahead, choice.shown) for sequence in sequences)
         took = machine(work)
         chains = []
-        for sequence in sequences:
+        for sequence, hardness in zip(sequences, hard, strict=True):
             drafts = min(choice.drafts, sequence.drafts)
             steps = 1
-            while steps < drafts and draw.random() < model(steps, sequence.tokens):
+            while steps < drafts and hardness[sequence.tokens + steps] < model(steps, sequence.tokens):
                 steps += 1
-            chains.append((drafts, steps))
+            chains.append(Chain(drafts, steps, steps))
             sequence.accept(steps, choice)
         chooser.learn(work, took * noise(len(run.tokens), disturbed), chains)
         seconds += took

@@ -10,9 +10,10 @@ from collections import Counter
 import pytest
 from draft_machines import FIXED, Fixed, Machine, Model, Noise, Run, simulate
 
-from freedave.decode.draft_choice import Acceptance, DraftChooser, Experience
+from freedave.decode.acceptance import Acceptance, Chain
+from freedave.decode.draft_choice import DraftChooser, Experience
 from freedave.decode.forward_cost import CostModel
-from freedave.decode.outlook import outlook
+from freedave.decode.outlook import Outlook, outlook
 
 MACHINES: dict[str, Machine] = {
     "flat to 256, then linear": lambda work: 6e-3 * max(1.0, work / 256),
@@ -53,7 +54,7 @@ def best_fixed(machine: str, model: str, block: int, batch: int) -> tuple[float,
                     Fixed(*way), MACHINES[machine], MODELS[model], tokens=TOKENS, block=block, batch=batch, seed=seed
                 )
             )
-            for seed in range(10, 10 + SEEDS)
+            for seed in range(SEEDS)
         )
         / SEEDS
         for way in FIXED
@@ -101,10 +102,10 @@ BLOCKS = [4, 16]
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("machine", MACHINES)
 def test_never_far_from_the_best_fixed_choice(machine: str, model: str, noise: str, block: int) -> None:
-    """Nor below static decoding. The best of nine fixed choices is a little lucky in runs of so few forwards; where one of
-    seven forwards is interrupted for longer than it takes, what forwards cost is known less well."""
+    """Nor below static decoding. Where one of seven forwards is interrupted for longer than it takes, what forwards cost is
+    known less well."""
     best, static = ratios(machine, model, noise, block)
-    assert best >= (0.88 if noise == "interrupted" else 0.93)
+    assert best >= (0.9 if noise == "interrupted" else 0.97)
     assert static >= (0.94 if noise == "interrupted" else 0.97)
 
 
@@ -112,7 +113,7 @@ def test_regret() -> None:
     """On average there is none: a choice for each forward makes up for what finding it costs."""
     for machine in MACHINES:
         found = [ratios(machine, model, noise, block)[0] for model in MODELS for noise in NOISES for block in BLOCKS]
-        assert sum(found) / len(found) >= 0.98
+        assert sum(found) / len(found) >= 0.99
 
 
 def test_a_slow_moment_is_the_machines() -> None:
@@ -163,37 +164,91 @@ def test_acceptance_follows_what_was_seen() -> None:
     before = acceptance.reached()
     assert before[0] == 1 and before[1] == pytest.approx(0.7)
     for _ in range(100):
-        acceptance.learn([(8, 3)])
+        acceptance.learn([Chain(8, 3, 3)])
     reached = acceptance.reached()
     assert reached[2] > 0.95 and reached[3] < 0.05
     assert acceptance.reached(1.0)[3] > reached[3]
     for _ in range(100):
-        acceptance.learn([(8, 8)])
+        acceptance.learn([Chain(8, 8, 8)])
     assert acceptance.reached()[7] > 0.85
     acceptance = Acceptance()
     for _ in range(100):
-        acceptance.learn([(1, 1)])  # static decoding says nothing
+        acceptance.learn([Chain(1, 1, 1)])  # static decoding says nothing
     assert acceptance.reached() == before
+
+
+def test_drafts_that_serve_later_are_worth_that() -> None:
+    """Where drafts are pooled: of 8 drafts 4 are right at once, and half of the others in the next forwards."""
+    acceptance = Acceptance()
+    assert acceptance.later == 0
+    for _ in range(100):
+        acceptance.learn([Chain(8, 4, 6)])
+    assert acceptance.later == pytest.approx(0.5, abs=0.02)
+    useful = acceptance.useful(acceptance.reached())
+    assert sum(useful[:8]) == pytest.approx(6, abs=0.1)  # as many as the static steps of a forward
+    assert useful[7] == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize(("later", "fewest", "most"), [(0.0, 2, 5), (0.9, 12, 16)])
+def test_pooled_drafts_are_as_many_as_serve_at_any_time(later: float, fewest: int, most: int) -> None:
+    """A chain breaks at its fifth draft. What lies behind is worth its time if it spares a later forward's."""
+    chooser, one = DraftChooser(Experience(), lookaheads=(1,)), outlook(16, 4, 200, 4, 1, 0, None, 0.0, 1)
+    for _ in range(200):
+        choice = chooser.choose([one])
+        work, right = chooser.expected_work, min(choice.drafts, 4)
+        steps = right + round(later * (choice.drafts - right))
+        chooser.learn(work, 2e-3 + 4e-5 * work, [Chain(choice.drafts, right, steps)])
+    chosen = Counter(chooser.choose([one]).drafts for _ in range(50)).most_common(1)[0][0]
+    assert fewest <= chosen <= most
+
+
+def test_choosing_looks_at_few_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Choosing must cost little of a forward: what was decided holds for all forwards alike until a new plan is made."""
+    looks: list[Outlook] = []
+    gains = Outlook.gains
+    monkeypatch.setattr(Outlook, "gains", lambda self, *args: (looks.append(self), gains(self, *args))[1])
+    chooser, draw = DraftChooser(Experience(), lookaheads=(1,)), random.Random(0)
+    forwards = 2000
+    for _ in range(forwards):
+        one = outlook(draw.choice([4, 9, 16]), draw.randint(1, 4), 200, 4, 1, 0, None, 0.0, 1)
+        choice = chooser.choose([one])
+        work, right = chooser.expected_work, draw.randint(1, choice.drafts)
+        chooser.learn(work, 2e-3 + 4e-5 * work, [Chain(choice.drafts, right, right)])
+    assert len(looks) <= 1.5 * forwards
+
+
+def test_static_decoding_of_pooled_drafts_shows_nothing() -> None:
+    """What the first draft shows of later blocks is work that static decoding does not have."""
+    one = outlook(16, 4, 200, 4, 1, 0, None, 0.0, 1)
+    assert one.work(1, 1, 1) == 4 and one.work(1, 1, 8) == 16
+    assert one.work(8, 1, 8) == one.work(8, 1, 1) + 12
+    chooser = DraftChooser(Experience(), lookaheads=(1,))
+    for _ in range(300):
+        choice = chooser.choose([one])
+        chooser.learn(chooser.expected_work, 1e-4 * chooser.expected_work, [Chain(choice.drafts, 1, 1)])
+    assert Counter(chooser.choose([one]) for _ in range(50)).most_common(1)[0][0][::3] == (1, 1)
 
 
 def test_what_was_usual_comes_back_where_nothing_was_seen_of_late() -> None:
     acceptance = Acceptance()
     for _ in range(200):
-        acceptance.learn([(8, 1)])
+        acceptance.learn([Chain(8, 1, 1)])
     for _ in range(400):
-        acceptance.learn([(1, 1)])
+        acceptance.learn([Chain(1, 1, 1)])
     assert acceptance.reached()[1] < 0.05
 
 
 def test_work_of_drafts_in_blocks() -> None:
     """Three masks in a block of four, drafts of one step: the fourth fills the block, and needs the next one."""
     one = outlook(6, 3, 100, 4, 1, 4, None, 0.0)
-    assert [one.work(drafts, 1) for drafts in (1, 2, 3, 4, 5, 6, 9)] == [8, 12, 16, 24, 28, 32, 32]
-    assert one.work(1, 8) == 4 + 12  # a complete block, and as far as eight steps go
-    assert one.follows(1) == [3, 2, 1, 4, 3, 2]
-    assert one.follows(8)[0] == 11
-    assert outlook(3, 2, 0, 4, 2, 50, 10, 0.0).work(2, 1) == 60
-    assert outlook(1, 2, 0, 4, 1, 0, None, 0.5).work(1, 1) == 0.5 * 4 + 0.5 * 2  # half of the work is the projection's
+    assert [one.work(drafts, 1, 1) for drafts in (1, 2, 3, 4, 5, 6, 9)] == [8, 12, 16, 24, 28, 32, 32]
+    assert one.work(1, 8, 1) == 4 + 12  # a complete block, and as far as eight steps go
+    assert one.follows(1, 1) == [3, 2, 1, 4, 3, 2]
+    assert one.follows(8, 1)[0] == 11
+    assert outlook(3, 2, 0, 4, 2, 50, 10, 0.0).work(2, 1, 1) == 60
+    assert (
+        outlook(1, 2, 0, 4, 1, 0, None, 0.5).work(1, 1, 1) == 0.5 * 4 + 0.5 * 2
+    )  # half of the work is the projection's
     assert outlook(6, 3, 100, 4, 1, 4, None, 0.0) is one
 
 

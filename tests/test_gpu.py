@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import random
 import re
 import warnings
 
@@ -15,6 +16,8 @@ from states import MASK, generator
 
 import freedave
 import freedave_kernels as fk
+from freedave.decode.draft_choice import Choice, DraftChooser
+from freedave.decode.graph_executor import DRAFTS
 
 GPU = [name for name in ("cuda", "triton") if name in BACKENDS and torch.cuda.is_available()]
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
@@ -167,6 +170,31 @@ def random_lm(name: str, dtype: torch.dtype, device: str, **options) -> freedave
         torch.manual_seed(1)
         model = model_class(config_class(**sizes, **heads, **own))
     return freedave.DiffusionLM(model.to(device, dtype), 63, **options)
+
+
+@needs_gpu
+def test_chosen_drafts_in_captured_steps(monkeypatch):
+    """Every choice is drawn at random, so that all shapes are captured: the CPU's tokens, and replays are timed."""
+    draw, options = random.Random(0), {"attention": "block_causal", "block_length": 4}
+    choose, timed = DraftChooser.choose, []
+
+    def anything(self, outlooks, other_work=0.0):
+        choose(self, outlooks, other_work)
+        return Choice(draw.choice(DRAFTS), 0, 16, 16)
+
+    learn = DraftChooser.learn
+    monkeypatch.setattr(DraftChooser, "choose", anything)
+    monkeypatch.setattr(DraftChooser, "learn", lambda self, *args: (timed.append(args[1]), learn(self, *args))[1])
+    lm, shapes = random_lm("Qwen3", torch.float32, "cuda", **options), ""
+    for seed in range(6):
+        input_ids = torch.randint(63, (2, 12), generator=generator(seed))
+        out = freedave.generate(lm, input_ids, 48, "auto", compile=False)
+        shapes += " ".join(out.stats.shapes)
+        expected = freedave.generate(random_lm("Qwen3", torch.float32, "cpu", **options), input_ids, 48, 1)
+        assert torch.equal(out.sequences.cpu(), expected.sequences)
+        assert torch.equal(out.step_map.cpu(), expected.step_map)
+    assert all(f" {drafts} drafts" in shapes for drafts in DRAFTS)
+    assert sum(seconds is not None for seconds in timed) > len(timed) / 3  # those that were replayed
 
 
 @needs_gpu

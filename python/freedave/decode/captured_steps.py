@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import warnings
 from collections import Counter
 from dataclasses import dataclass
@@ -22,12 +23,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class CapturedStep:
-    """A shape's buffers, and how often it ran."""
+    """A shape's buffers, and how often it ran; `seconds`: what its runs took, as the host sees it, until it was ready."""
 
     window: list[torch.Tensor]
     record: torch.Tensor | None = None
     graph: torch.cuda.CUDAGraph | None = None
     runs: int = 0
+    seconds: float = 0.0
 
 
 class CapturedSteps:
@@ -42,6 +44,8 @@ class CapturedSteps:
         self.capture = capture
         self.steps: dict[Shape, CapturedStep] = {}
         self.ran: Counter[Shape] = Counter()
+        self.new_seconds = 0.0
+        """What the last new shape took until it was ready; 0 where none was made yet."""
         self._name = lm.name
         self._step = step
         self._pool: Any = None
@@ -53,6 +57,23 @@ class CapturedSteps:
             step = self.steps[shape] = CapturedStep(self._step.state.window_buffers(shape))
             if self.capture or (compiled and self.layers is not None):
                 logger.info("a new shape, which takes a moment: %s", shape)
+        if self.ready(shape):
+            return self._run(shape, step, compiled)
+        began = time.perf_counter()
+        record = self._run(shape, step, compiled)
+        step.seconds += time.perf_counter() - began
+        if self.ready(shape):
+            self.new_seconds = step.seconds
+        return record
+
+    def ready(self, shape: Shape) -> bool:
+        """Whether the next run of this shape takes no longer than those after it."""
+        if not self.capture and self.layers is None:
+            return True
+        step = self.steps.get(shape)
+        return step is not None and step.runs > (1 if self.capture else 0)
+
+    def _run(self, shape: Shape, step: CapturedStep, compiled: bool) -> torch.Tensor:
         step.runs += 1
         self.ran[shape] += 1
         # The first run compiles, and loads kernels; the second is captured.

@@ -9,7 +9,8 @@ from freedave.decode.settings import MORE_BLOCKS, Settings
 
 
 class DeviceSequence(Sequence):
-    """`num_drafts`: how many drafts its next forward has. `stored`: positions of the prompt whose keys and values are stored.
+    """`num_drafts`: how many drafts its next forward may have. `forwarded`: how many the step under way has.
+    `stored`: positions of the prompt whose keys and values are stored.
     `waits`: its next forward is for this sequence alone, with a part of the prompt or with the whole sequence; until then it
     takes no part in the steps of all slots.
     """
@@ -18,7 +19,7 @@ class DeviceSequence(Sequence):
         self, index: int, slot: int, prompt: list[int], settings: Settings, mask_token_id: int, key: int = 0
     ) -> None:
         super().__init__(index, slot, prompt, settings, mask_token_id, key)
-        self.num_drafts = 1
+        self.num_drafts = self.forwarded = 1
         self.stored = 0
         self.waits = settings.cache != "none"
 
@@ -37,16 +38,18 @@ class DeviceSequence(Sequence):
             self.num_drafts = max(record[NUM_DRAFTS], 1)
         return new
 
-    def reach_ahead(self) -> int:
-        """How many positions from the window's start on the drafts, and the drafts made from any of them, can get to."""
+    def reach_ahead(self, draft_steps: int) -> int:
+        """How many positions from the window's start on up to `draft_steps` drafts, and the drafts made from any of them, can
+        get to."""
         state = self.tokens[self.start :]
+        ahead = min(self._settings.lookahead_steps, draft_steps)
         if self._settings.pooled:
-            return self._reach_pooled(state)
-        steps = self.num_drafts - 1 + self._settings.lookahead_steps
+            return self._reach_pooled(state, draft_steps + ahead)
+        steps = min(self.num_drafts, draft_steps) - 1 + ahead
         blocks = 0 if self._settings.threshold is None else 1  # any draft's own first step may fill a block
         return min(self.reach(state, steps) + blocks * self._settings.block_length, len(state))
 
-    def _reach_pooled(self, state: list[int]) -> int:
+    def _reach_pooled(self, state: list[int], steps: int) -> int:
         """The same where drafts are pooled: what `Settings.drafted_length` allows from this state, in whole blocks.
 
         A window may be too short for what a draft has filled, or for all that the pool knows. Then it shows another draft, or
@@ -54,5 +57,5 @@ class DeviceSequence(Sequence):
         """
         settings, size = self._settings, self._settings.block_length
         # Steps that begin within a block end one block further than steps from its start, so that is one of "more blocks".
-        reached = math.ceil(self.reach(state, settings.draft_steps + settings.lookahead_steps) / size)
+        reached = math.ceil(self.reach(state, steps) / size)
         return (reached + MORE_BLOCKS[settings.drafting] - 1) * size

@@ -54,6 +54,8 @@ class DeviceStep:
         start = state.taken(state.start, shape)
         begin = state.taken(state.begin, shape) if shape.whole else start
         number = torch.ones_like(state.row) if shape.one else state.num_drafts
+        if not shape.one and shape.drafts < self._settings.draft_steps:
+            number = number.clamp(max=shape.drafts)
         drafts = self._drafts(shape, start)
         known = drafts.clamp(min=0)  # where there is no position, any token will do
         inputs, positions, rows = self._inputs(shape, known, start, begin)
@@ -105,7 +107,7 @@ class DeviceStep:
         state, settings = self.state, self._settings
         pooling: dict[str, Any] = {}
         nothing = None
-        if state.pool is not None:
+        if state.pool is not None and not shape.static:
             if not self._one_block:  # windows end elsewhere each time; a state that is met again is masked behind them
                 nothing = drafts < 0
                 drafts = drafts.masked_fill(nothing, self._lm.mask_token_id)
@@ -123,16 +125,16 @@ class DeviceStep:
             confidence,
             number.clamp(min=1),
             self._lm.mask_token_id,
-            settings.draft_steps,
+            1 if shape.static else settings.draft_steps,
             tokens_per_step=settings.tokens_per_step,
             threshold=settings.least_confidence,
             order=settings.order,
             block_length=settings.block_length,
-            drafting=settings.drafting,
+            drafting="nested" if shape.static else settings.drafting,
             step=state.taken(state.steps_taken, shape),
             **pooling,
         )
-        return step, step.drafts if nothing is None else step.drafts.masked_fill(nothing, NOTHING)
+        return step, step.drafts if nothing is None else step.drafts.masked_fill(nothing[:, :1], NOTHING)
 
     def store(self, count: int, done: int) -> None:
         """Stores the keys and values of `count` tokens of the prompt, behind `done`, of the slot that `state.row` names."""
@@ -257,9 +259,10 @@ class DeviceStep:
         else:
             columns = start[:, None] + state.columns[size : size + state.window]
             following = state.taken(state.tokens, shape).gather(1, columns)[:, None]
-        drafts = torch.cat([drafts, following.expand(-1, self._settings.draft_steps, -1)], -1)
+        built = drafts.shape[1]
+        drafts = torch.cat([drafts, following.expand(-1, built, -1)], -1)
         source = passed[:, None, None] + state.columns[: state.window]
-        state.put(state.drafts, drafts.gather(2, source.expand(-1, self._settings.draft_steps, -1)), shape)
+        state.put(state.drafts[:, :built], drafts.gather(2, source.expand(-1, built, -1)), shape)
         start.add_(passed)
         if not self._one_block:
             going = active & (start < length)

@@ -2,8 +2,8 @@
 
 Numbers in, a choice out; nothing here knows a tensor or a clock. Three parts, each learnt from the forwards that run anyway:
 
-- `CostModel`: the seconds of a forward against its work (tokens, roughly).
-- `Acceptance`: how likely a chain of drafts that was right so far goes on.
+- `CostModel` (`forward_cost.py`): the seconds of a forward against its work (tokens, roughly).
+- `Acceptance` (`acceptance.py`): how likely drafts are right.
 - `DraftChooser`: the number of drafts and the lookahead with the most static steps a second, for the batch as a whole.
 
 What is chosen changes speed only. Static decoding, one draft, is a choice as any other.
@@ -12,78 +12,24 @@ What is chosen changes speed only. Static decoding, one draft, is a choice as an
 from __future__ import annotations
 
 import bisect
-import math
+import operator
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from freedave.decode.acceptance import MOST_DRAFTS, Acceptance, Chain, sums
 from freedave.decode.forward_cost import CostCurve, CostModel
-from freedave.decode.outlook import Outlook
+from freedave.decode.outlook import AnyOutlook, Expected
 
-MOST_DRAFTS = 16
 LEVELS = (1, 2, 3, 4, 6, 8, 12, MOST_DRAFTS)
 """How many drafts a forward may have; between two neighbours the speed differs little."""
 
 AHEAD = (1, 2, 4, 8, MOST_DRAFTS)
 """For how many of its next steps each draft may be prepared."""
 
-_MEMORY = 35.0  # forwards after which what was seen counts little more than a third
-_LONG_MEMORY = 400.0  # chains, for what is expected where little was seen of late
-_PRIOR_RUNS, _PRIOR = 1.5, 0.7
 
-
-class Acceptance:
-    """How likely chains of drafts go on, over all sequences, newer ones counting more.
-
-    `tried[j]` chains of the last forwards had j right drafts beyond the first and one more; of those, `held[j]` went on.
-    `usual[j]` is the share over many more; where no chain came so far, it is expected to go on as it did a draft earlier.
-    """
-
-    def __init__(self) -> None:
-        self.tried = [0.0] * MOST_DRAFTS
-        self.held = [0.0] * MOST_DRAFTS
-        self._usually_tried = [0.0] * MOST_DRAFTS
-        self._usually_held = [0.0] * MOST_DRAFTS
-        self._complete = self._beyond = 0.0
-
-    def learn(self, chains: Sequence[tuple[int, int]]) -> None:
-        """A forward's sequences: of so many drafts each, so many static steps were committed (with a pool, perhaps more)."""
-        keep = 1 - 1 / _MEMORY
-        self.tried = [each * keep for each in self.tried]
-        self.held = [each * keep for each in self.held]
-        self._complete *= keep
-        self._beyond *= keep
-        for drafts, steps in chains:
-            for j in range(min(steps, drafts - 1)):
-                held = j < steps - 1
-                self.tried[j] += 1
-                self.held[j] += held
-                self._usually_held[j] += held - self._usually_held[j] / _LONG_MEMORY
-                self._usually_tried[j] += 1 - self._usually_tried[j] / _LONG_MEMORY
-            if steps >= drafts:
-                self._complete += 1
-                self._beyond += steps - drafts
-
-    @property
-    def beyond(self) -> float:
-        """How many steps more a complete chain takes, through states that were forwarded before."""
-        return self._beyond / (self._complete + _PRIOR_RUNS)
-
-    def reached(self, deviations: float = 0.0) -> list[float]:
-        """`[j]`: the probability that a chain's draft j, from 0, is right; with `deviations`, how high it may be."""
-        likely, found = _PRIOR, [1.0]
-        for j in range(MOST_DRAFTS - 1):
-            usual = (self._usually_held[j] + _PRIOR_RUNS * likely) / (self._usually_tried[j] + _PRIOR_RUNS)
-            runs = self.tried[j] + _PRIOR_RUNS
-            likely = most = (self.held[j] + _PRIOR_RUNS * usual) / runs
-            if deviations:
-                most = min(likely + deviations * math.sqrt(max(likely * (1 - likely), 0.1 / runs) / runs), 1.0)
-            found.append(found[-1] * most)
-        return found
-
-
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """`drafts` each sequence has in a forward, if it has as many; `lookahead`: for how many of its next steps each draft is
     prepared; `build`: how many drafts to make of what the forward finds. `shown`: for how many drafts the first one shows
     what they can reach, where drafts are pooled."""
@@ -95,8 +41,19 @@ class Choice:
 
 
 def described(drafts: int, lookahead: int) -> str:
-    """A choice in words."""
-    return f"{drafts} draft{'s' if drafts > 1 else ''}, lookahead {lookahead}"
+    """A choice in words; a lookahead of 0 is not worth a word."""
+    return f"{drafts} draft{'s' if drafts > 1 else ''}" + (f", lookahead {lookahead}" if lookahead else "")
+
+
+class _Decision(NamedTuple):
+    """`work`, `seconds` and `steps` are those that are expected of the forward, `static` the seconds of one with one draft
+    each."""
+
+    choice: Choice
+    work: float
+    seconds: float
+    steps: float
+    static: float
 
 
 @dataclass
@@ -111,24 +68,44 @@ class _Rate:
         self.seconds += seconds - self.seconds / 40
 
 
-_REPLAN = 4  # forwards
+class _Candidate(NamedTuple):
+    """A way that a forward could go."""
+
+    score: float
+    """Steps that it brings, beyond what its time is worth."""
+    level: int
+    lookahead: int
+    shown: int
+    gain: float
+    work: float
+    seconds: float
+
+
+_score = operator.attrgetter("score")
 
 
 @dataclass
 class _Plan:
-    """What stays nearly the same from one forward to the next."""
+    """What holds for the next forwards: until some have run, or the steps that they take are not what was expected."""
 
     rate: float
-    reached: list[float]
-    worth: list[float]
-    """`[n]`: what it is worth to have n drafts for the next forward, in steps beyond those of one."""
+    """Steps that a second is worth."""
+    expected: Expected
+    brought: list[float]
+    """`[n]`: steps that n drafts bring."""
     wanted: int
     """How many drafts are worth their time."""
     build: int
     """How many might be."""
     work: float
     """Of a usual forward with one draft."""
-    forwards_left: int = _REPLAN
+    forwards_left: int
+    only_near: bool
+    """Whether forwards have no other lookahead than the shortest now."""
+    decided: dict[tuple[AnyOutlook, ...], _Decision] = field(default_factory=dict)
+    more: float = 0.0
+    fewer: float = 0.0
+    """How surprisingly many steps, and how few, the last forwards have taken."""
 
 
 @dataclass
@@ -136,6 +113,8 @@ class _Progress:
     """Where choosing stands for forwards of one kind, drafts of one kind and about as many sequences."""
 
     made: _Rate = field(default_factory=_Rate)
+    foretold: float = 0.0
+    """The steps of `made` as they were expected."""
     static: _Rate = field(default_factory=_Rate)
     """What static decoding would have made of the same time, as far as the curve knows."""
     near: _Rate = field(default_factory=_Rate)
@@ -149,10 +128,6 @@ class _Progress:
     most_allowance: float = 0.0
     """With so much, a trial may lose more; then there is none until that is made up for."""
     forwards: int = 0
-    only_near: bool = False
-    """Whether the forward that was chosen last could have no other lookahead than the shortest."""
-    ahead: int = 1
-    """The lookahead that was chosen last."""
     plan: _Plan | None = None
 
 
@@ -167,10 +142,14 @@ class Experience:
 
 _THRIFT = 1.01  # what time is worth more than it brings now: of choices that are nearly alike, the cheaper one
 # The first forwards, and some now and then, have the shortest lookahead, so that its rate is known.
-_NEAR_FORWARDS, _NEAR_EVERY = 16, 500
+_NEAR_FORWARDS, _NEAR_EVERY = 8, 500
 _TRIALS = 0.006  # share of the time that may be lost by trying what is not expected to be best
 # For how many forwards' time trials may be had at once: among the first forwards, and later.
 _FIRST_FORWARDS, _FIRST_TRIALS, _LATER_TRIALS = 20, 3.0, 1.0
+# A plan holds for a quarter as many forwards as there were, and for so many at most: among the first ones, and later.
+_FIRST_PLANS, _LATER_PLANS, _EARLY = 8, 24, 256
+# Where steps differ from what was expected by more than a share, that adds up; from so many forwards' steps on, it tells.
+_SLACK, _SURPRISE = 0.3, 3.0
 
 
 class DraftChooser:
@@ -188,97 +167,98 @@ class DraftChooser:
         experience: Experience,
         machine: Hashable = None,
         drafting: Hashable = None,
-        most_drafts: int = MOST_DRAFTS,
-        most_ahead: int = MOST_DRAFTS,
+        levels: Sequence[int] = LEVELS,
+        lookaheads: Sequence[int] = AHEAD,
     ) -> None:
         self._costs = experience.costs
         self._machine = machine
         self._drafting = drafting
         self._all_progress = experience.progress
         self._acceptance = experience.acceptance.setdefault(drafting, Acceptance())
-        self._levels = [level for level in LEVELS if level <= most_drafts]
-        self._ahead_levels = [ahead for ahead in AHEAD if 1 < ahead <= most_ahead]
+        self._levels = tuple(levels)
+        self._lookaheads = tuple(lookaheads)
         self._curve = CostCurve()
         self._progress = _Progress()
+        self._sequences = 0
+        self._decision = _Decision(Choice(1, 1, 1, 1), 0.0, 0.0, 0.0, 0.0)
         self.chosen: Counter[tuple[int, int]] = Counter()
 
-    def choose(self, outlooks: Sequence[Outlook], other_work: float = 0.0) -> Choice:
+    def choose(self, outlooks: Sequence[AnyOutlook], other_work: float = 0.0) -> Choice:
         """For the next forward of these sequences, at least one, which also does `other_work`."""
         count = len(outlooks)
-        self._curve = curve = self._costs.curve(self._machine, count)
-        key = self._machine, self._drafting, count.bit_length()
-        self._progress = progress = self._all_progress.setdefault(key, _Progress())
-        groups = list(Counter(outlooks).items())
-        plan, replanned = progress.plan, False
+        if count != self._sequences:
+            self._sequences = count
+            self._curve = self._costs.curve(self._machine, count)
+            key = self._machine, self._drafting, count.bit_length()
+            self._progress = self._all_progress.setdefault(key, _Progress())
+        progress = self._progress
+        plan, decision = progress.plan, None
+        alike = tuple(outlooks)
         if plan is None or plan.forwards_left <= 0:
-            plan, replanned = self._plan(groups[0][0].usual_work, count), True
-            progress.plan = plan
+            plan = progress.plan = self._plan(outlooks[0], count)
+            decision = self._decide(alike, other_work, plan, trial=not other_work)
+        elif not other_work:
+            decision = plan.decided.get(alike)
+        if decision is None:
+            decision = self._decide(alike, other_work, plan)
+            if not other_work:
+                plan.decided[alike] = decision
         plan.forwards_left -= 1
-        most = max(outlook.drafts for outlook, _ in groups)
-        levels = [level for level in self._levels if level <= most]
-        if levels[-1] < most and len(levels) < len(self._levels):
-            levels.append(most)
+        self._decision = decision
+        self.chosen[decision.choice[:2]] += 1
+        return decision.choice
 
-        scores: dict[tuple[int, int], float] = {}
-        works: dict[tuple[int, int], float] = {}
+    @property
+    def expected_work(self) -> float:
+        """Of the forward that was chosen last."""
+        return self._decision.work
 
-        def score(level: int, ahead: int) -> None:
-            gain = sum(times * outlook.gain(level, ahead, plan.reached, plan.worth) for outlook, times in groups)
-            work = works[level, ahead] = (
-                sum(times * outlook.work(level, ahead) for outlook, times in groups) + other_work
-            )
-            scores[level, ahead] = gain - plan.rate * curve.seconds(work)
-
-        tried = levels
-        if not replanned:  # what is worth its time in a usual forward is nearly best in all
-            usual = bisect.bisect_left(levels, min(plan.wanted, levels[-1]))
-            tried = [1, *(level for level in levels[max(usual - 2, 0) : usual + 2] if level > 1)]
-        for level in tried:
-            score(level, 1)
-        if not other_work:
-            progress.static.add(count, curve.seconds(works[1, 1]))
-            last = tried[-1]
-            deepest = sum(times * min(outlook.drafts, last) for outlook, times in groups)
-            crowding = works[last, 1] / (deepest * groups[0][0].usual_work)
-            progress.crowding += 0.1 * (crowding - progress.crowding)
-        near = levels.index(max(scores, key=scores.__getitem__)[0])
-        progress.only_near = progress.forwards % _NEAR_EVERY < _NEAR_FORWARDS
-        if progress.only_near:
-            pass
-        elif replanned:
-            for ahead in self._ahead_levels:
-                for level in levels[max(near - 1, 0) : near + 2]:
-                    score(level, ahead)
-        elif progress.ahead > 1:
-            for level in levels[max(near - 1, 0) : near + 2]:
-                score(level, progress.ahead)
-        best = max(scores, key=scores.__getitem__)
-        if replanned and not other_work:
-            best = self._trial(best, scores, works, groups, plan)
-        progress.ahead = best[1]
-        self.chosen[best] += 1
-        # Those in hand may be fewer than are worth their time, and the next ones need not be.
-        return Choice(best[0], best[1], plan.build, max(plan.wanted, best[0]) if best[0] >= levels[-1] else best[0])
-
-    def learn(self, work: float, seconds: float | None, chains: Sequence[tuple[int, int]]) -> None:
+    def learn(self, work: float, seconds: float | None, chains: Sequence[Chain]) -> None:
         """What came of the forward that was chosen last: its work and seconds (None: they say nothing about forwards like
-        it), and of each sequence the drafts that it had and the static steps that were committed."""
+        it), and the drafts of each sequence."""
         if chains:
             self._acceptance.learn(chains)
         if seconds is None or work <= 0:
             return
-        progress = self._progress
+        progress, decision = self._progress, self._decision
+        expected = decision.seconds or self._curve.seconds(work)
         self._costs.learn(self._curve, work, seconds)
-        expected = self._curve.seconds(work)
-        progress.made.add(sum(steps for _, steps in chains), expected)
-        if progress.only_near:
-            progress.near.add(sum(steps for _, steps in chains), expected)
+        steps = 0
+        for chain in chains:
+            steps += chain.steps
+        progress.made.add(steps, expected)
+        progress.foretold += decision.steps - progress.foretold / 40
+        progress.static.add(len(chains), decision.static)
+        plan = progress.plan
+        if plan is not None and plan.only_near:
+            progress.near.add(steps, expected)
             progress.near_likely = sum(self._acceptance.reached()[:4])
         progress.forwards += 1
         most = (_FIRST_TRIALS if progress.forwards <= _FIRST_FORWARDS else _LATER_TRIALS) * expected
         allowance = most if progress.allowance is None else progress.allowance
         progress.allowance = min(allowance + _TRIALS * expected, most)
         progress.most_allowance = _LATER_TRIALS * expected
+        if plan is not None and decision.steps:
+            self._compare(plan, steps / decision.steps - 1)
+
+    def _compare(self, plan: _Plan, surprise: float) -> None:
+        """Of a forward that brought so much more than expected, in shares of that."""
+        plan.more = max(plan.more + surprise - _SLACK, 0.0)
+        plan.fewer = max(plan.fewer - surprise - _SLACK, 0.0)
+        if max(plan.more, plan.fewer) > _SURPRISE:
+            self._acceptance.doubt()
+            plan.forwards_left = 0
+
+    def seconds_of_a_step(self, works: Mapping[int, float], count: int) -> dict[int, float]:
+        """What a static step takes in forwards of `count` sequences with so much work, by number of drafts.
+
+        Empty where nothing is known.
+        """
+        curve, acceptance = self._costs.curve(self._machine, count), self._acceptance
+        if not curve.known:
+            return {}
+        brought = sums(acceptance.useful(acceptance.reached()))
+        return {drafts: curve.seconds(work) / (count * brought[drafts]) for drafts, work in works.items()}
 
     def why(self) -> str:
         """What was chosen most often, and what that rests on; empty where nothing was."""
@@ -287,19 +267,18 @@ class DraftChooser:
             return ""
         (drafts, ahead), times = self.chosen.most_common(1)[0]
         text = f"mostly {described(drafts, ahead)} ({times} of {self.chosen.total()} forwards): "
-        likely = [f"draft {j} is right {plan.reached[j - 1]:.0%} of the time" for j in (2, 4, 8)]
+        likely = [f"draft {j} is right {plan.expected.reached[j - 1]:.0%} of the time" for j in (2, 4, 8)]
         costs = [f"{k * plan.work:.0f} tokens {1e3 * drift * curve.seconds(k * plan.work):.1f}" for k in (1, 4, 16)]
         return f"{text}{', '.join(likely)}; a forward takes, in ms: {', '.join(costs)}"
 
-    def _plan(self, usual_work: float, count: int) -> _Plan:
+    def _plan(self, outlook: AnyOutlook, count: int) -> _Plan:
         """Which drafts are worth their time in a usual forward of so many sequences."""
-        progress = self._progress
-        curve, reached, hopeful = self._curve, self._acceptance.reached(), self._acceptance.reached(1.0)
-        one = count * usual_work * progress.crowding
+        progress, acceptance = self._progress, self._acceptance
+        curve, reached, hopeful = self._curve, acceptance.reached(), acceptance.reached(1.0)
+        useful, hoped = acceptance.useful(reached), acceptance.useful(hopeful)
+        one = count * outlook.usual_work * progress.crowding
         seconds = {level: curve.seconds(one * level) for level in self._levels}
-        gains = [0.0]
-        for likely in reached:
-            gains.append(gains[-1] + likely)
+        brought = sums(useful)
         if progress.made.seconds > 0:
             # At least what simpler ways made: a rate that is too low makes time look cheap, and stays low by that.
             rate = max(each.steps / each.seconds for each in (progress.made, progress.static) if each.seconds)
@@ -308,43 +287,127 @@ class DraftChooser:
                 rate = max(rate, near * min(sum(reached[:4]) / progress.near_likely, 1.0))
             rate *= _THRIFT
         else:
-            rate = max(count * gains[level] / seconds[level] for level in self._levels)
+            rate = max(count * brought[level] / seconds[level] for level in self._levels)
+        static_is_best = False
+        if outlook.pooled:
+            possible = self._possible_rates(outlook, count, one, brought)
+            static_is_best = max(possible.values()) <= _THRIFT * possible[1]
+            rate = max(rate, _THRIFT * max(possible.values()))
         worth, total, best, previous = [0.0, 0.0], 0.0, 0.0, 1
         wanted, build, hope, most_hope = 1, 1, 0.0, 0.0
         for level in self._levels[1:]:
             each = rate * (seconds[level] - seconds[previous]) / (count * (level - previous))
             for n in range(previous, level):
-                total += reached[n] - each
+                total += useful[n] - each
                 if total > best:
                     wanted, best = level, total
                 worth.append(best)
-                hope += hopeful[n] - each
+                hope += hoped[n] - each
             if hope > most_hope:
                 build, most_hope = level, hope
             previous = level
-        return _Plan(rate, reached, worth, wanted, build, one)
+        if outlook.pooled:
+            wanted = 1 if static_is_best else max(possible, key=possible.__getitem__)
+            worth = worth if wanted > 1 else [0.0] * len(worth)
+        near = len(self._lookaheads) > 1 and progress.forwards % _NEAR_EVERY < _NEAR_FORWARDS
+        longest = _FIRST_PLANS if progress.forwards < _EARLY else _LATER_PLANS
+        forwards = min(max(progress.forwards // 4, 1), longest)
+        return _Plan(rate, Expected(reached, useful, worth), brought, wanted, build, one, forwards, near)
+
+    def _possible_rates(
+        self, outlook: AnyOutlook, count: int, one: float, brought: Sequence[float]
+    ) -> dict[int, float]:
+        """Steps a second where every forward has so many pooled drafts, as far as what was foretold came true.
+
+        What the first draft shows pays later on, and for as long as it is shown: a single forward would not tell.
+        """
+        progress, seconds = self._progress, self._curve.seconds
+        share = min(progress.made.steps / progress.foretold, 1.0) if progress.foretold > 0 else 1.0
+        rates = {1: count / seconds(one)}
+        for level in self._levels[1:]:
+            shown = count * (outlook.work(1, 1, level) - outlook.work(1, 1, 1))
+            rates[level] = share * count * brought[level] / seconds(one * level + shown)
+        return rates
+
+    def _decide(
+        self, outlooks: tuple[AnyOutlook, ...], other_work: float, plan: _Plan, trial: bool = False
+    ) -> _Decision:
+        most = 0
+        for outlook in outlooks:
+            most = max(most, outlook.drafts)
+        levels = self._levels[: bisect.bisect_left(self._levels, most) + 1]
+        if not trial and outlooks[0].pooled:  # then what is worth its time in a usual forward is so in all
+            levels = (min(plan.wanted, levels[-1]),)
+        groups = list(Counter(outlooks).items()) if len(outlooks) > 1 else [(outlooks[0], 1)]
+        candidates = self._candidates(groups, levels, self._lookaheads[0], plan.wanted, other_work, plan)
+        static = candidates[0]
+        best = max(candidates, key=_score)
+        if plan.wanted > 1 and outlooks[0].pooled:  # showing what more drafts could reach is not static decoding's work
+            (static,) = self._candidates(groups, levels[:1], self._lookaheads[0], 1, other_work, plan)
+        if not plan.only_near:  # about as many drafts are worth their time with a longer lookahead
+            n = levels.index(best.level)
+            for ahead in self._lookaheads[1:]:
+                candidates += self._candidates(
+                    groups, levels[max(n - 1, 0) : n + 2], ahead, plan.wanted, other_work, plan
+                )
+        best = max(candidates, key=_score)
+        if trial:
+            best = self._trial(best, candidates, groups, plan)
+        self._crowd(outlooks[0])
+        steps = 0.0
+        for outlook, times in groups:
+            steps += times * plan.brought[outlook.forwarded(best.level)]
+        choice = Choice(min(best.level, most), best.lookahead, max(plan.build, best.level), best.shown)
+        return _Decision(choice, best.work, best.seconds, steps, static.seconds)
+
+    def _crowd(self, outlook: AnyOutlook) -> None:
+        """Notes what all drafts in hand would take together."""
+        if outlook.drafts > 1:
+            crowding = outlook.work(outlook.drafts, 1, 1) / (outlook.drafts * outlook.usual_work)
+            self._progress.crowding += 0.1 * (crowding - self._progress.crowding)
+
+    def _candidates(
+        self,
+        groups: Sequence[tuple[AnyOutlook, int]],
+        levels: Sequence[int],
+        lookahead: int,
+        shown: int,
+        other_work: float,
+        plan: _Plan,
+    ) -> list[_Candidate]:
+        """One for each number of drafts."""
+        gains, works = [0.0] * len(levels), [other_work] * len(levels)
+        for outlook, times in groups:
+            for n, gain in enumerate(outlook.gains(levels, lookahead, shown, plan.expected)):
+                gains[n] += times * gain
+                works[n] += times * outlook.work(levels[n], lookahead, shown)
+        seconds = self._curve.seconds
+        found = []
+        for level, gain, work in zip(levels, gains, works, strict=True):
+            took = seconds(work)
+            found.append(_Candidate(gain - plan.rate * took, level, lookahead, shown, gain, work, took))
+        return found
 
     def _trial(
-        self,
-        best: tuple[int, int],
-        scores: dict[tuple[int, int], float],
-        works: dict[tuple[int, int], float],
-        groups: list[tuple[Outlook, int]],
-        plan: _Plan,
-    ) -> tuple[int, int]:
+        self, best: _Candidate, candidates: list[_Candidate], groups: Sequence[tuple[AnyOutlook, int]], plan: _Plan
+    ) -> _Candidate:
         """Another choice in the place of the best where it might be better, and the time that it may cost is allowed."""
-        allowance = self._progress.allowance
+        progress = self._progress
+        allowance = progress.allowance
         if allowance is None:
             return best
         reached = self._acceptance.reached(1.0)
-        tried, most = best, scores[best]
-        for way, score in scores.items():
-            loss = (scores[best] - score) / plan.rate
-            if way == best or min(loss, self._progress.most_allowance) > allowance:
+        hopeful = Expected(reached, self._acceptance.useful(reached), plan.expected.worth)
+        tried, most = best, best.score
+        for each in candidates:
+            loss = (best.score - each.score) / plan.rate
+            if each is best or min(loss, progress.most_allowance) > allowance:
                 continue
-            gain = sum(times * outlook.gain(*way, reached, plan.worth) for outlook, times in groups)
-            hope = gain - plan.rate * self._curve.optimistic_seconds(works[way])
+            gain = 0.0
+            for outlook, times in groups:
+                gain += times * outlook.gains((each.level,), each.lookahead, each.shown, hopeful)[0]
+            hope = gain - plan.rate * self._curve.optimistic_seconds(each.work)
             if hope > most:
-                tried, most = way, hope
-        self._progress.allowance = allowance - (scores[best] - scores[tried]) / plan.rate
+                tried, most = each, hope
+        progress.allowance = allowance - (best.score - tried.score) / plan.rate
         return tried

@@ -44,7 +44,7 @@ class Executor(Protocol):
 
     @property
     def drafts_chosen(self) -> dict[str, int]:
-        """How often each number of drafts and lookahead was chosen; empty where none is."""
+        """How often each number of drafts, and lookahead where there is a choice, was chosen; empty where none is."""
 
     @property
     def drafts_reason(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
+import operator
 from collections.abc import Hashable
 from dataclasses import dataclass
 
@@ -25,6 +26,11 @@ class _Size:
     value: float
     variance: float
     runs: int = 0
+    seconds: float = 0.0
+    """exp(value)"""
+
+
+_work_of = operator.attrgetter("work")
 
 
 class CostCurve:
@@ -54,15 +60,17 @@ class CostCurve:
     def add(self, work: float) -> _Size:
         """A size that was not run before, with the value that is expected of it."""
         known = bool(self._order) and self._order[0].work < work < self._order[-1].work
-        size = _Size(work, math.log(self.seconds(work)), (_BETWEEN if known else _GUESSED) ** 2)
+        seconds = self.seconds(work)
+        size = _Size(work, math.log(seconds), (_BETWEEN if known else _GUESSED) ** 2, seconds=seconds)
         self.sizes[self.index(work)] = size
-        self._order.append(size)
-        self.changed()
+        # Means of sizes that count as one never change places with others.
+        bisect.insort(self._order, size, key=_work_of)
+        self._works = []
         return size
 
-    def changed(self) -> None:
+    def moved(self, size: _Size) -> None:
         """To be called when what is known of a size has changed."""
-        self._order.sort(key=lambda each: each.work)
+        size.seconds = math.exp(size.value)
         self._works = []
 
     def seconds(self, work: float) -> float:
@@ -83,7 +91,7 @@ class CostCurve:
     def _trace(self) -> None:
         """The points of the line."""
         self._works = [size.work for size in self._order]
-        self._values = list(itertools.accumulate((math.exp(size.value) for size in self._order), max))
+        self._values = list(itertools.accumulate([size.seconds for size in self._order], max))
 
     def _beyond(self, work: float, end: float, at_end: float, other: _Size) -> float:
         """Below the smallest size, or above the largest; `other` is at the other end."""
@@ -91,7 +99,7 @@ class CostCurve:
             return at_end * self._like.seconds(work) / self._like.seconds(end)
         slope = at_end / end / 2  # half of the time grows with the work, as far as anybody knows
         if max(end, other.work) > 1.5 * min(end, other.work):
-            slope = (math.exp(other.value) - at_end) / (other.work - end)
+            slope = (other.seconds - at_end) / (other.work - end)
             slope = min(max(slope, 0.0), at_end / end)
         return max(at_end + slope * (work - end), at_end * min(work / end, 1.0))
 
@@ -104,7 +112,7 @@ class CostCurve:
             )
         least = self.seconds(work)
         if self._order and work < self._order[0].work:  # nothing below may be but in proportion
-            least = min(least, math.exp(self._order[0].value) * work / self._order[0].work)
+            least = min(least, self._order[0].seconds * work / self._order[0].work)
         return least * math.exp(-_GUESSED)
 
 
@@ -122,7 +130,7 @@ class CostModel:
         self._drift = 0.0
         self._drift_variance = _DRIFT * _JITTER
         self._jitter = _JITTER**2
-        self._outlier = 0.0
+        self._outliers = 0
         self._last: _Size | None = None
 
     def curve(self, kind: Hashable, sequences: int) -> CostCurve:
@@ -152,14 +160,14 @@ class CostModel:
         elif size.runs < _FEW_RUNS:
             surprise = min(surprise, _DEAREST)  # what is dear by accident would not be run again
         elif surprise * surprise > _OUTLIER**2 * total:
-            again, self._outlier = self._outlier * surprise > 0, surprise
-            if again:
+            self._outliers = max(self._outliers, 0) + 1 if surprise > 0 else min(self._outliers, 0) - 1
+            if not -2 < self._outliers < 3:  # rather an interruption or two than that everything takes longer now
                 of_drift = max(of_drift, surprise * surprise / 2)
                 of_size = 0.0 if size is self._last else max(of_size, (_JITTER / 2) ** 2)
             else:
                 surprise, of_drift = math.copysign(math.sqrt(total), surprise), 0.0
         else:
-            self._outlier = 0.0
+            self._outliers = 0
             self._jitter += (surprise * surprise / 2 - self._jitter) / 50
             self._jitter = min(max(self._jitter, (_JITTER / 2) ** 2), (3 * _JITTER) ** 2)
         total = of_size + of_drift + self._jitter
@@ -171,7 +179,7 @@ class CostModel:
             self._drift_variance = of_drift * (1 - of_drift / total)
         size.runs += 1
         size.work += (work - size.work) / min(size.runs, 30)
-        curve.changed()
+        curve.moved(size)
         self._last = size
 
     @property

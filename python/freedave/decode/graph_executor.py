@@ -9,17 +9,23 @@ which step to replay next, from the record that it reads of the last one, and do
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from freedave.decode.acceptance import Chain
 from freedave.decode.captured_steps import CapturedSteps
 from freedave.decode.device_sequence import DeviceSequence
 from freedave.decode.device_state import DeviceState
 from freedave.decode.device_step import DeviceStep
+from freedave.decode.draft_choice import DraftChooser, described
 from freedave.decode.executor import Found
+from freedave.decode.experience import chain_of, chooser_for
 from freedave.decode.log_probs import read_behind
+from freedave.decode.outlook import ShapeOutlook
 from freedave.decode.sequence import NON_FINITE, Sequence
 from freedave.decode.settings import Settings
 from freedave.decode.shapes import Shape, Shapes
@@ -33,6 +39,11 @@ _FIXED = (
     *("draft_steps", "block_length", "tokens_per_step", "order", "threshold"),
     *("measure", "temperature", "truncation", "drafting", "cache", "compile", "log_probs"),
 )
+
+# How many drafts a step may have where that is chosen; the first shape, of which nothing is known yet, has `_FIRST_DRAFTS`.
+DRAFTS, _FIRST_DRAFTS = (1, 2, 4, 8, 16), 8
+# A step whose result is fetched later than this share of its time has waited for that, so that its time is not known.
+_PAUSE = 0.05
 
 
 @dataclass
@@ -53,6 +64,9 @@ class GraphExecutor:
         capture: whether steps are captured in CUDA graphs; None: on a GPU. Without, they run launch by launch.
     """
 
+    clock: Callable[[], float] = staticmethod(time.perf_counter)
+    """What the steps are timed with, where drafts are chosen."""
+
     def __init__(
         self, lm: DiffusionLM, settings: Settings, *, slots: int, capacity: int, capture: bool | None = None
     ) -> None:
@@ -71,6 +85,8 @@ class GraphExecutor:
         self.step = DeviceStep(lm, settings, self.state)
         self.steps = CapturedSteps(lm, self.step, compile=compile, capture=on_gpu if capture is None else capture)
         self._read = _read_by_steps(lm.model)  # which captured steps read; compiling layers has moved them
+        self._missed = dict.fromkeys(DRAFTS, 0.0)  # seconds that shapes would have saved which were not made
+        self._start_choosing()
 
     def serves(self, settings: Settings, slots: int, capacity: int) -> bool:
         """Whether its steps are those of other settings, for as many sequences of up to `capacity` positions."""
@@ -88,6 +104,14 @@ class GraphExecutor:
         self.positions_computed = 0
         self.forward_seconds = 0.0
         self.state.reset(settings)
+        self._start_choosing()
+
+    def _start_choosing(self) -> None:
+        settings = self._settings
+        self._chooser = chooser_for(self._lm, settings, DRAFTS) if settings.choose_drafts else None
+        self._chains: list[Chain] = []
+        self._chosen: Counter[int] = Counter()
+        self._work = self._launched_at = self._launched_until = self._read_at = 0.0
 
     @property
     def cache_bytes(self) -> int:
@@ -100,12 +124,11 @@ class GraphExecutor:
 
     @property
     def drafts_chosen(self) -> dict[str, int]:
-        """Steps have as many drafts as their shapes."""
-        return {}
+        return {described(drafts, 0): times for drafts, times in sorted(self._chosen.items())}
 
     @property
     def drafts_reason(self) -> str:
-        return ""
+        return "" if self._chooser is None else self._chooser.why()
 
     def enter(self, index: int, slot: int, prompt: list[int], settings: Settings, key: int = 0) -> DeviceSequence:
         sequence = DeviceSequence(index, slot, prompt, settings, self._lm.mask_token_id, key)
@@ -122,13 +145,15 @@ class GraphExecutor:
     def launch(self, sequences: list[Sequence]) -> None:
         began = time.perf_counter()
         own = [sequence for sequence in sequences if isinstance(sequence, DeviceSequence)]  # for mypy: all are
-        self._launched, self._stored_only = [], []
+        self._launched, self._stored_only, self._work = [], [], 0.0
         together = [sequence for sequence in own if not sequence.waits]
+        waiting = self._with_own_forward(own)
         if together:
-            shape = self._shapes.together(together)
+            shape = self._shape(together, alone=not waiting)
             rows = [sequence.slot for sequence in together]
             self._launched.append(Launched(together, rows, self._run(shape), shape.window))
-        for sequence in self._with_own_forward(own):
+        for sequence in waiting:
+            sequence.forwarded = 1
             if self._ends_in_chunk(sequence):
                 shape = self._shapes.own(sequence)
                 self._launched.append(Launched([sequence], [0], self._run(shape, sequence.slot), shape.window))
@@ -137,6 +162,50 @@ class GraphExecutor:
                 self._store_chunk(sequence)
                 self._stored_only.append(sequence)
         self.forward_seconds += time.perf_counter() - began
+        self._launched_until = self.clock()
+
+    def _shape(self, sequences: list[DeviceSequence], alone: bool) -> Shape:
+        """That of the step of all slots. `alone`: no other forward comes with it, whose time would be taken for its own."""
+        self._launched_at = self.clock()
+        if self._chooser is None:
+            shape = self._shapes.together(sequences, self._settings.draft_steps)
+        else:
+            shape = self._chosen_shape(self._chooser, sequences)
+            self._chosen[shape.drafts] += 1
+            if alone and self.steps.ready(shape):
+                self._work = float(shape.tokens)
+        for sequence in sequences:
+            sequence.forwarded = min(sequence.num_drafts, shape.drafts)
+        return shape
+
+    def _chosen_shape(self, chooser: DraftChooser, sequences: list[DeviceSequence]) -> Shape:
+        """A shape that is ready, or one that is worth being made."""
+        shapes = {drafts: self._shapes.together(sequences, drafts) for drafts in DRAFTS}
+        possible, count = self._possible(chooser, shapes, sequences), len(sequences)
+        tokens = tuple((drafts, shapes[drafts].tokens / count if drafts in possible else None) for drafts in DRAFTS)
+        return shapes[chooser.choose([ShapeOutlook(each.num_drafts, tokens) for each in sequences]).drafts]
+
+    def _possible(self, chooser: DraftChooser, shapes: dict[int, Shape], sequences: list[DeviceSequence]) -> list[int]:
+        """Of the numbers of drafts, those whose shapes are ready or worth being made.
+
+        That is once making one takes no longer than it saves of the time that is left, and would have saved so far: who does
+        not know how much is to come then pays twice of what was necessary at most.
+        """
+        ready = [drafts for drafts, shape in shapes.items() if self.steps.ready(shape)]
+        if len(ready) == len(shapes):
+            return ready
+        works = {drafts: float(shape.tokens) for drafts, shape in shapes.items()}
+        seconds = chooser.seconds_of_a_step(works, len(sequences))
+        if not ready or not seconds:
+            return ready or [min(seconds, key=seconds.__getitem__) if seconds else _FIRST_DRAFTS]
+        fastest = min(seconds[drafts] for drafts in ready)
+        left, done = sum(each.total - each.committed for each in sequences), sum(each.steps for each in self._chains)
+        for drafts in shapes.keys() - set(ready):
+            saved = fastest - seconds[drafts]
+            self._missed[drafts] = max(self._missed[drafts] + done * saved, 0.0)
+            if self._missed[drafts] + left * saved > self.steps.new_seconds:
+                ready.append(drafts)
+        return ready
 
     def _with_own_forward(self, sequences: list[DeviceSequence]) -> list[DeviceSequence]:
         """Those that wait for a forward of their own and have it now: prompts of `prefill_chunk` tokens at most."""
@@ -167,7 +236,7 @@ class GraphExecutor:
         return self._settings.one_block or sequence.stored + self._prompt_tokens(sequence) >= sequence.start
 
     def read(self) -> list[Found]:
-        began = time.perf_counter()
+        began, self._read_at, self._chains = time.perf_counter(), self.clock(), []
         for sequence in self._stored_only:
             sequence.accepted_lengths.append(0)
         found = []
@@ -189,10 +258,17 @@ class GraphExecutor:
         new = sequence.advance(draft, found.record, found.record[found.layout.step_map], forward)
         if self._settings.log_probs:
             sequence.note(start, new, read_behind(found.record, found.window))
+        pooled = self.state.pool is not None
+        self._chains.append(chain_of(sequence.forwarded, found.record, pooled=pooled, ended=sequence.finished))
         return new
 
     def settle(self) -> None:
-        """The step has kept what it keeps."""
+        """The step has kept what it keeps. Choosing learns from it."""
+        if self._chooser is None or not self._launched:
+            return
+        took = self._launched_until - self._launched_at + self.clock() - self._read_at
+        paused = self._read_at - self._launched_until > _PAUSE * took
+        self._chooser.learn(self._work, took if self._work and not paused else None, self._chains)
 
     def _store_chunk(self, sequence: DeviceSequence) -> None:
         """Stores a long prompt's next chunk; other sequences need not wait for all of it."""

@@ -122,7 +122,7 @@ class DecodingOptions:
     Args:
         draft_steps: K, drafts a forward verifies; 1 is static decoding. "auto": in each forward as many, 1 to 16, and as long
             a lookahead, as the seconds of the forwards so far and the drafts accepted so far say is fastest; what is chosen
-            changes no token. The graph executor has 8 then.
+            changes no token. The graph executor chooses among 1, 2, 4, 8 and 16, each a shape that is made where it pays.
         block_length: None: the model's own (full attention without one: the whole answer is one block). Blocks are aligned
             at position 0 for block-causal models and at the end of the prompt for full attention.
         tokens_per_step: positions that one static step commits.

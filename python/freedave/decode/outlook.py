@@ -9,6 +9,32 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from freedave.decode.acceptance import sums
+
+
+class Expected(NamedTuple):
+    """`reached[j]`: how likely draft j of a chain is right. `useful[j]`: how many static steps it brings. `worth[n]`: of
+    having n drafts, in steps; more are worth what the last entry says."""
+
+    reached: list[float]
+    useful: list[float]
+    worth: list[float]
+
+
+class AnyOutlook(Protocol):
+    """What choosing needs to know of a sequence; equal ones are alike. See `Outlook`."""
+
+    @property
+    def drafts(self) -> int: ...
+    @property
+    def pooled(self) -> bool: ...
+    @property
+    def usual_work(self) -> float: ...
+    def forwarded(self, drafts: int) -> int: ...
+    def work(self, drafts: int, lookahead: int, shown: int) -> float: ...
+    def gains(self, levels: Sequence[int], lookahead: int, shown: int, expected: Expected) -> list[float]: ...
 
 
 class Outlook:
@@ -21,7 +47,7 @@ class Outlook:
         block_length: positions of a block. steps: positions that a static step fills.
         first: tokens that the first draft has beside those of its open blocks. whole: tokens that each further draft has,
             however little of it is new; None: only the blocks that differ from those of the draft before.
-        more_blocks: where drafts are pooled, the first one shows what twice as many steps as there are drafts reach, and so
+        more_blocks: where drafts are pooled, the first one shows what twice as many steps as drafts are `shown` reach, and so
             many blocks more. None: they are not pooled.
     """
 
@@ -50,47 +76,72 @@ class Outlook:
         self._follows: dict[int, list[int]] = {}
 
     @property
+    def pooled(self) -> bool:
+        """Whether the first draft shows more than its own reach."""
+        return self._more is not None
+
+    def forwarded(self, drafts: int) -> int:
+        """How many drafts a forward has that may have so many."""
+        return min(drafts, self.drafts)
+
+    @property
     def usual_work(self) -> float:
         """Of a draft among many."""
         tokens = self._size if self._whole is None else self._whole
         return tokens * (1 - self._head) + self._head * (self._size + 1) / 2
 
-    def work(self, drafts: int, lookahead: int) -> float:
-        """Of a forward of so many drafts, or of all in hand."""
+    def work(self, drafts: int, lookahead: int, shown: int) -> float:
+        """Of a forward of so many drafts, or of all in hand, whose first one shows what `shown` drafts can reach."""
         works = self._works.get(lookahead)
         if works is None:
             works = self._works[lookahead] = self._all_works(lookahead)
-        drafts = min(drafts, self.drafts)
-        return works[drafts - 1] + (self._shown(drafts, lookahead) if self._more is not None and drafts > 1 else 0.0)
+        return works[min(drafts, self.drafts) - 1] + (self._shown(shown, lookahead) if shown > 1 else 0.0)
 
-    def _shown(self, drafts: int, lookahead: int) -> float:
+    def _shown(self, shown: int, lookahead: int) -> float:
         """Work on what the first draft shows beyond its own reach."""
-        reach = self._block(lookahead * self._steps)
-        last = min(self._block(2 * drafts * self._steps) + (self._more or 1) - 1, self._block(self._total))
+        if self._more is None:
+            return 0.0
+        reach, last = self._block(lookahead * self._steps), self._last_shown(shown)
         if last <= reach:
             return 0.0
         rows = self._open(last) - self._open(reach)
         tokens = 0 if self._whole is not None else (last - reach) * self._size
         return tokens * (1 - self._head) + rows * self._head
 
-    def follows(self, lookahead: int) -> list[int]:
-        """`[j]`: how many drafts can be made of the predictions of draft j."""
-        follows = self._follows.get(lookahead)
+    def _last_shown(self, shown: int) -> int:
+        """The block in which what is shown ends."""
+        last = self._block(2 * shown * self._steps) + (self._more or 1) - 1
+        return min(last, self._block(self._total))
+
+    def follows(self, lookahead: int, shown: int) -> list[int]:
+        """`[j]`: how many drafts can be made once draft j was the last that was right."""
+        pooled = self._more is not None and shown > 1
+        key = -shown if pooled else lookahead
+        follows = self._follows.get(key)
         if follows is None:
-            follows = self._follows[lookahead] = [self._following(j, lookahead) for j in range(self.drafts)]
+            until = self._open(self._last_shown(shown)) if pooled else None
+            follows = self._follows[key] = [self._following(j, lookahead, until) for j in range(self.drafts)]
         return follows
 
-    def gain(self, drafts: int, lookahead: int, reached: Sequence[float], worth: Sequence[float]) -> float:
-        """Steps that a forward is expected to commit, and what the drafts that it leaves are worth.
-
-        `reached[j]`: how likely draft j is right. `worth[n]`: of having n drafts; more are worth what the last entry says.
+    def gains(self, levels: Sequence[int], lookahead: int, shown: int, expected: Expected) -> list[float]:
+        """Steps that a forward is expected to bring for each number of drafts, in ascending order, with what the drafts that
+        it leaves are worth.
         """
-        count, most, follows = min(drafts, self.drafts), len(worth) - 1, self.follows(lookahead)
-        gain = 0.0
-        for j in range(count):
-            ends = reached[j] - (reached[j + 1] if j + 1 < count else 0.0)
-            gain += reached[j] + ends * worth[min(follows[j], most)]
-        return gain
+        follows, (reached, useful, worth) = self.follows(lookahead, shown), expected
+        most = len(worth) - 1
+        brought = left = then = 0.0
+        likely, done = 1.0, 0
+        gains: list[float] = []
+        for level in levels:
+            end = min(level, self.drafts)
+            for j in range(done, end):
+                left += then * (likely - reached[j])
+                likely = reached[j]
+                then = worth[min(follows[j], most)]
+                brought += useful[j]
+            done = end
+            gains.append(brought + left + likely * then)
+        return gains
 
     def _block(self, position: int) -> int:
         """In which block, from the current one, the n-th position to be filled lies, from 1."""
@@ -101,13 +152,11 @@ class Outlook:
         """Positions open in the first draft up to the end of a block."""
         return min(self._now + block * self._size, self._total)
 
-    def _following(self, draft: int, lookahead: int) -> int:
+    def _following(self, draft: int, lookahead: int, until: int | None) -> int:
         filled = draft * self._steps
-        if self._more is None:
-            left = self._open(self._block(filled + lookahead * self._steps)) - filled
-        else:
-            left = self._total - filled
-        return max(math.ceil(left / self._steps), 1)
+        if until is None:
+            until = self._open(self._block(filled + lookahead * self._steps))
+        return max(math.ceil((until - filled) / self._steps), 1)
 
     def _all_works(self, lookahead: int) -> list[float]:
         works, total = [], 0.0
@@ -122,6 +171,44 @@ class Outlook:
             total += tokens * (1 - self._head) + rows * self._head
             works.append(total)
         return works
+
+
+class ShapeOutlook(NamedTuple):
+    """The same of a sequence with `in_hand` drafts in a step of fixed shape, which computes all drafts of its shape.
+
+    `tokens`: by number of drafts, those of the shape, divided by the sequences; None: there is no such shape, nor is it worth
+    making one. A shape of one draft makes no others for the next step.
+    """
+
+    in_hand: int
+    tokens: tuple[tuple[int, float | None], ...]
+
+    @property
+    def drafts(self) -> int:
+        """Those of the largest shape: where fewer are in hand, it makes more."""
+        return self.tokens[-1][0]
+
+    def forwarded(self, drafts: int) -> int:
+        return min(drafts, self.in_hand)
+
+    @property
+    def pooled(self) -> bool:
+        """Whether the first draft shows more than its own reach; what that costs is in the shape."""
+        return False
+
+    @property
+    def usual_work(self) -> float:
+        return min(each / drafts for drafts, each in self.tokens if each is not None)
+
+    def work(self, drafts: int, lookahead: int, shown: int) -> float:
+        smallest = next((each for most, each in self.tokens if most >= drafts and each is not None), None)
+        return smallest or max(each for _, each in self.tokens if each is not None)
+
+    def gains(self, levels: Sequence[int], lookahead: int, shown: int, expected: Expected) -> list[float]:
+        possible = {drafts for drafts, each in self.tokens if each is not None}
+        brought = sums(expected.useful)
+        gain = [brought[self.forwarded(level)] + (expected.worth[-1] if level > 1 else 0.0) for level in levels]
+        return [each if level in possible else -math.inf for level, each in zip(levels, gain, strict=True)]
 
 
 @functools.lru_cache(maxsize=8192)

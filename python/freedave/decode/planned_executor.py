@@ -14,17 +14,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 
+from freedave.decode.acceptance import Chain
 from freedave.decode.cache_policy import CachePolicy, new_cache, policy_for
-from freedave.decode.draft_choice import Choice, DraftChooser, Experience, described
+from freedave.decode.draft_choice import Choice, DraftChooser, described
 from freedave.decode.executor import Found
+from freedave.decode.experience import chain_of, chooser_for
 from freedave.decode.log_probs import beside, committed_log_probs, read_behind, remembered
 from freedave.decode.planned_sequence import PlannedSequence
-from freedave.decode.sequence import ACCEPTED, NON_FINITE, PREFIX_LENGTH, STEPS, Sequence
+from freedave.decode.sequence import ACCEPTED, NON_FINITE, PREFIX_LENGTH, Sequence
 from freedave.decode.settings import Settings
 from freedave.forward.packed_forward import ForwardBuilder, Prediction
 from freedave.forward.prediction import Predictor
@@ -38,24 +39,6 @@ _PADDING = -1
 
 # Tokens that a call of the model may always have. With so many, arithmetic takes longer than reading the weights.
 CALL_TOKENS = 1024
-
-
-_experience: WeakKeyDictionary[torch.nn.Module, Experience] = WeakKeyDictionary()
-
-
-def chooser_for(lm: DiffusionLM, settings: Settings) -> DraftChooser:
-    """Chooses for a decode with these settings, from what all decodes of the model have left."""
-    machine = settings.cache, str(lm.device), torch.get_num_threads()
-    drafting = (
-        settings.drafting,
-        settings.cache,
-        settings.block_length,
-        settings.tokens_per_step,
-        settings.threshold,
-        settings.order,
-    )
-    experience = _experience.setdefault(lm.model, Experience())
-    return DraftChooser(experience, machine, drafting, settings.draft_steps, settings.lookahead_steps)
 
 
 def _head_share(lm: DiffusionLM) -> float:
@@ -90,7 +73,7 @@ class PlannedExecutor:
             settings.draft_steps, settings.lookahead_steps, settings.draft_steps, settings.draft_steps
         )
         self._work = self._step_seconds = 0.0
-        self._chains: list[tuple[int, int]] = []
+        self._chains: list[Chain] = []
         self._features_seconds = 0.0
         self._lm = lm
         self._settings = settings
@@ -160,11 +143,11 @@ class PlannedExecutor:
         """How many drafts this forward has. Its prompts are work that it has anyway."""
         outlooks = [slot.policy.outlook(slot.sequence, self._head_share) for slot in active]
         prompts = sum(slot.policy.prompt_tokens(slot.sequence) for slot in (*storing, *active))
-        self._choice = choice = chooser.choose(outlooks, float(prompts))
+        self._choice = chooser.choose(outlooks, float(prompts))
         # A forward that computes prompts says little about those that do not.
         self._work = 0.0
         if not prompts:
-            self._work = sum(outlook.work(choice.drafts, choice.lookahead) for outlook in outlooks)
+            self._work = chooser.expected_work
 
     def read(self) -> list[Found]:
         self._read_at = self.clock()
@@ -188,8 +171,10 @@ class PlannedExecutor:
         new = sequence.advance(drafts, record, record[found.layout.step_map], forward)
         if self._settings.log_probs:
             sequence.note(start, new, read_behind(record, length))
+        self._chains.append(
+            chain_of(len(sequence.states), record, pooled=self._pool is not None, ended=sequence.finished)
+        )
         if not sequence.finished:
-            self._chains.append((len(sequence.states), record[STEPS]))
             kept = slot.policy.kept(record[ACCEPTED], record[PREFIX_LENGTH])
             first = sequence.slot * self._capacity + start
             self._kept += kept

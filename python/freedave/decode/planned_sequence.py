@@ -9,7 +9,8 @@ from freedave.decode.settings import MORE_BLOCKS, Settings
 class PlannedSequence(Sequence):
     """`drafts` are those in hand, as they were made. `open_window` decides how many of them are forwarded, and how far ahead:
     `states` are the drafts to be forwarded, each over the whole window; `reach_of[j]` says how many positions of draft j
-    have to be predicted: its next drafts cannot depend on those behind.
+    have to be predicted: its next drafts cannot depend on those behind. Behind the current block drafts may have to do with
+    `furthest` positions; the first of several pooled drafts shows `more_blocks` (None: drafts are not pooled).
 
     The window is `start ... start + length - 1`: the current block and those further blocks that the drafts, or the drafts
     made from any of them, can reach. Policies of full attention ("prefix" and "dual") prove one block a cache, so their
@@ -27,30 +28,13 @@ class PlannedSequence(Sequence):
         self.drafts = [self.tokens[self.start : self.start + settings.block_length]]
         self.states: list[list[int]] = []
         self.reach_of: list[int] = []
-
-    @property
-    def block_length(self) -> int:
-        return self._settings.block_length
-
-    @property
-    def mask_token_id(self) -> int:
-        return self._mask
-
-    @property
-    def tokens_per_step(self) -> int:
-        return self._settings.tokens_per_step
-
-    @property
-    def more_blocks(self) -> int | None:
-        """How many blocks more the first of several drafts shows; None: drafts are not pooled."""
-        return MORE_BLOCKS[self._settings.drafting] if self._settings.pooled and not self.one_block else None
-
-    @property
-    def furthest(self) -> int:
-        """Positions behind the current block that drafts may have to do with."""
-        settings = self._settings
+        self.block_length = settings.block_length
+        self.tokens_per_step = settings.tokens_per_step
+        self.mask_token_id = mask_token_id
+        pooled = settings.pooled and not self.one_block
+        self.more_blocks = MORE_BLOCKS[settings.drafting] if pooled else None
         steps = (2 * settings.draft_steps + settings.lookahead_steps) * settings.tokens_per_step
-        return steps + 6 * settings.block_length
+        self.furthest = steps + 6 * settings.block_length
 
     @property
     def length(self) -> int:

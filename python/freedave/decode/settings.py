@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from freedave.decode.draft_choice import MOST_DRAFTS
+from freedave.decode.acceptance import MOST_DRAFTS
 from freedave.decode.options import DecodingOptions, Threshold
 from freedave.integers import as_int, as_token_ids
 from freedave_kernels.contract import DRAWN_MEASURES, MAX_POOL_STATES, POOLED_DRAFTINGS
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 # Windows of pooled drafts show what 2 K static steps can reach, and so many more blocks. A walk goes over what it knows, and
 # pipelining enters later blocks early; with fewer blocks, both find fewer drafts (measured with the embedded model).
 MORE_BLOCKS = {"pooled": 1, "pipelined": 4}
-
-# What draft_steps="auto" is on the graph executor, whose steps have fixed shapes.
-GRAPH_DRAFTS = 8
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ class Settings:
         other numbers of rows. `own_shapes`: those of one draft.
         """
         if self.executor == "graph" and not own_shapes:
-            return dataclasses.replace(self, active_drafts=1)
+            return dataclasses.replace(self, active_drafts=1, choose_drafts=False)
         return dataclasses.replace(self, draft_steps=1, lookahead_steps=1, drafting="nested", choose_drafts=False)
 
     @property
@@ -239,7 +236,7 @@ def resolve_settings(
     executor = _executor(lm, chosen.executor, chosen.compile)
     draft_steps = chosen.draft_steps
     if draft_steps == "auto":
-        draft_steps = GRAPH_DRAFTS if executor == "graph" else MOST_DRAFTS
+        draft_steps = MOST_DRAFTS
     settings = Settings(
         max_new_tokens=max_new_tokens,
         draft_steps=draft_steps,
@@ -264,7 +261,7 @@ def resolve_settings(
         top_p=chosen.top_p,
         min_p=chosen.min_p,
         log_probs=log_probs,
-        choose_drafts=chosen.draft_steps == "auto" and executor == "planned",
+        choose_drafts=chosen.draft_steps == "auto",
     )
     if settings.temperature > 0 and settings.measure not in DRAWN_MEASURES:
         raise ValueError(f"a temperature needs measure='prob' or 'log_odds', got measure={settings.measure!r}")

@@ -4,6 +4,7 @@ saves time, a step has the smallest that holds what the drafts can reach.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -33,6 +34,16 @@ class Shape:
     one: bool = False
     whole: bool = False
 
+    @property
+    def tokens(self) -> int:
+        """That the model computes."""
+        return self.rows * self.drafts * self.forward
+
+    @property
+    def static(self) -> bool:
+        """Whether the step is static decoding's, which makes no drafts for the next one."""
+        return self.drafts == 1 and not self.one
+
     def __str__(self) -> str:
         kind = "a first forward" if self.one else "step"
         return f"{kind}: {self.rows} x {self.drafts} drafts x {self.forward} tokens, window {self.window}"
@@ -46,23 +57,26 @@ class Shapes:
     slots: int
     capacity: int
 
-    @property
+    @functools.cached_property
     def longest_window(self) -> int:
         """In positions."""
         return self.settings.block_length * (1 if self.settings.one_block else window_blocks(self.settings))
 
-    def together(self, sequences: list[DeviceSequence]) -> Shape:
-        """One forward for all slots, of which these sequences have drafts."""
+    def together(self, sequences: list[DeviceSequence], draft_steps: int) -> Shape:
+        """One forward for all slots, of which these sequences have drafts, up to `draft_steps` each."""
         settings, longest = self.settings, self.longest_window
         window = longest
-        if not self.settings.one_block and self.slots * settings.draft_steps * longest > _FLAT_TOKENS:
-            window = max(min(sequence.reach_ahead(), longest) for sequence in sequences)
+        if not self.settings.one_block and self.slots * draft_steps * longest > _FLAT_TOKENS:
+            window = max(min(sequence.reach_ahead(draft_steps), longest) for sequence in sequences)
+            if settings.choose_drafts:  # so that there are few windows for each number of drafts
+                blocks = math.ceil(window / settings.block_length)
+                window = min(settings.block_length << (blocks - 1).bit_length(), longest)
         forward = window
         if settings.cache == "none":
             forward = self._bucket(max(len(sequence.tokens) for sequence in sequences))
         elif settings.cache == "prefix":
             forward = self._bucket(max(len(sequence.tokens) - sequence.start for sequence in sequences))
-        return Shape(self.slots, settings.draft_steps, forward, window, whole=settings.cache == "none")
+        return Shape(self.slots, draft_steps, forward, window, whole=settings.cache == "none")
 
     def own(self, sequence: DeviceSequence) -> Shape:
         """A sequence's own forward: its prompt, or all of it, and the window's first predictions."""
