@@ -31,6 +31,13 @@ def table(name: str, results: Results) -> str:
         commit = (rows[0]["git_commit"] or "unknown")[:10] + (", with changes" if rows[0]["git_dirty"] else "")
         machine = next((row for row in rows if row.get("text") == "machine"), {})
         bandwidth = next((row["gb_per_s"] for row in rows if "gb_per_s" in row and row["kind"] == "note"), 0)
+        found = [
+            f"| {line.what} | {line.target} | {line.found} | `benchmarks gpu --only {line.part}` |"
+            for source in SOURCES
+            for line in source(rows)
+        ]
+        if not found:  # the tiles that were tried have no line of their own
+            continue
         lines += [
             f"{machine.get('gpu', name)}, CUDA {machine.get('cuda')}, driver {machine.get('driver')}, torch "
             f"{rows[0]['torch']}; a large copy moves {bandwidth:.0f} GB/s; at commit {commit}; all of it in "
@@ -38,13 +45,9 @@ def table(name: str, results: Results) -> str:
             "",
             "| what | target | measured | command |",
             "|---|---|---|---|",
+            *found,
+            "",
         ]
-        for source in SOURCES:
-            lines += [
-                f"| {line.what} | {line.target} | {line.found} | `benchmarks gpu --only {line.part}` |"
-                for line in source(rows)
-            ]
-        lines.append("")
     return "\n".join(lines)
 
 
