@@ -175,8 +175,15 @@ class Row {
   Scratch& scratch_;
 };
 
+// Blocks that an SM must have room for: with two, a thread has 64 registers, with which sm_120's compiler spills.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+constexpr int kBlocksPerSm = 1;
+#else
+constexpr int kBlocksPerSm = 2;
+#endif
+
 template <typename T, bool kAligned>
-__global__ void __launch_bounds__(kThreads, 2) find_floors(const __grid_constant__ LogitFloorParams p) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm) find_floors(const __grid_constant__ LogitFloorParams p) {
   FREEDAVE_SHARED(Scratch, scratch);
   let_next_kernel_launch();
   wait_for_previous_kernel();
