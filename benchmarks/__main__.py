@@ -72,7 +72,9 @@ def parse() -> argparse.Namespace:
         "--quick", action="store_true", help="a smoke run of the code on tiny shapes; written only where --results says"
     )
     parser.add_argument("--dry-run", action="store_true", help="gpu, tune: the same, on a CPU; nothing is written")
-    parser.add_argument("--minutes", type=float, default=4.0, help="gpu: no case begins that would not end by then")
+    parser.add_argument(
+        "--minutes", type=float, default=4.0, help="gpu: no case begins that would not end by then; a dry run has no end"
+    )
     parser.add_argument(
         "--only",
         type=lambda text: text.split(","),
