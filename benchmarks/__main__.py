@@ -73,7 +73,10 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--dry-run", action="store_true", help="gpu, tune: the same, on a CPU; nothing is written")
     parser.add_argument(
-        "--minutes", type=float, default=4.0, help="gpu: no case begins that would not end by then; a dry run has no end"
+        "--minutes",
+        type=float,
+        default=4.0,
+        help="gpu: no case begins that would not end by then; a dry run has no end",
     )
     parser.add_argument(
         "--only",
