@@ -104,6 +104,12 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def seed_of_the_test() -> None:
+    """What a test draws, the key of tokens that it draws without one too, does not depend on which tests ran before."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def schedule_of_emulated_kernels() -> None:
     """Launches take turns in three orders of threads and blocks, forward, reverse and random, the same in every run."""
     if "cuda_emulated" in BACKENDS:
