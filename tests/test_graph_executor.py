@@ -11,9 +11,10 @@ from tiny_models import golden_lm, prompt
 import freedave
 from freedave.decode import shapes
 from freedave.decode.decoder import Decoder
+from freedave.decode.device_sequence import DeviceSequence
 from freedave.decode.sequence import Sequence
 from freedave.decode.settings import Settings, resolve_settings
-from freedave.decode.shapes import window_blocks
+from freedave.decode.shapes import Shapes, window_blocks
 
 LENGTHS = [3, 12, 8, 5]
 EXACT = [("block_causal", "auto"), ("block_causal", "none"), ("full", "none"), ("full_shifted", "none")]
@@ -22,7 +23,7 @@ DRAFTINGS = pytest.mark.parametrize("drafting", ["recycled", "pooled", "pipeline
 FAMILIES = pytest.mark.parametrize(("family", "cache"), EXACT + REFRESHED)
 
 
-def settings_for(lm, draft_steps: int = 4, new: int = 16, **options) -> Settings:
+def settings_for(lm, draft_steps: int | str = 4, new: int = 16, **options) -> Settings:
     return resolve_settings(lm, 1, new, draft_steps=draft_steps, executor="graph", **options)
 
 
@@ -278,11 +279,23 @@ def test_shapes_are_few_and_reported():
 
 def test_window_blocks():
     lm = golden_lm()
-    assert [window_blocks(settings_for(lm, steps)) for steps in (1, 2, 4, 8, 16)] == [2, 2, 3, 5, 5]
+    assert [window_blocks(settings_for(lm, steps), steps) for steps in (1, 2, 4, 8, 16)] == [2, 2, 3, 5, 5]
     pooled = [settings_for(lm, steps, new=64, drafting="pooled") for steps in (1, 2, 4, 8, 16)]
-    assert [window_blocks(settings) for settings in pooled] == [2, 2, 3, 5, 9]
+    assert [window_blocks(settings, settings.draft_steps) for settings in pooled] == [2, 2, 3, 5, 9]
     whole = golden_lm("full")  # one block is the answer
-    assert window_blocks(settings_for(whole, 8)) == window_blocks(settings_for(whole, 8, threshold=0.5)) == 1
+    assert window_blocks(settings_for(whole, 8), 8) == window_blocks(settings_for(whole, 8, threshold=0.5), 8) == 1
+
+
+@pytest.mark.parametrize("drafting", ["recycled", "pooled"])
+def test_chosen_drafts_take_the_shapes_of_fixed_ones(drafting):
+    lm = golden_lm()
+    chosen = settings_for(lm, "auto", new=64, drafting=drafting)
+    sequences = [DeviceSequence(0, 0, ids(9), chosen, lm.mask_token_id)]
+    for steps in (2, 4, 8):
+        fixed = settings_for(lm, steps, new=64, drafting=drafting)
+        shape = Shapes(fixed, 1, 96).together(sequences, steps)
+        assert Shapes(chosen, 1, 96).together(sequences, steps) == shape
+        assert shape.window < Shapes(chosen, 1, 96).longest_window
 
 
 def test_what_is_wrong_is_named():

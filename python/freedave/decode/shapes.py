@@ -60,11 +60,15 @@ class Shapes:
     @functools.cached_property
     def longest_window(self) -> int:
         """In positions."""
-        return self.settings.block_length * (1 if self.settings.one_block else window_blocks(self.settings))
+        return self._longest_window(self.settings.draft_steps)
+
+    def _longest_window(self, draft_steps: int) -> int:
+        """That of steps with so many drafts."""
+        return self.settings.block_length * (1 if self.settings.one_block else window_blocks(self.settings, draft_steps))
 
     def together(self, sequences: list[DeviceSequence], draft_steps: int) -> Shape:
         """One forward for all slots, of which these sequences have drafts, up to `draft_steps` each."""
-        settings, longest = self.settings, self.longest_window
+        settings, longest = self.settings, self._longest_window(draft_steps)
         window = longest
         if not self.settings.one_block and self.slots * draft_steps * longest > _FLAT_TOKENS:
             window = max(min(sequence.reach_ahead(draft_steps), longest) for sequence in sequences)
@@ -103,13 +107,13 @@ class Shapes:
         return min(max(least, 1 << (length - 1).bit_length()), self.capacity)
 
 
-def window_blocks(settings: Settings) -> int:
-    """Blocks that the drafts, and the drafts made from any of them, can reach when one position of the first is left; no more
-    than an answer has. Pooled drafts go on as far as the window does: as far as the planned executor's.
+def window_blocks(settings: Settings, draft_steps: int) -> int:
+    """Blocks that so many drafts, and the drafts made from any of them, can reach when one position of the first is left; no
+    more than an answer has. Pooled drafts go on as far as the window does: as far as the planned executor's.
     """
-    steps = settings.draft_steps + settings.lookahead_steps
+    steps = draft_steps + min(settings.lookahead_steps, draft_steps)
     if settings.pooled:
-        reached = settings.drafted_length(settings.draft_steps) // settings.block_length
+        reached = settings.drafted_length(draft_steps) // settings.block_length
     elif settings.threshold is None:
         reached = 1 + math.ceil((steps * settings.tokens_per_step - 1) / settings.block_length)
     else:  # the first step may fill a block, each further one a position
