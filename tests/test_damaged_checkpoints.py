@@ -224,7 +224,7 @@ UNSUPPORTED = [
     ("llada", {"rope_theta": ...}, ["rope_theta missing"]),
     ("llada", {"rope_theta": -1}, ["rope_theta must be a positive number, got -1"]),
     ("llada", {"weight_tying": "yes"}, ["weight_tying must be true or false, got 'yes'"]),
-    ("llada", {"quantization_config": {"bits": 4}}, ["quantised weights are not supported"]),
+    ("llada", {"quantization_config": {"bits": 4}}, ["convert the checkpoint that is not quantised"]),
     ("llada", {"mask_token_id": ...}, ["the family's, 126336, is outside the vocabulary of 96 tokens"]),
     ("llada", {"mask_token_id": 96}, ["mask_token_id 96 is outside the model's vocabulary of 96 tokens"]),
     ("dream", {"architectures": ["DreamForCausalLM"]}, ["the architecture DreamForCausalLM is not DreamModel"]),
@@ -278,7 +278,7 @@ UNSUPPORTED = [
         for changes, message in [
             ({"clip_qkv": 8.0}, "clip_qkv is 8.0: clipped queries, keys and values are not computed"),
             ({"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0: capped logits are not computed"),
-            ({"compression_config": {"format": "int"}}, "quantised weights are not supported"),
+            ({"compression_config": {"format": "int"}}, "weights that an older compressed-tensors wrote are not read"),
             ({"use_regular_causal": True}, "use_regular_causal is true: token-causal attention is not block diffusion"),
             ({"rope_scaling": {"factor": 4.0}}, "rope_scaling has factor, but no rope_type that says how to scale"),
             ({"rope_parameters": {"rope_theta": 7.0}}, "rope_parameters.rope_theta 7.0 and rope_theta "),

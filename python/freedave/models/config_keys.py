@@ -56,15 +56,13 @@ class Change(NamedTuple):
     wrap: bool = True
 
 
-_QUANTISED = Change("quantised weights are not supported", (None, False, {}))
 _CAPPED = Change("capped logits are not computed", (None, False, 0))
 _SCALED = Change("scaled activations are not computed", (None, 1))
 _EDITING = Change("LLaDA2.2's routing by capacity and its editing of tokens are not supported", (None,), wrap=False)
 _IMAGES = Change("models of more than text are not supported", (None, False, {}), wrap=False)
 
 CHANGES = {
-    "quantization_config": _QUANTISED,
-    "compression_config": _QUANTISED,
+    "compression_config": Change("weights that an older compressed-tensors wrote are not read", (None, False, {})),
     "clip_qkv": Change("clipped queries, keys and values are not computed"),
     "final_logit_softcapping": _CAPPED,
     "attn_logit_softcapping": _CAPPED,

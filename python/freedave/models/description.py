@@ -19,6 +19,7 @@ from freedave.models.diffusion_lm import DiffusionLM
 from freedave.models.errors import WRAPPING, CheckpointError, first_line
 from freedave.models.families import FAMILIES, Family
 from freedave.models.location import names_of
+from freedave.models.quantisation import Quantisation, declared_quantisation
 from freedave.models.transformers_logging import only_errors
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
@@ -36,6 +37,7 @@ class Description:
     origins: Origins
     unknown_keys: tuple[str, ...]
     remarks: tuple[str, ...]
+    quantisation: Quantisation | None = None
 
     @property
     def layers(self) -> int:
@@ -113,6 +115,7 @@ def describe(folder: Path, name: str | None = None) -> Description:
     reader = ConfigReader(folder)
     family = _recognise(reader)
     arguments = family.native_config(reader)
+    quantisation = declared_quantisation(reader, family)
     block_length = stated_block_length(reader)
     remarks = []
     if family.defaults is None:
@@ -130,7 +133,7 @@ def describe(folder: Path, name: str | None = None) -> Description:
         remarks.append(f"{reader.file} has keys that are not known here, and were ignored: {', '.join(unknown)}")
     reader.raise_problems()
     said = tuple(remark for remark in (*remarks, *reader.remarks) if remark)
-    return Description(folder, family, arguments, lm_arguments, origins, unknown, said)
+    return Description(folder, family, arguments, lm_arguments, origins, unknown, said, quantisation)
 
 
 def _impossible(arguments: dict[str, Any], default_head_dim: int | None) -> list[str]:
