@@ -246,8 +246,8 @@ UNSUPPORTED = [
     ("sdar", {"hidden_act": "gelu"}, ['hidden_act is "gelu"']),
     (
         "sdar",
-        {"model_type": "wedlm"},
-        ["unknown model family 'wedlm'; known are llada (LLaDA-MoE), lladamoe (LLaDA-MoE), llada (LLaDA), Dream"],
+        {"model_type": "sedd"},
+        ["unknown model family 'sedd'; known are llada (LLaDA-MoE), lladamoe (LLaDA-MoE), llada (LLaDA), Dream"],
     ),
     ("llada2", {"score_function": "softmax"}, ['score_function is "softmax", and only "sigmoid" is supported']),
     ("llada2", {"use_bias": ...}, ["use_bias is missing, which means true"]),
@@ -267,7 +267,11 @@ UNSUPPORTED = [
     (
         "llada2",
         {"expert_capacity": 48, "delete_token_id": 90, "split_token_id": 0},
-        ["expert_capacity is 48: LLaDA2.2's routing", "delete_token_id is 90", "split_token_id is 0"],
+        [
+            "expert_capacity is 48: LLaDA2.2's routing",
+            "delete_token_id is 90: LLaDA2.2's tokens that",
+            "split_token_id is 0",
+        ],
     ),
     ("llada2", {"image_token_offset": 157184}, ["image_token_offset is 157184: models of more than text"]),
     ("llada2", {"vocab_size": 173568}, ["vocab_size is 173568: that of LLaDA2.0-Uni"]),
@@ -385,7 +389,8 @@ def test_junk_in_any_field_loads_or_is_a_checkpoint_error(tmp_path, family, junk
 @pytest.mark.parametrize(
     ("family", "changes", "helps"),
     [
-        ("sdar", {"model_type": "wedlm"}, True),
+        ("sdar", {"model_type": "sedd"}, True),
+        ("sdar", {"model_type": "wedlm"}, False),
         ("dream", {"architectures": ["DreamForCausalLM"]}, True),
         ("llada", {"clip_qkv": 8.0}, True),
         ("llada", {"layer_norm_type": "low_precision"}, True),
