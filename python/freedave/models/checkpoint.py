@@ -72,14 +72,15 @@ def load_model(
     tokenizer, why_none = load_tokenizer(folder, description.family.tokenizer_class)
     description.config.dtype = dtype
     model = description.on_meta()
-    lm = description.diffusion_lm(model, tokenizer, str(path))  # refuses before any weight is read
+    description.diffusion_lm(model)  # refuses before any weight is read
     tensors = weights.plan(description, model)
     weights.check(description, tensors, stored)
     weights.check_tied_head(description, tensors, stored)
     if description.quantisation is None:
         weights.stream(model, tensors, stored, dtype, where)
     else:
-        lm = description.diffusion_lm(load_quantised(description, dtype, where), tokenizer, str(path))
+        model = load_quantised(description, dtype, where)
+    lm = description.diffusion_lm(model, tokenizer, str(path))  # again: some choices follow from where the weights are
     for remark in description.remarks:
         warnings.warn(remark, stacklevel=2)
     if tokenizer is None and (folder / "tokenizer_config.json").is_file():
