@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from published_layouts import write_published
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import freedave
 from freedave.models.conversion import convert_checkpoint
 from freedave.models.transformers_logging import only_errors
 
@@ -82,3 +85,27 @@ def packed(numbers: Tensor, bits: int) -> Tensor:
 def change_config(folder: Path, **changes: Any) -> None:
     file = folder / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    """The folder's tensors, changed; the header keeps what the library wrote there."""
+    with safe_open(folder / SINGLE, "pt") as reader:
+        metadata = reader.metadata()
+    tensors = load_file(folder / SINGLE)
+    change(tensors)
+    save_file(tensors, folder / SINGLE, metadata)
+
+
+def load(folder: Path, **options: Any) -> freedave.DiffusionLM:
+    lm = freedave.load_model(folder, **options)
+    lm.eos_token_id = None
+    return lm
+
+
+def decode(lm: freedave.DiffusionLM, executor: str, **options: Any) -> Tensor:
+    """With drafts, compared with static decoding, which takes more forwards."""
+    blocks = lm.block_length or 8
+    options = {"max_new_tokens": 16, "draft_steps": 4, "check_lossless": True, "block_length": blocks} | options
+    out = freedave.generate(lm, torch.arange(5)[None], executor=executor, **options)
+    assert out.num_forwards < out.static.num_forwards
+    return out.sequences
