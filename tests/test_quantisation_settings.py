@@ -48,6 +48,7 @@ def test_a_layout_that_is_renamed(family, name, settings, tmp_path):
             "quant_method is 'gptq', and only torchao and compressed-tensors are read",
         ),
         (["torchao"], "quant_method is None, and only"),
+        ({"quant_method": ["torchao"]}, "quant_method is ['torchao'], and only"),
         (
             torchao("Int8DynamicActivationInt8WeightConfig"),
             "quant_type is Int8DynamicActivationInt8WeightConfig, and only",
@@ -60,6 +61,10 @@ def test_a_layout_that_is_renamed(family, name, settings, tmp_path):
             "input_activations: only weights may be quantised",
         ),
         (PACKED | {"kv_cache_scheme": {"num_bits": 8}}, "kv_cache_scheme: only weights may be quantised"),
+        (
+            PACKED | {"sparsity_config": {"format": "sparse-24-bitmask"}},
+            "sparsity_config: only weights may be quantised, and",
+        ),
         (scheme("int-quantized", 8), "int-quantized experts are not unpacked by transformers"),
         (scheme("nvfp4-pack-quantized", 4), "the format is nvfp4-pack-quantized, and only int-quantized"),
         (PACKED | {"config_groups": {"a": {}, "b": {}}}, "config_groups has 2 groups, and one"),

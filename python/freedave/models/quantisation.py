@@ -106,7 +106,7 @@ def declared_quantisation(reader: ConfigReader, family: Family) -> Quantisation 
         )
         return None
     method = declared.get("quant_method") if isinstance(declared, dict) else None
-    if method not in KINDS:
+    if not isinstance(method, str) or method not in KINDS:
         reader.unsupported(f"{KEY}.quant_method is {method!r}, and only {' and '.join(KINDS)} are read")
         return None
     if method == "torchao":
@@ -156,7 +156,7 @@ def _of_compressed_tensors(declared: dict[str, Any], family: Family) -> tuple[st
     others += [key for key in ("kv_cache_scheme", "sparsity_config") if declared.get(key)]
     bits = weights.get("num_bits")
     kind = f"{kind} {weights.get('type')}{bits}"
-    return kind, f"{' and '.join(others)}: only weights may be quantised" if others else None
+    return kind, f"{' and '.join(others)}: only weights may be quantised, and not pruned" if others else None
 
 
 def check_library(quantisation: Quantisation, folder: Any) -> None:
@@ -169,7 +169,7 @@ def check_library(quantisation: Quantisation, folder: Any) -> None:
         )
 
 
-def load_quantised(description: Description, dtype: torch.dtype, device: torch.device) -> nn.Module:
+def load_quantised(description: Description, dtype: torch.dtype, device: torch.device) -> transformers.PreTrainedModel:
     """The native model by transformers' own loader, on the CPU first: its files have been checked.
 
     Raises:
