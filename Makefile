@@ -13,6 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CUDA_VENV := .venv-cuda
 OLDEST_VENV := .venv-oldest
+TORCHAO := build/torchao
 ENGINES_VENV := .venv-engines
 PINS := requirements/build.txt requirements/decode.txt requirements/dev.txt requirements/triton.txt
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc cmake -type f)
@@ -48,9 +49,15 @@ $(VENV)/.built: $(VENV)/.installed $(NATIVE)
 demo: setup
 	$(BIN)/freedave demo
 
+$(TORCHAO)/.installed: requirements/torchao.txt $(VENV)/.installed
+	rm -rf $(TORCHAO)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(TORCHAO) -r $<
+	@touch $@
+
 # A test takes one thread; processes share the tests out.
-test: setup simt $(VENV)/.lm-eval
+test: setup simt $(VENV)/.lm-eval $(TORCHAO)/.installed
 	$(BIN)/python -m pytest -q -n logical --maxprocesses 8 --dist worksteal
+	PYTHONPATH=$(abspath $(TORCHAO)) $(BIN)/python -m pytest -q --disable-warnings tests/test_torchao.py
 
 lint: setup
 	$(BIN)/ruff check .

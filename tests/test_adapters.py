@@ -15,7 +15,7 @@ from test_published_checkpoints import assert_agree, logits, reference, token_id
 
 import freedave
 
-peft = pytest.importorskip("peft", reason="pip install peft")
+peft = pytest.importorskip("peft", reason="pip install -r requirements/dev.txt")
 
 FAMILIES = ["sdar", "dream", "sdar_moe"]
 EXECUTORS = ["planned", "graph"]

@@ -224,7 +224,7 @@ UNSUPPORTED = [
     ("llada", {"rope_theta": ...}, ["rope_theta missing"]),
     ("llada", {"rope_theta": -1}, ["rope_theta must be a positive number, got -1"]),
     ("llada", {"weight_tying": "yes"}, ["weight_tying must be true or false, got 'yes'"]),
-    ("llada", {"quantization_config": {"bits": 4}}, ["quantised weights are not supported"]),
+    ("llada", {"quantization_config": {"bits": 4}}, ["convert the checkpoint that is not quantised"]),
     ("llada", {"mask_token_id": ...}, ["the family's, 126336, is outside the vocabulary of 96 tokens"]),
     ("llada", {"mask_token_id": 96}, ["mask_token_id 96 is outside the model's vocabulary of 96 tokens"]),
     ("dream", {"architectures": ["DreamForCausalLM"]}, ["the architecture DreamForCausalLM is not DreamModel"]),
@@ -246,8 +246,8 @@ UNSUPPORTED = [
     ("sdar", {"hidden_act": "gelu"}, ['hidden_act is "gelu"']),
     (
         "sdar",
-        {"model_type": "wedlm"},
-        ["unknown model family 'wedlm'; known are llada (LLaDA-MoE), lladamoe (LLaDA-MoE), llada (LLaDA), Dream"],
+        {"model_type": "sedd"},
+        ["unknown model family 'sedd'; known are llada (LLaDA-MoE), lladamoe (LLaDA-MoE), llada (LLaDA), Dream"],
     ),
     ("llada2", {"score_function": "softmax"}, ['score_function is "softmax", and only "sigmoid" is supported']),
     ("llada2", {"use_bias": ...}, ["use_bias is missing, which means true"]),
@@ -267,7 +267,11 @@ UNSUPPORTED = [
     (
         "llada2",
         {"expert_capacity": 48, "delete_token_id": 90, "split_token_id": 0},
-        ["expert_capacity is 48: LLaDA2.2's routing", "delete_token_id is 90", "split_token_id is 0"],
+        [
+            "expert_capacity is 48: LLaDA2.2's routing",
+            "delete_token_id is 90: LLaDA2.2's tokens that",
+            "split_token_id is 0",
+        ],
     ),
     ("llada2", {"image_token_offset": 157184}, ["image_token_offset is 157184: models of more than text"]),
     ("llada2", {"vocab_size": 173568}, ["vocab_size is 173568: that of LLaDA2.0-Uni"]),
@@ -278,7 +282,7 @@ UNSUPPORTED = [
         for changes, message in [
             ({"clip_qkv": 8.0}, "clip_qkv is 8.0: clipped queries, keys and values are not computed"),
             ({"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0: capped logits are not computed"),
-            ({"compression_config": {"format": "int"}}, "quantised weights are not supported"),
+            ({"compression_config": {"format": "int"}}, "weights that an older compressed-tensors wrote are not read"),
             ({"use_regular_causal": True}, "use_regular_causal is true: token-causal attention is not block diffusion"),
             ({"rope_scaling": {"factor": 4.0}}, "rope_scaling has factor, but no rope_type that says how to scale"),
             ({"rope_parameters": {"rope_theta": 7.0}}, "rope_parameters.rope_theta 7.0 and rope_theta "),
@@ -385,7 +389,8 @@ def test_junk_in_any_field_loads_or_is_a_checkpoint_error(tmp_path, family, junk
 @pytest.mark.parametrize(
     ("family", "changes", "helps"),
     [
-        ("sdar", {"model_type": "wedlm"}, True),
+        ("sdar", {"model_type": "sedd"}, True),
+        ("sdar", {"model_type": "wedlm"}, False),
         ("dream", {"architectures": ["DreamForCausalLM"]}, True),
         ("llada", {"clip_qkv": 8.0}, True),
         ("llada", {"layer_norm_type": "low_precision"}, True),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from published_layouts import write_published
 from states import generator
 from tiny_models import experts_lm
 from transformers.integrations.moe import grouped_mm_experts_forward
 
+import freedave
 from freedave.models.experts import experts_in_fours
 
 
@@ -47,3 +49,10 @@ def test_compiled(tokens, monkeypatch):
             assert torch.equal(experts_in_fours(experts, hidden_states, index, weights), ours)
     counts = torch.stack([index.bincount(minlength=8) for index in indices])
     assert (counts % 4 == 0).all() and len(set(counts.sum(1).tolist())) == 1
+
+
+@pytest.mark.parametrize("family", ["sdar_moe", "llada_moe", "llada2"])
+def test_a_checkpoint_that_was_loaded(family, tmp_path):
+    """The model had no device before its weights were read."""
+    lm = freedave.load_model(write_published(tmp_path, family)[0])
+    assert lm.model.config._experts_implementation == "freedave"

@@ -36,6 +36,7 @@ def report(found: Inspection, model: str, revision: str | None) -> str:
         "tokenizer": found.tokenizer or f"none: {found.no_tokenizer}",
         "keys ignored": ", ".join(found.unknown_keys) or "none",
         "weights": weights(found),
+        **({} if found.quantisation is None else {"quantised": found.quantisation}),
         "memory": memory(found),
         "start with": shlex.join(command(found, model, revision)),
     }

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from freedave.decode.acceptance import Chain
 from freedave.decode.captured_steps import CapturedSteps
@@ -298,4 +299,13 @@ def _read_by_steps(model: torch.nn.Module) -> list[object]:
         disabled: Any = getattr(module, "disable_adapters", None)
         if isinstance(disabled, bool):  # of a transformers model, it is a method
             switched += [disabled, list(getattr(module, "active_adapters", ()))]
-    return [*(parameter.data_ptr() for parameter in model.parameters()), *switched]
+    return [*(part.data_ptr() for parameter in model.parameters() for part in _parts(parameter)), *switched]
+
+
+def _parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The tensors that have memory: those inside where one wraps others, as quantised weights do, which have no address."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _parts(getattr(tensor, name))

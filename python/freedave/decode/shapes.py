@@ -64,7 +64,9 @@ class Shapes:
 
     def _longest_window(self, draft_steps: int) -> int:
         """That of steps with so many drafts."""
-        return self.settings.block_length * (1 if self.settings.one_block else window_blocks(self.settings, draft_steps))
+        return self.settings.block_length * (
+            1 if self.settings.one_block else window_blocks(self.settings, draft_steps)
+        )
 
     def together(self, sequences: list[DeviceSequence], draft_steps: int) -> Shape:
         """One forward for all slots, of which these sequences have drafts, up to `draft_steps` each."""

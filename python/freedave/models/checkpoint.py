@@ -14,6 +14,7 @@ from freedave.models.description import describe
 from freedave.models.diffusion_lm import DiffusionLM
 from freedave.models.errors import CheckpointError, first_line
 from freedave.models.location import locate
+from freedave.models.quantisation import check_library, load_quantised
 from freedave.models.sizes import check_sizes
 from freedave.models.stored_weights import StoredWeights
 from freedave.models.tokenizer import load_tokenizer
@@ -37,7 +38,8 @@ def load_model(
     file. Mask token, end of sequence and block length come from config.json, generation_config.json or the tokenizer, else
     from the family. Native transformers layouts (qwen2, qwen3, qwen3_moe, llama, glm4_moe) must say in config.json
     `mask_token_id` and `attention` ("block_causal" or "full"), for block-causal models `block_length`; `logits_shift` and
-    `eos_token_id` are optional. Nothing is downloaded, and no code of a checkpoint is run.
+    `eos_token_id` are optional. Weights that torchao or compressed-tensors quantised are loaded by transformers, in layouts
+    with native names. Nothing is downloaded, and no code of a checkpoint is run.
 
     Args:
         path: a checkpoint folder, the name of a model in the Hugging Face cache ("GSAI-ML/LLaDA-8B-Instruct"), or "demo"
@@ -55,7 +57,7 @@ def load_model(
 
     Raises:
         CheckpointError (a ValueError): missing folder or file, unknown family, missing, unexpected, misshapen or damaged
-            weights; all that is wrong is listed, and nothing is loaded.
+            weights; all that is wrong is listed, and nothing is loaded. A library that quantised them is not installed.
         TypeError, ValueError: a dtype or device that cannot be used.
     """
     where = _usable(torch.float32 if dtype == "auto" else dtype, device)
@@ -63,16 +65,22 @@ def load_model(
     description = describe(folder, str(path))
     if dtype == "auto":
         dtype = _published_dtype(folder)
+    if description.quantisation is not None:
+        check_library(description.quantisation, folder)
     stored = StoredWeights(folder)
     check_sizes(description, stored)
     tokenizer, why_none = load_tokenizer(folder, description.family.tokenizer_class)
     description.config.dtype = dtype
     model = description.on_meta()
-    lm = description.diffusion_lm(model, tokenizer, str(path))  # refuses before any weight is read
+    description.diffusion_lm(model)  # refuses before any weight is read
     tensors = weights.plan(description, model)
     weights.check(description, tensors, stored)
     weights.check_tied_head(description, tensors, stored)
-    weights.stream(model, tensors, stored, dtype, where)
+    if description.quantisation is None:
+        weights.stream(model, tensors, stored, dtype, where)
+    else:
+        model = load_quantised(description, dtype, where)
+    lm = description.diffusion_lm(model, tokenizer, str(path))  # again: some choices follow from where the weights are
     for remark in description.remarks:
         warnings.warn(remark, stacklevel=2)
     if tokenizer is None and (folder / "tokenizer_config.json").is_file():

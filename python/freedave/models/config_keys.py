@@ -56,15 +56,19 @@ class Change(NamedTuple):
     wrap: bool = True
 
 
-_QUANTISED = Change("quantised weights are not supported", (None, False, {}))
 _CAPPED = Change("capped logits are not computed", (None, False, 0))
 _SCALED = Change("scaled activations are not computed", (None, 1))
-_EDITING = Change("LLaDA2.2's routing by capacity and its editing of tokens are not supported", (None,), wrap=False)
+_CAPACITY = Change(
+    "LLaDA2.2's routing, in which a block's tokens share the experts that are best for any of them, is not computed: the "
+    "native class routes each token alone",
+    (None,),
+    wrap=False,
+)
+_EDITING = Change("LLaDA2.2's tokens that delete and insert committed ones are not obeyed here", (None,), wrap=False)
 _IMAGES = Change("models of more than text are not supported", (None, False, {}), wrap=False)
 
 CHANGES = {
-    "quantization_config": _QUANTISED,
-    "compression_config": _QUANTISED,
+    "compression_config": Change("weights that an older compressed-tensors wrote are not read", (None, False, {})),
     "clip_qkv": Change("clipped queries, keys and values are not computed"),
     "final_logit_softcapping": _CAPPED,
     "attn_logit_softcapping": _CAPPED,
@@ -79,7 +83,7 @@ CHANGES = {
     "use_linear_attention": Change("only softmax attention is computed"),
     "use_sliding_window": Change("attention in a sliding window is not computed"),
     "use_regular_causal": Change("token-causal attention is not block diffusion", wrap=False),
-    "expert_capacity": _EDITING,
+    "expert_capacity": _CAPACITY,
     "delete_token_id": _EDITING,
     "split_token_id": _EDITING,
     "image_token_offset": _IMAGES,

@@ -69,6 +69,11 @@ def convert_checkpoint(
     target = Path(destination)
     _check_free(target)
     description = describe(locate(source, revision), str(source))
+    if description.quantisation is not None:
+        raise CheckpointError(
+            f"{description.folder} has quantised weights ({description.quantisation}), which are not rewritten: convert the "
+            "checkpoint that is not quantised, then quantise the converted folder with transformers"
+        )
     stored = StoredWeights(description.folder)
     check_sizes(description, stored)
     tokenizer, why_none = load_tokenizer(description.folder, description.family.tokenizer_class)

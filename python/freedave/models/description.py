@@ -17,8 +17,9 @@ from freedave.models.config_reader import ConfigReader
 from freedave.models.decoding_settings import LMArguments, Origins, declared_settings, published_settings
 from freedave.models.diffusion_lm import DiffusionLM
 from freedave.models.errors import WRAPPING, CheckpointError, first_line
-from freedave.models.families import FAMILIES, Family
+from freedave.models.families import FAMILIES, REFUSED, Family
 from freedave.models.location import names_of
+from freedave.models.quantisation import Quantisation, declared_quantisation
 from freedave.models.transformers_logging import only_errors
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
@@ -36,6 +37,7 @@ class Description:
     origins: Origins
     unknown_keys: tuple[str, ...]
     remarks: tuple[str, ...]
+    quantisation: Quantisation | None = None
 
     @property
     def layers(self) -> int:
@@ -113,6 +115,7 @@ def describe(folder: Path, name: str | None = None) -> Description:
     reader = ConfigReader(folder)
     family = _recognise(reader)
     arguments = family.native_config(reader)
+    quantisation = declared_quantisation(reader, family)
     block_length = stated_block_length(reader)
     remarks = []
     if family.defaults is None:
@@ -130,7 +133,7 @@ def describe(folder: Path, name: str | None = None) -> Description:
         remarks.append(f"{reader.file} has keys that are not known here, and were ignored: {', '.join(unknown)}")
     reader.raise_problems()
     said = tuple(remark for remark in (*remarks, *reader.remarks) if remark)
-    return Description(folder, family, arguments, lm_arguments, origins, unknown, said)
+    return Description(folder, family, arguments, lm_arguments, origins, unknown, said, quantisation)
 
 
 def _impossible(arguments: dict[str, Any], default_head_dim: int | None) -> list[str]:
@@ -154,11 +157,14 @@ def _impossible(arguments: dict[str, Any], default_head_dim: int | None) -> list
 
 def _recognise(reader: ConfigReader) -> Family:
     model_type, architectures = reader.values.get("model_type"), reader.values.get("architectures")
+    architectures = architectures if isinstance(architectures, list) else [architectures] if architectures else []
+    for refused in REFUSED:
+        if model_type in refused.model_types or any(name in refused.architectures for name in architectures):
+            raise CheckpointError(f"{reader.file}: {refused.name} is not supported: {refused.reason}")
     candidates = [family for family in FAMILIES if family.model_type == model_type]
     if not candidates:
         known = ", ".join(f"{family.model_type} ({family.name})" for family in FAMILIES)
         raise CheckpointError(f"{reader.file}: unknown model family {model_type!r}; known are {known}. {WRAPPING}")
-    architectures = architectures if isinstance(architectures, list) else [architectures] if architectures else []
     if not architectures:
         return candidates[-1]
     for family in candidates:

@@ -44,7 +44,8 @@ class Inspection:
 
     `no_tokenizer` and `no_weights` say why there are none (None: there are). `memory` is bytes by dtype: of the weights, and
     of the keys and values of a thousand positions. `suggested` are options of `generate` to start with, which nobody has
-    tuned on published weights. `remarks` are what `load_model` would warn of.
+    tuned on published weights. `remarks` are what `load_model` would warn of. `quantisation` says which library quantised
+    the weights, and how.
     """
 
     folder: Path
@@ -65,6 +66,7 @@ class Inspection:
     memory: dict[str, dict[str, int]]
     suggested: dict[str, Any]
     remarks: tuple[str, ...]
+    quantisation: str | None = None
 
 
 def inspect_checkpoint(path: str | Path, *, revision: str | None = None) -> Inspection:
@@ -108,9 +110,10 @@ def inspect_checkpoint(path: str | Path, *, revision: str | None = None) -> Insp
         stored=None if stored is None else _stored(stored),
         no_weights=no_weights,
         parameters=parameters,
-        memory=_memory(description.config, parameters),
+        memory=_memory(description, model, stored),
         suggested=_suggested(description),
         remarks=description.remarks,
+        quantisation=None if description.quantisation is None else str(description.quantisation),
     )
 
 
@@ -123,11 +126,16 @@ def _stored(stored: StoredWeights) -> Stored:
     return Stored(len(stored.tensors), len(sizes), sum(sizes), max(sizes))
 
 
-def _memory(config: Any, parameters: int) -> dict[str, dict[str, int]]:
+def _memory(description: Description, model: Any, stored: StoredWeights | None) -> dict[str, dict[str, int]]:
+    config, quantisation = description.config, description.quantisation
+    kept: dict[str, int] = {}  # in any dtype, bytes of what stays quantised
+    if stored is not None and quantisation is not None and not quantisation.unpacked:
+        kept = quantisation.stored_bytes(stored)
+    dense = sum(parameter.numel() for name, parameter in model.named_parameters() if name not in kept)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     features = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim
     return {
-        dtype: {"weights": parameters * size, "keys_and_values": 1000 * features * size}
+        dtype: {"weights": sum(kept.values()) + dense * size, "keys_and_values": 1000 * features * size}
         for dtype, size in FEATURE_BYTES.items()
     }
 

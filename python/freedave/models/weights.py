@@ -69,20 +69,27 @@ def check(description: Description, tensors: list[NativeTensor], weights: Stored
     """Compares the plan with the headers; raises a CheckpointError that lists everything that does not fit."""
     expected = {tensor.source.name: tensor.source.shape for tensor in tensors}
     tied_head = _tied_head(description)
+    quantisation = description.quantisation
+    wholes = {} if quantisation is None else quantisation.wholes(weights.tensors)
+    quantised = set(wholes.values())  # of any shape and type; transformers' loader knows them
+    names = (weights.tensors.keys() - wholes.keys()) | quantised
     problems: dict[str, list[str]] = {kind: list(names) for kind, names in weights.problems.items()}
     if not weights.lost_all:
-        problems["missing keys"] = sorted(expected.keys() - weights.tensors.keys() - weights.lost)
+        problems["missing keys"] = sorted(expected.keys() - names - weights.lost)
     problems["unexpected keys"] = sorted(
         name
-        for name in weights.tensors.keys() - expected.keys()
+        for name in names - expected.keys()
         if not name.endswith(DERIVED) and (tied_head is None or name != tied_head.name)
     )
-    shared = [(name, weights.tensors[name]) for name in sorted(expected.keys() & weights.tensors.keys())]
+    whole = (expected.keys() & weights.tensors.keys()) - quantised
+    shared = [(name, weights.tensors[name]) for name in sorted(whole)]
     problems["wrong shapes"] = [
         f"{name} is {list(stored.shape)}, by config.json {list(expected[name])}"
         for name, stored in shared
         if stored.shape != expected[name]
     ]
+    if quantisation is not None:
+        problems["incomplete quantised weights"] = quantisation.incomplete(weights.tensors)
     problems["stored in a type that is not supported"] = [
         f"{name} ({stored.dtype})" for name, stored in shared if stored.dtype not in FLOATS
     ]
@@ -93,9 +100,9 @@ def check(description: Description, tensors: list[NativeTensor], weights: Stored
 def check_tied_head(description: Description, tensors: list[NativeTensor], weights: StoredWeights) -> None:
     """Reads a head that is stored although config.json ties it to the embedding; raises a CheckpointError if they differ."""
     tied_head = _tied_head(description)
-    if tied_head is None or tied_head.name not in weights.tensors:
-        return
     embedding = next(tensor.source.name for tensor in tensors if tensor.name == "model.embed_tokens.weight")
+    if tied_head is None or not {tied_head.name, embedding} <= weights.tensors.keys():
+        return
     if not _equal(weights.tensors, tied_head.name, embedding):
         problem = f"{tied_head.name} and {embedding}"
         raise _refusal(description, weights, {"tied by config.json, but not equal": [problem]})

@@ -7,11 +7,12 @@ from freedave.models.families.llada import LLADA
 from freedave.models.families.llada2 import LLADA2
 from freedave.models.families.llada_moe import LLADA_MOE, RENAMED
 from freedave.models.families.native import NATIVE_FAMILIES
+from freedave.models.families.refused import REFUSED
 from freedave.models.families.sdar import SDAR
 from freedave.models.families.sdar_moe import SDAR_MOE
 from freedave.models.families.stable_diffcoder import STABLE_DIFFCODER
 
-__all__ = ["FAMILIES", "Defaults", "Family", "Source"]
+__all__ = ["FAMILIES", "REFUSED", "Defaults", "Family", "Source"]
 
 # Where two have the same model_type, and a config.json names no architecture, the last one is meant: LLaDA's first model, and
 # the native layout.
