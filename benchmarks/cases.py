@@ -167,11 +167,13 @@ def drawing(rows: int, device: torch.device) -> dict[str, Any]:
     return {"temperature": 1.0, "seed": seed, "positions": seed}
 
 
-def record_drawn(record: Record, shape: dict[str, int], dtype: torch.dtype, timings: dict[str, Timing]) -> None:
+def record_drawn(
+    record: Record, shape: dict[str, int], dtype: torch.dtype, timings: dict[str, Timing], op: str = "drawn tokens"
+) -> None:
     """What drawing tokens takes beside the greedy call of the same backend and rounds: `timings` of "cpu", "cpu, drawn"..."""
     for backend in [name for name in timings if f"{name}, drawn" in timings]:
         pair = {name: timings[name] for name in (backend, f"{backend}, drawn")}
-        record.add("drawn tokens", shape, dtype_name(dtype), pair, baseline=backend)
+        record.add(op, shape, dtype_name(dtype), pair, baseline=backend)
 
 
 def part_cases(shapes: Shapes, device: torch.device) -> Iterator[Case]:

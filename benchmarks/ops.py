@@ -45,13 +45,14 @@ def run(record: Record, quick: bool) -> None:
 
 
 def drawn_tokens(record: Record, processor: Processor, vocab: int, dtype: torch.dtype) -> None:
-    """`predict_tokens` of a block of masked rows, with a temperature and without."""
-    logits = scenes.rows_of_logits(DRAWN_ROWS, vocab, dtype)
+    """`predict_tokens` of a block of masked rows, with a temperature and without: of normal logits, any of which
+    may be drawn, and of peaked ones."""
     input_ids = torch.full((DRAWN_ROWS,), MASK)
-    greedy = functools.partial(fk.predict_tokens, logits, input_ids, MASK)
-    drawn = functools.partial(greedy, **cases.drawing(DRAWN_ROWS, processor.device))
-    timings = processor.times({"cpu": greedy, "cpu, drawn": drawn})
-    cases.record_drawn(record, {"V": vocab, "rows": DRAWN_ROWS}, dtype, timings)
+    for op, make in (("drawn tokens", scenes.rows_of_logits), ("drawn tokens, peaked", scenes.peaked_rows)):
+        greedy = functools.partial(fk.predict_tokens, make(DRAWN_ROWS, vocab, dtype), input_ids, MASK)
+        drawn = functools.partial(greedy, **cases.drawing(DRAWN_ROWS, processor.device))
+        timings = processor.times({"cpu": greedy, "cpu, drawn": drawn})
+        cases.record_drawn(record, {"V": vocab, "rows": DRAWN_ROWS}, dtype, timings, op)
 
 
 def record_overhead(record: Record, processor: Processor) -> dict[str, float]:

@@ -49,6 +49,13 @@ def rows_of_logits(rows: int, vocab: int, dtype: torch.dtype, device: torch.devi
     return values
 
 
+def peaked_rows(rows: int, vocab: int, dtype: torch.dtype) -> torch.Tensor:
+    """`[rows, V]` as a language model's: one logit in a thousand within 12 of the largest, the others spread below."""
+    values = torch.randn(rows, vocab) * 3
+    large = torch.rand(rows, vocab).topk(max(1, vocab // 1000)).indices
+    return values.scatter(1, large, torch.rand(large.shape) * 12 + 13).to(dtype)
+
+
 def masked_ids(rows: int, masked: torch.Tensor, device: torch.device | str = "cpu") -> torch.Tensor:
     """`[*, 32]` (or `[1, rows]` for fewer) token ids; those of rows `masked` are masked."""
     input_ids = torch.randint(1000, 2000, (rows,))

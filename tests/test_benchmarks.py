@@ -85,6 +85,20 @@ def test_every_op_is_timed_by_every_provider(smoke):
             assert row["ratio"] == pytest.approx(base["median_us"] / row["median_us"])
 
 
+def test_drawn_tokens_beside_greedy_ones_of_both_kinds_of_logits(smoke):
+    timings = [row for row in rows(smoke, "ops", "timing") if row["op"].startswith("drawn tokens")]
+    assert {(row["op"], row["dtype"], row["provider"], row["baseline"]) for row in timings} == {
+        (op, dtype, provider, "cpu")
+        for op in ("drawn tokens", "drawn tokens, peaked")
+        for dtype in ("float32", "bfloat16")
+        for provider in ("cpu", "cpu, drawn")
+    }
+    wide = [row | {"shape": {"V": 151936, "rows": 32}, "ratio": 0.4} for row in timings]
+    text = processors.table("here", {"ops": [rows(smoke, "ops", "environment")[0], *wide]})
+    for logits in ("normal", "peaked"):
+        assert f"the same with a temperature, {logits} logits, V=151936, bfloat16 | 2.5x the time of greedy" in text
+
+
 def test_steps_of_a_decoder_beside_the_ops_alone(smoke):
     """Both executors, static and with drafts, in batches of one and several."""
     steps = rows(smoke, "step", "decoder_step")

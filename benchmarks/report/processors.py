@@ -57,13 +57,14 @@ def _predicting(results: Results) -> Iterator[Line]:
             if ours["percent_of_bandwidth"]:
                 found += f", {ours['percent_of_bandwidth']:.0f} % of the read bandwidth"
             yield f"`predict_tokens`, {masked} masked of {total} rows, V=151936, {dtype}", found, "ops"
-        drawn = _find(rows, op="drawn tokens", provider="cpu, drawn", V=151936, dtype=dtype)
-        if drawn is not None:
-            yield (
-                f"the same with a temperature, V=151936, {dtype}",
-                f"{1 / drawn['ratio']:.1f}x the time of greedy",
-                "ops",
-            )
+        for op, logits in (("drawn tokens", "normal"), ("drawn tokens, peaked", "peaked")):
+            drawn = _find(rows, op=op, provider="cpu, drawn", V=151936, dtype=dtype)
+            if drawn is not None:
+                yield (
+                    f"the same with a temperature, {logits} logits, V=151936, {dtype}",
+                    f"{1 / drawn['ratio']:.1f}x the time of greedy",
+                    "ops",
+                )
 
 
 def _drafting(results: Results) -> Iterator[Line]:

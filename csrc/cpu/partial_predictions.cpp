@@ -6,7 +6,7 @@
 namespace freedave::cpu {
 
 void launch(const PartialPredictionsParams& p, ParallelFor run) {
-  const Scanned scanned = scan_logits(p, kTokensPerState, run);
+  const Scanned scanned = scan_logits(p, kTokensPerState, DrawnFrom::kChunk, run);
   const int64_t states = p.input_ids.rows.count * p.length * scanned.chunks;
   for (int64_t state = 0; state < states; ++state) store_state(empty_softmax(), p.states + state * kStateFields);
   const OnlineSoftmax* partial = scanned.partials;

@@ -8,7 +8,7 @@
 namespace freedave::cpu {
 
 void launch(const PredictTokensParams& p, ParallelFor run) {
-  const Scanned scanned = scan_logits(p, kChunk, run);
+  const Scanned scanned = scan_logits(p, kChunk, DrawnFrom::kRow, run);
   for (int64_t row = 0; row < p.input_ids.rows.count; ++row) {
     for (int64_t position = 0; position < p.length; ++position) {
       p.token_ids[row * p.length + position] = p.input_ids.at(row, position);

@@ -15,7 +15,10 @@ struct Scanned {
   const OnlineSoftmax* partials;
 };
 
+// Where tokens are drawn: whether each chunk's choice counts or the first of a row's alone, which takes less work.
+enum class DrawnFrom { kChunk, kRow };
+
 // Valid until the calling thread's next scan.
-Scanned scan_logits(const LogitsToScan& p, int64_t chunk, ParallelFor run);
+Scanned scan_logits(const LogitsToScan& p, int64_t chunk, DrawnFrom scope, ParallelFor run);
 
 }  // namespace freedave::cpu

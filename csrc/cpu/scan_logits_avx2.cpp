@@ -59,13 +59,19 @@ struct Simd {
   static HD Float keep(Mask where, Float x) { return _mm256_and_ps(where, x); }
   static HD Float drop(Mask where, Float x) { return _mm256_andnot_ps(where, x); }
   static HD bool any(Mask a, Mask b) { return _mm256_movemask_ps(_mm256_or_ps(a, b)) != 0; }
+  static HD uint32_t bits(Mask a) { return static_cast<uint32_t>(_mm256_movemask_ps(a)); }
 
   // 64-bit products of the low halves.
   static HD Wide multiply(Wide a, Wide b) {
     return reinterpret_cast<Wide>(_mm256_mul_epu32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
   }
+  // Each high half in the place of the low one.
+  static HD Wide high(Wide a) {
+    return reinterpret_cast<Wide>(_mm256_shuffle_epi32(reinterpret_cast<__m256i>(a), 0xf5));
+  }
   // Whether a low half is at most `limit`.
-  static HD bool any_at_most(const Wide (&words)[2][4], uint32_t limit) {
+  template <int N>
+  static HD bool any_at_most(const Wide (&words)[N][4], uint32_t limit) {
     __m256i least = reinterpret_cast<__m256i>(words[0][0]);
     for (const Wide(&of_lanes)[4] : words) {
       for (const Wide& x : of_lanes) least = _mm256_min_epu32(least, reinterpret_cast<__m256i>(x));
@@ -73,15 +79,11 @@ struct Simd {
     const __m256i reached = _mm256_min_epu32(least, _mm256_set1_epi32(static_cast<int>(limit)));
     return (_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(reached, least))) & 0x55) != 0;
   }
-  // Of four neighbouring elements each, the first to the first vector, and so on; which four share a lane with which
-  // is any order.
-  static HD void transpose(Float (&x)[4]) {
-    const __m256 a = _mm256_unpacklo_ps(x[0], x[1]), b = _mm256_unpackhi_ps(x[0], x[1]);
-    const __m256 c = _mm256_unpacklo_ps(x[2], x[3]), d = _mm256_unpackhi_ps(x[2], x[3]);
-    x[0] = _mm256_castpd_ps(_mm256_unpacklo_pd(_mm256_castps_pd(a), _mm256_castps_pd(c)));
-    x[1] = _mm256_castpd_ps(_mm256_unpackhi_pd(_mm256_castps_pd(a), _mm256_castps_pd(c)));
-    x[2] = _mm256_castpd_ps(_mm256_unpacklo_pd(_mm256_castps_pd(b), _mm256_castps_pd(d)));
-    x[3] = _mm256_castpd_ps(_mm256_unpackhi_pd(_mm256_castps_pd(b), _mm256_castps_pd(d)));
+  // Which ones are, two bits an element.
+  static HD uint32_t at_most(Wide words, uint32_t limit) {
+    const __m256i x = reinterpret_cast<__m256i>(words);
+    const __m256i reached = _mm256_min_epu32(x, _mm256_set1_epi32(static_cast<int>(limit)));
+    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(reached, x)))) & 0x55;
   }
 
   static HD Sum zero_sum() { return {_mm256_setzero_pd(), _mm256_setzero_pd()}; }

@@ -68,28 +68,29 @@ struct Simd {
   static HD Float keep(Mask where, Float x) { return _mm512_maskz_mov_ps(where, x); }
   static HD Float drop(Mask where, Float x) { return _mm512_maskz_mov_ps(_knot_mask16(where), x); }
   static HD bool any(Mask a, Mask b) { return (a | b) != 0; }
+  static HD uint32_t bits(Mask a) { return a; }
 
   // 64-bit products of the low halves.
   static HD Wide multiply(Wide a, Wide b) {
     return reinterpret_cast<Wide>(_mm512_mul_epu32(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
   }
+  // Each high half in the place of the low one.
+  static HD Wide high(Wide a) {
+    return reinterpret_cast<Wide>(_mm512_shuffle_epi32(reinterpret_cast<__m512i>(a), _MM_PERM_DDBB));
+  }
   // Whether a low half is at most `limit`.
-  static HD bool any_at_most(const Wide (&words)[2][4], uint32_t limit) {
+  template <int N>
+  static HD bool any_at_most(const Wide (&words)[N][4], uint32_t limit) {
     __m512i least = reinterpret_cast<__m512i>(words[0][0]);
     for (const Wide(&of_lanes)[4] : words) {
       for (const Wide& x : of_lanes) least = _mm512_min_epu32(least, reinterpret_cast<__m512i>(x));
     }
     return _mm512_mask_cmple_epu32_mask(0x5555, least, _mm512_set1_epi32(static_cast<int>(limit))) != 0;
   }
-  // Of four neighbouring elements each, the first to the first vector, and so on; which four share a lane with which
-  // is any order.
-  static HD void transpose(Float (&x)[4]) {
-    const __m512 a = _mm512_unpacklo_ps(x[0], x[1]), b = _mm512_unpackhi_ps(x[0], x[1]);
-    const __m512 c = _mm512_unpacklo_ps(x[2], x[3]), d = _mm512_unpackhi_ps(x[2], x[3]);
-    x[0] = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(c)));
-    x[1] = _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(c)));
-    x[2] = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(b), _mm512_castps_pd(d)));
-    x[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(b), _mm512_castps_pd(d)));
+  // Which ones are, two bits an element.
+  static HD uint32_t at_most(Wide words, uint32_t limit) {
+    return _mm512_mask_cmple_epu32_mask(0x5555, reinterpret_cast<__m512i>(words),
+                                        _mm512_set1_epi32(static_cast<int>(limit)));
   }
 
   static HD Sum zero_sum() { return {_mm512_setzero_pd(), _mm512_setzero_pd()}; }

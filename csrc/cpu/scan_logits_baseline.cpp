@@ -82,6 +82,11 @@ struct Simd {
     const Mask both = a | b;
     return (both[0] | both[1] | both[2] | both[3]) != 0;
   }
+  static HD uint32_t bits(Mask a) {
+    uint32_t bits = 0;
+    for (int lane = 0; lane < kLanes; ++lane) bits |= static_cast<uint32_t>(a[lane]) >> 31 << lane;
+    return bits;
+  }
 
   // 64-bit products of the low halves.
   static HD Wide multiply(Wide a, Wide b) {
@@ -91,8 +96,11 @@ struct Simd {
     return (a & 0xffffffffu) * (b & 0xffffffffu);
 #endif
   }
+  // Each high half in the place of the low one.
+  static HD Wide high(Wide a) { return a >> 32; }
   // Whether a low half is at most `limit`.
-  static HD bool any_at_most(const Wide (&words)[2][4], uint32_t limit) {
+  template <int N>
+  static HD bool any_at_most(const Wide (&words)[N][4], uint32_t limit) {
     Mask reached{};
     for (const Wide(&of_lanes)[4] : words) {
       for (const Wide& x : of_lanes) reached |= reinterpret_cast<Bits>(x) <= limit;
@@ -100,11 +108,10 @@ struct Simd {
     const Wide low = reinterpret_cast<Wide>(reached) & 0xffffffffu;
     return (low[0] | low[1]) != 0;
   }
-  // Of four neighbouring elements each, the first to the first vector, and so on; which four share a lane with which
-  // is any order.
-  static HD void transpose(Float (&x)[4]) {
-    const Float a = x[0], b = x[1], c = x[2], d = x[3];
-    for (int r = 0; r < 4; ++r) x[r] = Float{a[r], b[r], c[r], d[r]};
+  // Which ones are, two bits an element.
+  static HD uint32_t at_most(Wide words, uint32_t limit) {
+    return static_cast<uint32_t>((words[0] & 0xffffffffu) <= limit) |
+           static_cast<uint32_t>((words[1] & 0xffffffffu) <= limit) << 2;
   }
 
   static HD Sum zero_sum() { return {{0.0, 0.0, 0.0, 0.0}}; }

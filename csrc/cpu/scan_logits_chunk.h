@@ -6,6 +6,8 @@
 
 namespace freedave::cpu {
 
+inline constexpr int kTile = 2048;  // elements that are read at a time; 8 KB of float32
+
 // A stretch of one row's logits: the unit of work of scan_logits, and what the SIMD kernels see.
 struct Chunk {
   const void* logits;
@@ -18,15 +20,22 @@ struct Chunk {
   float inverse_temperature = 0.0f;
   float floor = -INFINITY;
   NoiseKey key{};
+  float* tops = nullptr;  // the largest logit of each tile, divided by the temperature, is written here
   // What this thread reads after the chunk, to be fetched meanwhile; null if that is not known.
   const void* next = nullptr;
   int64_t next_size = 0;
 };
 
-using ChunkKernel = OnlineSoftmax (*)(const Chunk&);
+// How chunks are scanned, and how a token is drawn from one afterwards, when it is known what the rest of the row has:
+// a token that can do better than `best`, or does as well and is a lower one, unless it does worse than `bar`. Then
+// another one, somewhere in the row, is drawn anyway.
+struct ChunkKernel {
+  OnlineSoftmax (*scan)(const Chunk&) = nullptr;  // where a token is drawn, its choice is the largest logit's
+  NoisyChoice (*draw)(const Chunk&, const NoisyChoice& best, float bar) = nullptr;
+};
 
-// The kernel that scans such logits for such a measure, drawing a token or not, compiled for each instruction set. Null
-// for what is neither.
+// The kernel for such logits and such a measure, drawing a token or not, compiled for each instruction set. Its scan is
+// null for what is neither.
 ChunkKernel chunk_kernel_baseline(LogitType logit_type, Measure measure, bool drawn);
 ChunkKernel chunk_kernel_avx2(LogitType logit_type, Measure measure, bool drawn);
 ChunkKernel chunk_kernel_avx512(LogitType logit_type, Measure measure, bool drawn);

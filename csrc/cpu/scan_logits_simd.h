@@ -18,7 +18,6 @@
 namespace freedave::cpu {
 namespace {
 
-constexpr int kTile = 2048;              // elements; 8 KB of float32
 constexpr int kBlock = 4 * kTile;        // what is fetched while the block before it is read
 constexpr int kPair = 2 * Simd::kLanes;  // elements a load yields
 constexpr int kPairsPerGroup = 32;       // between two float64 accumulations: 16 terms a lane and accumulator
@@ -36,6 +35,22 @@ using Float = Simd::Float;
 HD float negative_infinity(float) { return -INFINITY; }
 HD BFloat16 negative_infinity(BFloat16) { return {0xff80}; }
 HD Float16 negative_infinity(Float16) { return {0xfc00}; }
+
+// Logits as a scan reads them: as they lie in memory or, where a token is drawn, divided by the temperature.
+template <typename T, bool kIsDrawn>
+struct Logits {
+  const T* data;
+  float scale;
+
+  HD void load(int i, Float& a, Float& b) const {
+    Simd::load(data + i, a, b);
+    if constexpr (kIsDrawn) {
+      a = Simd::mul(a, Simd::set(scale));
+      b = Simd::mul(b, Simd::set(scale));
+    }
+  }
+  HD float operator[](int i) const { return kIsDrawn ? to_float(data[i]) * scale : to_float(data[i]); }
+};
 
 // The functions that follow take N vectors, and take each step for all of them before the next step. Instructions that
 // follow one another are then independent. One vector at a time would wait: a processor looks too few instructions
@@ -133,20 +148,20 @@ HD Float rounding_of_difference(Float a, Float b, Float difference) {
 }
 
 // The largest element; a NaN is passed over here (the sum finds it).
-template <typename T>
-float tile_max(const T* x, int size) {
+template <typename T, bool kIsDrawn>
+float tile_max(Logits<T, kIsDrawn> x, int size) {
   Float a = Simd::set(-INFINITY), b = a, c = a, d = a, u, v;
   int i = 0;
   for (; i + 2 * kPair <= size; i += 2 * kPair) {
-    Simd::load(x + i, u, v);
+    x.load(i, u, v);
     a = Simd::max(u, a);
     b = Simd::max(v, b);
-    Simd::load(x + i + kPair, u, v);
+    x.load(i + kPair, u, v);
     c = Simd::max(u, c);
     d = Simd::max(v, d);
   }
   for (; i < size; i += kPair) {
-    Simd::load(x + i, u, v);
+    x.load(i, u, v);
     a = Simd::max(u, a);
     b = Simd::max(v, b);
   }
@@ -163,13 +178,13 @@ HD TopTwo insert(TopTwo top, float x) {
 }
 
 // The two largest elements, equal ones counted twice.
-template <typename T>
-TopTwo tile_top_two(const T* x, int size) {
+template <typename T, bool kIsDrawn>
+TopTwo tile_top_two(Logits<T, kIsDrawn> x, int size) {
   Float first[2] = {Simd::set(-INFINITY), Simd::set(-INFINITY)};
   Float second[2] = {first[0], first[0]};
   for (int i = 0; i < size; i += kPair) {
     Float u[2];
-    Simd::load(x + i, u[0], u[1]);
+    x.load(i, u[0], u[1]);
     for (int j = 0; j < 2; ++j) {
       second[j] = Simd::max(Simd::min(u[j], first[j]), second[j]);
       first[j] = Simd::max(u[j], first[j]);
@@ -222,21 +237,21 @@ class Ahead {
 
 // Hands the tile to `add`, four vectors at a time or two, and calls `end_group` before a lane has summed too many
 // terms. Fetches as many bytes of the next block as it consumes of this tile.
-template <typename T, typename Add, typename EndGroup>
-HD void walk_tile(const T* x, int size, Ahead& ahead, const Add& add, const EndGroup& end_group) {
+template <typename T, bool kIsDrawn, typename Add, typename EndGroup>
+HD void walk_tile(Logits<T, kIsDrawn> x, int size, Ahead& ahead, const Add& add, const EndGroup& end_group) {
   for (int begin = 0; begin < size; begin += kGroup) {
     const int end = begin + kGroup < size ? begin + kGroup : size;
     int i = begin;
     for (; i + 2 * kPair <= end; i += 2 * kPair) {
       ahead.fetch<2 * kPair * sizeof(T)>();
       Float u[4];
-      Simd::load(x + i, u[0], u[1]);
-      Simd::load(x + i + kPair, u[2], u[3]);
+      x.load(i, u[0], u[1]);
+      x.load(i + kPair, u[2], u[3]);
       add(u);
     }
     if (i < end) {
       Float u[2];
-      Simd::load(x + i, u[0], u[1]);
+      x.load(i, u[0], u[1]);
       add(u);
     }
     end_group();
@@ -256,8 +271,8 @@ struct Terms {
 
 // The tile's maximum and its terms relative to the reference, in one scan. Terms of elements above the reference exceed
 // 1, which is harmless while they do so by little; the caller looks at the maximum.
-template <typename T>
-HD float scan_tile(const T* x, int size, const Reference& reference, Ahead& ahead, double& terms) {
+template <typename T, bool kIsDrawn>
+HD float scan_tile(Logits<T, kIsDrawn> x, int size, const Reference& reference, Ahead& ahead, double& terms) {
   const Float round = reference.round, lowest = reference.lowest;
   // Two accumulators: with more of them the loop would run out of registers.
   Float m[2] = {Simd::set(-INFINITY), Simd::set(-INFINITY)};
@@ -275,8 +290,8 @@ HD float scan_tile(const T* x, int size, const Reference& reference, Ahead& ahea
 }
 
 // The sum of the tile's terms relative to `reference`, which no element exceeds.
-template <typename T>
-HD double sum_terms(const T* x, int size, float reference, Ahead& ahead) {
+template <typename T, bool kIsDrawn>
+HD double sum_terms(Logits<T, kIsDrawn> x, int size, float reference, Ahead& ahead) {
   const Float top = Simd::set(reference);
   Terms e;
   walk_tile(
@@ -290,8 +305,8 @@ HD double sum_terms(const T* x, int size, float reference, Ahead& ahead) {
 }
 
 // Adds the terms with what an entropy needs: terms weighted by their logits, and the largest ones counted apart.
-template <typename T>
-HD void add_entropy_terms(const T* x, int size, float reference, Ahead& ahead, OnlineSoftmax& sum) {
+template <typename T, bool kIsDrawn>
+HD void add_entropy_terms(Logits<T, kIsDrawn> x, int size, float reference, Ahead& ahead, OnlineSoftmax& sum) {
   const Float top = Simd::set(reference);
   Terms e, w, t;
   walk_tile(
@@ -327,31 +342,35 @@ HD void add_entropy_terms(const T* x, int size, float reference, Ahead& ahead, O
 }
 
 // Offset of the first element equal to `value`, which the tile holds.
-template <typename T>
-int find(const T* x, int size, float value) {
+template <typename T, bool kIsDrawn>
+int find(Logits<T, kIsDrawn> x, int size, float value) {
   const Float wanted = Simd::set(value);
   int i = 0;
   for (; i + kPair < size; i += kPair) {
     Float u, v;
-    Simd::load(x + i, u, v);
+    x.load(i, u, v);
     if (Simd::any(Simd::equal(u, wanted), Simd::equal(v, wanted))) break;
   }
-  while (to_float(x[i]) != value) ++i;
+  while (x[i] != value) ++i;
   return i;
 }
 
-// A tile as the loops need it: whole pairs of vectors, suppressed tokens at -inf. Only the end of a row and a tile with
-// suppressed tokens are copied, into `buffer`; all others are that already.
-template <typename T>
+// A tile as the loops need it: whole pairs of vectors, what is suppressed or below the floor at -inf. Only the end of a
+// row and a tile with such tokens are copied, into `buffer`; all others are that already.
+template <typename T, bool kIsDrawn>
 const T* prepare_tile(const Chunk& chunk, int64_t begin, int size, T* buffer) {
   const T* x = static_cast<const T*>(chunk.logits) + begin;
   const int64_t first_token = chunk.first_token + begin;
+  const bool has_floor = kIsDrawn && chunk.floor > -INFINITY;
   bool suppressed = false;
   for (int64_t s = 0; s < chunk.num_suppressed; ++s) {
     suppressed |= chunk.suppressed[s] >= first_token && chunk.suppressed[s] < first_token + size;
   }
-  if (!suppressed && size % kPair == 0) return x;
+  if (!suppressed && !has_floor && size % kPair == 0) return x;
   memcpy(buffer, x, size * sizeof(T));
+  for (int i = 0; has_floor && i < size; ++i) {
+    if (to_float(x[i]) < chunk.floor) buffer[i] = negative_infinity(T{});
+  }
   for (int i = size; i % kPair != 0; ++i) buffer[i] = negative_infinity(T{});
   for (int64_t s = 0; suppressed && s < chunk.num_suppressed; ++s) {
     const int64_t i = chunk.suppressed[s] - first_token;
@@ -359,38 +378,6 @@ const T* prepare_tile(const Chunk& chunk, int64_t begin, int size, T* buffer) {
   }
   return buffer;
 }
-
-// The same of logits divided by the temperature, as floats, and those below the floor at -inf: all of them go to
-// `buffer`, in units of kDrawn.
-template <typename T>
-const float* prepare_scaled_tile(const Chunk& chunk, int64_t begin, int size, float* buffer) {
-  const T* x = static_cast<const T*>(chunk.logits) + begin;
-  const float scale = chunk.inverse_temperature;
-  for (int i = 0; i < size; ++i) buffer[i] = to_float(x[i]) < chunk.floor ? -INFINITY : to_float(x[i]) * scale;
-  for (int i = size; i % kDrawn != 0; ++i) buffer[i] = -INFINITY;
-  for (int64_t s = 0; s < chunk.num_suppressed; ++s) {
-    const int64_t i = chunk.suppressed[s] - chunk.first_token - begin;
-    if (i >= 0 && i < size) buffer[i] = -INFINITY;
-  }
-  return buffer;
-}
-
-// What a scan reads of logits of type T.
-template <typename T, bool kIsDrawn>
-struct TileOf {
-  using Type = T;
-  static const T* prepare(const Chunk& chunk, int64_t begin, int size, T* buffer) {
-    return prepare_tile(chunk, begin, size, buffer);
-  }
-};
-
-template <typename T>
-struct TileOf<T, true> {
-  using Type = float;
-  static const float* prepare(const Chunk& chunk, int64_t begin, int size, float* buffer) {
-    return prepare_scaled_tile<T>(chunk, begin, size, buffer);
-  }
-};
 
 // The chunk's block at `begin`; after its last one, the first of what this thread reads next.
 template <typename T>
@@ -406,11 +393,10 @@ Ahead next_block(const Chunk& chunk, int64_t begin) {
 
 template <typename T, Measure kMeasure, bool kIsDrawn>
 OnlineSoftmax scan_chunk(const Chunk& chunk) {
-  using Tile = TileOf<T, kIsDrawn>;
-  using Logit = typename Tile::Type;
-  alignas(64) Logit buffer[kTile];
-  const PositionRounds rounds(chunk.key);
-  NoisyChoice choice = no_choice();
+  alignas(64) T buffer[kTile];
+  const auto prepare = [&](int64_t begin, int size) {
+    return Logits<T, kIsDrawn>{prepare_tile<T, kIsDrawn>(chunk, begin, size, buffer), chunk.inverse_temperature};
+  };
   OnlineSoftmax sum = empty_softmax();
   int64_t top_tile = -1;
   // Of the log-odds: the terms of that tile. They are not in `sum` while it leads; at the end it is summed once more,
@@ -420,11 +406,10 @@ OnlineSoftmax scan_chunk(const Chunk& chunk) {
   Reference reference(0.0f);
 
   for (int64_t begin = 0; begin < chunk.size; begin += kTile) {
-    if (!kIsDrawn && chunk.fetch_ahead && begin % kBlock == 0) ahead = next_block<T>(chunk, begin + kBlock);
+    if (chunk.fetch_ahead && begin % kBlock == 0) ahead = next_block<T>(chunk, begin + kBlock);
     const int size = chunk.size - begin < kTile ? static_cast<int>(chunk.size - begin) : kTile;
-    const Logit* x = Tile::prepare(chunk, begin, size, buffer);
+    const Logits<T, kIsDrawn> x = prepare(begin, size);
     const int padded = (size + kPair - 1) / kPair * kPair;
-    if constexpr (kIsDrawn) draw_token(x, size, chunk.first_token + begin, rounds, choice);
 
     // A probability needs only one scan: relative to the maximum so far, or to that of the first few elements.
     OnlineSoftmax tile = empty_softmax();
@@ -433,6 +418,7 @@ OnlineSoftmax scan_chunk(const Chunk& chunk) {
       if (guess >= -kFarReference && guess <= kFarReference) {
         if (guess != reference.value) reference = Reference(guess);
         tile.max = scan_tile(x, padded, reference, ahead, tile.rest);
+        if constexpr (kIsDrawn) chunk.tops[begin / kTile] = tile.max;
         if (sum.token >= 0 && tile.max <= guess) {  // the maximum stands, and the terms are relative to it already
           sum.rest += tile.rest;
           continue;
@@ -460,6 +446,7 @@ OnlineSoftmax scan_chunk(const Chunk& chunk) {
       tile.second = top.second;
     } else {
       tile.max = tile_max(x, padded);
+      if constexpr (kIsDrawn) chunk.tops[begin / kTile] = tile.max;
     }
     if (tile.max > -INFINITY) tile.token = chunk.first_token + begin;
     const bool leads = tile.token >= 0 && (sum.token < 0 || tile.max > sum.max);
@@ -483,27 +470,30 @@ OnlineSoftmax scan_chunk(const Chunk& chunk) {
   if (top_tile >= 0) {
     const int size = chunk.size - top_tile < kTile ? static_cast<int>(chunk.size - top_tile) : kTile;
     const int padded = (size + kPair - 1) / kPair * kPair;
-    const Logit* x = Tile::prepare(chunk, top_tile, size, buffer);
+    const Logits<T, kIsDrawn> x = prepare(top_tile, size);
     const int place = find(x, padded, sum.max);
     sum.token = chunk.first_token + top_tile + place;
     if constexpr (needs_others(kMeasure)) {
-      if (x != buffer) memcpy(buffer, x, padded * sizeof(Logit));
-      buffer[place] = negative_infinity(Logit{});
+      if (x.data != buffer) memcpy(buffer, x.data, padded * sizeof(T));
+      buffer[place] = negative_infinity(T{});
       Ahead nothing;
       sum.ties = 1.0;
-      sum.rest += sum_terms(buffer, padded, sum.max, nothing);
+      sum.rest += sum_terms(Logits<T, kIsDrawn>{buffer, x.scale}, padded, sum.max, nothing);
     }
   }
-  if constexpr (kIsDrawn) set_choice(sum, choice);
+  if constexpr (kIsDrawn) {
+    const NoisyChoice top = {sum.max + noise_of(chunk.key.word(sum.token)), sum.max, sum.token};
+    set_choice(sum, sum.token >= 0 ? top : no_choice());
+  }
   return sum;
 }
 
 template <typename T, Measure kMeasure>
 ChunkKernel chunk_kernel(bool drawn) {
   if constexpr (measures_draws(kMeasure)) {
-    if (drawn) return scan_chunk<T, kMeasure, true>;
+    if (drawn) return {scan_chunk<T, kMeasure, true>, draw_chunk<T>};
   }
-  return drawn ? nullptr : scan_chunk<T, kMeasure, false>;
+  return {drawn ? nullptr : scan_chunk<T, kMeasure, false>, nullptr};
 }
 
 template <typename T>
@@ -518,7 +508,7 @@ ChunkKernel chunk_kernel(Measure measure, bool drawn) {
     case Measure::kLogOdds:
       return chunk_kernel<T, Measure::kLogOdds>(drawn);
   }
-  return nullptr;
+  return {};
 }
 
 ChunkKernel chunk_kernel(LogitType logit_type, Measure measure, bool drawn) {
@@ -530,7 +520,7 @@ ChunkKernel chunk_kernel(LogitType logit_type, Measure measure, bool drawn) {
     case LogitType::kFloat16:
       return chunk_kernel<Float16>(measure, drawn);
   }
-  return nullptr;
+  return {};
 }
 
 }  // namespace
