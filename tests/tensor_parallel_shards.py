@@ -2,7 +2,8 @@
 
     python tensor_parallel_shards.py cases.json results
 
-cases.json: a list of {"folder", "count", "options", "prompts"}. Each process writes what it decoded to results/RANK-of-COUNT.json.
+cases.json: a list of {"folder", "count", "options", "prompts"}. Each process writes what it decoded to
+results/RANK-of-COUNT.json.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 import torch.multiprocessing
 
 import freedave
+from freedave.forward.shards import Ranks
 
 
 def decode(lm: freedave.DiffusionLM, prompts: list[list[int]], options: dict[str, Any]) -> dict[str, Any]:
@@ -25,12 +27,21 @@ def decode(lm: freedave.DiffusionLM, prompts: list[list[int]], options: dict[str
     return {"tokens": out.sequences.tolist(), "steps": out.step_map.tolist(), "forwards": out.num_forwards}
 
 
+def check_sums(ranks: Ranks) -> None:
+    """The sum of a row has the same bits among few rows and among many."""
+    rows = torch.randn(64, 32, generator=torch.Generator().manual_seed(ranks.rank))
+    sums = ranks.sum(rows)
+    for few in (1, 4, 12, 36):
+        assert torch.equal(ranks.sum(rows[:few]), sums[:few])
+
+
 def run_rank(rank: int, count: int, cases: list[dict[str, Any]], results: Path) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(rank)  # a seed that chance gives must not differ
     os.environ.pop("RANK", None)
     meeting = f"file://{results}/meeting-of-{count}"
     torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=count)
+    check_sums(Ranks(rank, count))
     found = []
     for case in cases:
         lm = freedave.load_model(case["folder"], tensor_parallel=True)

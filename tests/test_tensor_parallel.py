@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from published_layouts import write_published
 from tensor_parallel_shards import decode
 
 import freedave
+from freedave.cli import main
 from freedave.forward.shards import Ranks, ShardedHead, vocabulary_bounds
 from freedave.models.description import describe
 from freedave.models.tensor_parallel import shard
@@ -81,7 +83,7 @@ def write_cases(folder: Path) -> list[dict[str, Any]]:
     for draft_steps in (1, 8):
         options = {"max_new_tokens": 32, "draft_steps": draft_steps}
         cases.append({"folder": str(four), "count": 4, "options": options, "prompts": random_prompts(2)})
-    options = {"max_new_tokens": 8, "temperature": 1.0}
+    options = {"max_new_tokens": 8, "temperature": 1.0, "top_k": 20}
     cases.append({"folder": str(four), "count": 2, "options": options, "prompts": random_prompts(1)})
     return cases
 
@@ -108,19 +110,29 @@ def test_shards_decode_what_the_whole_model_decodes(tmp_path: Path) -> None:
         assert ours == whole, f"{case['folder']} in {case['count']} shards with {options}"
 
 
-def test_the_command_line() -> None:
-    options = ["--prompt", "48392+7715=", "--max-new-tokens", "32", "--dtype", "float32", "--device", "cpu", "--json"]
-    command = ["generate", "demo", *options, "--tensor-parallel", "--draft-steps", "8", "--check-lossless"]
+def test_the_command_line(tmp_path: Path) -> None:
+    folder, _, _ = write_published(tmp_path, "sdar")
+    options = ["--max-new-tokens", "32", "--dtype", "float32", "--device", "cpu", "--json", "--draft-steps", "8"]
+    command = ["generate", str(folder), "--prompt-ids", "1,2,3,4,5", "--tensor-parallel", "--check-lossless", *options]
     start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "freedave.cli"]
     program = run_program(*start, *command)
     assert program.returncode == 0, program.stderr
     assert program.stdout.count("\n") == 1  # the first process speaks for all
-    lm = freedave.load_model("demo")
-    prompt = lm.tokenizer("48392+7715=", return_tensors="pt").input_ids
-    whole = freedave.generate(lm, prompt, max_new_tokens=32, draft_steps=8)
+    whole = freedave.generate(
+        freedave.load_model(folder), torch.tensor([[1, 2, 3, 4, 5]]), max_new_tokens=32, draft_steps=8
+    )
     result = json.loads(program.stdout)
     assert result["step_map"] == whole.step_map[0].tolist() and result["num_forwards"] == whole.num_forwards
-    assert result["text"] == lm.tokenizer.decode(result["token_ids"]) and result["static"]["identical"]
+    assert result["token_ids"] == whole.sequences[0, 5 : 5 + len(result["token_ids"])].tolist()
+    assert result["static"]["identical"]
+
+
+def test_the_command_line_in_a_process_that_was_started_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    assert main(["generate", "demo", "--prompt", "1+1=", "--device", "cpu", "--tensor-parallel"]) == 2
+    assert "torchrun --nproc-per-node 2" in capsys.readouterr().err
 
 
 def on_meta(folder: Path, family: str, **changes: Any) -> Any:
@@ -152,7 +164,7 @@ def test_each_process_holds_its_share_of_the_weights(tmp_path: Path, count: int)
 @pytest.mark.parametrize("vocab", [33, 96, 9000, 126464, 151936, 157184])
 def test_a_vocabulary_in_parts(vocab: int, count: int) -> None:
     bounds = vocabulary_bounds(vocab, count)
-    sizes = [end - begin for begin, end in zip(bounds, bounds[1:], strict=False)]
+    sizes = [end - begin for begin, end in itertools.pairwise(bounds)]
     assert bounds[0] == 0 and bounds[-1] == vocab and min(sizes) > 0
     unit = 4096 if vocab >= 4096 * count else 4
     assert all(bound % unit == 0 for bound in bounds[:-1])
@@ -189,7 +201,12 @@ def test_states_of_uneven_parts_are_those_of_the_whole(monkeypatch: pytest.Monke
     [
         ("sdar", {}, 3, r"3 processes cannot share 4 attention heads, 2 key-value heads evenly.*: 1, 2$"),
         ("sdar", {}, 4, r"4 processes cannot share 2 key-value heads evenly"),
-        ("sdar", {"intermediate_size": 51}, 2, r"cannot share 51 features of the MLP \(intermediate_size\) evenly.*: 1$"),
+        (
+            "sdar",
+            {"intermediate_size": 51},
+            2,
+            r"cannot share 51 features of the MLP \(intermediate_size\) evenly.*: 1$",
+        ),
         ("sdar_moe", {}, 2, r"Qwen3MoeForCausalLM has .*experts.*mixtures of experts are loaded whole"),
         ("llada2", {}, 2, r"Glm4MoeForCausalLM has .*experts.*mixtures of experts are loaded whole"),
     ],
@@ -205,5 +222,5 @@ def test_what_cannot_be_divided(tmp_path: Path, family: str, changes: dict, coun
 def test_a_process_that_was_started_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, _, _ = write_published(tmp_path, "sdar")
     monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(RuntimeError, match="torchrun --nproc-per-node 2"):
+    with pytest.raises(ValueError, match="torchrun --nproc-per-node 2"):
         freedave.load_model(folder, tensor_parallel=True)

@@ -1,12 +1,13 @@
 """Layers of which every process holds a part: tensor parallelism.
 
 What the processes exchange is gathered, and summed in the order of their ranks. An all-reduce may sum an element in another
-order wherever it stands in a tensor, so that with more than two processes a draft's bits would depend on how many drafts
-there are. All processes compute the same bits of what they all hold, and go on with the same tokens.
+order wherever it stands in a tensor (gloo's does), so that with more than two processes a draft's bits would depend on how
+many drafts there are. All processes compute the same bits of what they all hold, and go on with the same tokens.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ class Ranks:
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """`[count, *]` of a tensor `[*]` that each process has in the same shape."""
         gathered = tensor.new_empty(self.count, *tensor.shape)
-        dist.all_gather_into_tensor(gathered.view(-1), tensor.contiguous().view(-1))
+        dist.all_gather(list(gathered.unbind()), tensor.contiguous())
         return gathered
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -112,7 +113,7 @@ class ShardedHead(torch.nn.Linear):
 
     @property
     def _sizes(self) -> list[int]:
-        return [end - first for first, end in zip(self.bounds, self.bounds[1:], strict=False)]
+        return [end - first for first, end in itertools.pairwise(self.bounds)]
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         logits = super().forward(input)

@@ -64,8 +64,7 @@ def load_model(
     Raises:
         CheckpointError (a ValueError): missing folder or file, unknown family, missing, unexpected, misshapen or damaged
             weights; all that is wrong is listed, and nothing is loaded. A library that quantised them is not installed.
-        TypeError, ValueError: a dtype or device that cannot be used.
-        RuntimeError: with tensor_parallel, this process was started alone.
+        TypeError, ValueError: a dtype or device that cannot be used, or tensor_parallel in a process that was started alone.
     """
     if tensor_parallel:
         device = own_device(device)

@@ -6,6 +6,7 @@ those of `freedave.forward.shards`, whose sums have the same bits whatever else 
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
@@ -36,13 +37,13 @@ def join(device: torch.device) -> Ranks:
     """This process among those that were started together; begins torch.distributed's default group where there is none.
 
     Raises:
-        RuntimeError: it was started alone, or torch has no torch.distributed.
+        ValueError: it was started alone, or this build of torch has no torch.distributed.
     """
     if not dist.is_available():
-        raise RuntimeError("tensor_parallel: this build of torch has no torch.distributed")
+        raise ValueError("tensor_parallel: this build of torch has no torch.distributed")
     if not dist.is_initialized():
         if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-            raise RuntimeError(_NOT_STARTED)
+            raise ValueError(_NOT_STARTED)
         if device.type == "cuda":
             torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -112,12 +113,9 @@ def _planned(model: Any, ranks: Ranks) -> dict[str, str]:
             f"tensor_parallel: {ranks.count} processes cannot share {', '.join(uneven)} evenly; of these numbers of "
             f"processes each can: {possible}"
         )
-    if min(b - a for a, b in _pairs(vocabulary_bounds(config.vocab_size, ranks.count))) == 0:
+    bounds = vocabulary_bounds(config.vocab_size, ranks.count)
+    if any(first == end for first, end in itertools.pairwise(bounds)):
         raise CheckpointError(
             f"tensor_parallel: a vocabulary of {config.vocab_size} is too small for {ranks.count} processes"
         )
     return layers
-
-
-def _pairs(bounds: list[int]) -> list[tuple[int, int]]:
-    return list(zip(bounds, bounds[1:], strict=False))
