@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.multiprocessing
 
@@ -35,6 +36,17 @@ def check_sums(ranks: Ranks) -> None:
         assert torch.equal(ranks.sum(rows[:few]), sums[:few])
 
 
+def check_refusal(lm: freedave.DiffusionLM, ranks: Ranks) -> None:
+    """Processes that do not decode the same say so, all of them; then they can decode."""
+    last = ranks.count - 1
+    for prompts, options in (
+        ([[1, 2, 3 + ranks.rank // last]], {}),
+        ([[1, 2, 3]], {"draft_steps": 4 + ranks.rank // last}),
+    ):
+        with pytest.raises(ValueError, match=f"not those of process 0 has {last}"):
+            decode(lm, prompts, {"max_new_tokens": 4, **options})
+
+
 def run_rank(rank: int, count: int, cases: list[dict[str, Any]], results: Path) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(rank)  # a seed that chance gives must not differ
@@ -46,6 +58,7 @@ def run_rank(rank: int, count: int, cases: list[dict[str, Any]], results: Path) 
     for case in cases:
         lm = freedave.load_model(case["folder"], tensor_parallel=True)
         found.append(decode(lm, case["prompts"], case["options"]))
+    check_refusal(lm, Ranks(rank, count))
     (results / f"{rank}-of-{count}.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
 

@@ -339,10 +339,9 @@ def _cache(lm: DiffusionLM, cache: str) -> str:
 
 
 def _seed(lm: DiffusionLM, chosen: DecodingOptions) -> int:
-    """The seed that was given, or one that chance gives, the same for all shards of a model."""
-    if chosen.temperature > 0 and chosen.seed is None:
-        return lm.agreed([int(torch.randint(2**63 - 1, ()))])[0]
-    return chosen.seed or 0
+    """The seed that was given, or one that chance gives; for all shards of a model, the first one's."""
+    drawn = chosen.temperature > 0 and chosen.seed is None
+    return lm.agreed([int(torch.randint(2**63 - 1, ())) if drawn else chosen.seed or 0])[0]
 
 
 def _executor(lm: DiffusionLM, executor: str, compile: bool | None) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -137,3 +138,17 @@ def agreed(ranks: Ranks | None, numbers: Sequence[int], device: torch.device) ->
         return list(numbers)
     first: list[int] = ranks.gather(torch.tensor(numbers, dtype=torch.int64, device=device))[0].tolist()
     return first
+
+
+def check_alike(ranks: Ranks | None, given: object, device: torch.device) -> None:
+    """Raises ValueError, in all processes, where some were not given what the first one was."""
+    if ranks is None:
+        return
+    mine = zlib.crc32(repr(given).encode())
+    codes = ranks.gather(torch.tensor(mine, device=device)).tolist()
+    others = [str(rank) for rank, code in enumerate(codes) if code != codes[0]]
+    if others:
+        raise ValueError(
+            "the processes of a model in shards decode together, with the same prompts and settings; not those of process 0 "
+            f"has {', '.join(others)}"
+        )
