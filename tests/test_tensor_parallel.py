@@ -15,6 +15,7 @@ import pytest
 import torch
 from published_configs import MASK
 from published_layouts import write_published
+from quantised_checkpoints import change_config, scheme, write_native
 from tensor_parallel_shards import decode
 
 import freedave
@@ -223,4 +224,11 @@ def test_a_process_that_was_started_alone(tmp_path: Path, monkeypatch: pytest.Mo
     folder, _, _ = write_published(tmp_path, "sdar")
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(ValueError, match="torchrun --nproc-per-node 2"):
+        freedave.load_model(folder, tensor_parallel=True)
+
+
+def test_quantised_weights_are_not_divided(tmp_path: Path) -> None:
+    folder = write_native(tmp_path, "sdar")
+    change_config(folder, quantization_config=scheme("pack-quantized", 4))
+    with pytest.raises(freedave.CheckpointError, match="tensor_parallel does not divide quantised weights"):
         freedave.load_model(folder, tensor_parallel=True)

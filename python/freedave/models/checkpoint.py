@@ -74,6 +74,8 @@ def load_model(
     if dtype == "auto":
         dtype = _published_dtype(folder)
     if description.quantisation is not None:
+        if tensor_parallel:
+            raise CheckpointError(f"{folder}: tensor_parallel does not divide quantised weights; load them whole")
         check_library(description.quantisation, folder)
     stored = StoredWeights(folder)
     check_sizes(description, stored)
