@@ -200,6 +200,12 @@ def add_generate(commands: Any) -> None:
         epilog="example: freedave generate demo --prompt '48392+7715=' --check-lossless --picture decode.html",
     )
     add_model_options(parser)
+    parser.add_argument(
+        "--tensor-parallel",
+        action="store_true",
+        help="each of the processes that torchrun has started holds its share of the weights: "
+        "torchrun --nproc-per-node 2 -m freedave.cli generate MODEL --tensor-parallel ...",
+    )
     prompt = parser.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", metavar="TEXT", help="the text to continue")
     prompt.add_argument("--prompt-ids", type=token_ids, metavar="IDS", help="token ids instead of text: 1,2,3")

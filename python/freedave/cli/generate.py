@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from freedave.cli.reporting import show_remarks, write, write_json
 from freedave.cli.streaming import ProgressBar, StreamingText, Watcher, can_redraw
@@ -54,8 +56,24 @@ class Decoded:
 
 def run(arguments: argparse.Namespace) -> int:
     """Decode, print, draw; the exit code."""
-    lm = load_named(arguments.model, arguments.dtype, arguments.device or default_device(), arguments.revision)
+    device = arguments.device or default_device()
+    if not arguments.tensor_parallel:
+        lm = load_named(arguments.model, arguments.dtype, device, arguments.revision)
+        return decode_and_report(lm, arguments, speaks=True)
+    try:
+        lm = load_named(arguments.model, arguments.dtype, device, arguments.revision, tensor_parallel=True)
+        return decode_and_report(lm, arguments, speaks=dist.get_rank() == 0)
+    finally:
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def decode_and_report(lm: DiffusionLM, arguments: argparse.Namespace, *, speaks: bool) -> int:
+    """Decodes; only one of several processes `speaks`, for all of them."""
     prompt_ids = encode_prompt(lm, arguments)
+    if not speaks:
+        decode(lm, prompt_ids, arguments, quiet=True)
+        return 0
     show_remarks()
     decoded = decode(lm, prompt_ids, arguments)
     for picture in arguments.picture:
@@ -116,7 +134,7 @@ def decode_text(lm: DiffusionLM, token_ids: list[int]) -> str:
     return str(lm.tokenizer.decode(token_ids))
 
 
-def decode(lm: DiffusionLM, prompt_ids: list[int], arguments: argparse.Namespace) -> Decoded:
+def decode(lm: DiffusionLM, prompt_ids: list[int], arguments: argparse.Namespace, *, quiet: bool = False) -> Decoded:
     """Decode with the settings of the command line, shown while it runs; statically too where they are compared."""
     input_ids = torch.tensor([prompt_ids], dtype=torch.int64)
     settings = {"max_new_tokens": arguments.max_new_tokens, **options_of(arguments)}
@@ -125,7 +143,7 @@ def decode(lm: DiffusionLM, prompt_ids: list[int], arguments: argparse.Namespace
         # What is slow once, a process's first forward or a shape's first step, would fall on the first of the two decodes.
         shapes = arguments.executor == "graph" or lm.device.type == "cuda"
         generate(lm, input_ids, **(settings if shapes else settings | {"max_new_tokens": 1}))
-    with watch(lm, arguments) as watcher:
+    with contextlib.nullcontext() if quiet else watch(lm, arguments) as watcher:
         try:
             output = generate(lm, input_ids, **settings, on_step=watcher, check_lossless=compared)
         except LosslessnessError as error:

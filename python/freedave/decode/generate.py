@@ -23,6 +23,7 @@ from freedave.decode.output import (
     count_differences,
 )
 from freedave.decode.settings import Settings, check_prompts, resolve_settings
+from freedave.forward.shards import check_alike
 
 if TYPE_CHECKING:
     from freedave.models.diffusion_lm import DiffusionLM
@@ -99,6 +100,7 @@ def generate(
         log_probs=log_probs,
         **options,
     )
+    check_alike(lm.ranks, (prompts, settings), lm.device)
     out = _decode(lm, input_ids, prompts, settings, on_step)
     if measure_own_static:
         own = _decode(lm, input_ids, prompts, settings.static(own_shapes=True), None)

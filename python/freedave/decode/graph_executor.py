@@ -184,7 +184,8 @@ class GraphExecutor:
         shapes = {drafts: self._shapes.together(sequences, drafts) for drafts in DRAFTS}
         possible, count = self._possible(chooser, shapes, sequences), len(sequences)
         tokens = tuple((drafts, shapes[drafts].tokens / count if drafts in possible else None) for drafts in DRAFTS)
-        return shapes[chooser.choose([ShapeOutlook(each.num_drafts, tokens) for each in sequences]).drafts]
+        choice = chooser.choose([ShapeOutlook(each.num_drafts, tokens) for each in sequences])
+        return shapes[self._lm.agreed([choice.drafts])[0]]
 
     def _possible(self, chooser: DraftChooser, shapes: dict[int, Shape], sequences: list[DeviceSequence]) -> list[int]:
         """Of the numbers of drafts, those whose shapes are ready or worth being made.

@@ -143,7 +143,7 @@ class PlannedExecutor:
         """How many drafts this forward has. Its prompts are work that it has anyway."""
         outlooks = [slot.policy.outlook(slot.sequence, self._head_share) for slot in active]
         prompts = sum(slot.policy.prompt_tokens(slot.sequence) for slot in (*storing, *active))
-        self._choice = chooser.choose(outlooks, float(prompts))
+        self._choice = Choice(*self._lm.agreed(chooser.choose(outlooks, float(prompts))))
         # A forward that computes prompts says little about those that do not.
         self._work = 0.0
         if not prompts:

@@ -256,7 +256,7 @@ def resolve_settings(
         executor=executor,
         compile=chosen.compile,
         temperature=chosen.temperature,
-        seed=int(torch.randint(2**63 - 1, ())) if chosen.temperature > 0 and chosen.seed is None else chosen.seed or 0,
+        seed=_seed(lm, chosen),
         top_k=chosen.top_k,
         top_p=chosen.top_p,
         min_p=chosen.min_p,
@@ -336,6 +336,12 @@ def _cache(lm: DiffusionLM, cache: str) -> str:
     if cache == "auto":
         return "exact" if lm.attention == "block_causal" else "none"
     return cache
+
+
+def _seed(lm: DiffusionLM, chosen: DecodingOptions) -> int:
+    """The seed that was given, or one that chance gives; for all shards of a model, the first one's."""
+    drawn = chosen.temperature > 0 and chosen.seed is None
+    return lm.agreed([int(torch.randint(2**63 - 1, ())) if drawn else chosen.seed or 0])[0]
 
 
 def _executor(lm: DiffusionLM, executor: str, compile: bool | None) -> str:

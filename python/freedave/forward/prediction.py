@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
+from freedave.forward.shards import ShardedHead
 from freedave_kernels import TOKENS_PER_STATE, logit_floor, merge_predictions, partial_predictions, predict_tokens
 
 if TYPE_CHECKING:
@@ -50,11 +51,12 @@ class Predictor:
         """`truncation`: what `logit_floor` takes, where tokens are not drawn from the whole vocabulary."""
         self.projection_seconds = 0.0
         self._lm = lm
+        self._sharded = lm.ranks is not None
         self._options: dict[str, Any] = {"measure": measure, "temperature": temperature}
         self._truncation = truncation or {}
         long = lm.vocab_size is not None and lm.vocab_size > TOKENS_PER_STATE
         # A floor is known when all logits of a row are.
-        self._in_parts = lm.has_plain_head and long and not self._truncation
+        self._in_parts = lm.has_plain_head and (long or self._sharded) and not self._truncation
         self._suppressed = torch.tensor([lm.mask_token_id], device=lm.device)
 
     def __call__(
@@ -69,7 +71,8 @@ class Predictor:
         `noise` are the seed and the position of each row, `[R]` int64 both. Results are the same
         bits however the rows are divided, as far as their logits are.
         """
-        in_parts = self._in_parts and (features.is_cpu or self._logits_bytes(features) > ONE_PRODUCT_BYTES)
+        large = features.is_cpu or self._sharded or self._logits_bytes(features) > ONE_PRODUCT_BYTES
+        in_parts = self._in_parts and large
         projection = self._lm.projection if in_parts else None
         if projection is None:
             rows, predict = self._rows_at_once(features), self._whole
@@ -130,6 +133,7 @@ class Predictor:
         positions: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         weight, bias = projection.weight, projection.bias
+        begin = projection.first if isinstance(projection, ShardedHead) else 0
         most = SLICE_BYTES if features.is_cpu else SLICE_BYTES_ELSEWHERE
         state_bytes = max(1, len(features)) * features.element_size() * TOKENS_PER_STATE
         tokens = TOKENS_PER_STATE * max(1, most // state_bytes)
@@ -145,7 +149,7 @@ class Predictor:
                     logits,
                     input_ids,
                     self._lm.mask_token_id,
-                    first_token_id=first,
+                    first_token_id=begin + first,
                     suppress_tokens=self._suppressed,
                     seed=seed,
                     positions=positions,
@@ -154,4 +158,6 @@ class Predictor:
             )
             del logits  # frees them before the next slice's are made
         found = states[0] if len(states) == 1 else torch.cat(states, -2)
+        if isinstance(projection, ShardedHead):
+            found = projection.all_states(found)
         return merge_predictions(found, input_ids, **self._options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from freedave.models.checkpoint import load_model
@@ -15,7 +17,9 @@ DTYPES: dict[str, torch.dtype | str] = {
 }
 
 
-def load_named(path: str, dtype: str, device: str, revision: str | None = None) -> DiffusionLM:
+def load_named(
+    path: str, dtype: str, device: str, revision: str | None = None, *, tensor_parallel: bool = False
+) -> DiffusionLM:
     """`freedave.load_model` with the dtype's name: "auto" (the checkpoint's own), "float32", "bfloat16" or "float16".
 
     Raises:
@@ -23,7 +27,8 @@ def load_named(path: str, dtype: str, device: str, revision: str | None = None) 
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    return load_model(path, dtype=DTYPES[dtype], device=device, revision=revision)  # type: ignore[arg-type]
+    named: Any = DTYPES[dtype]
+    return load_model(path, dtype=named, device=device, revision=revision, tensor_parallel=tensor_parallel)
 
 
 def default_device() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from pathlib import Path
 from typing import Literal
@@ -17,6 +18,7 @@ from freedave.models.location import locate
 from freedave.models.quantisation import check_library, load_quantised
 from freedave.models.sizes import check_sizes
 from freedave.models.stored_weights import StoredWeights
+from freedave.models.tensor_parallel import join, own_device, shard
 from freedave.models.tokenizer import load_tokenizer
 
 __all__ = ["CheckpointError", "load_model"]
@@ -30,6 +32,7 @@ def load_model(
     dtype: torch.dtype | Literal["auto"] = torch.float32,
     device: str | torch.device = "cpu",
     revision: str | None = None,
+    tensor_parallel: bool = False,
 ) -> DiffusionLM:
     """Loads a diffusion language model.
 
@@ -48,6 +51,9 @@ def load_model(
             in float32; see `generate(check_lossless=True)` for others.
         device: where the weights go.
         revision: branch, tag or commit of a model in the Hugging Face cache; None is "main".
+        tensor_parallel: this is one of several processes that were started together (torchrun), and loads its share of the
+            weights: heads, MLP and vocabulary. `generate` then returns the same in all of them, and has to be called in all
+            of them, with the same arguments. "cuda" is each process's own GPU.
 
     Warns of a block length, mask or end token that no file names, so that the checkpoint's name ("-b16") or what is usual in
     the family decides, and of keys in config.json that are not known.
@@ -58,14 +64,18 @@ def load_model(
     Raises:
         CheckpointError (a ValueError): missing folder or file, unknown family, missing, unexpected, misshapen or damaged
             weights; all that is wrong is listed, and nothing is loaded. A library that quantised them is not installed.
-        TypeError, ValueError: a dtype or device that cannot be used.
+        TypeError, ValueError: a dtype or device that cannot be used, or tensor_parallel in a process that was started alone.
     """
+    if tensor_parallel:
+        device = own_device(device)
     where = _usable(torch.float32 if dtype == "auto" else dtype, device)
     folder = locate(path, revision)
     description = describe(folder, str(path))
     if dtype == "auto":
         dtype = _published_dtype(folder)
     if description.quantisation is not None:
+        if tensor_parallel:
+            raise CheckpointError(f"{folder}: tensor_parallel does not divide quantised weights; load them whole")
         check_library(description.quantisation, folder)
     stored = StoredWeights(folder)
     check_sizes(description, stored)
@@ -76,6 +86,9 @@ def load_model(
     tensors = weights.plan(description, model)
     weights.check(description, tensors, stored)
     weights.check_tied_head(description, tensors, stored)
+    if tensor_parallel:
+        parts = shard(model, join(where))
+        tensors = [dataclasses.replace(tensor, part=parts.get(tensor.parameter, ())) for tensor in tensors]
     if description.quantisation is None:
         weights.stream(model, tensors, stored, dtype, where)
     else:

@@ -14,6 +14,7 @@ from freedave.forward.attention import attend
 from freedave.forward.explicit_mask import ExplicitKeyValues, additive_mask, explicit_logits, honoured_mask_dtype
 from freedave.forward.packed_forward import ROWS_TOGETHER, PackedForward
 from freedave.forward.reproducible_products import try_products
+from freedave.forward.shards import Ranks, ShardedHead, agreed
 from freedave.forward.window_attention import WindowAttention
 from freedave.integers import as_int, as_token_id, as_token_ids
 from freedave.models.adapters import without_wrapper
@@ -234,16 +235,24 @@ class DiffusionLM:
     @property
     def projection(self) -> torch.nn.Linear | None:
         """What `project` multiplies features with, where that is all it does; None where there may be more to it (hooks,
-        adapters, quantised or distributed weights), or where logits come with the features.
+        adapters, quantised or otherwise distributed weights), or where logits come with the features.
         """
         if not self.has_plain_head:
             return None
         model: Any = self.model
         head = model.get_output_embeddings()
-        plain = (
-            type(head) is torch.nn.Linear and type(head.weight) is torch.nn.Parameter and "forward" not in vars(head)
-        )
+        plain = type(head) in (torch.nn.Linear, ShardedHead) and type(head.weight) is torch.nn.Parameter
+        plain = plain and "forward" not in vars(head)
         return head if plain and not _is_hooked(head) else None
+
+    @property
+    def ranks(self) -> Ranks | None:
+        """This process, where it holds one of several shards of the model (`load_model(tensor_parallel=True)`)."""
+        return getattr(self.model, "freedave_ranks", None)
+
+    def agreed(self, numbers: Sequence[int]) -> list[int]:
+        """What all processes of a model in shards go on with: those numbers that the first one has."""
+        return agreed(self.ranks, numbers, self.device)
 
     def _try_products(self) -> None:
         threads = torch.get_num_threads()  # how a product is divided among them may change its bits

@@ -27,12 +27,16 @@ DERIVED = ".rotary_emb.inv_freq"
 
 @dataclass(frozen=True)
 class NativeTensor:
-    """A tensor of the native class's own files, its source, and the part of the model that it is."""
+    """A tensor of the native class's own files, its source, and the part of the model that it is.
+
+    `part`: what of it this process holds, where the model is divided among several.
+    """
 
     name: str
     source: Source
     parameter: str
     index: tuple[int | slice, ...] = ()
+    part: tuple[slice, ...] = ()
 
 
 def plan(description: Description, model: nn.Module) -> list[NativeTensor]:
@@ -144,7 +148,7 @@ def stream(
                     shape, name = on_meta[part.parameter].shape, part.parameter
                     exact = bool(kept) and name.endswith(kept)
                     loaded[name] = torch.empty(shape, dtype=torch.float32 if exact else dtype, device=device)
-                loaded[part.parameter][part.index].copy_(read(reader, part.source))
+                loaded[part.parameter][part.index].copy_(read(reader, part.source, part.part))
     model.load_state_dict(loaded, strict=False, assign=True)
     model.tie_weights()
     # What no file holds: the rotary frequencies, which follow from the configuration.
@@ -154,8 +158,9 @@ def stream(
         raise RuntimeError(f"weights of {type(model).__name__} were left out of the plan: {', '.join(left)}")
 
 
-def read(reader: Any, source: Source) -> torch.Tensor:
-    """A source's rows, from an open file."""
+def read(reader: Any, source: Source, part: tuple[slice, ...] = ()) -> torch.Tensor:
+    """A source's rows, or a part of them, from an open file."""
     if source.rows is None:
-        return reader.get_tensor(source.name)
-    return reader.get_slice(source.name)[source.rows]
+        return reader.get_slice(source.name)[part] if part else reader.get_tensor(source.name)
+    rows = reader.get_slice(source.name)[source.rows]
+    return rows[part] if part else rows
