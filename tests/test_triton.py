@@ -469,7 +469,22 @@ def test_compiles_without_graph_breaks():
 def test_opcheck():
     ids = torch.tensor([[[9, 9, 1]]])
     predict, draft = (registry.kernel(op, "triton", "cpu") for op in ("predict_tokens", "draft_step"))
-    torch.library.opcheck(predict, (torch.randn(1, 1, 3, 20), ids, 9, None, "prob", None, False, 0.0, None, None, None))
+    logits = torch.randn(1, 1, 3, 20)
+    call = (
+        logits,
+        ids,
+        9,
+        torch.ones_like(ids, dtype=torch.bool),
+        "prob",
+        torch.tensor([3]),
+        False,
+        0.0,
+        None,
+        None,
+        None,
+    )
+    torch.library.opcheck(predict, (*call, None, "exclude"))
+    torch.library.opcheck(predict, (*call, ids, "forbid"))
     step = (1, None, "confidence", None, "recycled", "exact", None, None, None)
     torch.library.opcheck(draft, (ids, ids, torch.rand(1, 1, 3), torch.tensor([1]), 9, 2, *step))
     pooled, pool = registry.kernel("pooled_step", "triton", "cpu"), fk.draft_pool(1, 4, 3).memory
