@@ -18,7 +18,7 @@ ENGINES_VENV := .venv-engines
 PINS := requirements/build.txt requirements/decode.txt requirements/dev.txt requirements/triton.txt
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc cmake -type f)
 CXX_FILES = $(shell find csrc tests/simt \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \))
-OP_TESTS = tests/test_predict_tokens.py tests/test_partial_predictions.py tests/test_drawn_tokens.py tests/test_draw_bounds.py tests/test_logit_floor.py tests/test_rank_positions.py \
+OP_TESTS = tests/test_predict_tokens.py tests/test_scored_tokens.py tests/test_partial_predictions.py tests/test_drawn_tokens.py tests/test_draw_bounds.py tests/test_logit_floor.py tests/test_rank_positions.py \
            tests/test_select_transfer.py tests/test_build_drafts.py tests/test_verify_drafts.py tests/test_draft_step.py tests/test_pooled_step.py tests/test_keep.py tests/test_long_windows.py
 
 # What every CMake build beside the installed one begins with.

@@ -48,6 +48,8 @@ NATIVE_OPS = tuple(op for op, rooms in OPS.items() if rooms.native)
 
 MEASURES = ("prob", "margin", "neg_entropy", "log_odds")
 DRAWN_MEASURES = ("prob", "log_odds")  # of tokens that are drawn with a temperature
+SUPPRESSIONS = ("exclude", "forbid")  # of suppressed tokens: out of the softmax, or in it and only never chosen
+RANK_DTYPES = ("float32", "logits")  # of confidences: to which dtype they are rounded
 LARGEST_LOG_ODDS = 64.0  # of the measure; what is more certain counts as this
 ORDERS = ("confidence", "left_to_right")
 MATCHES = ("exact", "subset")
@@ -131,6 +133,7 @@ class PoolLayout(NamedTuple):
 STATED_IN_CPP: dict[str, Any] = {
     "ops": list(NATIVE_OPS),
     "measures": list(MEASURES),
+    "suppressions": list(SUPPRESSIONS),
     "orders": list(ORDERS),
     "matches": list(MATCHES),
     "draftings": list(DRAFTINGS),

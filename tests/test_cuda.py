@@ -64,6 +64,17 @@ def test_a_decoding_step_is_three_launches(emulator, batch, count):
     ]
 
 
+@pytest.mark.parametrize("suppress", ["exclude", "forbid"])
+def test_single_logits_of_a_row_take_no_further_launch(emulator, suppress):
+    """What reads them merges as well."""
+    ids = torch.full((3,), MASK)
+    before = emulator.simt_launches()
+    fk.predict_tokens(torch.randn(3, 20000), ids, MASK, suppress_tokens=[5], suppress=suppress, scored_ids=ids)
+    assert emulator.simt_launches() - before == 2
+    assert "merge_and_read" in emulator.simt_launch(0).decode()
+    assert all("programmatic=1" in emulator.simt_launch(back).decode() for back in range(2))
+
+
 def pooled_step(
     drafts: torch.Tensor, draft_steps: int = 1, states: int = 2, columns: int | None = None
 ) -> fk.DraftStep:

@@ -92,9 +92,8 @@ def draws_in_parts(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, dict[st
 
 
 def oracle(logits, input_ids, *, mask_index=None, measure="prob", suppress_tokens=None, logits_shift=False, **drawing):
-    return reference(
-        logits, input_ids, MASK, mask_index, measure, suppress_tokens, logits_shift, *map(drawing.get, NAMES)
-    )
+    drawn = (*map(drawing.get, NAMES), None, "exclude")
+    return reference(logits, input_ids, MASK, mask_index, measure, suppress_tokens, logits_shift, *drawn)
 
 
 NAMES = ("temperature", "seed", "positions", "floor")

@@ -84,7 +84,7 @@ def predict(dtype: torch.dtype, measure: str, vocab: int = 151936, offset: int =
     logits = torch.zeros(vocab + offset, dtype=dtype)[offset:].view(1, vocab)
     suppress, shift = extra.get("suppress"), extra.get("shift", False)
     seed = torch.tensor([1]) if extra.get("temperature") else None
-    rest = (measure, suppress, shift, extra.get("temperature", 0.0), seed, seed, extra.get("floor"))
+    rest = (measure, suppress, shift, extra.get("temperature", 0.0), seed, seed, extra.get("floor"), None, "exclude")
     return lambda: predict_tokens(logits, torch.tensor([MASK]), MASK, extra.get("mask"), *rest)
 
 

@@ -12,8 +12,9 @@ void launch(const MergePredictionsParams& p, ParallelFor) {
       const int64_t flat = row * p.length + position;
       const double* states = p.states + p.state_rows.start(flat);
       const auto state_of = [&](int64_t chunk) { return load_state(states + chunk * p.state_rows.step); };
-      write_prediction(merge_row(p.chunks, p.drawn, state_of), p.measure, p.drawn, p.input_ids.at(row, position),
-                       p.token_ids[flat], p.confidence[flat]);
+      const OnlineSoftmax whole = merge_row(p.chunks, p.drawn, state_of);
+      write_prediction(whole, whole, p.measure, p.drawn, p.input_ids.at(row, position), p.token_ids[flat],
+                       p.confidence[flat]);
     }
   }
 }

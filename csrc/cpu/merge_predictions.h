@@ -13,12 +13,13 @@ OnlineSoftmax merge_row(int64_t chunks, bool drawn, const StateOf& state_of) {
   return whole;
 }
 
-// A row that is broken has the token that it was given, and no confidence.
-inline void write_prediction(const OnlineSoftmax& whole, Measure measure, bool drawn, int64_t given, int64_t& token_id,
-                             float& confidence) {
-  const bool broken = is_broken(whole);
+// `all` is the softmax that the chosen token of `whole` is part of. A row that is broken has the token that it was
+// given, and no confidence.
+inline void write_prediction(const OnlineSoftmax& whole, const OnlineSoftmax& all, Measure measure, bool drawn,
+                             int64_t given, int64_t& token_id, float& confidence) {
+  const bool broken = is_broken(whole) || is_broken(all);
   token_id = broken ? given : whole.token;
-  confidence = broken ? -INFINITY : confidence_of(whole, measure, drawn);
+  confidence = broken ? -INFINITY : confidence_of(whole, all, measure, drawn);
 }
 
 }  // namespace freedave::cpu

@@ -1,17 +1,11 @@
-// Merges the states of each row. A warp owns a row and merges in a fixed order, so a row's bits depend neither on who
-// made its states nor on how many rows there are. A few microseconds: bound by latency.
+// Merges the states of each row, a warp a row. A few microseconds: bound by latency.
 #include "cuda/device.cuh"
+#include "cuda/merged_row.cuh"
 #include "freedave/online_softmax.h"
 #include "freedave/predict_tokens.h"
 
 namespace freedave::cuda {
 namespace {
-
-__device__ __forceinline__ OnlineSoftmax shuffle_down(const OnlineSoftmax& s, int offset) {
-  return {__shfl_down_sync(kFullWarp, s.max, offset),   __shfl_down_sync(kFullWarp, s.second, offset),
-          __shfl_down_sync(kFullWarp, s.token, offset), __shfl_down_sync(kFullWarp, s.ties, offset),
-          __shfl_down_sync(kFullWarp, s.rest, offset),  __shfl_down_sync(kFullWarp, s.weighted, offset)};
-}
 
 constexpr int kMergeThreads = 256;
 
@@ -22,21 +16,12 @@ __global__ void __launch_bounds__(kMergeThreads)
   const uint32_t row = blockIdx.x * (kMergeThreads / kWarp) + warp_id();
   if (row >= rows) return;
   const double* states = p.states + p.state_rows.start(row);
-  const int chunks = static_cast<int>(p.chunks);
-
-  OnlineSoftmax whole = empty_softmax();
-  for (int chunk = lane_id(); chunk < chunks; chunk += kWarp) {
-    whole = merge(whole, load_state(states + chunk * p.state_rows.step), p.drawn);
-  }
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-    // Lanes without a chunk hold the neutral state, so skipping them changes no bit.
-    if (offset < chunks) whole = merge(whole, shuffle_down(whole, offset), p.drawn);
-  }
+  const OnlineSoftmax whole = merged_row(states, static_cast<int>(p.chunks), p.state_rows.step, p.drawn);
   if (lane_id() > 0) return;
   const bool predicted = !is_broken(whole);
   const uint32_t length = static_cast<uint32_t>(p.length);
   p.token_ids[row] = predicted ? whole.token : p.input_ids.at(row / length, row % length);
-  p.confidence[row] = predicted ? confidence_of(whole, p.measure, p.drawn) : -INFINITY;
+  p.confidence[row] = predicted ? confidence_of(whole, whole, p.measure, p.drawn) : -INFINITY;
 }
 
 }  // namespace

@@ -133,28 +133,35 @@ HD bool is_broken(const OnlineSoftmax& s) {
   return s.token < 0 || !(s.max < INFINITY) || !(s.rest < static_cast<double>(INFINITY));
 }
 
-// How sure the model is of the arg max: p1, p1 - p2, sum p log p, or log(p1 / (1 - p1)). No difference of nearly equal
-// numbers is taken. NaN, which nothing ranks, for what is no measure.
-HD float confidence_of(const OnlineSoftmax& s, Measure measure, bool drawn) {
-  // Of the chosen token, relative to the largest.
-  const double logit = drawn ? s.weighted - static_cast<double>(s.max) : 0.0;
-  const double sum = s.ties + s.rest;
+// How sure the model is of the chosen token of `s`, where `all` is the softmax that it is part of: p1, p1 - p2,
+// sum p log p, or log(p1 / (1 - p1)). No difference of nearly equal numbers is taken. NaN, which nothing ranks, for
+// what is no measure.
+HD float confidence_of(const OnlineSoftmax& s, const OnlineSoftmax& all, Measure measure, bool drawn) {
+  // Of the chosen token, relative to the largest: 0 where it is that.
+  const double logit = (drawn ? s.weighted : static_cast<double>(s.max)) - static_cast<double>(all.max);
+  const double sum = all.ties + all.rest;
   switch (measure) {
     case Measure::kProb:
-      return static_cast<float>(drawn ? exp(logit) / sum : 1.0 / sum);
+      return static_cast<float>(exp(logit) / sum);
     case Measure::kMargin:
-      return static_cast<float>(-expm1(static_cast<double>(s.second) - static_cast<double>(s.max)) / sum);
+      return static_cast<float>(exp(logit) * -expm1(static_cast<double>(s.second) - static_cast<double>(s.max)) / sum);
     case Measure::kNegEntropy:
       // sum p log p = sum e (t - log Z) / Z with t = x - max and e = exp(t): two terms of one sign.
-      return static_cast<float>(s.weighted / sum - (log(s.ties) + log1p(s.rest / s.ties)));
+      return static_cast<float>(all.weighted / sum - (log(all.ties) + log1p(all.rest / all.ties)));
     case Measure::kLogOdds: {
       // What is beside the largest token; of another one, the largest is among its others.
-      const double others = logit < 0.0 ? sum - exp(logit) : (s.ties - 1.0) + s.rest;
+      const double others = logit < 0.0 ? sum - exp(logit) : (all.ties - 1.0) + all.rest;
       const float log_odds = static_cast<float>(logit - log(others));  // inf where nothing else is left
       return log_odds < kLargestLogOdds ? log_odds : kLargestLogOdds;
     }
   }
   return NAN;
+}
+
+// The log-probability of a token whose logit is known.
+HD float log_prob_of(float logit, const OnlineSoftmax& all) {
+  const double log_sum = all.ties > 0.0 ? log(all.ties) + log1p(all.rest / all.ties) : log(all.rest);
+  return static_cast<float>((static_cast<double>(logit) - static_cast<double>(all.max)) - log_sum);
 }
 
 }  // namespace freedave

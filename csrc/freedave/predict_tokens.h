@@ -31,9 +31,25 @@ struct LogitsToScan {
   HD float floor_at(int64_t row, int64_t place) const { return floor.data ? floor.at(row, place) : -INFINITY; }
 };
 
+// What becomes of the suppressed tokens, which are never chosen: they leave the softmax, or stay in it.
+enum class Suppress : int32_t { kExclude, kForbid };
+
+constexpr const char* name(Suppress suppress) {
+  switch (suppress) {
+    case Suppress::kExclude:
+      return "exclude";
+    case Suppress::kForbid:
+      return "forbid";
+  }
+  return nullptr;
+}
+
 struct PredictTokensParams : LogitsToScan {
-  int64_t* token_ids;  // contiguous [*, L]
-  float* confidence;   // contiguous [*, L]
+  Suppress suppress;
+  Matrix<const int64_t> scored_ids;  // data is null: none
+  int64_t* token_ids;                // contiguous [*, L]
+  float* confidence;                 // contiguous [*, L]
+  float* log_probs;                  // of scored_ids, contiguous [*, L]
 };
 
 struct PartialPredictionsParams : LogitsToScan {

@@ -63,6 +63,7 @@ pybind11::dict contract() {
   pybind11::dict contract;
   contract["ops"] = ops();
   contract["measures"] = names<freedave::Measure>();
+  contract["suppressions"] = names<freedave::Suppress>();
   contract["orders"] = names<freedave::Order>();
   contract["matches"] = names<freedave::Match>();
   contract["draftings"] = names<freedave::Drafting>();

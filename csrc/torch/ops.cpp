@@ -71,39 +71,42 @@ LogitsToScan to_scan(const Argument& logits, const Argument& input_ids, int64_t 
                      const OptionalTensor& mask_index, const Text& measure, const OptionalTensor& suppress_tokens,
                      bool logits_shift, double temperature, const OptionalTensor& seed, const OptionalTensor& positions,
                      const OptionalTensor& floor) {
-  const char* const op = logits.op;
   LogitsToScan p{};
   set_logits(p, logits, 2, suppress_tokens);
   input_ids.expect({ScalarType::Long}).expect_shape_of(logits, logits.dims - 1);
   p.length = input_ids.sizes[input_ids.dims - 1];
-  p.first_token_id = expect_at_least(op, "first_token_id", first_token_id, 0);
+  p.first_token_id = expect_at_least(logits.op, "first_token_id", first_token_id, 0);
   p.logits_shift = logits_shift;
   p.input_ids = input_ids.matrix<int64_t>();
   p.mask_index = matrix_of<bool>(input_ids, "mask_index", mask_index);
   p.mask_token_id = mask_token_id;
-  p.measure = choose<Measure>(op, "measure", measure);
+  p.measure = choose<Measure>(logits.op, "measure", measure);
   p.inverse_temperature = temperature > 0.0 ? static_cast<float>(1.0 / temperature) : 0.0f;
   p.seed = matrix_of<int64_t>(input_ids, "seed", seed);
   p.position = matrix_of<int64_t>(input_ids, "positions", positions);
   p.floor = matrix_of<float>(input_ids, "floor", floor);
   STD_TORCH_CHECK(
-      temperature == 0.0 || (seed && positions && measures_draws(p.measure) && first_token_id % 4 == 0), op,
+      temperature == 0.0 || (seed && positions && measures_draws(p.measure) && first_token_id % 4 == 0), logits.op,
       ": a temperature needs seed, positions, a measure of the drawn token, and a multiple of 4 as first token");
   return p;
 }
 
-std::tuple<Tensor, Tensor> predict_tokens(const Tensor& logits_, const Tensor& input_ids_, int64_t mask_token_id,
-                                          const OptionalTensor& mask_index, const Text& measure,
-                                          const OptionalTensor& suppress_tokens, bool logits_shift, double temperature,
-                                          const OptionalTensor& seed, const OptionalTensor& positions,
-                                          const OptionalTensor& floor) {
+std::tuple<Tensor, Tensor, Tensor> predict_tokens(const Tensor& logits_, const Tensor& input_ids_,
+                                                  int64_t mask_token_id, const OptionalTensor& mask_index,
+                                                  const Text& measure, const OptionalTensor& suppress_tokens,
+                                                  bool logits_shift, double temperature, const OptionalTensor& seed,
+                                                  const OptionalTensor& positions, const OptionalTensor& floor,
+                                                  const OptionalTensor& scored_ids, const Text& suppress) {
   const Argument logits("predict_tokens", "logits", logits_), input_ids("predict_tokens", "input_ids", input_ids_);
   const LogitsToScan scan = to_scan(logits, input_ids, mask_token_id, 0, mask_index, measure, suppress_tokens,
                                     logits_shift, temperature, seed, positions, floor);
   Tensor token_ids = new_tensor_like(input_ids, ScalarType::Long);
   Tensor confidence = new_tensor_like(input_ids, ScalarType::Float);
-  launch(logits, PredictTokensParams{scan, data<int64_t>(token_ids), data<float>(confidence)});
-  return {token_ids, confidence};
+  Tensor log_probs = new_tensor_like(input_ids, ScalarType::Float, scored_ids.has_value());
+  launch(logits, PredictTokensParams{scan, choose<Suppress>(logits.op, "suppress", suppress),
+                                     matrix_of<int64_t>(input_ids, "scored_ids", scored_ids), data<int64_t>(token_ids),
+                                     data<float>(confidence), data<float>(log_probs)});
+  return {token_ids, confidence, log_probs};
 }
 
 Tensor partial_predictions(const Tensor& logits_, const Tensor& input_ids_, int64_t mask_token_id,
@@ -127,25 +130,20 @@ std::tuple<Tensor, Tensor> merge_predictions(const Tensor& states_, const Tensor
                                              double temperature) {
   constexpr const char* kOp = "merge_predictions";
   const Argument states(kOp, "states", states_), input_ids(kOp, "input_ids", input_ids_);
-  states.expect({ScalarType::Double});
-  const int64_t leading = states.dims - 2;
-  STD_TORCH_CHECK(leading >= 1 && states.sizes[leading] >= 1 && states.sizes[leading + 1] == kStateFields, kOp,
-                  ": states must have shape [*, L, C, ", kStateFields, "], got ", states.shape());
-  STD_TORCH_CHECK(states.strides[leading + 1] == 1, kOp,
-                  ": the last dimension of states must be contiguous, got stride ", states.strides[leading + 1]);
+  const int64_t leading = states.expect({ScalarType::Double}).dims - 2;
+  STD_TORCH_CHECK(leading >= 1 && states.sizes[leading] >= 1 && states.sizes[leading + 1] == kStateFields &&
+                      states.strides[leading + 1] == 1,
+                  kOp, ": states must have shape [*, L, C, ", kStateFields, "], the last dimension contiguous, got ",
+                  states.shape());
   input_ids.expect({ScalarType::Long}).expect_shape_of(states, leading);
 
   Tensor token_ids = new_tensor_like(input_ids, ScalarType::Long);
   Tensor confidence = new_tensor_like(input_ids, ScalarType::Float);
-  launch(states, MergePredictionsParams{.states = static_cast<const double*>(states.data),
-                                        .state_rows = states.rows(leading, states.strides[leading]),
-                                        .chunks = states.sizes[leading],
-                                        .length = input_ids.sizes[input_ids.dims - 1],
-                                        .input_ids = input_ids.matrix<int64_t>(),
-                                        .measure = choose<Measure>(kOp, "measure", measure),
-                                        .drawn = temperature > 0.0,
-                                        .token_ids = data<int64_t>(token_ids),
-                                        .confidence = data<float>(confidence)});
+  launch(states,
+         MergePredictionsParams{static_cast<const double*>(states.data), states.rows(leading, states.strides[leading]),
+                                states.sizes[leading], input_ids.sizes[leading - 1], input_ids.matrix<int64_t>(),
+                                choose<Measure>(kOp, "measure", measure), temperature > 0.0, data<int64_t>(token_ids),
+                                data<float>(confidence)});
   return {token_ids, confidence};
 }
 

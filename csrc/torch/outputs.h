@@ -25,8 +25,8 @@ T* data(const Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
-inline Tensor new_tensor_like(const Argument& like, ScalarType type) {
-  return new_tensor(like, type, {like.sizes, static_cast<size_t>(like.dims)});
+inline Tensor new_tensor_like(const Argument& like, ScalarType type, bool wanted = true) {
+  return wanted ? new_tensor(like, type, {like.sizes, static_cast<size_t>(like.dims)}) : new_tensor(like, type, {0});
 }
 
 }  // namespace freedave

@@ -5,9 +5,10 @@
 namespace freedave {
 
 inline constexpr const char* kSchemas[] = {
-    "predict_tokens(Tensor logits, Tensor input_ids, int mask_token_id, Tensor? mask_index=None, "
-    "str measure=\"prob\", Tensor? suppress_tokens=None, bool logits_shift=False, float temperature=0.0, "
-    "Tensor? seed=None, Tensor? positions=None, Tensor? floor=None) -> (Tensor, Tensor)",
+    "predict_tokens(Tensor logits, Tensor input_ids, int mask_token_id, Tensor? mask_index=None, str measure=\"prob\", "
+    "Tensor? suppress_tokens=None, bool logits_shift=False, float temperature=0.0, Tensor? seed=None, Tensor? "
+    "positions=None, Tensor? floor=None, Tensor? scored_ids=None, str suppress=\"exclude\") -> (Tensor, Tensor, "
+    "Tensor)",
     "partial_predictions(Tensor logits, Tensor input_ids, int mask_token_id, int first_token_id=0, "
     "Tensor? mask_index=None, str measure=\"prob\", Tensor? suppress_tokens=None, bool logits_shift=False, "
     "float temperature=0.0, Tensor? seed=None, Tensor? positions=None, Tensor? floor=None) -> Tensor",

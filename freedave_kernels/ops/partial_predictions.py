@@ -47,7 +47,8 @@ def partial_predictions(
         input_ids, mask_token_id, mask_index, measure, logits_shift, temperature, seed, positions, floor: as `predict_tokens`
             takes them.
         first_token_id: the token of the first logit, at least 0; ids must lie below 2^53. A multiple of 4 with a temperature.
-        suppress_tokens: ids of the whole vocabulary, as `predict_tokens` takes them.
+        suppress_tokens: ids of the whole vocabulary, as `predict_tokens` takes them. They leave the softmax: `suppress` and
+            `scored_ids`, which read single logits of a whole row, are arguments of `predict_tokens` alone.
 
     Returns:
         `[*, L, C, 6]` float64, C = ceil(V / 4096): for each 4,096 neighbouring logits (`TOKENS_PER_STATE`) of each masked

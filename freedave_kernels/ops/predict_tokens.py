@@ -4,15 +4,55 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import torch
 
 from freedave_kernels import arguments
-from freedave_kernels.contract import DRAWN_MEASURES, MEASURES
+from freedave_kernels.contract import DRAWN_MEASURES, MEASURES, RANK_DTYPES, SUPPRESSIONS
 from freedave_kernels.dispatch import dispatched
 
 OP = "predict_tokens"
+
+
+@overload
+def predict_tokens(
+    logits: torch.Tensor,
+    input_ids: torch.Tensor,
+    mask_token_id: int,
+    *,
+    mask_index: torch.Tensor | None = None,
+    measure: str = "prob",
+    suppress_tokens: Sequence[int] | torch.Tensor | None = None,
+    logits_shift: bool = False,
+    temperature: float = 0.0,
+    seed: int | torch.Tensor | None = None,
+    positions: torch.Tensor | None = None,
+    floor: torch.Tensor | None = None,
+    suppress: str = "exclude",
+    rank_dtype: str = "float32",
+    scored_ids: None = None,
+) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+@overload
+def predict_tokens(
+    logits: torch.Tensor,
+    input_ids: torch.Tensor,
+    mask_token_id: int,
+    *,
+    mask_index: torch.Tensor | None = None,
+    measure: str = "prob",
+    suppress_tokens: Sequence[int] | torch.Tensor | None = None,
+    logits_shift: bool = False,
+    temperature: float = 0.0,
+    seed: int | torch.Tensor | None = None,
+    positions: torch.Tensor | None = None,
+    floor: torch.Tensor | None = None,
+    suppress: str = "exclude",
+    rank_dtype: str = "float32",
+    scored_ids: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: ...
 
 
 def predict_tokens(
@@ -28,7 +68,10 @@ def predict_tokens(
     seed: int | torch.Tensor | None = None,
     positions: torch.Tensor | None = None,
     floor: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    suppress: str = "exclude",
+    rank_dtype: str = "float32",
+    scored_ids: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, ...]:
     """Predicts every masked position: its arg max token and the model's confidence in it.
 
     Args:
@@ -38,8 +81,8 @@ def predict_tokens(
         mask_index: `[*, L]` bool, overrides `input_ids == mask_token_id`.
         measure: "prob", the softmax probability of the chosen token; "margin", its distance to the probability of the
             second best; "neg_entropy", sum p log p; "log_odds", log(p / (1 - p)) of the chosen token's probability.
-        suppress_tokens: ids (a sequence, or an int64 tensor `[S]`) that can never be chosen and leave the softmax; a
-            tensor's ids outside the vocabulary are ignored.
+        suppress_tokens: ids (a sequence, or an int64 tensor `[S]`) that can never be chosen; a tensor's ids outside the
+            vocabulary are ignored.
         logits_shift: position i reads row i-1 and position 0 row 0 (Dream). No shifted copy is made.
         temperature: above 0, the token is drawn from softmax(logits / temperature), whose confidence is then meant ("prob",
             "log_odds"): arg max of logits / temperature + noise, where the noise follows from `seed`, the position and the
@@ -49,9 +92,20 @@ def predict_tokens(
         floor: `[*, L]` float32, of each position (`logit_floor` finds it): tokens whose logit is below are not drawn and
             leave the softmax, as suppressed ones do, so that confidence is the probability among those that stay. It needs a
             temperature, by which it is not divided. With -inf or NaN nothing leaves.
+        suppress: "exclude": suppressed tokens leave the softmax, and their logits are not looked at; "forbid": they are in
+            it and take their share of the probability. Their logits then break a row as any other's do. Each row reads them
+            one by one, so they should be few.
+        rank_dtype: "logits" rounds the confidence to the dtype of the logits, as a softmax in that dtype would have it:
+            for decoders that rank by such, where many confidences are equal. "float32" rounds nothing more.
+        scored_ids: `[*, L]` int64, tokens whose log-probabilities are wanted as well, one a position.
 
     Returns:
-        `token_ids [*, L]` int64 and `confidence [*, L]` float32. Positions that are not masked are not read: they return
+        `token_ids [*, L]` int64 and `confidence [*, L]` float32; with `scored_ids` also `log_probs [*, L]` float32, in the
+        softmax that the confidence is meant in: after the temperature and the floor, and without suppressed tokens where
+        they are excluded. -inf for what is not in it, or not in the vocabulary; NaN where the id is negative, the position
+        is not masked, or the row has no prediction. Within 1e-6 of float64, relative or absolute.
+
+        Positions that are not masked are not read: they return
         their input id and confidence -inf. So does a masked position whose row has a NaN, a +inf, or nothing above -inf.
 
         A float32 cannot say how near to 1 a probability above 1 - 3e-8 is: "prob" and "margin" of rows that confident are all
@@ -72,7 +126,12 @@ def predict_tokens(
     """
     suppressed = as_tensor(OP, suppress_tokens, logits)
     drawing = temperature_seed_positions(OP, input_ids, temperature, seed, positions)
-    return _call(logits, input_ids, mask_token_id, mask_index, measure, suppressed, logits_shift, *drawing, floor)
+    arguments.expect_choice(OP, "rank_dtype", rank_dtype, RANK_DTYPES)
+    rest = (mask_index, measure, suppressed, logits_shift, *drawing, floor, scored_ids, suppress)
+    token_ids, confidence, log_probs = _call(logits, input_ids, mask_token_id, *rest)
+    if rank_dtype == "logits" and logits.dtype != torch.float32:
+        confidence = confidence.to(logits.dtype).float()
+    return (token_ids, confidence) if scored_ids is None else (token_ids, confidence, log_probs)
 
 
 def temperature_seed_positions(
@@ -120,7 +179,13 @@ def _token_tensor(op: str, token_ids: tuple[int, ...], vocab: int, device: torch
 
 
 def check(logits: Any, input_ids: Any, *rest: Any) -> None:
-    check_logits(OP, logits, input_ids, *rest)
+    *rest_of_scan, scored_ids, suppress = rest
+    check_logits(OP, logits, input_ids, *rest_of_scan)
+    arguments.expect_choice(OP, "suppress", suppress, SUPPRESSIONS)
+    if scored_ids is not None:
+        arguments.expect_tensor(OP, "scored_ids", scored_ids, [torch.int64])
+        arguments.expect_shape(OP, "scored_ids", scored_ids, input_ids.shape, "like input_ids")
+        arguments.expect_same_device(OP, logits, "logits", scored_ids=scored_ids)
 
 
 def check_logits(
@@ -182,9 +247,15 @@ def fake(
     seed: torch.Tensor | None = None,
     positions: torch.Tensor | None = None,
     floor: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    shape = input_ids.shape
-    return input_ids.new_empty(shape), logits.new_empty(shape, dtype=torch.float32)
+    scored_ids: torch.Tensor | None = None,
+    suppress: str = "exclude",
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    new = logits.new_empty(input_ids.shape, dtype=torch.float32)
+    return (
+        input_ids.new_empty(input_ids.shape),
+        new,
+        torch.empty_like(new) if scored_ids is not None else new.new_empty(0),
+    )
 
 
 _call = dispatched(OP, check, fake)

@@ -22,12 +22,14 @@ def predict_tokens(
     seed: torch.Tensor | None,
     positions: torch.Tensor | None,
     floor: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    scored_ids: torch.Tensor | None,
+    suppress: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     masked = input_ids == mask_token_id if mask_index is None else mask_index
     vocab = logits.shape[-1]
     x = logits_to_choose_from(logits, suppress_tokens, logits_shift, temperature, floor)
+    whole = x if suppress == "exclude" else logits_to_choose_from(logits, None, logits_shift, temperature, floor)
 
-    top = x.amax(-1, keepdim=True)  # NaN wherever the row has one
     noisy = x
     if temperature > 0:
         assert seed is not None and positions is not None
@@ -35,13 +37,23 @@ def predict_tokens(
     vocabulary = torch.arange(vocab, device=x.device)
     # The lowest id among equal logits.
     token = torch.where(noisy == noisy.amax(-1, keepdim=True), vocabulary, vocab).amin(-1)
-    usable = masked & top.squeeze(-1).isfinite()
+    top = whole.amax(-1, keepdim=True)  # NaN wherever the row has one
+    usable = masked & top.squeeze(-1).isfinite() & x.amax(-1).isfinite()
 
     # Differences to the top; a row that is not usable is replaced so that no NaN travels on.
-    x = torch.where(usable[..., None], x - top, 0.0)
-    of_measure = {"prob": _prob, "margin": _margin, "neg_entropy": _neg_entropy, "log_odds": _log_odds}
-    confidence = of_measure[measure](x, token)
-    return torch.where(usable, token, input_ids), torch.where(usable, confidence.float(), NEVER)
+    x, whole = (torch.where(usable[..., None], each - top, 0.0) for each in (x, whole))
+    confidence = {
+        "prob": lambda: _prob(whole, token),
+        "margin": lambda: _margin(x, whole, token),
+        "neg_entropy": lambda: _neg_entropy(whole),
+        "log_odds": lambda: _log_odds(whole, token),
+    }[measure]()
+    token_ids, confidence = torch.where(usable, token, input_ids), torch.where(usable, confidence.float(), NEVER)
+    if scored_ids is None:
+        return token_ids, confidence, confidence.new_empty(0)
+    known = usable & (scored_ids >= 0)
+    log_probs = torch.where(scored_ids < vocab, _of(scored_ids.clamp(min=0), whole), NEVER) - whole.exp().sum(-1).log()
+    return token_ids, confidence, torch.where(known, log_probs, torch.nan).float()
 
 
 def logits_to_choose_from(
@@ -78,10 +90,11 @@ def _of(token: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return x.gather(-1, token.clamp(max=x.shape[-1] - 1)[..., None]).squeeze(-1)
 
 
-def _margin(x: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
-    others = _others(x, token)
-    # p1 - p2 = (1 - exp(second - top)) / sum, without the cancellation of the plain difference.
-    return -torch.expm1(others.amax(-1)) / x.exp().sum(-1)
+def _margin(x: torch.Tensor, whole: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+    """The second is one of those that may be chosen, `x`."""
+    first, second = _of(token, x), _others(x, token).amax(-1)
+    # p1 - p2 = exp(first) (1 - exp(second - first)) / sum, without the cancellation of the plain difference.
+    return -torch.expm1(second - first) * first.exp() / whole.exp().sum(-1)
 
 
 def _others(x: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
@@ -97,7 +110,7 @@ def log_odds_of(logit: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     return (logit - others.log()).clamp(max=LARGEST_LOG_ODDS)
 
 
-def _neg_entropy(x: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+def _neg_entropy(x: torch.Tensor) -> torch.Tensor:
     # sum p log p = (sum e^x x) / sum e^x - log sum e^x. The terms at the top are counted apart from the rest: next to a 1,
     # the rest of a confident row would lose its digits, and it is all that the entropy consists of.
     weight = x.exp()

@@ -88,9 +88,10 @@ def ranked(
     """
     mask = lm.mask_token_id
     token_ids, confidence = state.clone(), torch.full(state.shape, -torch.inf, device=state.device)
-    found, sure = fk.predict_tokens(logits, state[masked], mask, measure=measure, suppress_tokens=[mask])
-    token_ids[masked] = found
-    confidence[masked] = sure.to(logits.dtype).float() if measure == "prob" else sure
+    rank_dtype = "logits" if measure == "prob" else "float32"
+    token_ids[masked], confidence[masked] = fk.predict_tokens(
+        logits, state[masked], mask, measure=measure, suppress_tokens=[mask], rank_dtype=rank_dtype
+    )
     return token_ids, fk.rank_positions(confidence, masked & (confidence > -torch.inf))
 
 
