@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -34,6 +35,9 @@ from on_gpu import on_device  # noqa: E402  (the variable is read when freedave_
 from states import few_combinations  # noqa: E402
 
 import freedave_kernels as fk  # noqa: E402
+from freedave.decode import experience  # noqa: E402
+from freedave.decode.graph_executor import GraphExecutor  # noqa: E402
+from freedave.decode.planned_executor import PlannedExecutor  # noqa: E402
 
 # The models of the tests are tiny: a second thread costs more than it brings, above all where other jobs share the machine.
 torch.set_num_threads(1)
@@ -107,6 +111,16 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 def seed_of_the_test() -> None:
     """What a test draws, the key of tokens that it draws without one too, does not depend on which tests ran before."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def clock_of_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What executors choose depends on this test alone: each look at the clock finds it a tick further, and nothing is known
+    from tests before.
+    """
+    monkeypatch.setattr(experience, "_experience", {})
+    for executor in (GraphExecutor, PlannedExecutor):
+        monkeypatch.setattr(executor, "clock", itertools.count().__next__)
 
 
 @pytest.fixture(autouse=True)

@@ -23,6 +23,7 @@ from freedave.decode.options import DecodingOptions
 from freedave.decode.outlook import Outlook
 from freedave.decode.planned_executor import PlannedExecutor
 from freedave.decode.shapes import Shape
+from freedave.demo.tasks import problems
 from freedave_kernels.contract import DRAFTINGS, POOLED_DRAFTINGS
 
 EXECUTOR = pytest.mark.parametrize("executor", ["planned", "graph"])
@@ -183,6 +184,37 @@ def test_the_outlook_foretells_what_is_computed(
         assert sum(errors) <= 0.25 * executor.positions_computed
     else:
         assert errors.count(0) >= 0.9 * len(errors)
+
+
+@pytest.mark.parametrize(
+    ("batch", "seconds"),
+    [
+        (1, lambda tokens: 2e-3 + 4e-5 * tokens),  # two cores
+        (1, lambda tokens: 6e-3 + 2e-5 * max(tokens - 160, 0)),  # a large model on a GPU
+        (8, lambda tokens: 2e-3 + 4e-5 * tokens),  # drafts do not pay
+    ],
+    ids=["cores", "gpu", "cores, a batch"],
+)
+def test_the_default_is_near_the_best_fixed_setting(
+    monkeypatch: pytest.MonkeyPatch, batch: int, seconds: Callable[[int], float]
+) -> None:
+    """Of the embedded model, once some answers have been decoded; and faster than 8 drafts and than static decoding."""
+    machine = run_on(monkeypatch, seconds)
+    lm = freedave.load_model("demo")
+    texts = [problem.prompt for problem in problems("addition", "test", batch, 0)]
+    prompts = lm.tokenizer(texts, return_tensors="pt", padding=True, padding_side="left")
+
+    def took(**options: Any) -> float:
+        began = machine.now
+        freedave.generate(lm, **prompts, max_new_tokens=96, **options)
+        return machine.now - began
+
+    fixed = {steps: took(draft_steps=steps, lookahead_steps=1) for steps in (1, 2, 8, 16)[: 4 if batch == 1 else 2]}
+    eight = took(draft_steps=8)
+    for _ in range(3):
+        chosen = took()
+    assert chosen < 1.1 * min(fixed.values())
+    assert chosen < eight and chosen < 1.03 * fixed[1]
 
 
 def test_a_prompt_teaches_nothing_about_other_forwards(monkeypatch: pytest.MonkeyPatch) -> None:

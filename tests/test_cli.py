@@ -100,7 +100,7 @@ def test_generate_prints_the_text(capsys: pytest.CaptureFixture[str], executor: 
     captured = capsys.readouterr()
     lm = freedave.load_model("demo")
     input_ids = lm.tokenizer("48392+7715=", return_tensors="pt").input_ids
-    output = freedave.generate(lm, input_ids, executor=executor, check_lossless=True)
+    output = freedave.generate(lm, input_ids, draft_steps=8, executor=executor, check_lossless=True)
     assert captured.out == comparison.response_text(lm, output) + "\n"
     assert f"{output.stats.tokens} tokens in {output.num_forwards} forwards" in captured.err
     assert output.static is not None

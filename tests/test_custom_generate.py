@@ -104,6 +104,7 @@ def test_same_as_generate(family: str, executor: str) -> None:
     ids=str,
 )
 def test_every_setting_arrives(settings: dict[str, Any]) -> None:
+    settings = {"draft_steps": 8} | settings
     expected = freedave.generate(golden_lm("block_causal"), prompt(), **({"max_new_tokens": 16} | settings))
     output = on_golden(prompt(), return_dict_in_generate=True, **settings)
     assert torch.equal(output.sequences, expected.sequences)

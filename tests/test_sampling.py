@@ -30,7 +30,7 @@ def test_example(executor: str) -> None:
     """Token for token and step for step what static sampling returns; another seed is another sample."""
     lm = golden_lm()
     options: dict[str, Any] = {"max_new_tokens": 32, "block_length": 8, "temperature": 0.7, "check_lossless": True}
-    options["executor"] = executor
+    options |= {"executor": executor, "draft_steps": 8}
     one = freedave.generate(lm, prompt(), seed=1, **options)
     again = freedave.generate(lm, prompt(), seed=1, **options)
     other = freedave.generate(lm, prompt(), seed=2, **options)

@@ -102,6 +102,8 @@ class _Plan:
     forwards_left: int
     only_near: bool
     """Whether forwards have no other lookahead than the shortest now."""
+    usual: float
+    """Work of a usual forward, where several pooled drafts are wanted; else 0."""
     decided: dict[tuple[AnyOutlook, ...], _Decision] = field(default_factory=dict)
     more: float = 0.0
     fewer: float = 0.0
@@ -115,6 +117,10 @@ class _Progress:
     made: _Rate = field(default_factory=_Rate)
     foretold: float = 0.0
     """The steps of `made` as they were expected."""
+    drafted: float = 0.0
+    """Work of forwards for which several pooled drafts were wanted."""
+    usual: float = 0.0
+    """The same, as if each were a usual one."""
     static: _Rate = field(default_factory=_Rate)
     """What static decoding would have made of the same time, as far as the curve knows."""
     near: _Rate = field(default_factory=_Rate)
@@ -230,6 +236,11 @@ class DraftChooser:
         progress.foretold += decision.steps - progress.foretold / 40
         progress.static.add(len(chains), decision.static)
         plan = progress.plan
+        if plan is not None and plan.usual:
+            progress.drafted += decision.work - progress.drafted / 40
+            progress.usual += plan.usual - progress.usual / 40
+        else:  # what was seen long ago says little
+            progress.drafted += (progress.usual - progress.drafted) / 400
         if plan is not None and plan.only_near:
             progress.near.add(steps, expected)
             progress.near_likely = sum(self._acceptance.reached()[:4])
@@ -306,13 +317,16 @@ class DraftChooser:
             if hope > most_hope:
                 build, most_hope = level, hope
             previous = level
+        usual = 0.0
         if outlook.pooled:
             wanted = 1 if static_is_best else max(possible, key=possible.__getitem__)
             worth = worth if wanted > 1 else [0.0] * len(worth)
+            if wanted > 1:
+                usual = _usual_work(outlook, count, one, wanted)
         near = len(self._lookaheads) > 1 and progress.forwards % _NEAR_EVERY < _NEAR_FORWARDS
         longest = _FIRST_PLANS if progress.forwards < _EARLY else _LATER_PLANS
         forwards = min(max(progress.forwards // 4, 1), longest)
-        return _Plan(rate, Expected(reached, useful, worth), brought, wanted, build, one, forwards, near)
+        return _Plan(rate, Expected(reached, useful, worth), brought, wanted, build, one, forwards, near, usual)
 
     def _possible_rates(
         self, outlook: AnyOutlook, count: int, one: float, brought: Sequence[float]
@@ -321,12 +335,13 @@ class DraftChooser:
 
         What the first draft shows pays later on, and for as long as it is shown: a single forward would not tell.
         """
-        progress, seconds = self._progress, self._curve.seconds
+        progress = self._progress
         share = min(progress.made.steps / progress.foretold, 1.0) if progress.foretold > 0 else 1.0
-        rates = {1: count / seconds(one)}
+        more = max(progress.drafted / progress.usual, 1.0) if progress.usual > 0 else 1.0
+        rates = {1: count / self._curve.seconds(one)}
         for level in self._levels[1:]:
-            shown = count * (outlook.work(1, 1, level) - outlook.work(1, 1, 1))
-            rates[level] = share * count * brought[level] / seconds(one * level + shown)
+            work = more * _usual_work(outlook, count, one, level)
+            rates[level] = share * count * brought[level] / self._curve.seconds(work)
         return rates
 
     def _decide(
@@ -411,3 +426,9 @@ class DraftChooser:
                 tried, most = each, hope
         progress.allowance = allowance - (best.score - tried.score) / plan.rate
         return tried
+
+
+def _usual_work(outlook: AnyOutlook, count: int, one: float, level: int) -> float:
+    """Of a forward of so many sequences with so many pooled drafts, the first of which shows what they can reach; `one`: with
+    a draft each."""
+    return one * level + count * (outlook.work(1, 1, level) - outlook.work(1, 1, 1))

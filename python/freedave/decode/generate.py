@@ -33,7 +33,7 @@ def generate(
     lm: DiffusionLM,
     input_ids: torch.Tensor,
     max_new_tokens: int = 256,
-    draft_steps: int | Literal["auto"] = 8,
+    draft_steps: int | Literal["auto"] = "auto",
     block_length: int | None = None,
     tokens_per_step: int = 1,
     order: str = "confidence",

@@ -158,7 +158,7 @@ class DecodingOptions:
         TypeError, ValueError: naming the option.
     """
 
-    draft_steps: int | Literal["auto"] = _option(8, WholeNumberOrAuto(), "drafts a forward, or auto", "K")
+    draft_steps: int | Literal["auto"] = _option("auto", WholeNumberOrAuto(), "drafts a forward, or auto", "K")
     block_length: int | None = _option(None, WholeNumber(), "(default: the model's)", "L")
     tokens_per_step: int = _option(1, WholeNumber(), "positions that one static step commits", "N")
     order: str = _option("confidence", Choice(("confidence", "left_to_right")), "which positions a static step commits")
