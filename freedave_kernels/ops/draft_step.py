@@ -154,8 +154,7 @@ def draft_step(
             `predict_tokens` returns them. Where the mask itself is predicted, nothing is (as if the confidence were -inf): no
             step fills a position with the mask. `predict_tokens(..., suppress_tokens=[mask_token_id])` never predicts it.
         num_drafts: `[B]` int32 or int64, how many drafts are active.
-        mask_token_id: marks masked positions.
-        draft_steps: K, the number of drafts to build. With 1, this is static decoding.
+        mask_token_id: marks masked positions. draft_steps: K, the number of drafts to build; with 1, this is static decoding.
         tokens_per_step, threshold, order, block_length: the static step, as in `build_drafts`.
         drafting: how the next drafts are made. "nested": from the accepted draft's predictions alone (`build_drafts`).
             "recycled": draft 0 so; each further draft fills the position ranked first by the predictions of the input
@@ -163,8 +162,7 @@ def draft_step(
             nearest draft has filled already take the accepted draft's predictions. "pooled" and "pipelined":
             the states that come next, of those that were not forwarded yet; the first K, or the K most likely to be met.
         match: as in `verify_drafts`.
-        eos_token_id: a finished block that contains it, wherever in the block, ends its sequence. An int, or an int32/int64
-            tensor `[B]`, one a sequence; negative: nothing ends it.
+        eos_token_id: a finished block that contains it ends its sequence; an int, or int32/int64 `[B]` (negative: none).
         step: `[B]` int64, static steps taken so far (None: 0); only offsets `step_map`.
         answer_start: `[B]` int64, the window position at which each sequence's answer begins (None: 0). What is before it is
             prompt, where `eos_token_id` ends nothing. It may lie before the window (negative) or beyond it.
@@ -191,8 +189,7 @@ def draft_step(
     Source: FreeDave (free draft-and-verification); every drafting but "nested" is this project's own.
     """
     rules = (*arguments.for_all_or_each(tokens_per_step, 1), *arguments.for_all_or_each(threshold, None))
-    ends = arguments.for_all_or_each(eos_token_id, None)
-    of_pools = (window_start, computed_length, slots, forget)
+    ends, of_pools = arguments.for_all_or_each(eos_token_id, None), (window_start, computed_length, slots, forget)
     if drafting in POOLED_DRAFTINGS:
         record = pooled_step(
             drafts, token_ids, confidence, num_drafts, *_parts_of(pool, drafting, match), mask_token_id, draft_steps,

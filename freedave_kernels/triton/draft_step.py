@@ -251,9 +251,8 @@ def step_sequence(
     num_drafts_step: tl.int64, taken_step: tl.int64, answer_start_step: tl.int64, tokens_each_step: tl.int64,
     threshold_each_step: tl.int64, eos_each_step: tl.int64,
     LENGTH: tl.constexpr, COUNT: tl.constexpr, TILE: tl.constexpr, HAS_THRESHOLD: tl.constexpr, LEFT_TO_RIGHT: tl.constexpr,
-    RECYCLED: tl.constexpr, SUBSET: tl.constexpr, HAS_EOS: tl.constexpr, HAS_TAKEN: tl.constexpr,
+    RECYCLED: tl.constexpr, SUBSET: tl.constexpr, HAS_EOS: tl.constexpr, HAS_TAKEN: tl.constexpr, HAS_EOS_EACH: tl.constexpr,
     HAS_ANSWER_START: tl.constexpr, HAS_TOKENS_EACH: tl.constexpr, HAS_THRESHOLD_EACH: tl.constexpr,
-    HAS_EOS_EACH: tl.constexpr,
 ):  # fmt: skip
     sequence = tl.program_id(0).to(tl.int64)
     drafts += sequence * drafts_sequence
@@ -274,9 +273,7 @@ def step_sequence(
         sequence, tokens_per_step, tokens_each, tokens_each_step, threshold, threshold_each, threshold_each_step, length,
         HAS_TOKENS_EACH, HAS_THRESHOLD_EACH,
     )  # fmt: skip
-    if HAS_EOS_EACH:
-        eos_token_id = tl.load(eos_each + sequence * eos_each_step).to(tl.int64)
-
+    eos_token_id = tl.load(eos_each + sequence * eos_each_step).to(tl.int64) if HAS_EOS_EACH else eos_token_id
     # Verify.
     given = tl.load(draft_at, mask=inside, other=0)
     open_before = inside & (given == mask_token_id)
@@ -291,8 +288,7 @@ def step_sequence(
     # Carry the accepted predictions over, and draft again from the accepted state.
     tl.store(record + WIDTH + position, tokens, mask=inside)
     tl.store(record_as_float + position, value, mask=inside)
-    if length % 2 == 1:
-        tl.store(record_as_float + length, 0.0)
+    tl.store(record_as_float + length, 0.0, mask=length % 2 == 1)
     masked = inside & (state == mask_token_id)
     keys = position_keys(value, masked, position, block_length, LEFT_TO_RIGHT)
     most = 1 if RECYCLED else draft_steps
@@ -386,10 +382,10 @@ def draft_step(
             match == "subset",
             eos_token_id is not None or eos_token_id_per_row is not None,
             step is not None,
+            eos_token_id_per_row is not None,
             answer_start is not None,
             tokens_per_step_per_row is not None,
             threshold_per_row is not None,
-            eos_token_id_per_row is not None,
         ),
         (num_drafts.dtype, numbers[2].dtype, numbers[4].dtype),
         *resources_for(padded * tile),

@@ -269,8 +269,7 @@ class PlannedExecutor:
             slot.policy.rank(slot.sequence, confidence[b])
         if not active:
             return None
-        ends = [-1 if slot.sequence.pooled_end is None else slot.sequence.pooled_end for slot in active]
-        pooling = self._pooling(for_pool, ends)
+        pooling = self._pooling(for_pool, active)
         known = None
         if settings.log_probs and self._pool is not None:
             windows = (pooling["slots"], pooling["window_start"], pooling["forget"])
@@ -304,11 +303,12 @@ class PlannedExecutor:
         numbers = [math.nan if each is None else each for each in thresholds]
         return torch.tensor(numbers, dtype=torch.float32, device=self._lm.device)
 
-    def _pooling(self, for_pool: list[torch.Tensor], ends: list[int]) -> dict[str, Any]:
+    def _pooling(self, for_pool: list[torch.Tensor], active: list[_Slot]) -> dict[str, Any]:
         """Arguments of `draft_step`. No draft is told how far it was computed: where it was not, nothing is predicted."""
         if not for_pool:
             return {}
         answer_start, window_start, slots, refreshed = for_pool
+        ends = [-1 if slot.sequence.pooled_end is None else slot.sequence.pooled_end for slot in active]
         return {
             "pool": self._pool,
             "answer_start": answer_start,
