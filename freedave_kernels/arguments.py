@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,6 +16,13 @@ from freedave_kernels.contract import ORDERS
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 INTEGER_DTYPES = (torch.int32, torch.int64)
+
+T = TypeVar("T")
+
+
+def for_all_or_each(value: T | torch.Tensor, for_all: T) -> tuple[T, torch.Tensor | None]:
+    """A setting as ops take it: the number for all rows, and the tensor with one a row, where that was given instead."""
+    return (for_all, value) if isinstance(value, torch.Tensor) else (value, None)
 
 
 def _names(dtypes: Sequence[torch.dtype]) -> str:
@@ -103,7 +110,11 @@ def expect_choice(op: str, name: str, value: Any, choices: Sequence[str]) -> Non
         raise ValueError(f"{op}: {name} must be one of {', '.join(choices)}, got {value!r}")
 
 
-def expect_threshold(op: str, value: Any) -> None:
+def expect_threshold(op: str, value: Any, each: torch.Tensor | None = None, shape: tuple[int, ...] = ()) -> None:
+    """One for all, or one `each` over `shape`."""
+    if each is not None:
+        expect_tensor(op, "threshold", each, [torch.float32])
+        expect_shape(op, "threshold", each, shape, "one threshold a row")
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -125,20 +136,31 @@ def expect_order(op: str, order: Any, block_length: Any) -> None:
 
 def expect_static_step(
     op: str,
+    name: str,
+    states: torch.Tensor,
     mask_token_id: Any,
     tokens_per_step: Any,
+    tokens_each: torch.Tensor | None,
     threshold: Any,
+    threshold_each: torch.Tensor | None,
     order: Any,
     block_length: Any,
-    eos_token_id: Any,
+    eos_token_id: Any = None,
+    eos_each: torch.Tensor | None = None,
 ) -> None:
-    """The settings of static decoding."""
+    """The settings of static decoding; sequences are the first dimension of `states`, the argument `name`."""
+    shape = states.shape[:1]
     expect_int(op, "mask_token_id", mask_token_id)
     expect_int(op, "tokens_per_step", tokens_per_step, minimum=1)
-    expect_threshold(op, threshold)
+    expect_threshold(op, threshold, threshold_each, shape)
     expect_order(op, order, block_length)
     if eos_token_id is not None:
         expect_int(op, "eos_token_id", eos_token_id)
+    for setting, each in (("tokens_per_step", tokens_each), ("eos_token_id", eos_each)):
+        if each is not None:
+            expect_tensor(op, setting, each, INTEGER_DTYPES)
+            expect_shape(op, setting, each, shape, "one a sequence")
+    expect_same_device(op, states, name, tokens_per_step=tokens_each, threshold=threshold_each, eos_token_id=eos_each)
 
 
 def expect_drafted(

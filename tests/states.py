@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from hypothesis import strategies as st
@@ -65,12 +65,44 @@ class Constants:
         given = self.one_of([False, True, True])
         return self._draw(st.sampled_from([-1.0, 0.0, 0.3, 0.5, 0.75, 1.0, 2.0])) if given else None
 
+    def of_each(self, settings: dict[str, Any], batch: int) -> dict[str, Any]:
+        """Some of the settings of static decoding in the form of one a sequence."""
+        random = generator(self._draw(st.integers(0, 2**32)))
+        choices: dict[str, torch.Tensor] = {
+            "tokens_per_step": choose([0, 1, 1, 2, 3], (batch,), random),
+            "threshold": choose([0.3, 0.5, 0.75, 2.0, float("nan")], (batch,), random),
+            "eos_token_id": choose([-1, 0, 3], (batch,), random),
+        }
+        given = {}
+        for name, each in choices.items():
+            if name in settings and self.one_of([False, False, True]):
+                dtype = torch.float32 if name == "threshold" else self.one_of([torch.int32, torch.int64])
+                given[name] = each.to(dtype)
+        return settings | given
+
+
+def alone(settings: dict[str, Any], b: int) -> dict[str, Any]:
+    """For sequence b by itself: its own settings as numbers, of every other tensor its part."""
+    numbers = {
+        "tokens_per_step": lambda one: max(int(one), 1),
+        "threshold": lambda one: None if one.isnan() else float(one),
+        "eos_token_id": lambda one: int(one) if one >= 0 else None,
+    }
+    return {
+        name: value
+        if not isinstance(value, torch.Tensor)
+        else numbers[name](value[b])
+        if name in numbers
+        else value[b : b + 1]
+        for name, value in settings.items()
+    }
+
 
 def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def choose(values: list[float], shape: tuple[int, ...], random: torch.Generator) -> torch.Tensor:
+def choose(values: Sequence[float], shape: tuple[int, ...], random: torch.Generator) -> torch.Tensor:
     return torch.tensor(values)[torch.randint(len(values), shape, generator=random)]
 
 
@@ -163,7 +195,7 @@ def verifications(
 
     prediction = draw(predictions(constants))
     count = constants.size(1, 9)
-    rule = (tokens_per_step, None, order, block_length)
+    rule = (tokens_per_step, None, None, None, order, block_length)
     drafts, num_drafts = build_drafts(
         prediction.input_ids, prediction.token_ids, prediction.confidence, MASK, count, *rule
     )

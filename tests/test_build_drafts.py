@@ -10,10 +10,9 @@ from conftest import golden_ops
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from on_gpu import elsewhere
-from states import INF, MASK, Constants, block_lengths, predictions
+from states import INF, MASK, Constants, alone, block_lengths, predictions
 
 import freedave_kernels as fk
-from freedave_kernels.reference import build_drafts as reference
 
 M = MASK
 IDS = torch.tensor([[1, M, M, M, M]])
@@ -89,7 +88,8 @@ def calls(draw, batch=None):
         "order": constants.order(),
         "block_length": draw(block_lengths()),
     }
-    return draw(predictions(constants, batch)), arguments
+    prediction = draw(predictions(constants, batch))
+    return prediction, constants.of_each(arguments, len(prediction.input_ids))
 
 
 def run(prediction, arguments, rows=slice(None)):
@@ -103,9 +103,8 @@ def run(prediction, arguments, rows=slice(None)):
 def test_agrees_with_the_oracle(native_backend, call):
     prediction, arguments = call
     drafts, num_drafts = run(prediction, arguments)
-    expected = reference.build_drafts(
-        prediction.input_ids, prediction.token_ids, prediction.confidence, M, *arguments.values()
-    )
+    with fk.use_backend("reference"):
+        expected = run(prediction, arguments)
     assert torch.equal(drafts, expected[0]) and torch.equal(num_drafts, expected[1])
 
 
@@ -114,6 +113,7 @@ def test_one_ranking_gives_every_draft(backend, call):
     """Without blocks, draft k is `rank < tokens_per_step * (k + 1)`."""
     prediction, arguments = call
     draft_steps, tokens_per_step, order = (arguments[name] for name in ("draft_steps", "tokens_per_step", "order"))
+    tokens = torch.as_tensor(tokens_per_step).clamp(min=1).expand(len(prediction.input_ids))
     masked = prediction.input_ids == M
     confidence = torch.where(prediction.token_ids == M, -INF, prediction.confidence)  # a predicted mask is none
     rank = fk.rank_positions(confidence, masked, order=order)
@@ -122,19 +122,35 @@ def test_one_ranking_gives_every_draft(backend, call):
         tokens_per_step=tokens_per_step, order=order,
     )  # fmt: skip
     for k in range(draft_steps):
-        ranked = (rank < tokens_per_step * (k + 1)) & (rank < rank.shape[-1])
+        ranked = (rank < tokens[:, None] * (k + 1)) & (rank < rank.shape[-1])
         assert torch.equal(drafts[:, k], torch.where(ranked, prediction.token_ids, prediction.input_ids))
-    ranked = (masked & (confidence > -INF)).sum(-1).tolist()
-    assert num_drafts.tolist() == [min(draft_steps, math.ceil(count / tokens_per_step)) for count in ranked]
+    ranked = zip((masked & (confidence > -INF)).sum(-1).tolist(), tokens.tolist(), strict=True)
+    assert num_drafts.tolist() == [min(draft_steps, math.ceil(count / size)) for count, size in ranked]
 
 
 @given(call=calls(batch=5))
 @settings(max_examples=50)
 def test_a_sequence_does_not_depend_on_its_batch(backend, threads, call):
     together = run(*call)
-    alone = [run(*call, slice(row, row + 1)) for row in range(5)]
-    assert torch.equal(together[0], torch.cat([drafts for drafts, _ in alone]))
-    assert torch.equal(together[1], torch.cat([count for _, count in alone]))
+    one_by_one = [run(call[0], alone(call[1], row), slice(row, row + 1)) for row in range(5)]
+    assert torch.equal(together[0], torch.cat([drafts for drafts, _ in one_by_one]))
+    assert torch.equal(together[1], torch.cat([count for _, count in one_by_one]))
+
+
+def test_settings_of_each_sequence(backend):
+    """Requests of a batch, each with its own; NaN is no threshold, and every step fills something."""
+    ids, tokens, confidence = (x.repeat(5, 1) for x in (IDS, TOKENS, CONFIDENCE))
+    for dtype in (torch.int32, torch.int64):
+        sizes = torch.tensor([[1, 9], [2, 9], [3, 9], [2**31 - 1, 9], [0, 9]], dtype=dtype)[:, 0]
+        drafts, num_drafts = fk.build_drafts(ids, tokens, confidence, M, 2, tokens_per_step=sizes)
+        for row, size in enumerate([1, 2, 3, 5, 1]):
+            expected = fk.build_drafts(IDS, TOKENS, CONFIDENCE, M, 2, tokens_per_step=size)
+            assert torch.equal(drafts[row], expected[0][0]) and num_drafts[row] == expected[1][0]
+    thresholds = torch.tensor([0.3, 0.6, INF, float("nan"), -1.0])
+    drafts, _ = fk.build_drafts(ids, tokens, confidence, M, 3, tokens_per_step=2, threshold=thresholds)
+    for row, threshold in enumerate([0.3, 0.6, INF, None, -1.0]):
+        expected = fk.build_drafts(IDS, TOKENS, CONFIDENCE, M, 3, tokens_per_step=2, threshold=threshold)
+        assert torch.equal(drafts[row], expected[0][0]), threshold
 
 
 def test_strided_inputs(backend):
@@ -147,7 +163,8 @@ def test_strided_inputs(backend):
 def test_opcheck_and_compile():
     op = torch.ops.freedave.build_drafts.default
     torch.library.opcheck(op, (IDS, TOKENS, CONFIDENCE, M, 3))
-    torch.library.opcheck(op, (IDS, TOKENS, CONFIDENCE, M, 3, 2, 0.5, "left_to_right", 2))
+    torch.library.opcheck(op, (IDS, TOKENS, CONFIDENCE, M, 3, 2, None, 0.5, None, "left_to_right", 2))
+    torch.library.opcheck(op, (IDS, TOKENS, CONFIDENCE, M, 3, 1, torch.tensor([2]), None, torch.tensor([0.5])))
     compiled = torch.compile(lambda *a: fk.build_drafts(*a, M, 3)[0] + 1, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(IDS, TOKENS, CONFIDENCE), fk.build_drafts(IDS, TOKENS, CONFIDENCE, M, 3)[0] + 1)
 
@@ -166,6 +183,11 @@ def test_opcheck_and_compile():
         ({"draft_steps": 0}, ValueError, "draft_steps must be at least 1, got 0"),
         ({"tokens_per_step": 0}, ValueError, "tokens_per_step must be at least 1, got 0"),
         ({"threshold": float("nan")}, ValueError, "threshold must be a number, got nan"),
+        ({"tokens_per_step": torch.tensor([1, 2])}, ValueError, r"tokens_per_step must have shape \(1,\)"),
+        ({"tokens_per_step": torch.tensor([1.0])}, TypeError, "tokens_per_step must be int32 or int64, got float32"),
+        ({"threshold": torch.tensor(0.5)}, ValueError, r"threshold must have shape \(1,\)"),
+        ({"threshold": torch.tensor([0.5]).double()}, TypeError, "threshold must be float32, got float64"),
+        ({"threshold": torch.tensor([0.5], device="meta")}, ValueError, elsewhere("threshold", "input_ids")),
         ({"order": "x"}, ValueError, "order must be one of"),
         ({"block_length": 0}, ValueError, "block_length must be at least 1, got 0"),
         ({"token_ids": TOKENS.to("meta")}, ValueError, elsewhere("token_ids", "input_ids")),

@@ -330,13 +330,7 @@ def test_each_sequence_has_its_own_ends(family, cache, executor, drafting):
     free = freedave.generate(lm, prompt(6), 16, 4, block_length=8, cache=cache).sequences[0, 6:].tolist()
     engine = engine_for(lm, executor=executor, eos_token_id=free[11], **options)
     ends = [{"stop_sequences": [free[2:4]]}, {}, {"eos_token_id": [free[11], free[1]]}]
-    if executor == "planned" or drafting == "recycled":
-        ends += [{"eos_token_id": ()}, {"eos_token_id": free[5], "stop_sequences": ()}]
-    else:
-        with pytest.raises(
-            ValueError, match=r"eos_token_id: with pooled drafts.*, which is \d+ for all sequences, got None"
-        ):
-            engine.add(ids(6), eos_token_id=())
+    ends += [{"eos_token_id": ()}, {"eos_token_id": free[5], "stop_sequences": ()}]
     sequences = []
     for end in ends:
         while not engine.free_slots:
@@ -354,11 +348,12 @@ def test_each_sequence_has_its_own_ends(family, cache, executor, drafting):
 @pytest.mark.parametrize("measure", ["prob", "log_odds"])
 @pytest.mark.parametrize("drafting", ["nested", "recycled", "pooled", "pipelined"])
 @pytest.mark.parametrize(("family", "cache"), FAMILIES)
-def test_each_sequence_has_its_own_threshold(family, cache, drafting, measure):
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_each_sequence_has_its_own_threshold(executor, family, cache, drafting, measure):
     """Beside others that have the settings' or none, whichever comes and goes."""
     lm = golden_lm(family)
     options = {"cache": cache, "drafting": drafting, "measure": measure}
-    engine = engine_for(lm, slots=3, executor="planned", threshold=0.5, **options)
+    engine = engine_for(lm, slots=3, executor=executor, threshold=0.5, **options)
     thresholds = [None, 0.2, 2.0, 0.2, None, 0.8, 0.35]
     sequences = []
     for seed, threshold in enumerate(thresholds):
@@ -379,7 +374,7 @@ BAD_THRESHOLDS = [
     ({"executor": "planned"}, "high", TypeError, "threshold must be a float, got str"),
     ({"executor": "planned"}, float("nan"), ValueError, "threshold must be a number, got nan"),
     ({"executor": "planned", "measure": "margin"}, 0.5, ValueError, "threshold is a probability: it needs measure="),
-    ({"executor": "graph"}, 0.5, ValueError, "graph executor holds one, which is None for all sequences, got 0.5"),
+    ({"executor": "graph"}, float("nan"), ValueError, "threshold must be a number, got nan"),
 ]
 
 

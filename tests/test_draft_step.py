@@ -12,12 +12,10 @@ from conftest import golden_ops
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from on_gpu import elsewhere
-from states import INF, MASK, Constants, block_lengths, choose, generator, verifications
+from states import INF, MASK, Constants, alone, block_lengths, choose, generator, verifications
 
 import freedave_kernels as fk
 from freedave_kernels.contract import COUNTERS
-from freedave_kernels.reference import draft_step as reference
-from freedave_kernels.reference.build_drafts import build_drafts as reference_build
 
 M = MASK
 # Two drafts of [M, M, M, M]: the second fills one more position.
@@ -215,7 +213,7 @@ def calls(draw):
         "step": constants.one_of([None, torch.arange(len(state.num_drafts)) * 10]),
         "answer_start": constants.one_of([None, torch.arange(len(state.num_drafts)) * 3 - 2]),
     }
-    return state, arguments
+    return state, constants.of_each(arguments, len(state.num_drafts))
 
 
 def assert_same(ours, theirs, name):
@@ -239,10 +237,9 @@ def run(state, arguments):
 @settings(max_examples=600)
 def test_agrees_with_the_oracle(native_backend, call):
     state, arguments = call
-    expected = reference.draft_step(
-        state.drafts, state.token_ids, state.confidence, state.num_drafts, M, *arguments.values()
-    )
-    assert_same_step(run(state, arguments), expected)
+    with fk.use_backend("reference"):
+        expected = run(state, arguments)
+    assert_same_step(run(state, arguments), expected.record)
 
 
 @given(call=calls())
@@ -254,7 +251,11 @@ def test_equals_the_composition_of_the_other_ops(backend, call):
     batch = state.drafts.shape[0]
 
     flat = [x.flatten(0, 1) for x in (state.drafts, state.token_ids, state.confidence)]
-    targets = fk.build_drafts(*flat, M, 1, **static)[0].view_as(state.drafts)
+    of_each_draft = {
+        name: value.repeat_interleave(state.drafts.shape[1]) if isinstance(value, torch.Tensor) else value
+        for name, value in static.items()
+    }
+    targets = fk.build_drafts(*flat, M, 1, **of_each_draft)[0].view_as(state.drafts)
     accepted = fk.verify_drafts(
         state.drafts, targets, num_drafts=state.num_drafts, match=arguments["match"], mask_token_id=M
     )
@@ -285,11 +286,31 @@ def test_a_sequence_does_not_depend_on_its_batch(backend, threads, call):
     together = run(state, arguments)
     for b in range(len(state.num_drafts)):
         row = slice(b, b + 1)
-        alone = fk.draft_step(
+        by_itself = fk.draft_step(
             state.drafts[row], state.token_ids[row], state.confidence[row], state.num_drafts[row], M,
-            **{name: value[row] if isinstance(value, torch.Tensor) else value for name, value in arguments.items()},
+            **alone(arguments, b),
         )  # fmt: skip
-        assert torch.equal(together.record[row], alone.record), b
+        assert torch.equal(together.record[row], by_itself.record), b
+
+
+@pytest.mark.parametrize("drafting", ["nested", "recycled"])
+def test_settings_of_each_sequence(backend, drafting):
+    """Requests of a batch, each with its own; NaN is no threshold, a negative end none."""
+    drafts = torch.tensor([[[1, 2, M, M, M, M]]]).repeat(4, 1, 1)
+    tokens = torch.where(drafts == M, torch.tensor([0, 0, 3, 4, 5, 6]), drafts)
+    confidence = torch.where(drafts == M, torch.tensor([0.0, 0, 0.6, 0.9, 0.8, 0.5]), -INF)
+    ones = torch.ones(4, dtype=torch.int64)
+    call, named = (drafts, tokens, confidence, ones, M, 3), {"drafting": drafting}
+    step = fk.draft_step(*call, threshold=torch.tensor([0.5, 0.8, 2.0, float("nan")]), tokens_per_step=2, **named)
+    assert step.masked_in_window.tolist() == [0, 2, 2, 2]
+    assert [(draft == M).sum(-1).tolist() for draft in step.drafts] == [[0, 0, 0], [2, 1, 0], [2, 1, 0], [2, 0, 0]]
+    for dtype in (torch.int32, torch.int64):
+        sizes = torch.tensor([1, 2, 3, 0], dtype=dtype)
+        step = fk.draft_step(*call, tokens_per_step=sizes, **named)
+        assert step.masked_in_window.tolist() == [3, 2, 1, 3]
+        ends = torch.tensor([2, 3, -1, 1], dtype=dtype)
+        step = fk.draft_step(*call, eos_token_id=ends, block_length=2, answer_start=torch.tensor([1] * 4), **named)
+        assert step.ended.tolist() == [1, 0, 0, 0]
 
 
 def test_large_batches(native_backend, threads):
@@ -300,10 +321,9 @@ def test_large_batches(native_backend, threads):
     confidence = torch.where(drafts == M, torch.rand(drafts.shape, generator=random), -INF)
     active = torch.full((64,), 8)
     step = fk.draft_step(drafts, token_ids, confidence, active, M, 16, block_length=16)
-    expected = reference.draft_step(
-        drafts, token_ids, confidence, active, M, 16, 1, None, "confidence", 16, "recycled", "exact", None, None, None
-    )
-    assert torch.equal(step.record, expected)
+    with fk.use_backend("reference"):
+        expected = fk.draft_step(drafts, token_ids, confidence, active, M, 16, block_length=16)
+    assert torch.equal(step.record, expected.record)
 
 
 @pytest.mark.parametrize(
@@ -317,15 +337,16 @@ def test_long_windows_and_many_drafts(native_backend, length, count, block_lengt
     state = torch.where(torch.rand(2, length, generator=random) < 0.8, M, 1)
     tokens = torch.randint(M, (2, length), generator=random)
     confidence = choose([0.1, 0.5, 0.7, 0.9, -INF, float("nan")], (2, length), random)
-    built, active = reference_build(state, tokens, confidence, M, count, *rule, block_length)
+    static = dict(zip(("tokens_per_step", "threshold", "order"), rule, strict=True)) | {"block_length": block_length}
+    with fk.use_backend("reference"):
+        built, active = fk.build_drafts(state, tokens, confidence, M, count, **static)
     token_ids = torch.where(built == M, tokens[:, None], built)
     certainty = confidence[:, None].repeat(1, count, 1)
     certainty[:, count // 2 :] = torch.rand(2, count - count // 2, length, generator=random)
-    call = (built, token_ids, certainty, active, M, count, *rule, block_length, drafting, "exact", 1, None, None)
-    expected = reference.draft_step(*call)
-    names = ("tokens_per_step", "threshold", "order", "block_length", "drafting", "match", "eos_token_id")
-    step = fk.draft_step(*call[:6], **dict(zip(names, call[6:-2], strict=True)))
-    assert_same_step(step, expected)
+    call, named = (built, token_ids, certainty, active, M, count), static | {"drafting": drafting, "eos_token_id": 1}
+    with fk.use_backend("reference"):
+        expected = fk.draft_step(*call, **named)
+    assert_same_step(fk.draft_step(*call, **named), expected.record)
 
 
 def test_strided_inputs(backend):
@@ -339,8 +360,10 @@ def test_strided_inputs(backend):
 def test_opcheck_and_compile():
     op = torch.ops.freedave.draft_step.default
     torch.library.opcheck(op, (DRAFTS, TOKENS, CONFIDENCE, ACTIVE, M, 3))
-    everything = (M, 3, 2, 0.5, "left_to_right", 2, "nested", "subset", 0, torch.tensor([4]), torch.tensor([-1]))
-    torch.library.opcheck(op, (DRAFTS, TOKENS, CONFIDENCE, ACTIVE, *everything))
+    one = torch.tensor([1])
+    for rule in ((2, None, 0.5, None), (1, one, None, torch.tensor([0.5]))):
+        everything = (M, 3, *rule, "left_to_right", 2, "nested", "subset", 0, one, one * 4, -one)
+        torch.library.opcheck(op, (DRAFTS, TOKENS, CONFIDENCE, ACTIVE, *everything))
 
     def decode(logits, drafts, num_drafts):
         token_ids, confidence = fk.predict_tokens(logits, drafts, M)
@@ -374,6 +397,11 @@ def test_opcheck_and_compile():
         ({"drafting": "tree"}, ValueError, "drafting must be one of recycled, nested, pooled, pipelined, got 'tree'"),
         ({"match": "some"}, ValueError, "match must be one of exact, subset, got 'some'"),
         ({"eos_token_id": "e"}, TypeError, "eos_token_id must be an int, got str"),
+        ({"eos_token_id": torch.tensor([0.0])}, TypeError, "eos_token_id must be int32 or int64, got float32"),
+        ({"eos_token_id": torch.tensor([0, 1])}, ValueError, r"eos_token_id must have shape \(1,\)"),
+        ({"tokens_per_step": torch.tensor(1)}, ValueError, r"tokens_per_step must have shape \(1,\)"),
+        ({"threshold": torch.tensor([1])}, TypeError, "threshold must be float32, got int64"),
+        ({"threshold": torch.tensor([0.5], device="meta")}, ValueError, elsewhere("threshold", "drafts")),
         ({"step": torch.tensor([0], dtype=torch.int32)}, TypeError, "step must be int64, got int32"),
         ({"step": torch.tensor([0, 1])}, ValueError, r"step must have shape \(1,\)"),
         ({"answer_start": torch.tensor([0.0])}, TypeError, "answer_start must be int64, got float32"),

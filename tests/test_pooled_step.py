@@ -12,12 +12,11 @@ from conftest import BACKENDS, on_backend
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from on_gpu import elsewhere
-from states import CONFIDENCES, INF, MASK, Constants, choose, generator, predictions
+from states import CONFIDENCES, INF, MASK, Constants, alone, choose, generator, predictions
 from toy_models import Decoded, Toy, decode
 
 import freedave_kernels as fk
 from freedave_kernels import registry
-from freedave_kernels.reference.pooled_step import pooled_step as reference
 
 M = MASK
 HERE = [name for name in BACKENDS if name in registry.backends_with("pooled_step")]
@@ -203,7 +202,7 @@ def decodes(draw: st.DrawFn) -> dict[str, Any]:
     states[:, prompt:] = M
     share = draw(st.sampled_from([0.0, 0.0, 0.02, 0.1]))
     noise = draw(st.sampled_from([0.0, 0.1, 0.4]))
-    return {
+    case = {
         "models": [Toy(seed + n, block_length or length, noise, share) for n in range(count)],
         "states": states.tolist(),
         "draft_steps": draw(st.integers(1, 9)),
@@ -221,6 +220,7 @@ def decodes(draw: st.DrawFn) -> dict[str, Any]:
         "block_length": block_length,
         "eos_token_id": draw(st.sampled_from([0, 3])) if constants.one_of([False, True, True]) else None,
     }
+    return constants.of_each(case, count)
 
 
 def static(case: dict[str, Any]) -> list[Decoded]:
@@ -252,20 +252,8 @@ def both(*arguments: Any, **named: Any) -> fk.DraftStep:
     pool = named["pool"]
     copy = dataclasses.replace(pool, memory=pool.memory.clone())
     step = fk.draft_step(*arguments, **named)
-    names = (
-        "tokens_per_step",
-        "threshold",
-        "order",
-        "block_length",
-        "drafting",
-        "eos_token_id",
-        "step",
-        "answer_start",
-    )
-    names += ("window_start", "computed_length", "slots", "forget")
-    defaults = {"tokens_per_step": 1, "order": "confidence"}
-    rest = [named.get(name, defaults.get(name)) for name in names]
-    record = reference(*arguments[:4], copy.memory, copy.num_states, copy.length, *arguments[4:], *rest)
+    with fk.use_backend("reference"):
+        record = fk.draft_step(*arguments, **named | {"pool": copy}).record
     torch.testing.assert_close(step.counters, record[:, step.layout.counters], rtol=0, atol=0)
     end = step.layout.confidence.start
     floats = [one[:, end:].view(torch.float32) for one in (step.record, record)]  # with what is behind an odd length
@@ -296,8 +284,8 @@ def test_a_sequence_does_not_depend_on_its_batch(backend, case):
     """Nor on its slot."""
     together = decode(**case)
     for n, ours in enumerate(together):
-        alone = case | {"models": [case["models"][n]], "states": [case["states"][n]], "slots": [0]}
-        assert decode(**alone) == [ours]
+        own = {"models": [case["models"][n]], "states": [case["states"][n]], "slots": [0]}
+        assert decode(**alone(case, n) | own) == [ours]
 
 
 @given(prediction=st.data(), drafting=st.sampled_from(POOLED), block_length=st.sampled_from([None, 1, 3, 8]))
@@ -457,8 +445,10 @@ def test_opcheck_and_compile():
     first = [call[name] for name in ("drafts", "token_ids", "confidence", "num_drafts")]
     torch.library.opcheck(op, (*first, pool.memory, 4, 4, M, 3))
     one = torch.tensor([1])
-    rest = (2, 0.5, "left_to_right", 2, "pipelined", 0, one, one, one, torch.tensor([[4, 4, 4]]), one * 0, one > 0)
-    torch.library.opcheck(op, (*first, pool.memory, 4, 4, M, 3, *rest))
+    rest = (0, one, one, one, one, torch.tensor([[4, 4, 4]]), one * 0, one > 0)
+    for rule in ((2, None, 0.5, None), (1, one, None, torch.tensor([0.5]))):
+        call = (*first, pool.memory, 4, 4, M, 3, *rule, "left_to_right", 2, "pipelined", *rest)
+        torch.library.opcheck(op, call)
 
     def decode(drafts, token_ids, confidence, num_drafts, memory):
         step = fk.draft_step(
@@ -490,6 +480,9 @@ def test_opcheck_and_compile():
         ({"pool": fk.draft_pool(1, 4, 3)}, ValueError, "pool must be for windows of 4 positions at least, got 3"),
         ({"pool": fk.draft_pool(2, 4, 4)}, ValueError, "pool must have a slot for each of 1 sequences, got 2"),
         ({"pool": fk.draft_pool(1, 4, 4, "meta")}, ValueError, elsewhere("pool", "drafts")),
+        ({"threshold": torch.tensor([0.5, 0.5])}, ValueError, r"threshold must have shape \(1,\)"),
+        ({"tokens_per_step": torch.tensor([1.5])}, TypeError, "tokens_per_step must be int32 or int64, got float32"),
+        ({"eos_token_id": torch.tensor([1, 2])}, ValueError, r"eos_token_id must have shape \(1,\)"),
         ({"window_start": torch.tensor([1.0])}, TypeError, "window_start must be int64, got float32"),
         ({"window_start": torch.tensor([1, 2])}, ValueError, r"window_start must have shape \(1,\)"),
         ({"computed_length": torch.tensor([4])}, ValueError, r"computed_length must have shape \(1, 3\)"),

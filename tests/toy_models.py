@@ -100,7 +100,8 @@ def decode(
         if not batch:
             return sequences
         call = _forward(models, [sequences[b] for b in batch], batch, draft_steps, window, own_block, rule)
-        named = {"drafting": drafting, **rule}
+        own = {name: value[batch] for name, value in rule.items() if isinstance(value, torch.Tensor)}
+        named = {"drafting": drafting, **rule, **own}
         if pooled:
             named |= {
                 "pool": pool,

@@ -15,7 +15,8 @@ void launch(const BuildDraftsParams& p, ParallelFor run) {
       const int64_t* state = contiguous_row(p.input_ids, b, p.length, state_copy);
       const int64_t* token_ids = contiguous_row(p.token_ids, b, p.length, token_copy);
       const float* confidence = contiguous_row(p.confidence, b, p.length, confidence_copy);
-      const int64_t planned = plan_drafts(state, token_ids, confidence, p.length, p.rule, p.draft_steps, keys, ends);
+      const int64_t planned =
+          plan_drafts(state, token_ids, confidence, p.length, p.rules.of(b), p.draft_steps, keys, ends);
       write_drafts(state, token_ids, p.length, p.draft_steps, keys, ends, p.drafts + b * p.draft_steps * p.length);
       p.num_drafts[b] = static_cast<int32_t>(planned);
     }

@@ -15,10 +15,12 @@ struct Sequence {
   const float* confidence;
   int64_t num_drafts;
   int64_t step;
-  int64_t mask_token_id;
+  StepRule rule;
 
   // Of position `place` of all drafts, one after the other.
-  float confidence_at(int64_t place) const { return confidence_in(token_ids[place], confidence[place], mask_token_id); }
+  float confidence_at(int64_t place) const {
+    return confidence_in(token_ids[place], confidence[place], rule.mask_token_id);
+  }
 };
 
 struct Scratch {
@@ -34,7 +36,7 @@ Sequence load(const DraftStepParams& p, int64_t b, Scratch& scratch) {
           contiguous_drafts(p.confidence, b, count, p.length, scratch.confidence),
           std::clamp<int64_t>(p.num_drafts.at(b), 1, count),  // draft 0 is right by construction
           p.step.data ? p.step.at(b) : 0,
-          p.rule.mask_token_id};
+          p.rules.of(b)};
 }
 
 // Recycled drafts: draft 0 stands at `drafts` already; each further one takes the predictions of the input draft
@@ -42,8 +44,8 @@ Sequence load(const DraftStepParams& p, int64_t b, Scratch& scratch) {
 // updated, not recomputed. Returns the number of drafts.
 int64_t recycle(const DraftStepParams& p, const Sequence& s, int64_t accepted, int64_t* drafts, Scratch& scratch) {
   const int64_t length = p.length;
-  const int64_t mask = p.rule.mask_token_id;
-  const int64_t picks = p.rule.has_threshold ? 1 : p.rule.tokens_per_step;
+  const int64_t mask = p.rules.mask_token_id;
+  const int64_t picks = s.rule.has_threshold ? 1 : s.rule.tokens_per_step;
   std::vector<int64_t>& distance = scratch.distance;
   distance.assign(s.num_drafts, 0);
   for (int64_t j = 0; j < s.num_drafts; ++j) {
@@ -61,7 +63,7 @@ int64_t recycle(const DraftStepParams& p, const Sequence& s, int64_t accepted, i
     const auto is_masked = [&](int64_t i) { return before[i] == mask; };
     const auto confidence = [&](int64_t i) { return s.confidence_at(source(i) + i); };
     scratch.keys.clear();
-    collect(is_masked, confidence, current_block(is_masked, p.rule.block_length, length), p.rule.order, scratch.keys);
+    collect(is_masked, confidence, current_block(is_masked, p.rules.block_length, length), p.rules.order, scratch.keys);
     const int64_t filled = std::min(picks, static_cast<int64_t>(scratch.keys.size()));
     if (filled == 0) break;
     sort_first(scratch.keys.begin(), scratch.keys.end(), filled);
@@ -88,7 +90,7 @@ int64_t recycle(const DraftStepParams& p, const Sequence& s, int64_t accepted, i
 // can be ranked, a draft is its own target.
 void write_step_map(const DraftStepParams& p, const Sequence& s, const int64_t* committed,
                     const std::vector<int64_t>& chain, const Record& record) {
-  const int64_t mask = p.rule.mask_token_id;
+  const int64_t mask = p.rules.mask_token_id;
   int64_t* step_map = record.step_map;
   std::fill(step_map, step_map + p.length, -1);
   int64_t steps = 0;
@@ -114,8 +116,8 @@ void write_step_map(const DraftStepParams& p, const Sequence& s, const int64_t* 
 // What the accepted draft says: how much of its prefix is complete, so that its keys and values can be kept, and the
 // lowest position of its current block that has no prediction.
 void count_accepted(const DraftStepParams& p, const int64_t* state, const Record& record) {
-  const auto is_masked = [&](int64_t i) { return state[i] == p.rule.mask_token_id; };
-  const Span block = current_block(is_masked, p.rule.block_length, p.length);
+  const auto is_masked = [&](int64_t i) { return state[i] == p.rules.mask_token_id; };
+  const Span block = current_block(is_masked, p.rules.block_length, p.length);
   int64_t non_finite = block.begin;
   while (non_finite < block.end && !(is_masked(non_finite) && !is_rankable(record.confidence[non_finite])))
     ++non_finite;
@@ -133,13 +135,13 @@ void step_sequence(const DraftStepParams& p, int64_t b, Scratch& scratch) {
   const auto draft_of = [&](int64_t k) { return s.drafts + k * length; };
   const auto target_of = [&](int64_t k) {
     const int64_t* token_ids = s.token_ids + k * length;
-    plan_drafts(draft_of(k), token_ids, s.confidence + k * length, length, p.rule, 1, scratch.keys, scratch.ends);
+    plan_drafts(draft_of(k), token_ids, s.confidence + k * length, length, s.rule, 1, scratch.keys, scratch.ends);
     write_drafts(draft_of(k), token_ids, length, 1, scratch.keys, scratch.ends, scratch.target.data());
     return static_cast<const int64_t*>(scratch.target.data());
   };
   const int64_t accepted = accept_chain(
       draft_of, target_of, [&](int64_t k) { scratch.chain.push_back(k); }, s.num_drafts, length, p.match,
-      p.rule.mask_token_id);
+      p.rules.mask_token_id);
 
   // Carry the accepted predictions over, and draft again from the accepted state.
   const int64_t* state = draft_of(accepted);
@@ -150,7 +152,7 @@ void step_sequence(const DraftStepParams& p, int64_t b, Scratch& scratch) {
   std::fill(record.confidence + length, record.confidence + record.confidence_end, 0.0f);
   int64_t* next = record.drafts;
   const bool recycled = p.drafting == Drafting::kRecycled;
-  int64_t num_drafts = plan_drafts(state, token_ids, record.confidence, length, p.rule, recycled ? 1 : p.draft_steps,
+  int64_t num_drafts = plan_drafts(state, token_ids, record.confidence, length, s.rule, recycled ? 1 : p.draft_steps,
                                    scratch.keys, scratch.ends);
   const bool keep_recycling = recycled && num_drafts > 0;
   write_drafts(state, token_ids, length, keep_recycling ? 1 : p.draft_steps, scratch.keys, scratch.ends, next);
@@ -161,7 +163,7 @@ void step_sequence(const DraftStepParams& p, int64_t b, Scratch& scratch) {
   count(Counter::kAccepted) = accepted;
   write_step_map(p, s, next, scratch.chain, record);
   count_accepted(p, state, record);
-  count_committed(p, next, p.answer_start.data ? p.answer_start.at(b) : 0, record.counters);
+  count_committed(p, s.rule, next, p.answer_start.data ? p.answer_start.at(b) : 0, record.counters);
   count(Counter::kForwardDrafts) = count_forward_drafts(p, next, num_drafts);
   count(Counter::kNumDrafts) = num_drafts;
 }

@@ -46,6 +46,7 @@ class Sequence {
  public:
   Sequence(const PooledStepParams& p, int64_t b, Scratch& scratch)
       : p_(p.step),
+        rule_(p.step.rules.of(b)),
         entries_(p.pool_entries),
         columns_(p.pool_columns),
         pipelined_(p.drafting == PooledDrafting::kPipelined),
@@ -77,7 +78,7 @@ class Sequence {
   }
 
  private:
-  int64_t mask() const { return p_.rule.mask_token_id; }
+  int64_t mask() const { return rule_.mask_token_id; }
   int64_t columns() const { return columns_; }
   int64_t column(int64_t position) const {
     const int64_t c = origin_ + position;
@@ -178,10 +179,10 @@ class Sequence {
   void advance() {
     while (first_masked_ < p_.length && !is_masked(first_masked_)) ++first_masked_;
     const Span before = block_;
-    block_ = first_masked_ < p_.length ? block_around(first_masked_, p_.rule.block_length, p_.length)
+    block_ = first_masked_ < p_.length ? block_around(first_masked_, rule_.block_length, p_.length)
                                        : Span{p_.length, p_.length};
-    for (int64_t i = before.begin; p_.has_eos_token_id && i < block_.begin; ++i)
-      ended_ = ended_ || (i >= answer_start_ && scratch_.state[column(i)] == p_.eos_token_id);
+    for (int64_t i = before.begin; i < block_.begin; ++i)
+      ended_ = ended_ || (i >= answer_start_ && rule_.ends(scratch_.state[column(i)]));
   }
 
   bool is_finished() const { return ended_ || block_.begin == p_.length; }
@@ -213,15 +214,15 @@ class Sequence {
   // Appends the positions that a static step from the state at work fills, in ascending order.
   template <typename Confidence>
   void pick(const Confidence& confidence) {
-    const StepRule& rule = p_.rule;
     const auto masked = [&](int64_t i) { return is_masked(i); };
     Keys& keys = scratch_.keys;
     keys.clear();
-    collect(masked, confidence, block_, rule.order, keys);
+    collect(masked, confidence, block_, rule_.order, keys);
     int64_t count = 0;
-    if (rule.has_threshold) count = pass_threshold(masked, confidence, block_, rule.order, rule.threshold, false, keys);
+    if (rule_.has_threshold)
+      count = pass_threshold(masked, confidence, block_, rule_.order, rule_.threshold, false, keys);
     if (count == 0) {
-      count = std::min<int64_t>(rule.tokens_per_step, static_cast<int64_t>(keys.size()));
+      count = std::min<int64_t>(rule_.tokens_per_step, static_cast<int64_t>(keys.size()));
       sort_first(keys.begin(), keys.end(), count);
     }
     const size_t begin = scratch_.picks.size();
@@ -402,13 +403,13 @@ class Sequence {
            !(last.state[column(non_finite)] == mask() && !is_rankable(last.confidence[column(non_finite)])))
       ++non_finite;
     count(Counter::kNonFinite) = non_finite < block.end ? non_finite : -1;
-    count_committed(p_, record.drafts, answer_start_, record.counters);
+    count_committed(p_, rule_, record.drafts, answer_start_, record.counters);
     count(Counter::kForwardDrafts) = count_forward_drafts(p_, record.drafts, num_drafts);
     count(Counter::kNumDrafts) = num_drafts;
   }
 
   Span block_of(const int64_t* state) const {
-    return current_block([&](int64_t i) { return state[column(i)] == mask(); }, p_.rule.block_length, p_.length);
+    return current_block([&](int64_t i) { return state[column(i)] == mask(); }, rule_.block_length, p_.length);
   }
 
   // Entries that are kept stay where they are; drafts go where there is room, the oldest first.
@@ -435,6 +436,7 @@ class Sequence {
   }
 
   const DraftStepParams& p_;
+  const StepRule rule_;
   const int64_t entries_, columns_;
   DraftPool pool_;
   const bool pipelined_;

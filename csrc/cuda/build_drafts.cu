@@ -12,19 +12,20 @@ __global__ void __launch_bounds__(kMaxLength) build_sequences(const __grid_const
   FREEDAVE_SHARED(Window::Answers, answers);
   wait_for_previous_kernel();
   const int64_t b = blockIdx.x;
-  Window window(answers, static_cast<int>(p.length), p.rule.block_length);
+  const StepRule rule = p.rules.of(b);
+  Window window(answers, static_cast<int>(p.length), rule.block_length);
   const int i = window.position;
 
   int64_t state = window.inside ? p.input_ids.at(b, i) : 0;
-  bool masked = window.inside && state == p.rule.mask_token_id;
+  bool masked = window.inside && state == rule.mask_token_id;
   const int64_t token = masked ? p.token_ids.at(b, i) : 0;
-  const float confidence = masked ? confidence_in(token, p.confidence.at(b, i), p.rule.mask_token_id) : -INFINITY;
+  const float confidence = masked ? confidence_in(token, p.confidence.at(b, i), rule.mask_token_id) : -INFINITY;
 
   int built = 0;
   for (int64_t k = 0; k < p.draft_steps; ++k) {
     if (built == k) {
-      const Fill fill = k == 0 ? static_step(window, p.rule, masked, confidence)
-                               : fill_first(window, p.rule.order, picks_of(p.rule), masked, confidence);
+      const Fill fill = k == 0 ? static_step(window, rule, masked, confidence)
+                               : fill_first(window, rule.order, picks_of(rule), masked, confidence);
       if (fill.mine) {
         state = token;
         masked = false;

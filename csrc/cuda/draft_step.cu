@@ -14,14 +14,14 @@ namespace {
 struct Sequence {
   Slab<const int64_t> drafts, token_ids;
   Slab<const float> confidences;
-  int64_t mask_token_id;
+  StepRule rule;
   int num_drafts;
 
   __device__ Sequence(const DraftStepParams& p, int64_t b)
       : drafts(p.drafts, b * p.input_drafts),
         token_ids(p.token_ids, b * p.input_drafts),
         confidences(p.confidence, b * p.input_drafts),
-        mask_token_id(p.rule.mask_token_id) {
+        rule(p.rules.of(b)) {
     const int64_t given = p.num_drafts.at(b);
     // Draft 0 is right by construction, hence at least one.
     num_drafts = static_cast<int>(given < 1 ? 1 : given < p.input_drafts ? given : p.input_drafts);
@@ -30,9 +30,9 @@ struct Sequence {
   __device__ int64_t draft(int k, int i) const { return drafts.at(k, i); }
   __device__ int64_t token_id(int k, int i) const { return token_ids.at(k, i); }
   __device__ float confidence(int k, int i) const {
-    return confidence_in(token_id(k, i), confidences.at(k, i), mask_token_id);
+    return confidence_in(token_id(k, i), confidences.at(k, i), rule.mask_token_id);
   }
-  __device__ bool is_masked(int k, int i) const { return draft(k, i) == mask_token_id; }
+  __device__ bool is_masked(int k, int i) const { return draft(k, i) == rule.mask_token_id; }
 };
 
 // Hamming distances of the input drafts to a state, draft j's in lane j of every warp.
@@ -65,7 +65,7 @@ class Distances {
   __device__ void fill(int i, int64_t token) {
     if (lane_id() >= sequence_.num_drafts) return;
     const int64_t there = sequence_.draft(lane_id(), i);
-    mine_ += static_cast<uint32_t>(there != token) - static_cast<uint32_t>(there != sequence_.mask_token_id);
+    mine_ += static_cast<uint32_t>(there != token) - static_cast<uint32_t>(there != sequence_.rule.mask_token_id);
   }
 
  private:
@@ -83,7 +83,7 @@ struct Chain {
 __device__ __forceinline__ Chain chain_drafts(const DraftStepParams& p, Window& window, const Sequence& sequence,
                                               Distances::Counts& counts, int64_t* drafts, int accepted, bool begun,
                                               int64_t state, bool open_left) {
-  const int64_t mask = p.rule.mask_token_id;
+  const int64_t mask = sequence.rule.mask_token_id;
   const int i = window.position;
   const bool recycled = p.drafting == Drafting::kRecycled;
   bool open = window.inside && state == mask;
@@ -98,9 +98,10 @@ __device__ __forceinline__ Chain chain_drafts(const DraftStepParams& p, Window& 
       const auto source_of = [&](int position) { return sequence.is_masked(nearest, position) ? nearest : accepted; };
       const int source = open ? source_of(i) : accepted;
       const float confidence = open ? sequence.confidence(source, i) : -INFINITY;
-      const Fill fill = fill_first(window, p.rule.order, picks_of(p.rule), open, confidence, [&](int position) {
-        if (recycled) distances.fill(position, sequence.token_id(source_of(position), position));
-      });
+      const Fill fill =
+          fill_first(window, sequence.rule.order, picks_of(sequence.rule), open, confidence, [&](int position) {
+            if (recycled) distances.fill(position, sequence.token_id(source_of(position), position));
+          });
       if (fill.mine) {
         state = sequence.token_id(source, i);
         open = false;
@@ -127,7 +128,7 @@ struct ChainEnd {
 
 // Walks the chain of drafts, each hop one static step. Where it ends, that step leads to the next draft 0.
 __device__ __forceinline__ ChainEnd walk_chain(const DraftStepParams& p, Window& window, const Sequence& sequence) {
-  const int64_t mask = p.rule.mask_token_id;
+  const int64_t mask = sequence.rule.mask_token_id;
   const int i = window.position;
   int accepted = 0, steps = 0, committed_by = -1;
   int64_t state = window.inside ? sequence.draft(0, i) : 0;
@@ -143,7 +144,7 @@ __device__ __forceinline__ ChainEnd walk_chain(const DraftStepParams& p, Window&
   Fill fill;
   for (;;) {
     const float confidence = open ? sequence.confidence(accepted, i) : -INFINITY;
-    fill = static_step(window, p.rule, open, confidence);
+    fill = static_step(window, sequence.rule, open, confidence);
     committed = fill.mine ? sequence.token_id(accepted, i) : state;
     const int next = furthest_match(window, accepted, sequence.num_drafts, p.match, mask, committed,
                                     [&](int j) { return sequence.draft(j, i); });
@@ -164,7 +165,7 @@ __global__ void __launch_bounds__(kMaxLength) step_sequences(const __grid_consta
   wait_for_previous_kernel();
   const int64_t b = blockIdx.x;
   const Sequence sequence(p, b);
-  Window window(answers, static_cast<int>(p.length), p.rule.block_length);
+  Window window(answers, static_cast<int>(p.length), p.rules.block_length);
   const int i = window.position;
   const auto [accepted, open, committed, begun, committed_by, steps] = walk_chain(p, window, sequence);
 
@@ -187,13 +188,13 @@ __global__ void __launch_bounds__(kMaxLength) step_sequences(const __grid_consta
   const uint32_t non_finite = window.min(broken ? static_cast<uint32_t>(i) : kNoBlock);
 
   // What the committed state says.
-  const bool left = window.inside && committed == p.rule.mask_token_id;
+  const bool left = window.inside && committed == sequence.rule.mask_token_id;
   const uint32_t block = window.current_block(left);
   const int complete = window.begin_of(block);
   bool ended = false;
-  if (p.has_eos_token_id) {
+  if (sequence.rule.eos_token_id >= 0) {
     const int64_t answer_start = p.answer_start.data ? p.answer_start.at(b) : 0;  // the prompt ends nothing
-    ended = window.any(i < complete && i >= answer_start && committed == p.eos_token_id);
+    ended = window.any(i < complete && i >= answer_start && sequence.rule.ends(committed));
   }
   const uint32_t in_block = window.sum(left && window.block == block);
   const uint32_t in_window = window.sum(left);

@@ -53,6 +53,7 @@ struct Shared {
   int origin;  // the column of the window's first position
   int answer_start;
   bool forget;
+  StepRule rule;
 
   __device__ void read(const PooledStepParams& p, int64_t b) {
     if (warp_id() == 0) find_rows(p, b);
@@ -73,6 +74,7 @@ struct Shared {
       origin = static_cast<int>(column_of(start, p.pool_columns));
       answer_start = clamped(number(call.answer_start, kAnswerStart, 0), 0, call.length);
       forget = p.forget.data && p.forget.at(0, b);
+      rule = call.rules.of(b);
     }
     __syncthreads();
     share_room(p);
@@ -135,7 +137,7 @@ class KnownStates {
   __device__ int count() const { return drafts() + entries(); }
   __device__ int length() const { return static_cast<int>(p_.step.length); }
   __device__ int columns() const { return static_cast<int>(p_.pool_columns); }
-  __device__ int64_t mask() const { return p_.step.rule.mask_token_id; }
+  __device__ int64_t mask() const { return p_.step.rules.mask_token_id; }
   __device__ DraftPool pool() const { return pool_at(shared_.pool, p_.pool_entries, p_.pool_columns); }
 
   // The column of a position, in the rows of entries.

@@ -53,7 +53,7 @@ class Sequence {
       : p_(p),
         shared_(shared),
         known_(p, shared),
-        window_(shared.answers, known_.length(), p.step.rule.block_length),
+        window_(shared.answers, known_.length(), p.step.rules.block_length),
         tallies_(known_, window_, shared) {
     const int64_t token_id = known_.state(0, window_.position);
     open_ = window_.inside && token_id == known_.mask();
@@ -92,8 +92,7 @@ class Sequence {
   __device__ void enter_block() {
     block_ = window_.current_block(open_);
     const int i = window_.position;
-    const bool ends = p_.step.has_eos_token_id && i < begin() && i >= shared_.answer_start &&
-                      shared_.token_ids[i] == p_.step.eos_token_id;
+    const bool ends = i < begin() && i >= shared_.answer_start && shared_.rule.ends(shared_.token_ids[i]);
     constexpr uint32_t kEnds = 1 << 16;
     const uint32_t both = window_.sum(static_cast<uint32_t>(in_block()) + (ends ? kEnds : 0));
     left_ = static_cast<int>(both % kEnds);
@@ -138,7 +137,7 @@ class Sequence {
   // One static step: fills positions as expected, where this thread's is expected with `confidence`. How many. `values`
   // is multiplied by their probabilities.
   __device__ int fill_as_expected(float confidence, float& values) {
-    const StepRule& rule = p_.step.rule;
+    const StepRule& rule = shared_.rule;
     bool mine = false;
     uint32_t words = 0;  // of the block's warps: which of their threads' positions are filled
     if (rule.has_threshold) {

@@ -13,7 +13,7 @@ struct BuildDraftsParams {
   Matrix<const float> confidence;
   int64_t length;
   int64_t draft_steps;
-  StepRule rule;
+  StepRules rules;
   int64_t* drafts;      // contiguous [B, K, L]
   int32_t* num_drafts;  // [B]
 };

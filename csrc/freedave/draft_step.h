@@ -75,11 +75,9 @@ struct DraftStepParams {
   Counts step;                      // [B]; where not given, 0
   Counts answer_start;              // [B]; where not given, 0
   int64_t batch, input_drafts, draft_steps, length;
-  StepRule rule;
+  StepRules rules;
   Drafting drafting;
   Match match;
-  bool has_eos_token_id;
-  int64_t eos_token_id;
   int64_t* records;  // [B, record_width(L, draft_steps)], contiguous
 };
 

@@ -7,7 +7,7 @@
 
 namespace freedave {
 
-// One step of static decoding, the step that everything else must agree with.
+// One step of static decoding of a sequence, the step that everything else must agree with.
 struct StepRule {
   int64_t mask_token_id;
   int64_t tokens_per_step;
@@ -15,6 +15,43 @@ struct StepRule {
   bool has_threshold;
   float threshold;
   Order order;
+  int64_t eos_token_id;  // negative: nothing ends the sequence
+
+  HD bool ends(int64_t token) const { return eos_token_id >= 0 && token == eos_token_id; }
+};
+
+// A number for all sequences, or one each: int32 or int64 where T is an integer.
+template <typename T>
+struct Setting {
+  T of_all;
+  const void* each;  // [B]; null when the caller gave none
+  int64_t stride;
+  bool is_int32;
+
+  HD T of(int64_t b) const {
+    if (each == nullptr) return of_all;
+    return is_int32 ? static_cast<T>(static_cast<const int32_t*>(each)[b * stride])
+                    : static_cast<const T*>(each)[b * stride];
+  }
+};
+
+// The rules of a batch.
+struct StepRules {
+  int64_t mask_token_id;
+  int64_t block_length;
+  Order order;
+  bool has_threshold;
+  Setting<float> threshold;          // NaN: that sequence has none
+  Setting<int64_t> tokens_per_step;  // below 1 counts as 1, so that every step fills something
+  Setting<int64_t> eos_token_id;
+
+  HD StepRule of(int64_t b) const {
+    const int64_t tokens = tokens_per_step.of(b);
+    const float limit = threshold.of(b);
+    const bool is_number = limit == limit;
+    return {mask_token_id, tokens < 1 ? 1 : tokens, block_length, has_threshold && is_number, limit,
+            order,         eos_token_id.of(b)};
+  }
 };
 
 // How sure the model is of `token` for the sake of a step. Where it predicts the mask itself, it predicts nothing: a

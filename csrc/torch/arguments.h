@@ -21,6 +21,8 @@ namespace freedave {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
+using OptionalInt = std::optional<int64_t>;
+using OptionalFloat = std::optional<double>;
 
 // A string argument, short enough to be one of the words that the ops know.
 struct Text {

@@ -21,23 +21,31 @@
 namespace freedave {
 namespace {
 
-int64_t block_length_of(const char* op, std::optional<int64_t> block_length, int64_t length) {
+int64_t block_length_of(const char* op, OptionalInt block_length, int64_t length) {
   return block_length ? expect_at_least(op, "block_length", *block_length, 1) : length;
 }
 
-float threshold_of(const char* op, std::optional<double> threshold) {
+float threshold_of(const char* op, OptionalFloat threshold) {
   STD_TORCH_CHECK(!threshold || !std::isnan(*threshold), op, ": threshold must be a number, got nan");
   return static_cast<float>(threshold.value_or(0.0));
 }
 
-StepRule step_rule(const char* op, int64_t length, int64_t mask_token_id, int64_t tokens_per_step,
-                   std::optional<double> threshold, const Text& order, std::optional<int64_t> block_length) {
-  return {.mask_token_id = mask_token_id,
-          .tokens_per_step = expect_at_least(op, "tokens_per_step", tokens_per_step, 1),
-          .block_length = block_length_of(op, block_length, length),
-          .has_threshold = threshold.has_value(),
-          .threshold = threshold_of(op, threshold),
-          .order = choose<Order>(op, "order", order)};
+// For sequences that are the first dimension of `states`.
+StepRules step_rules(const Argument& states, int64_t mask_token_id, int64_t tokens, const OptionalTensor& tokens_each,
+                     OptionalFloat threshold, const OptionalTensor& threshold_each, const Text& order,
+                     OptionalInt block_length, OptionalInt eos = {}, const OptionalTensor& eos_each = {}) {
+  const char* const op = states.op;
+  const Counts limit = counts(op, "threshold_per_row", threshold_each, states, 1, {ScalarType::Float});
+  const Counts count = counts(op, "tokens_per_step_per_row", tokens_each, states, 1);
+  const Counts end = counts(op, "eos_token_id_per_row", eos_each, states, 1);
+  expect_at_least(op, "tokens_per_step", tokens, 1);
+  return {mask_token_id,
+          block_length_of(op, block_length, states.length()),
+          choose<Order>(op, "order", order),
+          threshold || threshold_each,
+          {threshold_of(op, threshold), limit.data, limit.rows.stride[0], false},
+          {tokens, count.data, count.rows.stride[0], count.is_int32},
+          {eos.value_or(-1), end.data, end.rows.stride[0], end.is_int32}};
 }
 
 LogitType logit_type(const Argument& logits) {
@@ -147,9 +155,8 @@ std::tuple<Tensor, Tensor> merge_predictions(const Tensor& states_, const Tensor
   return {token_ids, confidence};
 }
 
-Tensor logit_floor(const Tensor& logits_, std::optional<int64_t> top_k, std::optional<double> top_p,
-                   std::optional<double> min_p, double temperature, const OptionalTensor& mask_index,
-                   const OptionalTensor& suppress_tokens) {
+Tensor logit_floor(const Tensor& logits_, OptionalInt top_k, OptionalFloat top_p, OptionalFloat min_p,
+                   double temperature, const OptionalTensor& mask_index, const OptionalTensor& suppress_tokens) {
   constexpr const char* kOp = "logit_floor";
   const Argument logits(kOp, "logits", logits_);
   LogitFloorParams p{};
@@ -173,7 +180,7 @@ Tensor logit_floor(const Tensor& logits_, std::optional<int64_t> top_k, std::opt
 }
 
 Tensor rank_positions(const Tensor& confidence_, const Tensor& mask_index, const Text& order,
-                      std::optional<int64_t> block_length) {
+                      OptionalInt block_length) {
   constexpr const char* kOp = "rank_positions";
   const Argument confidence(kOp, "confidence", confidence_);
   const int64_t length = confidence.expect({ScalarType::Float}).length();
@@ -190,9 +197,9 @@ Tensor rank_positions(const Tensor& confidence_, const Tensor& mask_index, const
 }
 
 Tensor select_transfer(const Tensor& confidence_, const Tensor& mask_index, int64_t num_transfer,
-                       const OptionalTensor& num_transfer_per_row, std::optional<double> threshold,
+                       const OptionalTensor& num_transfer_per_row, OptionalFloat threshold,
                        const OptionalTensor& threshold_per_row, bool strict, const Text& fallback, const Text& order,
-                       std::optional<int64_t> block_length) {
+                       OptionalInt block_length) {
   constexpr const char* kOp = "select_transfer";
   const Argument confidence(kOp, "confidence", confidence_);
   const int64_t length = confidence.expect({ScalarType::Float}).length();
@@ -219,32 +226,29 @@ Tensor select_transfer(const Tensor& confidence_, const Tensor& mask_index, int6
 }
 
 std::tuple<Tensor, Tensor> build_drafts(const Tensor& input_ids_, const Tensor& token_ids, const Tensor& confidence,
-                                        int64_t mask_token_id, int64_t draft_steps, int64_t tokens_per_step,
-                                        std::optional<double> threshold, const Text& order,
-                                        std::optional<int64_t> block_length) {
+                                        int64_t mask_token_id, int64_t draft_steps, int64_t tokens,
+                                        const OptionalTensor& tokens_each, OptionalFloat limit,
+                                        const OptionalTensor& limit_each, const Text& order, OptionalInt block_length) {
   constexpr const char* kOp = "build_drafts";
   const Argument input_ids(kOp, "input_ids", input_ids_);
   input_ids.expect({ScalarType::Long}).expect_dims(2);
   expect_at_least(kOp, "draft_steps", draft_steps, 1);
   const int64_t batch = input_ids.sizes[0], length = expect_at_least(kOp, "L", input_ids.length(), 1);
-  const StepRule rule = step_rule(kOp, length, mask_token_id, tokens_per_step, threshold, order, block_length);
+  const StepRules rules =
+      step_rules(input_ids, mask_token_id, tokens, tokens_each, limit, limit_each, order, block_length);
   expect_served(input_ids, length, draft_steps);
 
   Tensor drafts = new_tensor(input_ids, ScalarType::Long, {batch, draft_steps, length});
   Tensor num_drafts = new_tensor(input_ids, ScalarType::Int, {batch});
-  launch(input_ids, BuildDraftsParams{.input_ids = input_ids.matrix<int64_t>(),
-                                      .token_ids = matrix_of<int64_t>(input_ids, "token_ids", token_ids),
-                                      .confidence = matrix_of<float>(input_ids, "confidence", confidence),
-                                      .length = length,
-                                      .draft_steps = draft_steps,
-                                      .rule = rule,
-                                      .drafts = data<int64_t>(drafts),
-                                      .num_drafts = data<int32_t>(num_drafts)});
+  launch(input_ids,
+         BuildDraftsParams{input_ids.matrix<int64_t>(), matrix_of<int64_t>(input_ids, "token_ids", token_ids),
+                           matrix_of<float>(input_ids, "confidence", confidence), length, draft_steps, rules,
+                           data<int64_t>(drafts), data<int32_t>(num_drafts)});
   return {drafts, num_drafts};
 }
 
 Tensor verify_drafts(const Tensor& drafts_, const Tensor& targets, const OptionalTensor& num_drafts, const Text& match,
-                     std::optional<int64_t> mask_token_id) {
+                     OptionalInt mask_token_id) {
   constexpr const char* kOp = "verify_drafts";
   const Argument drafts(kOp, "drafts", drafts_);
   drafts.expect({ScalarType::Long}).expect_dims(3);
@@ -256,23 +260,16 @@ Tensor verify_drafts(const Tensor& drafts_, const Tensor& targets, const Optiona
   expect_served(drafts, length, draft_steps);
 
   Tensor accepted = new_tensor(drafts, ScalarType::Long, {batch});
-  launch(drafts, VerifyDraftsParams{.drafts = drafts.matrix<int64_t>(),
-                                    .targets = matrix_of<int64_t>(drafts, "targets", targets),
-                                    .batch = batch,
-                                    .draft_steps = draft_steps,
-                                    .length = length,
-                                    .num_drafts = active,
-                                    .match = rule,
-                                    .mask_token_id = mask_token_id.value_or(0),
-                                    .accepted = data<int64_t>(accepted)});
+  launch(drafts,
+         VerifyDraftsParams{drafts.matrix<int64_t>(), matrix_of<int64_t>(drafts, "targets", targets), batch,
+                            draft_steps, length, active, rule, mask_token_id.value_or(0), data<int64_t>(accepted)});
   return accepted;
 }
 
 // What both steps take. The records are still to be made.
 DraftStepParams draft_step_params(const Argument& drafts, const Tensor& token_ids, const Tensor& confidence,
-                                  const Tensor& num_drafts, int64_t draft_steps, const StepRule& rule,
-                                  std::optional<int64_t> eos_token_id, const OptionalTensor& step,
-                                  const OptionalTensor& answer_start) {
+                                  const Tensor& num_drafts, int64_t draft_steps, const StepRules& rules,
+                                  const OptionalTensor& step, const OptionalTensor& answer_start) {
   const char* const op = drafts.op;
   return {.drafts = drafts.matrix<int64_t>(),
           .token_ids = matrix_of<int64_t>(drafts, "token_ids", token_ids),
@@ -284,12 +281,7 @@ DraftStepParams draft_step_params(const Argument& drafts, const Tensor& token_id
           .input_drafts = drafts.sizes[1],
           .draft_steps = expect_at_least(op, "draft_steps", draft_steps, 1),
           .length = drafts.sizes[2],
-          .rule = rule,
-          .drafting = Drafting::kRecycled,
-          .match = Match::kExact,
-          .has_eos_token_id = eos_token_id.has_value(),
-          .eos_token_id = eos_token_id.value_or(0),
-          .records = nullptr};
+          .rules = rules};
 }
 
 int64_t expect_drafts(const Argument& drafts) {
@@ -299,15 +291,17 @@ int64_t expect_drafts(const Argument& drafts) {
 }
 
 Tensor draft_step(const Tensor& drafts_, const Tensor& token_ids, const Tensor& confidence, const Tensor& num_drafts,
-                  int64_t mask_token_id, int64_t draft_steps, int64_t tokens_per_step, std::optional<double> threshold,
-                  const Text& order, std::optional<int64_t> block_length, const Text& drafting, const Text& match,
-                  std::optional<int64_t> eos_token_id, const OptionalTensor& step, const OptionalTensor& answer_start) {
+                  int64_t mask_token_id, int64_t draft_steps, int64_t tokens, const OptionalTensor& tokens_each,
+                  OptionalFloat limit, const OptionalTensor& limit_each, const Text& order, OptionalInt block_length,
+                  const Text& drafting, const Text& match, OptionalInt eos, const OptionalTensor& eos_each,
+                  const OptionalTensor& step, const OptionalTensor& answer_start) {
   constexpr const char* kOp = "draft_step";
   const Argument drafts(kOp, "drafts", drafts_);
   const int64_t length = expect_drafts(drafts);
-  const StepRule rule = step_rule(kOp, length, mask_token_id, tokens_per_step, threshold, order, block_length);
+  const StepRules rules =
+      step_rules(drafts, mask_token_id, tokens, tokens_each, limit, limit_each, order, block_length, eos, eos_each);
   DraftStepParams p =
-      draft_step_params(drafts, token_ids, confidence, num_drafts, draft_steps, rule, eos_token_id, step, answer_start);
+      draft_step_params(drafts, token_ids, confidence, num_drafts, draft_steps, rules, step, answer_start);
   p.drafting = choose<Drafting>(kOp, "drafting", drafting);
   p.match = choose<Match>(kOp, "match", match);
   expect_served(drafts, length, std::max(p.input_drafts, draft_steps));
@@ -351,14 +345,16 @@ void keep(const Tensor& window_key, const Tensor& window_value, const Tensor& ac
 
 Tensor pooled_step(const Tensor& drafts_, const Tensor& token_ids, const Tensor& confidence, const Tensor& num_drafts,
                    const Tensor& pool_, int64_t pool_states, int64_t pool_length, int64_t mask_token_id,
-                   int64_t draft_steps, int64_t tokens_per_step, std::optional<double> threshold, const Text& order,
-                   std::optional<int64_t> block_length, const Text& drafting, std::optional<int64_t> eos_token_id,
-                   const OptionalTensor& step, const OptionalTensor& answer_start, const OptionalTensor& window_start,
+                   int64_t draft_steps, int64_t tokens, const OptionalTensor& tokens_each, OptionalFloat limit,
+                   const OptionalTensor& limit_each, const Text& order, OptionalInt block_length, const Text& drafting,
+                   OptionalInt eos, const OptionalTensor& eos_each, const OptionalTensor& step,
+                   const OptionalTensor& answer_start, const OptionalTensor& window_start,
                    const OptionalTensor& computed_length, const OptionalTensor& slots, const OptionalTensor& forget) {
   constexpr const char* kOp = "pooled_step";
   const Argument drafts(kOp, "drafts", drafts_), pool(kOp, "pool", pool_);
   const int64_t length = expect_drafts(drafts), batch = drafts.sizes[0];
-  const StepRule rule = step_rule(kOp, length, mask_token_id, tokens_per_step, threshold, order, block_length);
+  const StepRules rules =
+      step_rules(drafts, mask_token_id, tokens, tokens_each, limit, limit_each, order, block_length, eos, eos_each);
   pool.expect({ScalarType::Long}).expect_dims(2).expect_device_of(drafts);
   expect_at_least(kOp, "pool_states", pool_states, 1);
   expect_at_least(kOp, "pool_length", pool_length, length);
@@ -367,17 +363,17 @@ Tensor pooled_step(const Tensor& drafts_, const Tensor& token_ids, const Tensor&
                   width, "], got ", pool.shape());
   STD_TORCH_CHECK(slots ? pool.sizes[0] >= 1 || batch == 0 : pool.sizes[0] == batch, kOp,
                   ": pool must have a slot for each of ", batch, " sequences, got ", pool.shape());
-  PooledStepParams p{.step = draft_step_params(drafts, token_ids, confidence, num_drafts, draft_steps, rule,
-                                               eos_token_id, step, answer_start),
-                     .pools = data<int64_t>(pool_),
-                     .pool_slots = pool.sizes[0],
-                     .pool_entries = pool_states,
-                     .pool_columns = pool_length,
-                     .drafting = choose<PooledDrafting>(kOp, "drafting", drafting),
-                     .window_start = counts(kOp, "window_start", window_start, drafts, 1),
-                     .computed_length = matrix_of<int64_t>(drafts, 2, "computed_length", computed_length),
-                     .slots = counts(kOp, "slots", slots, drafts, 1),
-                     .forget = matrix_of<bool>(drafts, 1, "forget", forget)};
+  PooledStepParams p{
+      .step = draft_step_params(drafts, token_ids, confidence, num_drafts, draft_steps, rules, step, answer_start),
+      .pools = data<int64_t>(pool_),
+      .pool_slots = pool.sizes[0],
+      .pool_entries = pool_states,
+      .pool_columns = pool_length,
+      .drafting = choose<PooledDrafting>(kOp, "drafting", drafting),
+      .window_start = counts(kOp, "window_start", window_start, drafts, 1),
+      .computed_length = matrix_of<int64_t>(drafts, 2, "computed_length", computed_length),
+      .slots = counts(kOp, "slots", slots, drafts, 1),
+      .forget = matrix_of<bool>(drafts, 1, "forget", forget)};
   expect_served(drafts, pool_length, std::max(p.step.input_drafts, draft_steps), pool_states);
 
   Tensor records = new_tensor(drafts, ScalarType::Long, {batch, record_width(length, draft_steps)});

@@ -19,8 +19,8 @@ def build_drafts(
     mask_token_id: int,
     draft_steps: int,
     *,
-    tokens_per_step: int = 1,
-    threshold: float | None = None,
+    tokens_per_step: int | torch.Tensor = 1,
+    threshold: float | torch.Tensor | None = None,
     order: str = "confidence",
     block_length: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -32,8 +32,10 @@ def build_drafts(
             predicted, nothing is (as if the confidence were -inf): no draft fills a position with the mask.
         mask_token_id: marks masked positions in `input_ids`.
         draft_steps: K, the number of drafts.
-        tokens_per_step: positions that one step unmasks.
-        threshold: draft 0 is the thresholded state (`select_transfer`); each further draft adds one ranked position.
+        tokens_per_step: positions that one step unmasks, an int or an int32/int64 tensor `[B]`, one a sequence (below 1
+            counts as 1).
+        threshold: draft 0 is the thresholded state (`select_transfer`); each further draft adds one ranked position. A float,
+            or a float32 tensor `[B]`, one a sequence (NaN: this sequence has none). Compared in float32.
         order, block_length: as in `rank_positions`.
 
     Returns:
@@ -52,7 +54,8 @@ def build_drafts(
     Source: draft construction of FreeDave (free draft-and-verification).
     """
     call = (
-        input_ids, token_ids, confidence, mask_token_id, draft_steps, tokens_per_step, threshold, order, block_length,
+        input_ids, token_ids, confidence, mask_token_id, draft_steps, *arguments.for_all_or_each(tokens_per_step, 1),
+        *arguments.for_all_or_each(threshold, None), order, block_length,
     )  # fmt: skip
     return _call(*call)
 
@@ -64,7 +67,9 @@ def check(
     mask_token_id: Any,
     draft_steps: Any,
     tokens_per_step: Any,
+    tokens_each: Any,
     threshold: Any,
+    threshold_each: Any,
     order: Any,
     block_length: Any,
 ) -> None:
@@ -76,11 +81,19 @@ def check(
     arguments.expect_shape(OP, "token_ids", token_ids, input_ids.shape, "like input_ids")
     arguments.expect_tensor(OP, "confidence", confidence, [torch.float32])
     arguments.expect_shape(OP, "confidence", confidence, input_ids.shape, "like input_ids")
-    arguments.expect_int(OP, "mask_token_id", mask_token_id)
     arguments.expect_int(OP, "draft_steps", draft_steps, minimum=1)
-    arguments.expect_int(OP, "tokens_per_step", tokens_per_step, minimum=1)
-    arguments.expect_threshold(OP, threshold)
-    arguments.expect_order(OP, order, block_length)
+    arguments.expect_static_step(
+        OP,
+        "input_ids",
+        input_ids,
+        mask_token_id,
+        tokens_per_step,
+        tokens_each,
+        threshold,
+        threshold_each,
+        order,
+        block_length,
+    )
     arguments.expect_same_device(OP, input_ids, "input_ids", token_ids=token_ids, confidence=confidence)
 
 
@@ -91,7 +104,9 @@ def fake(
     mask_token_id: int,
     draft_steps: int,
     tokens_per_step: int = 1,
+    tokens_per_step_per_row: torch.Tensor | None = None,
     threshold: float | None = None,
+    threshold_per_row: torch.Tensor | None = None,
     order: str = "confidence",
     block_length: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:

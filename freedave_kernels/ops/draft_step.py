@@ -131,13 +131,13 @@ def draft_step(
     mask_token_id: int,
     draft_steps: int,
     *,
-    tokens_per_step: int = 1,
-    threshold: float | None = None,
+    tokens_per_step: int | torch.Tensor = 1,
+    threshold: float | torch.Tensor | None = None,
     order: str = "confidence",
     block_length: int | None = None,
     drafting: str = "recycled",
     match: str = "exact",
-    eos_token_id: int | None = None,
+    eos_token_id: int | torch.Tensor | None = None,
     step: torch.Tensor | None = None,
     answer_start: torch.Tensor | None = None,
     pool: DraftPool | None = None,
@@ -154,8 +154,7 @@ def draft_step(
             `predict_tokens` returns them. Where the mask itself is predicted, nothing is (as if the confidence were -inf): no
             step fills a position with the mask. `predict_tokens(..., suppress_tokens=[mask_token_id])` never predicts it.
         num_drafts: `[B]` int32 or int64, how many drafts are active.
-        mask_token_id: marks masked positions.
-        draft_steps: K, the number of drafts to build. With 1, this is static decoding.
+        mask_token_id: marks masked positions. draft_steps: K, the number of drafts to build; with 1, this is static decoding.
         tokens_per_step, threshold, order, block_length: the static step, as in `build_drafts`.
         drafting: how the next drafts are made. "nested": from the accepted draft's predictions alone (`build_drafts`).
             "recycled": draft 0 so; each further draft fills the position ranked first by the predictions of the input
@@ -163,7 +162,7 @@ def draft_step(
             nearest draft has filled already take the accepted draft's predictions. "pooled" and "pipelined":
             the states that come next, of those that were not forwarded yet; the first K, or the K most likely to be met.
         match: as in `verify_drafts`.
-        eos_token_id: a finished block that contains it, wherever in the block, ends its sequence.
+        eos_token_id: a finished block that contains it ends its sequence; an int, or int32/int64 `[B]` (negative: none).
         step: `[B]` int64, static steps taken so far (None: 0); only offsets `step_map`.
         answer_start: `[B]` int64, the window position at which each sequence's answer begins (None: 0). What is before it is
             prompt, where `eos_token_id` ends nothing. It may lie before the window (negative) or beyond it.
@@ -189,18 +188,19 @@ def draft_step(
 
     Source: FreeDave (free draft-and-verification); every drafting but "nested" is this project's own.
     """
-    of_pools = (window_start, computed_length, slots, forget)
+    rules = (*arguments.for_all_or_each(tokens_per_step, 1), *arguments.for_all_or_each(threshold, None))
+    ends, of_pools = arguments.for_all_or_each(eos_token_id, None), (window_start, computed_length, slots, forget)
     if drafting in POOLED_DRAFTINGS:
         record = pooled_step(
             drafts, token_ids, confidence, num_drafts, *_parts_of(pool, drafting, match), mask_token_id, draft_steps,
-            tokens_per_step, threshold, order, block_length, drafting, eos_token_id, step, answer_start, *of_pools,
+            *rules, order, block_length, drafting, *ends, step, answer_start, *of_pools,
         )  # fmt: skip
         return DraftStep(record, draft_steps)
     if pool is not None or any(given is not None for given in of_pools):
         raise _of_pools_only(drafting, pool, *of_pools)
     call = (
-        drafts, token_ids, confidence, num_drafts, mask_token_id, draft_steps, tokens_per_step, threshold,
-        order, block_length, drafting, match, eos_token_id, step, answer_start,
+        drafts, token_ids, confidence, num_drafts, mask_token_id, draft_steps, *rules, order, block_length,
+        drafting, match, *ends, step, answer_start,
     )  # fmt: skip
     return DraftStep(_call(*call), draft_steps)
 
@@ -230,17 +230,23 @@ def check(
     mask_token_id: Any,
     draft_steps: Any,
     tokens_per_step: Any,
+    tokens_each: Any,
     threshold: Any,
+    threshold_each: Any,
     order: Any,
     block_length: Any,
     drafting: Any,
     match: Any,
     eos_token_id: Any,
+    eos_each: Any,
     step: Any,
     answer_start: Any,
 ) -> None:
     arguments.expect_drafted(OP, drafts, token_ids, confidence, num_drafts, draft_steps, step, answer_start)
-    arguments.expect_static_step(OP, mask_token_id, tokens_per_step, threshold, order, block_length, eos_token_id)
+    arguments.expect_static_step(
+        OP, "drafts", drafts, mask_token_id, tokens_per_step, tokens_each, threshold, threshold_each, order, block_length,
+        eos_token_id, eos_each,
+    )  # fmt: skip
     arguments.expect_choice(OP, "drafting", drafting, (*DRAFTINGS, *POOLED_DRAFTINGS))
     arguments.expect_choice(OP, "match", match, MATCHES)
 
@@ -253,12 +259,15 @@ def fake(
     mask_token_id: int,
     draft_steps: int,
     tokens_per_step: int = 1,
+    tokens_per_step_per_row: torch.Tensor | None = None,
     threshold: float | None = None,
+    threshold_per_row: torch.Tensor | None = None,
     order: str = "confidence",
     block_length: int | None = None,
     drafting: str = "recycled",
     match: str = "exact",
     eos_token_id: int | None = None,
+    eos_token_id_per_row: torch.Tensor | None = None,
     step: torch.Tensor | None = None,
     answer_start: torch.Tensor | None = None,
 ) -> torch.Tensor:

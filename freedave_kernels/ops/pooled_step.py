@@ -118,11 +118,14 @@ def check(
     mask_token_id: Any,
     draft_steps: Any,
     tokens_per_step: Any,
+    tokens_each: Any,
     threshold: Any,
+    threshold_each: Any,
     order: Any,
     block_length: Any,
     drafting: Any,
     eos_token_id: Any,
+    eos_each: Any,
     step: Any,
     answer_start: Any,
     window_start: Any,
@@ -131,7 +134,10 @@ def check(
     forget: Any,
 ) -> None:
     arguments.expect_drafted(OP, drafts, token_ids, confidence, num_drafts, draft_steps, step, answer_start)
-    arguments.expect_static_step(OP, mask_token_id, tokens_per_step, threshold, order, block_length, eos_token_id)
+    arguments.expect_static_step(
+        OP, "drafts", drafts, mask_token_id, tokens_per_step, tokens_each, threshold, threshold_each, order, block_length,
+        eos_token_id, eos_each,
+    )  # fmt: skip
     arguments.expect_choice(OP, "drafting", drafting, POOLED_DRAFTINGS)
     # The pool itself has been checked when it was made.
     batch, count, length = drafts.shape
@@ -167,11 +173,14 @@ def fake(
     mask_token_id: int,
     draft_steps: int,
     tokens_per_step: int = 1,
+    tokens_per_step_per_row: torch.Tensor | None = None,
     threshold: float | None = None,
+    threshold_per_row: torch.Tensor | None = None,
     order: str = "confidence",
     block_length: int | None = None,
     drafting: str = "pooled",
     eos_token_id: int | None = None,
+    eos_token_id_per_row: torch.Tensor | None = None,
     step: torch.Tensor | None = None,
     answer_start: torch.Tensor | None = None,
     window_start: torch.Tensor | None = None,

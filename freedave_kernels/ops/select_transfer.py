@@ -50,9 +50,9 @@ def select_transfer(
 
     Source: top-k of LLaDA (arXiv:2502.09992), confidence threshold of Fast-dLLM (arXiv:2505.22618).
     """
-    count, counts = (1, num_transfer) if isinstance(num_transfer, torch.Tensor) else (num_transfer, None)
-    limit, limits = (None, threshold) if isinstance(threshold, torch.Tensor) else (threshold, None)
-    return _call(confidence, mask_index, count, counts, limit, limits, strict, fallback, order, block_length)
+    counts = arguments.for_all_or_each(num_transfer, 1)
+    limits = arguments.for_all_or_each(threshold, None)
+    return _call(confidence, mask_index, *counts, *limits, strict, fallback, order, block_length)
 
 
 def check(
@@ -74,10 +74,7 @@ def check(
     if counts is not None:
         arguments.expect_tensor(OP, "num_transfer", counts, arguments.INTEGER_DTYPES)
         arguments.expect_shape(OP, "num_transfer", counts, confidence.shape[:-1], "one count a row")
-    arguments.expect_threshold(OP, threshold)
-    if thresholds is not None:
-        arguments.expect_tensor(OP, "threshold", thresholds, [torch.float32])
-        arguments.expect_shape(OP, "threshold", thresholds, confidence.shape[:-1], "one threshold a row")
+    arguments.expect_threshold(OP, threshold, thresholds, confidence.shape[:-1])
     arguments.expect_bool(OP, "strict", strict)
     arguments.expect_choice(OP, "fallback", fallback, FALLBACKS)
     arguments.expect_order(OP, order, block_length)

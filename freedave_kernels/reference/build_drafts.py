@@ -15,7 +15,9 @@ def build_drafts(
     mask_token_id: int,
     draft_steps: int,
     tokens_per_step: int,
+    tokens_per_step_per_row: torch.Tensor | None,
     threshold: float | None,
+    threshold_per_row: torch.Tensor | None,
     order: str,
     block_length: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -28,13 +30,13 @@ def build_drafts(
     stalled = torch.where(masked & ~rankable(confidence, masked), block, length).amin(-1, keepdim=True)
     fillable = rankable(confidence, masked) & (block <= stalled)
 
-    if threshold is None:
-        draft = _draft_of(confidence, fillable, tokens_per_step, order, block, block_length)
-    else:
-        rule = (tokens_per_step, None, threshold, None, False, "top", order, block_length)
-        first = select_transfer(confidence, masked, *rule)
+    tokens = tokens_of_each(input_ids, tokens_per_step, tokens_per_step_per_row)
+    draft = _draft_of(confidence, fillable, tokens[:, None], order, block, block_length)
+    if threshold is not None or threshold_per_row is not None:
+        limit = threshold_of_each(confidence, threshold, threshold_per_row)
+        first = select_transfer(confidence, masked, 1, tokens, None, limit, False, "top", order, block_length)
         later = rank_positions(confidence, fillable & ~first, order, block_length)
-        draft = torch.where(first, 0, 1 + later.long())
+        draft = torch.where(limit.isnan()[:, None], draft, torch.where(first, 0, 1 + later.long()))
         fillable = fillable & first.any(-1, keepdim=True)
 
     k = torch.arange(draft_steps, device=input_ids.device)[:, None]
@@ -44,15 +46,29 @@ def build_drafts(
     return drafts, num_drafts.int()
 
 
+def tokens_of_each(states: torch.Tensor, tokens_per_step: int, each: torch.Tensor | None) -> torch.Tensor:
+    """`[B]` int64: how many positions a step unmasks, from 1 to the length of `states [B, *, L]`."""
+    tokens = torch.tensor(tokens_per_step, device=states.device) if each is None else each.long()
+    return tokens.clamp(1, states.shape[-1]).expand(states.shape[0])
+
+
+def threshold_of_each(confidence: torch.Tensor, threshold: float | None, each: torch.Tensor | None) -> torch.Tensor:
+    """`[B]` float32: each sequence's threshold; NaN: none."""
+    limit = torch.tensor(float("nan") if threshold is None else threshold, device=confidence.device)
+    return (limit.float() if each is None else each).expand(confidence.shape[0])
+
+
 def _draft_of(
     confidence: torch.Tensor,
     fillable: torch.Tensor,
-    tokens_per_step: int,
+    tokens_per_step: torch.Tensor,
     order: str,
     block: torch.Tensor,
     block_length: int | None,
 ) -> torch.Tensor:
-    """`[B, L]`: the draft that fills each position, when every draft fills `tokens_per_step` and never crosses a block."""
+    """`[B, L]`: the draft that fills each position, when every draft fills `tokens_per_step [B, 1]` and never crosses a
+    block.
+    """
     rank = rank_positions(confidence, fillable, order, block_length).long()
     in_block = (block[:, None] == block[None, :]) & fillable[:, None, :]  # [B, L, L]
     before = (block[:, None] > block[None, :]) & fillable[:, None, :]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from freedave_kernels.reference.build_drafts import build_drafts
+from freedave_kernels.reference.build_drafts import build_drafts, threshold_of_each, tokens_of_each
 from freedave_kernels.reference.rank_positions import block_of, predicted_confidence, rankable
 from freedave_kernels.reference.select_transfer import in_current_block, select_transfer
 from freedave_kernels.reference.verify_drafts import accept_chain
@@ -18,39 +18,48 @@ def draft_step(
     mask_token_id: int,
     draft_steps: int,
     tokens_per_step: int,
+    tokens_per_step_per_row: torch.Tensor | None,
     threshold: float | None,
+    threshold_per_row: torch.Tensor | None,
     order: str,
     block_length: int | None,
     drafting: str,
     match: str,
     eos_token_id: int | None,
+    eos_token_id_per_row: torch.Tensor | None,
     step: torch.Tensor | None,
     answer_start: torch.Tensor | None,
 ) -> torch.Tensor:
     batch, count, length = drafts.shape
     rows = torch.arange(batch, device=drafts.device)
-    rule = (tokens_per_step, threshold, order, block_length)
+    tokens = tokens_of_each(drafts, tokens_per_step, tokens_per_step_per_row)
+    limit = threshold_of_each(confidence, threshold, threshold_per_row)
+    rule = (tokens_per_step, tokens, threshold, limit, order, block_length)
+    of_drafts = (tokens.repeat_interleave(count), threshold, limit.repeat_interleave(count), order, block_length)
     confidence = predicted_confidence(token_ids, confidence, mask_token_id)
 
     # Verify: each draft's target is one static step from it under its own predictions.
-    ids, tokens, certainty = (x.reshape(batch * count, length) for x in (drafts, token_ids, confidence))
-    targets = build_drafts(ids, tokens, certainty, mask_token_id, 1, *rule)[0].view(batch, count, length)
+    ids, predicted, certainty = (x.reshape(batch * count, length) for x in (drafts, token_ids, confidence))
+    targets, _ = build_drafts(ids, predicted, certainty, mask_token_id, 1, tokens_per_step, *of_drafts)
+    targets = targets.view(batch, count, length)
     accepted, hop = accept_chain(drafts, targets, num_drafts, match, mask_token_id)
 
     # Draft again from the accepted state.
     state, carried_tokens, carried_confidence = (x[rows, accepted] for x in (drafts, token_ids, confidence))
-    settings = (mask_token_id, draft_steps, *rule)
-    next_drafts, next_count = build_drafts(state, carried_tokens, carried_confidence, *settings)
+    next_drafts, next_count = build_drafts(state, carried_tokens, carried_confidence, mask_token_id, draft_steps, *rule)
     if drafting == "recycled":
-        next_drafts, next_count = _recycle(
-            next_drafts[:, 0], next_count, drafts, token_ids, confidence, num_drafts, accepted, *settings
-        )
+        picks = torch.where(limit.isnan(), tokens, 1)
+        first = (next_drafts[:, 0], next_count)
+        inputs = (drafts, token_ids, confidence, num_drafts, accepted)
+        next_drafts, next_count = _recycle(*first, *inputs, mask_token_id, draft_steps, picks, order, block_length)
 
     # Account for what is final now: the committed state is the next draft 0.
     committed = next_drafts[:, 0]
     step_map, steps = _step_map(drafts, committed, hop, hop[rows, accepted], mask_token_id)
     if step is not None:
         step_map = torch.where(step_map >= 0, step_map + step[:, None], -1)
+    end = torch.tensor(-1 if eos_token_id is None else eos_token_id, device=drafts.device)
+    end = (end if eos_token_id_per_row is None else eos_token_id_per_row).expand(batch)
     counters = _counters(
         accepted,
         steps,
@@ -61,7 +70,7 @@ def draft_step(
         carried_confidence,
         mask_token_id,
         block_length,
-        eos_token_id,
+        end,
         answer_start,
     )
     # Two confidences in the place of an integer; a 0 fills up the last one.
@@ -79,17 +88,17 @@ def _recycle(
     accepted: torch.Tensor,
     mask_token_id: int,
     draft_steps: int,
-    tokens_per_step: int,
-    threshold: float | None,
+    picks: torch.Tensor,
     order: str,
     block_length: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The next drafts from all input drafts' predictions; `first` is draft 0, which the accepted draft's alone decide."""
+    """The next drafts from all input drafts' predictions; `first` is draft 0, which the accepted draft's alone decide, and
+    every further one fills `picks [B]` positions.
+    """
     batch, count, length = drafts.shape
     rows = torch.arange(batch, device=drafts.device)
     index = torch.arange(count, device=drafts.device)
     inactive = index >= num_drafts[:, None].clamp(min=1)
-    picks = tokens_per_step if threshold is None else 1
 
     state, built = first, [first]
     num_built = first_count.clamp(max=1)
@@ -101,7 +110,7 @@ def _recycle(
         certainty = torch.where(open_there, confidence[rows, nearest], confidence[rows, accepted])
 
         masked = state == mask_token_id
-        pick = select_transfer(certainty, masked, picks, None, None, None, False, "top", order, block_length)
+        pick = select_transfer(certainty, masked, 1, picks, None, None, False, "top", order, block_length)
         pick = pick & (num_built == len(built))[:, None]  # a chain that has ended stays ended
         state = torch.where(pick, token, state)
         num_built = num_built + pick.any(-1)
@@ -145,7 +154,7 @@ def _counters(
     confidence: torch.Tensor,
     mask_token_id: int,
     block_length: int | None,
-    eos_token_id: int | None,
+    eos_token_id: torch.Tensor,
     answer_start: torch.Tensor | None,
 ) -> torch.Tensor:
     _, count, length = drafts.shape
@@ -161,12 +170,10 @@ def _counters(
     needs_forward = (drafts == mask_token_id).any(-1) & (
         torch.arange(count, device=drafts.device) < num_drafts[:, None]
     )
-    ended = torch.zeros_like(accepted, dtype=torch.bool)
-    if eos_token_id is not None:
-        ends = (committed == eos_token_id) & (position < complete[:, None])
-        if answer_start is not None:
-            ends = ends & (position >= answer_start[:, None])
-        ended = ends.any(-1)
+    ends = (committed == eos_token_id[:, None]) & (eos_token_id >= 0)[:, None] & (position < complete[:, None])
+    if answer_start is not None:
+        ends = ends & (position >= answer_start[:, None])
+    ended = ends.any(-1)
 
     broken = open_before & in_current_block(open_before, block_length) & ~rankable(confidence, open_before)
     first_broken = torch.where(broken, position, length).amin(-1)

@@ -7,12 +7,14 @@ What lies beyond the window is masked in every draft.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 
 from freedave_kernels.contract import COUNTERS, PoolLayout, RecordLayout
+from freedave_kernels.reference.build_drafts import threshold_of_each, tokens_of_each
 
 INF = float("inf")
 DECAY, LEAST_SCORE = 0.85, 1e-6  # of a draft's score, float32
@@ -25,11 +27,13 @@ class Rule(NamedTuple):
 
     mask_token_id: int
     tokens_per_step: int
-    threshold: float | None
+    threshold: float
+    """NaN: none."""
     left_to_right: bool
     block_length: int
     length: int
-    eos_token_id: int | None
+    eos_token_id: int
+    """Negative: none."""
     answer_start: int
 
     def masked(self, state: State) -> list[int]:
@@ -44,8 +48,12 @@ class Rule(NamedTuple):
     def ended(self, state: State) -> bool:
         """Whether nothing is left to decode: no masked position, or an end token in a leading complete block."""
         complete = self.current_block(state).start
-        answer = state[max(self.answer_start, 0) : complete]
-        return complete == self.length or (self.eos_token_id is not None and self.eos_token_id in answer)
+        return complete == self.length or self.has_end(state)
+
+    def has_end(self, state: State) -> bool:
+        """Whether an end token stands in a leading complete block, the prompt left out."""
+        answer = state[max(self.answer_start, 0) : self.current_block(state).start]
+        return self.eos_token_id >= 0 and self.eos_token_id in answer
 
     def picks(self, state: State, confidence: Sequence[float]) -> list[int]:
         """The positions that one static step fills, in ascending order."""
@@ -53,7 +61,7 @@ class Rule(NamedTuple):
         ranked = [i for i in masked if confidence[i] > -INF]
         if not self.left_to_right:
             ranked.sort(key=lambda i: -confidence[i])  # stable: ties go to the lower position
-        if self.threshold is not None:
+        if not math.isnan(self.threshold):
             limit = self.threshold
             if self.left_to_right:  # the leading run
                 passing = list(itertools.takewhile(lambda i: confidence[i] > -INF and confidence[i] >= limit, masked))
@@ -262,8 +270,7 @@ def record(path: Path, state: State, drafts: list[State], rule: Rule, draft_step
 
     block = rule.current_block(state)
     broken = [i for i in rule.current_block(last.state) if last.state[i] == mask and not last.confidence[i] > -INF]
-    answer = state[max(rule.answer_start, 0) : block.start]
-    ended = rule.eos_token_id is not None and rule.eos_token_id in answer
+    ended = rule.has_end(state)
     counters = {
         "accepted": accepted.place,
         "steps": sum(bool(picks) for _, picks in path),
@@ -299,11 +306,14 @@ def pooled_step(
     mask_token_id: int,
     draft_steps: int,
     tokens_per_step: int,
+    tokens_per_step_per_row: torch.Tensor | None,
     threshold: float | None,
+    threshold_per_row: torch.Tensor | None,
     order: str,
     block_length: int | None,
     drafting: str,
     eos_token_id: int | None,
+    eos_token_id_per_row: torch.Tensor | None,
     step: torch.Tensor | None,
     answer_start: torch.Tensor | None,
     window_start: torch.Tensor | None,
@@ -312,7 +322,9 @@ def pooled_step(
     forget: torch.Tensor | None,
 ) -> torch.Tensor:
     batch, count, length = drafts.shape
-    limit = None if threshold is None else torch.tensor(threshold, dtype=torch.float32).item()
+    tokens = tokens_of_each(drafts, tokens_per_step, tokens_per_step_per_row)
+    limits = threshold_of_each(confidence, threshold, threshold_per_row)
+    end = -1 if eos_token_id is None else eos_token_id
     device, memory = drafts.device, pool.cpu()
     drafts, token_ids, confidence = drafts.cpu(), token_ids.cpu(), confidence.cpu()
 
@@ -322,8 +334,8 @@ def pooled_step(
     records = []
     for b in range(batch):
         rule = Rule(
-            mask_token_id, tokens_per_step, limit, order == "left_to_right", block_length or length, length,
-            eos_token_id, of(answer_start, b),
+            mask_token_id, of(tokens, b), float(limits[b]), order == "left_to_right", block_length or length, length,
+            of(eos_token_id_per_row, b, end), of(answer_start, b),
         )  # fmt: skip
         slot = Pool(memory[of(slots, b, b)], pool_states, pool_length, of(window_start, b))
         slot.enter(mask_token_id, bool(of(forget, b)))

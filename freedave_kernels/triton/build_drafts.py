@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 import triton.language as tl
 
-from freedave_kernels.triton.launch import kernel, power_of_two
+from freedave_kernels.triton.launch import each_or, kernel, power_of_two
 from freedave_kernels.triton.select_transfer import as_float32
 from freedave_kernels.triton.static_step import (
     expect_length,
@@ -15,6 +15,7 @@ from freedave_kernels.triton.static_step import (
     position_keys,
     predicted_confidence,
     resources_for,
+    step_of,
 )
 
 
@@ -25,6 +26,8 @@ def build_sequence(
     confidence,
     drafts,
     num_drafts,
+    tokens_each,
+    threshold_each,
     threshold: tl.float32,
     length: tl.int32,
     draft_steps: tl.int32,
@@ -37,9 +40,13 @@ def build_sequence(
     tokens_step: tl.int64,
     confidence_row: tl.int64,
     confidence_step: tl.int64,
+    tokens_each_step: tl.int64,
+    threshold_each_step: tl.int64,
     LENGTH: tl.constexpr,
     HAS_THRESHOLD: tl.constexpr,
     LEFT_TO_RIGHT: tl.constexpr,
+    HAS_TOKENS_EACH: tl.constexpr,
+    HAS_THRESHOLD_EACH: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     position = tl.arange(0, LENGTH)
@@ -51,6 +58,10 @@ def build_sequence(
     value = tl.load(confidence + row * confidence_row + offset * confidence_step, mask=masked, other=0.0)
     value = predicted_confidence(tokens, value, mask_token_id)
 
+    tokens_per_step, threshold = step_of(
+        row, tokens_per_step, tokens_each, tokens_each_step, threshold, threshold_each, threshold_each_step, length,
+        HAS_TOKENS_EACH, HAS_THRESHOLD_EACH,
+    )  # fmt: skip
     keys = position_keys(value, masked, position, block_length, LEFT_TO_RIGHT)
     draft_of, planned = plan_drafts(
         keys, value, masked, position, draft_steps, tokens_per_step, threshold, LENGTH, HAS_THRESHOLD, LEFT_TO_RIGHT
@@ -68,7 +79,9 @@ def build_drafts(
     mask_token_id: int,
     draft_steps: int,
     tokens_per_step: int,
+    tokens_per_step_per_row: torch.Tensor | None,
     threshold: float | None,
+    threshold_per_row: torch.Tensor | None,
     order: str,
     block_length: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -76,6 +89,7 @@ def build_drafts(
     expect_length("build_drafts", length)
     drafts = input_ids.new_empty((batch, draft_steps, length))
     num_drafts = input_ids.new_empty((batch,), dtype=torch.int32)
+    tokens, limits = each_or(confidence, tokens_per_step_per_row, threshold_per_row)
     build_sequence.launch(
         (batch, 1, 1),
         (
@@ -84,6 +98,8 @@ def build_drafts(
             confidence,
             drafts,
             num_drafts,
+            tokens,
+            limits,
             as_float32(threshold),
             length,
             draft_steps,
@@ -93,9 +109,17 @@ def build_drafts(
             *input_ids.stride(),
             *token_ids.stride(),
             *confidence.stride(),
+            tokens.stride(0),
+            limits.stride(0),
         ),
-        (power_of_two(length), threshold is not None, order == "left_to_right"),
-        (),
+        (
+            power_of_two(length),
+            threshold is not None or threshold_per_row is not None,
+            order == "left_to_right",
+            tokens_per_step_per_row is not None,
+            threshold_per_row is not None,
+        ),
+        (tokens.dtype,),
         *resources_for(length),
     )
     return drafts, num_drafts

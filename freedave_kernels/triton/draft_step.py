@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from freedave_kernels.contract import COUNTERS, RecordLayout
-from freedave_kernels.triton.launch import kernel, power_of_two
+from freedave_kernels.triton.launch import each_or, kernel, power_of_two
 from freedave_kernels.triton.select_transfer import as_float32
 from freedave_kernels.triton.static_step import (
     BLOCK_SHIFT,
@@ -21,11 +21,13 @@ from freedave_kernels.triton.static_step import (
     POSITION_MASK,
     expect_length,
     is_rankable,
+    picks_of,
     plan_drafts,
     position_keys,
     predicted_confidence,
     resources_for,
     static_step,
+    step_of,
 )
 from freedave_kernels.triton.verify_drafts import furthest_equal, tile_of
 
@@ -193,7 +195,7 @@ def has_ended(
     """1 where an end of sequence stands in the complete blocks, the prompt left out; else 0."""
     ended = 0
     if HAS_EOS:
-        ends = (committed == eos_token_id) & (position < complete)
+        ends = (eos_token_id >= 0) & (committed == eos_token_id) & (position < complete)
         if HAS_ANSWER_START:
             ends = ends & (position >= tl.load(start_at))
         ended = any_of(ends).to(tl.int32)
@@ -240,16 +242,17 @@ def account(
 
 @kernel()
 def step_sequence(
-    drafts, token_ids, confidence, num_drafts, taken, answer_start, record, record_as_float, threshold: tl.float32,
-    count: tl.int32, length: tl.int32, draft_steps: tl.int32, mask_token_id: tl.int64, tokens_per_step: tl.int32,
-    block_length: tl.int32, eos_token_id: tl.int64,
+    drafts, token_ids, confidence, num_drafts, taken, answer_start, tokens_each, threshold_each, eos_each, record,
+    record_as_float, threshold: tl.float32, count: tl.int32, length: tl.int32, draft_steps: tl.int32,
+    mask_token_id: tl.int64, tokens_per_step: tl.int32, block_length: tl.int32, eos_token_id: tl.int64,
     drafts_sequence: tl.int64, drafts_row: tl.int64, drafts_step: tl.int64,
     tokens_sequence: tl.int64, tokens_row: tl.int64, tokens_step: tl.int64,
     confidence_sequence: tl.int64, confidence_row: tl.int64, confidence_step: tl.int64,
-    num_drafts_step: tl.int64, taken_step: tl.int64, answer_start_step: tl.int64,
+    num_drafts_step: tl.int64, taken_step: tl.int64, answer_start_step: tl.int64, tokens_each_step: tl.int64,
+    threshold_each_step: tl.int64, eos_each_step: tl.int64,
     LENGTH: tl.constexpr, COUNT: tl.constexpr, TILE: tl.constexpr, HAS_THRESHOLD: tl.constexpr, LEFT_TO_RIGHT: tl.constexpr,
-    RECYCLED: tl.constexpr, SUBSET: tl.constexpr, HAS_EOS: tl.constexpr, HAS_TAKEN: tl.constexpr,
-    HAS_ANSWER_START: tl.constexpr,
+    RECYCLED: tl.constexpr, SUBSET: tl.constexpr, HAS_EOS: tl.constexpr, HAS_TAKEN: tl.constexpr, HAS_EOS_EACH: tl.constexpr,
+    HAS_ANSWER_START: tl.constexpr, HAS_TOKENS_EACH: tl.constexpr, HAS_THRESHOLD_EACH: tl.constexpr,
 ):  # fmt: skip
     sequence = tl.program_id(0).to(tl.int64)
     drafts += sequence * drafts_sequence
@@ -266,6 +269,11 @@ def step_sequence(
     active = tl.load(num_drafts + sequence * num_drafts_step).to(tl.int64)
     active = tl.minimum(tl.maximum(active, 1), count).to(tl.int32)  # draft 0 is right by construction
 
+    tokens_per_step, threshold = step_of(
+        sequence, tokens_per_step, tokens_each, tokens_each_step, threshold, threshold_each, threshold_each_step, length,
+        HAS_TOKENS_EACH, HAS_THRESHOLD_EACH,
+    )  # fmt: skip
+    eos_token_id = tl.load(eos_each + sequence * eos_each_step).to(tl.int64) if HAS_EOS_EACH else eos_token_id
     # Verify.
     given = tl.load(draft_at, mask=inside, other=0)
     open_before = inside & (given == mask_token_id)
@@ -280,8 +288,7 @@ def step_sequence(
     # Carry the accepted predictions over, and draft again from the accepted state.
     tl.store(record + WIDTH + position, tokens, mask=inside)
     tl.store(record_as_float + position, value, mask=inside)
-    if length % 2 == 1:
-        tl.store(record_as_float + length, 0.0)
+    tl.store(record_as_float + length, 0.0, mask=length % 2 == 1)
     masked = inside & (state == mask_token_id)
     keys = position_keys(value, masked, position, block_length, LEFT_TO_RIGHT)
     most = 1 if RECYCLED else draft_steps
@@ -294,7 +301,7 @@ def step_sequence(
     tl.store(next_at, committed, mask=inside)
     needs_forward = (any_of(still_masked) & (built > 0)).to(tl.int32)
     if RECYCLED:
-        picks = 1 if HAS_THRESHOLD else tokens_per_step
+        picks = picks_of(tokens_per_step, threshold, HAS_THRESHOLD)
         draft, built, needs_forward = recycle_drafts(
             drafts, draft_at, token_at, confidence_at, next_at, committed, tokens, value, built, needs_forward, active,
             position, length, draft_steps, mask_token_id, picks, block_length, drafts_row, drafts_step, tokens_row,
@@ -324,20 +331,22 @@ def draft_step(
     mask_token_id: int,
     draft_steps: int,
     tokens_per_step: int,
+    tokens_per_step_per_row: torch.Tensor | None,
     threshold: float | None,
+    threshold_per_row: torch.Tensor | None,
     order: str,
     block_length: int | None,
     drafting: str,
     match: str,
     eos_token_id: int | None,
+    eos_token_id_per_row: torch.Tensor | None,
     step: torch.Tensor | None,
     answer_start: torch.Tensor | None,
 ) -> torch.Tensor:
     batch, count, length = drafts.shape
     expect_length("draft_step", length)
     record = drafts.new_empty((batch, RecordLayout.of(length, draft_steps).width))
-    taken = drafts if step is None else step
-    starts = drafts if answer_start is None else answer_start
+    numbers = each_or(drafts, step, answer_start, tokens_per_step_per_row, threshold_per_row, eos_token_id_per_row)
     padded, tile = tile_of(count, length)
     step_sequence.launch(
         (batch, 1, 1),
@@ -346,8 +355,7 @@ def draft_step(
             token_ids,
             confidence,
             num_drafts,
-            taken,
-            starts,
+            *numbers,
             record,
             record.view(torch.float32),
             as_float32(threshold),
@@ -362,22 +370,24 @@ def draft_step(
             *token_ids.stride(),
             *confidence.stride(),
             num_drafts.stride(0),
-            taken.stride(0),
-            starts.stride(0),
+            *(number.stride(0) for number in numbers),
         ),
         (
             padded,
             power_of_two(count),
             tile,
-            threshold is not None,
+            threshold is not None or threshold_per_row is not None,
             order == "left_to_right",
             drafting == "recycled",
             match == "subset",
-            eos_token_id is not None,
+            eos_token_id is not None or eos_token_id_per_row is not None,
             step is not None,
+            eos_token_id_per_row is not None,
             answer_start is not None,
+            tokens_per_step_per_row is not None,
+            threshold_per_row is not None,
         ),
-        (num_drafts.dtype,),
+        (num_drafts.dtype, numbers[2].dtype, numbers[4].dtype),
         *resources_for(padded * tile),
     )
     return record

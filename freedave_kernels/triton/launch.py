@@ -101,6 +101,11 @@ def options(num_warps: int, max_registers: int = 0, num_stages: int = 0, rocm: b
     return chosen
 
 
+def each_or(other: torch.Tensor, *given: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+    """`other`, which a kernel does not look at, where a tensor was not given: a kernel takes no None."""
+    return tuple(other if tensor is None else tensor for tensor in given)
+
+
 def power_of_two(number: int) -> int:
     """The least one that is not below `number`. (Triton's own takes as long as a launch.)"""
     return 1 << (number - 1).bit_length()

@@ -30,9 +30,9 @@ from freedave_kernels.triton.known_states import (
     predictions_at,
     state_at,
 )
-from freedave_kernels.triton.launch import kernel, power_of_two
+from freedave_kernels.triton.launch import each_or, kernel, power_of_two
 from freedave_kernels.triton.select_transfer import as_float32
-from freedave_kernels.triton.static_step import NOT_FILLED, expect_length
+from freedave_kernels.triton.static_step import NOT_FILLED, expect_length, step_of
 
 DECAY = tl.constexpr(0.85)  # of a draft's score
 LEAST_SCORE = tl.constexpr(1e-6)
@@ -284,18 +284,20 @@ def step_census(
 
 @kernel()
 def step_pooled(
-    drafts, token_ids, confidence, num_drafts, pool, pool_as_float, taken, answer_start, window_start, computed_length,
-    slots, forget, record, record_as_float, threshold: tl.float32,
+    drafts, token_ids, confidence, num_drafts, pool, pool_as_float, taken, answer_start, window_start, tokens_each,
+    threshold_each, eos_each, computed_length, slots, forget, record, record_as_float, threshold: tl.float32,
     count: tl.int32, length: tl.int32, draft_steps: tl.int32, num_slots: tl.int32, entries: tl.int32, columns: tl.int32,
     mask_token_id: tl.int64, tokens_per_step: tl.int32, block_length: tl.int32, eos_token_id: tl.int64,
     drafts_sequence: tl.int64, drafts_row: tl.int64, drafts_step: tl.int64,
     tokens_sequence: tl.int64, tokens_row: tl.int64, tokens_step: tl.int64,
     confidence_sequence: tl.int64, confidence_row: tl.int64, confidence_step: tl.int64,
     num_drafts_step: tl.int64, taken_step: tl.int64, answer_start_step: tl.int64, window_start_step: tl.int64,
+    tokens_each_step: tl.int64, threshold_each_step: tl.int64, eos_each_step: tl.int64,
     computed_sequence: tl.int64, computed_step: tl.int64, slots_step: tl.int64, forget_step: tl.int64,
     LENGTH: tl.constexpr, KNOWN: tl.constexpr, DRAFTS: tl.constexpr, TILE: tl.constexpr,
     HAS_THRESHOLD: tl.constexpr, LEFT_TO_RIGHT: tl.constexpr, PIPELINED: tl.constexpr, HAS_EOS: tl.constexpr,
     HAS_TAKEN: tl.constexpr, HAS_ANSWER_START: tl.constexpr, HAS_WINDOW_START: tl.constexpr,
+    HAS_TOKENS_EACH: tl.constexpr, HAS_THRESHOLD_EACH: tl.constexpr, HAS_EOS_EACH: tl.constexpr,
     HAS_COMPUTED: tl.constexpr, HAS_SLOTS: tl.constexpr, HAS_FORGET: tl.constexpr,
 ):  # fmt: skip
     sequence = tl.program_id(0).to(tl.int64)
@@ -327,6 +329,12 @@ def step_pooled(
         pool, pool + size, sure_at, count, length, columns, origin, position, column_of(position, origin, columns),
         (columns - tl.where(slid, gone, 0)).to(tl.int32), mask_token_id,
     )  # fmt: skip
+    tokens_per_step, threshold = step_of(
+        sequence, tokens_per_step, tokens_each, tokens_each_step, threshold, threshold_each, threshold_each_step, length,
+        HAS_TOKENS_EACH, HAS_THRESHOLD_EACH,
+    )  # fmt: skip
+    if HAS_EOS_EACH:
+        eos_token_id = tl.load(eos_each + sequence * eos_each_step).to(tl.int64)
     rule = Rule(
         mask_token_id, tokens_per_step, threshold, block_length, length, HAS_THRESHOLD, LEFT_TO_RIGHT,
         eos_token_id, answer_start + sequence * answer_start_step, HAS_EOS, HAS_ANSWER_START,
@@ -355,11 +363,14 @@ def pooled_step(
     mask_token_id: int,
     draft_steps: int,
     tokens_per_step: int,
+    tokens_per_step_per_row: torch.Tensor | None,
     threshold: float | None,
+    threshold_per_row: torch.Tensor | None,
     order: str,
     block_length: int | None,
     drafting: str,
     eos_token_id: int | None,
+    eos_token_id_per_row: torch.Tensor | None,
     step: torch.Tensor | None,
     answer_start: torch.Tensor | None,
     window_start: torch.Tensor | None,
@@ -375,9 +386,11 @@ def pooled_step(
             f"{pool_states}; use the backend 'reference' for this call"
         )
     record = drafts.new_empty((batch, RecordLayout.of(length, draft_steps).width))
-    numbers = [drafts if given is None else given for given in (step, answer_start, window_start)]
+    numbers = each_or(
+        drafts, step, answer_start, window_start, tokens_per_step_per_row, threshold_per_row, eos_token_id_per_row
+    )
     computed = drafts[:, 0] if computed_length is None else computed_length
-    places, forgotten = (num_drafts if given is None else given for given in (slots, forget))
+    places, forgotten = each_or(num_drafts, slots, forget)
     padded, known = max(WARP, power_of_two(pool_length)), max(WARP, power_of_two(count + pool_states))
     num_warps = max(1, max(padded, known) // ELEMENTS)
     step_pooled.launch(
@@ -388,9 +401,11 @@ def pooled_step(
          *drafts.stride(), *token_ids.stride(), *confidence.stride(), num_drafts.stride(0),
          *(number.stride(0) for number in numbers), *computed.stride(), places.stride(0), forgotten.stride(0)),
         (padded, known, max(WARP, power_of_two(draft_steps)), max(1, TILE_ELEMENTS * num_warps // padded),
-         threshold is not None, order == "left_to_right", drafting == "pipelined", eos_token_id is not None,
-         *(given is not None for given in (step, answer_start, window_start, computed_length, slots, forget))),
-        (num_drafts.dtype, places.dtype, forgotten.dtype),
+         threshold is not None or threshold_per_row is not None, order == "left_to_right", drafting == "pipelined",
+         eos_token_id is not None or eos_token_id_per_row is not None,
+         *(given is not None for given in (step, answer_start, window_start, tokens_per_step_per_row, threshold_per_row,
+                                           eos_token_id_per_row, computed_length, slots, forget))),
+        (num_drafts.dtype, numbers[3].dtype, numbers[5].dtype, places.dtype, forgotten.dtype),
         num_warps,
         max_registers=255,  # such a program waits for its own results most of the time, so it may take all
     )  # fmt: skip

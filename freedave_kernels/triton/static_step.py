@@ -86,6 +86,29 @@ def passing(keys, confidence, masked, position, threshold, STRICT: tl.constexpr,
 
 
 @triton.jit
+def step_of(
+    sequence, tokens_per_step, tokens_each, tokens_each_step, threshold, threshold_each, threshold_each_step, length,
+    HAS_TOKENS_EACH: tl.constexpr, HAS_THRESHOLD_EACH: tl.constexpr,
+):  # fmt: skip
+    """A sequence's `tokens_per_step` and `threshold` (NaN: none): its own where each has one."""
+    if HAS_TOKENS_EACH:
+        tokens = tl.load(tokens_each + sequence * tokens_each_step).to(tl.int64)
+        tokens_per_step = tl.minimum(tl.maximum(tokens, 1), length).to(tl.int32)
+    if HAS_THRESHOLD_EACH:
+        threshold = tl.load(threshold_each + sequence * threshold_each_step)
+    return tokens_per_step, threshold
+
+
+@triton.jit
+def picks_of(tokens_per_step, threshold, HAS_THRESHOLD: tl.constexpr):
+    """How many positions each draft after the first adds to the one before."""
+    picks = tokens_per_step
+    if HAS_THRESHOLD:
+        picks = tl.where(threshold == threshold, 1, tokens_per_step)
+    return picks
+
+
+@triton.jit
 def static_step(
     keys,
     confidence,
@@ -125,7 +148,7 @@ def plan_drafts(
     """
     draft_of = tl.full([LENGTH], NOT_FILLED, tl.int32)
     planned = 0
-    per_draft = tokens_per_step
+    per_draft = picks_of(tokens_per_step, threshold, HAS_THRESHOLD)
     going = planned < draft_steps
     if (
         HAS_THRESHOLD
@@ -134,7 +157,6 @@ def plan_drafts(
         draft_of = tl.where(first, 0, draft_of)
         keys = tl.where(first, NO_KEY, keys)
         planned = tl.max(first.to(tl.int32), axis=0)
-        per_draft = planned  # 1; where draft 0 fills nothing, 0, and the loop does not run
         going = planned > 0
 
     filled = per_draft  # of the current draft; as if it were full, so that the first position begins another

@@ -166,9 +166,8 @@ class Decoder:
             max_new_tokens: None: as many as the settings say.
             seed: of this sequence's draws, which are then those of `generate` with this seed and prompt alone. None: the
                 settings' seed, with a key of its own for each sequence.
-            eos_token_id, stop_sequences: what ends it, as in `generate`. None: what the settings say. With pooled drafts, the
-                graph executor has one first end token for all sequences.
-            threshold: as in `generate`, above 1 for none. None: what the settings say, as it has to be on the graph executor.
+            eos_token_id, stop_sequences: what ends it, as in `generate`. None: what the settings say.
+            threshold: as in `generate`, above 1 for none. None: what the settings say.
 
         Raises:
             RuntimeError: every slot is taken.
@@ -182,11 +181,6 @@ class Decoder:
             max_new_tokens = as_int("Decoder.add", "max_new_tokens", max_new_tokens, minimum=1)
             settings = dataclasses.replace(settings, max_new_tokens=max_new_tokens)
         settings = with_threshold(with_ends(self._lm, settings, eos_token_id, stop_sequences), threshold)
-        if settings.pooled_end != self._settings.pooled_end and settings.pooled and settings.executor == "graph":
-            raise ValueError(
-                f"eos_token_id: with pooled drafts, a step of the graph executor holds the first end token, which is "
-                f"{self._settings.pooled_end} for all sequences, got {settings.pooled_end}"
-            )
         key = sequence_key(settings.seed, self._metrics.added) if settings.temperature > 0 else 0
         if seed is not None:
             key = sequence_key(Seed().checked("seed", seed), 0)

@@ -114,7 +114,7 @@ class DeviceStep:
             pooling = {
                 "pool": state.pool,
                 "answer_start": state.taken(state.prompt_length, shape) - start,
-                "eos_token_id": settings.pooled_end,
+                "eos_token_id": state.taken(state.end, shape),
                 "window_start": start,
                 "slots": state.row if shape.one else None,
                 "forget": state.anew if shape.one else None,  # a sequence's first forward, or a refresh
@@ -127,7 +127,7 @@ class DeviceStep:
             self._lm.mask_token_id,
             1 if shape.static else settings.draft_steps,
             tokens_per_step=settings.tokens_per_step,
-            threshold=settings.least_confidence,
+            threshold=state.taken(state.threshold, shape),
             order=settings.order,
             block_length=settings.block_length,
             drafting="nested" if shape.static else settings.drafting,

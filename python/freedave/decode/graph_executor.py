@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 # The settings that a captured step holds; the others concern the host.
 _FIXED = (
-    *("draft_steps", "block_length", "tokens_per_step", "order", "threshold"),
+    *("draft_steps", "block_length", "tokens_per_step", "order"),
     *("measure", "temperature", "truncation", "drafting", "cache", "compile", "log_probs"),
 )
 
@@ -92,7 +92,6 @@ class GraphExecutor:
     def serves(self, settings: Settings, slots: int, capacity: int) -> bool:
         """Whether its steps are those of other settings, for as many sequences of up to `capacity` positions."""
         fixed = all(getattr(settings, name) == getattr(self._settings, name) for name in _FIXED)
-        fixed = fixed and (not settings.pooled or settings.pooled_end == self._settings.pooled_end)
         window = Shapes(settings, slots, capacity).longest_window
         fits = slots == self._slots and capacity <= self._capacity and window == self.state.window
         return fixed and fits and self._read == _read_by_steps(self._lm.model)

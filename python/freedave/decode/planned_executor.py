@@ -269,69 +269,50 @@ class PlannedExecutor:
             slot.policy.rank(slot.sequence, confidence[b])
         if not active:
             return None
-        pooling = self._pooling(for_pool, {slot.sequence.pooled_end for slot in active})
+        pooling = self._pooling(for_pool, active)
         known = None
         if settings.log_probs and self._pool is not None:
             windows = (pooling["slots"], pooling["window_start"], pooling["forget"])
             known = remembered(self._pool, *windows, lm.mask_token_id, length)
-        thresholds = [slot.sequence.least_confidence for slot in active]
-        given, options = (drafts, token_ids, confidence, num_drafts), {"step": steps_taken, **pooling}
-        if len({*thresholds}) == 1:
-            step = self._draft(thresholds[0], given, options)
-        else:
-            step = self._draft_apart(thresholds, given, options)
+        step = draft_step(
+            drafts,
+            token_ids,
+            confidence,
+            num_drafts,
+            lm.mask_token_id,
+            self._choice.build,
+            tokens_per_step=settings.tokens_per_step,
+            threshold=self._thresholds(active),
+            order=settings.order,
+            block_length=settings.block_length,
+            drafting=settings.drafting,
+            step=steps_taken,
+            **pooling,
+        )
         if settings.log_probs:
             self._log_probs = committed_log_probs(
                 drafts, certain, num_drafts, lm.mask_token_id, steps_taken, step, settings.measure, known
             )
         return step
 
-    def _draft(self, threshold: float | None, given: tuple[torch.Tensor, ...], options: dict[str, Any]) -> DraftStep:
-        """`draft_step` of sequences with one threshold: drafts, predictions, confidences and how many drafts there are."""
-        settings = self._settings
-        drafts, token_ids, confidence, num_drafts = given
-        return draft_step(
-            drafts,
-            token_ids,
-            confidence,
-            num_drafts,
-            self._lm.mask_token_id,
-            self._choice.build,
-            tokens_per_step=settings.tokens_per_step,
-            threshold=threshold,
-            order=settings.order,
-            block_length=settings.block_length,
-            drafting=settings.drafting,
-            **options,
-        )
+    def _thresholds(self, active: list[_Slot]) -> float | torch.Tensor | None:
+        """That of all sequences, or `[B]` with NaN for none where they differ."""
+        thresholds = [slot.sequence.least_confidence for slot in active]
+        if len({*thresholds}) == 1:
+            return thresholds[0]
+        numbers = [math.nan if each is None else each for each in thresholds]
+        return torch.tensor(numbers, dtype=torch.float32, device=self._lm.device)
 
-    def _draft_apart(
-        self, thresholds: list[float | None], given: tuple[torch.Tensor, ...], options: dict[str, Any]
-    ) -> DraftStep:
-        """The same for the sequences of each threshold in turn."""
-        steps, order = [], []
-        for threshold in dict.fromkeys(thresholds):
-            members = [b for b, each in enumerate(thresholds) if each == threshold]
-            rows = torch.tensor(members, device=self._lm.device)
-            of_rows = {
-                name: value[rows] if isinstance(value, torch.Tensor) else value for name, value in options.items()
-            }
-            steps.append(self._draft(threshold, tuple(tensor[rows] for tensor in given), of_rows).record)
-            order += members
-        return DraftStep(torch.cat(steps)[torch.tensor(order, device=self._lm.device).argsort()], self._choice.build)
-
-    def _pooling(self, for_pool: list[torch.Tensor], ends: set[int | None]) -> dict[str, Any]:
-        """Arguments of `draft_step`. No draft is told how far it was computed: where it was not, nothing is predicted.
-
-        Where sequences have different end tokens, drafts go on behind all of them, for nothing.
-        """
+    def _pooling(self, for_pool: list[torch.Tensor], active: list[_Slot]) -> dict[str, Any]:
+        """Arguments of `draft_step`. No draft is told how far it was computed: where it was not, nothing is predicted."""
         if not for_pool:
             return {}
         answer_start, window_start, slots, refreshed = for_pool
+        ends = [-1 if slot.sequence.pooled_end is None else slot.sequence.pooled_end for slot in active]
         return {
             "pool": self._pool,
             "answer_start": answer_start,
-            "eos_token_id": ends.pop() if len(ends) == 1 else None,
+            "eos_token_id": ends[0] if len({*ends}) == 1 else torch.tensor(ends, device=self._lm.device),
             "window_start": window_start,
             "slots": slots,
             "forget": refreshed != 0,

@@ -287,11 +287,6 @@ def with_threshold(settings: Settings, threshold: float | None) -> Settings:
         return settings
     own = dataclasses.replace(settings, threshold=Threshold().checked("threshold", threshold))
     _check_threshold(own)
-    if own.threshold != settings.threshold and settings.executor == "graph":
-        raise ValueError(
-            f"threshold: a step of the graph executor holds one, which is {settings.threshold} for all sequences, got "
-            f"{own.threshold}; executor='planned' takes one for each"
-        )
     return own
 
 
