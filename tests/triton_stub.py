@@ -107,7 +107,7 @@ def drafts(count: int, length: int) -> tuple[torch.Tensor, torch.Tensor, torch.T
 
 
 def step(count: int, length: int, drafting: str, threshold: float | None = None) -> Callable[[], Any]:
-    rule = (1, threshold, "confidence", 32, drafting, "exact", 2, None, None)
+    rule = (1, None, threshold, None, "confidence", 32, drafting, "exact", 2, None, None, None)
     return lambda: draft_step(*drafts(count, length), MASK, count, *rule)
 
 
@@ -118,8 +118,9 @@ def pooled(
     ids, _, confidence, num_drafts = (tensor.expand(batch, *tensor.shape[1:]) for tensor in drafts(count, length))
     pool = torch.zeros(batch, PoolLayout.of(states, length).width, dtype=torch.int64)
     number, flag = torch.zeros(batch, dtype=torch.int64), torch.zeros(batch, dtype=torch.bool)
-    rule = (1, threshold, "confidence", 32, drafting, 2, number, number, number, ids[:, :, 0], number, flag)
-    return lambda: pooled_step(ids, ids, confidence, num_drafts, pool, states, length, MASK, count, *rule)
+    rule = (1, number, threshold, number.float(), "confidence", 32, drafting, 2, number)
+    of_pool = (number, number, number, ids[:, :, 0], number, flag)
+    return lambda: pooled_step(ids, ids, confidence, num_drafts, pool, states, length, MASK, count, *rule, *of_pool)
 
 
 def attention(dtype: torch.dtype, size: int, batch: int, count: int, length: int, heads: int = 32) -> Callable[[], Any]:
@@ -161,7 +162,7 @@ def cases(architecture: str) -> dict[str, Callable[[], Any]]:
         "select_transfer 32": lambda: select_transfer(
             confidence, masked, 1, None, 0.9, None, False, "top", "confidence", 32
         ),
-        "build_drafts 32": lambda: build_drafts(ids, ids, confidence, MASK, 8, 1, None, "confidence", 32),
+        "build_drafts 32": lambda: build_drafts(ids, ids, confidence, MASK, 8, 1, None, None, None, "confidence", 32),
         "verify_drafts 8x32": lambda: verify_drafts(drafts(8, 32)[0], drafts(8, 32)[0], None, "exact", None),
         "draft_attention bfloat16 128": attention(bf16, 128, 1, 8, 20),
         "draft_attention bfloat16 128 many rows": attention(bf16, 128, 4, 8, 20),
