@@ -76,9 +76,9 @@ struct DraftStepParams {
   Counts answer_start;              // [B]; where not given, 0
   int64_t batch, input_drafts, draft_steps, length;
   StepRules rules;
-  Drafting drafting;
-  Match match;
-  int64_t* records;  // [B, record_width(L, draft_steps)], contiguous
+  Drafting drafting = Drafting::kRecycled;
+  Match match = Match::kExact;
+  int64_t* records = nullptr;  // [B, record_width(L, draft_steps)], contiguous
 };
 
 // Everything that is found out about a sequence, side by side: one tensor to make, and one to copy to the host.
