@@ -14,7 +14,7 @@ from tiny_models import golden_lm
 from freedave.decode.decoder import Decoder
 
 
-def captured(lm, slots: int, draft_steps: int = 4, **options) -> Decoder:
+def captured(lm, slots: int, draft_steps: int | str = 4, **options) -> Decoder:
     engine = Decoder(lm, settings_for(lm, draft_steps, **options), slots=slots, capacity=40)
     executor_of(engine).steps.capture = True
     return engine
@@ -27,7 +27,7 @@ def finish(engine: Decoder) -> None:
 
 
 @pytest.mark.parametrize(
-    ("draft_steps", "drafting"), [(1, "recycled"), (4, "recycled"), (4, "pooled"), (3, "pipelined")]
+    ("draft_steps", "drafting"), [(1, "recycled"), (4, "recycled"), (4, "pooled"), (3, "pipelined"), ("auto", "pooled")]
 )
 @FAMILIES
 def test_example(family, cache, draft_steps, drafting, monkeypatch):
@@ -72,6 +72,29 @@ def test_a_replay_draws_with_its_own_sequences_key(family, cache, monkeypatch):
         expect_static(lm, sequences[1], ids(9, 1), seed=3, **drawn)
         answers.append(sequences[0].tokens)
     assert answers[0] == answers[2] != answers[1]
+    assert sum(graph.replays for graph in graphs) > 5
+
+
+@pytest.mark.parametrize("drafting", ["recycled", "pooled"])
+@FAMILIES
+def test_a_replay_goes_by_its_own_sequences_threshold_and_end(family, cache, drafting, monkeypatch):
+    """Which change between replays, where a slot is used again."""
+    graphs = use_recorded_graphs(monkeypatch)
+    lm = golden_lm(family, block_length=4)
+    engine = captured(lm, 2, cache=cache, drafting=drafting)
+    own = [{"threshold": 2.0}, {"threshold": 0.02}, {"threshold": 0.05, "eos_token_id": [5]}, {"eos_token_id": [7]}]
+    waiting, sequences = list(enumerate(own)), []
+    while waiting or engine.sequences:
+        while waiting and engine.free_slots:
+            seed, options = waiting.pop(0)
+            sequences.append(engine.add(ids(6, seed), **options))
+        engine.launch()
+        engine.poll()
+    for seed, (sequence, options) in enumerate(zip(sequences, own, strict=True)):
+        never = options.get("threshold", 2.0) > 1
+        expect_static(
+            lm, sequence, ids(6, seed), cache=cache, **options | {"threshold": None if never else options["threshold"]}
+        )
     assert sum(graph.replays for graph in graphs) > 5
 
 
