@@ -28,7 +28,18 @@ ON_A_GPU = {
     "tune": "on a GPU: measures its entries of the table of tunables and writes them",
 }
 # Of `gpu`, most important first.
-GPU_PARTS = ("decode", "contract", "attention", "lossless", "embedded", "ops", "more", "other_contracts", "sanitizers")
+GPU_PARTS = (
+    "decode",
+    "contract",
+    "attention",
+    "lossless",
+    "embedded",
+    "chosen",
+    "ops",
+    "more",
+    "other_contracts",
+    "sanitizers",
+)
 GPU_ON_REQUEST = ("tune_attention",)
 # By benchmark, what --only can ask for.
 PARTS = {"gpu": (*GPU_PARTS, *GPU_ON_REQUEST), "step": ("ops", "decoder")}

@@ -7,6 +7,7 @@
 | `attention` | what `draft_attention` takes against the bytes it must move, and against PyTorch's attention |
 | `lossless` | whether answers in bfloat16 are those of static decoding |
 | `embedded` | milliseconds a whole answer of the embedded model |
+| `chosen` | whether the number of drafts that is chosen is a good one |
 | `ops` | the other ops, from graphs; launches and synchronisations, those of a decoder's steps too |
 | `more` | further numbers of drafts, batches and shapes of `decode` and `attention` |
 | `other_contracts`, `sanitizers` | whether the other ops are right on this device |
@@ -21,7 +22,7 @@ from __future__ import annotations
 import faulthandler
 import math
 
-from benchmarks.gpu import attention, checks, decode, embedded, launches, lossless, timings, tune_attention
+from benchmarks.gpu import attention, checks, chosen, decode, embedded, launches, lossless, timings, tune_attention
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.plan import Plan
 from benchmarks.record import Record
@@ -35,6 +36,7 @@ PARTS = {
     "attention": [attention.run],
     "lossless": [lossless.run],
     "embedded": [embedded.run],
+    "chosen": [chosen.run],
     "ops": [timings.run, launches.run],
     "more": [decode.run_more, attention.run_more],
     "other_contracts": [checks.other_contracts],

@@ -6,6 +6,7 @@ import functools
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from benchmarks.gpu import kernels, parts_of_step
 from benchmarks.gpu.machine import Machine
@@ -178,7 +179,7 @@ def new_stepper(
     machine: Machine,
     published: Published,
     batch: int,
-    drafts: int,
+    drafts: int | Literal["auto"],
     prompt_length: int,
     compile: bool | None = None,
     static: bool = False,

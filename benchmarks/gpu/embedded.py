@@ -22,7 +22,7 @@ from freedave.demo.tasks import TASKS, problems
 
 DRAFTS = (16, 1, 8)
 NEW_TOKENS, SEED = 96, 0
-ROUNDS, LEARNING = 10, 12
+ROUNDS = 10
 TARGET_MS = {16: 12.0}
 TOKENS = 68  # of the answer that is timed, about
 BLOCK_LENGTH = 16
@@ -72,41 +72,6 @@ def run(plan: Plan) -> None:
         for drafts in DRAFTS:
             name = f"embedded {str(dtype).removeprefix('torch.')} K={drafts}"
             plan.case(name, 20, functools.partial(measure, plan.record, plan.machine, dtype, drafts))
-    plan.case("embedded, a chosen number of drafts", 60, functools.partial(choose, plan.record, plan.machine))
-
-
-def choose(record: Record, machine: Machine) -> bool:
-    """Whether "auto" is as fast as static decoding, and nearly as fast as the best fixed number of drafts, in turn.
-
-    That is once what is learnt has been learnt and shapes are captured. Layers are not compiled: a shape of so small a model
-    would have to serve thousands of answers to pay for that.
-    """
-    dtype = torch.bfloat16
-    compared: tuple[int | Literal["auto"], ...] = ("auto", *sorted(DRAFTS))
-    ways: dict[int | str, Stepper] = {drafts: stepper(machine, dtype, drafts, compile=False) for drafts in compared}
-    answers = prompts(model(machine, dtype), 1 if machine.dry else 8)
-    samples: dict[int | str, list[float]] = {way: [] for way in ways}
-    for round in range(1 if machine.dry else LEARNING + ROUNDS):
-        for way, kept in ways.items():
-            began = time.perf_counter()
-            for token_ids in answers:
-                kept.decode([token_ids])
-            if round >= LEARNING or machine.dry:
-                samples[way].append((time.perf_counter() - began) * 1e3 / len(answers))
-    ms = {way: statistics.median(times) for way, times in samples.items()}
-    best = min(each for way, each in ms.items() if way != "auto")
-    executor = ways["auto"].executor
-    record.put(
-        "drafts_chosen",
-        f"embedded, bfloat16, auto: {ms[1] / ms['auto']:.2f} x static, {best / ms['auto']:.2f} x the best fixed; "
-        f"ms an answer: {', '.join(f'{way} {each:.2f}' for way, each in ms.items())}; {executor.drafts_reason}",
-        ms={str(way): each for way, each in ms.items()},
-        against_static=ms[1] / ms["auto"],
-        against_best=best / ms["auto"],
-        chosen=executor.drafts_chosen,
-        shapes=executor.shapes,
-    )
-    return machine.dry or (ms[1] >= 0.97 * ms["auto"] and best >= 0.95 * ms["auto"])
 
 
 @functools.cache
