@@ -331,7 +331,7 @@ def test_a_shape_is_made_only_where_that_pays(monkeypatch: pytest.MonkeyPatch) -
 def test_a_shape_is_made_once_it_would_have_saved_its_price(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that no answer pays for is made after several, by an executor that stays."""
     monkeypatch.setattr(CapturedSteps, "ready", lambda self, shape: shape in self.steps and self.steps[shape].runs > 1)
-    monkeypatch.setattr(CapturedSteps, "new_seconds", property(lambda _: 0.06, lambda *_: None), False)
+    monkeypatch.setattr(CapturedSteps, "new_seconds", property(lambda _: 0.2, lambda *_: None), False)
     fixed_shapes_on(monkeypatch, lambda tokens: 1e-5 * tokens)
     engine = decoder(golden_lm(block_length=8), slots=1, capacity=96, draft_steps="auto", executor="graph")
     made: list[set[int]] = []
@@ -344,18 +344,59 @@ def test_a_shape_is_made_once_it_would_have_saved_its_price(monkeypatch: pytest.
     assert made[0] == {8} and len(made[-1]) > 1
 
 
+def test_more_drafts_are_tried_where_nobody_knows_what_they_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's forward takes as long with more tokens, but nothing tells before one was run."""
+    monkeypatch.setattr(CapturedSteps, "ready", lambda self, shape: shape in self.steps and self.steps[shape].runs > 1)
+    monkeypatch.setattr(CapturedSteps, "new_seconds", property(lambda _: 0.02, lambda *_: None), False)
+    fixed_shapes_on(monkeypatch, lambda tokens: 1e-3)
+    lm = freedave.load_model("demo")
+    prompts = [lm.tokenizer(problem.prompt)["input_ids"] for problem in problems("sorting", "test", 12, 0)]
+    forwards = {}
+    for drafts in (8, 16, "auto"):
+        engine = decoder(lm, slots=1, capacity=160, draft_steps=drafts, block_length=16, executor="graph")
+        counts = []
+        for token_ids in prompts:
+            engine.add(token_ids, max_new_tokens=64)
+            before = engine.forwards
+            while engine.sequences:
+                engine.launch()
+                engine.poll()
+            counts.append(engine.forwards - before)
+        forwards[drafts] = sum(counts[7:])  # the first answers pay for trials
+    assert forwards["auto"] == forwards[16] < forwards[8]
+
+
 def test_a_step_that_was_fetched_late_teaches_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = fixed_shapes_on(monkeypatch, lambda tokens: 1e-3)
     learnt = []
-    monkeypatch.setattr(DraftChooser, "learn", lambda self, work, seconds, chains: learnt.append(seconds))
+    monkeypatch.setattr(DraftChooser, "learn", lambda self, work, seconds, *_: learnt.append(seconds))
     engine = decoder(golden_lm(), slots=1, capacity=64, draft_steps="auto", executor="graph")
     engine.add(prompt(8)[0].tolist(), max_new_tokens=30)
     for step in range(6):
         engine.launch()
         machine.now += 1.0 if step == 3 else 0.0
         engine.poll()
-    assert [seconds is None for seconds in learnt] == [True, False, False, True, False, False]  # the prompt's, too
-    assert [seconds for seconds in learnt if seconds] == pytest.approx([1e-3] * 4)
+    assert [seconds is None for seconds in learnt] == [False, False, True, False]  # the prompt's step had no choice
+    assert [seconds for seconds in learnt if seconds] == pytest.approx([1e-3] * 3)
+
+
+def test_a_step_is_learnt_from_while_the_next_one_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing waits for that: it comes after a launch; after the last one nothing runs, so that it comes at once."""
+    order: list[str] = []
+    fixed_shapes_on(monkeypatch, lambda tokens: 1e-3)
+    ran, learn = CapturedSteps._run, DraftChooser.learn
+    monkeypatch.setattr(CapturedSteps, "_run", lambda *args: (order.append("run"), ran(*args))[1])
+    monkeypatch.setattr(DraftChooser, "learn", lambda *args: (order.append("learn"), learn(*args))[1])
+    engine = decoder(golden_lm(), slots=2, capacity=64, draft_steps="auto", executor="graph")
+    for seed in range(2):
+        engine.add(prompt(8)[0].tolist(), max_new_tokens=16 + 8 * seed)
+    steps = 0
+    while engine.sequences:
+        engine.launch()
+        engine.poll()
+        steps += 1
+    prompts, chosen = ["run", "run"], steps - 1
+    assert order == [*prompts, "run", *["run", "learn"] * (chosen - 1), "learn"] and chosen > 3
 
 
 def test_other_words_are_refused() -> None:

@@ -17,7 +17,7 @@ from states import MASK, generator
 import freedave
 import freedave_kernels as fk
 from freedave.decode.draft_choice import Choice, DraftChooser
-from freedave.decode.graph_executor import DRAFTS
+from freedave.decode.shape_choice import DRAFTS
 
 GPU = [name for name in ("cuda", "triton") if name in BACKENDS and torch.cuda.is_available()]
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")

@@ -55,7 +55,7 @@ class Stepper:
         """Decodes all of the prompts, of which there are at most `slots`; each step within a context of `around_step`."""
         sequences = [self._decoder.add(prompt) for prompt in prompts]
         while self._decoder.sequences:
-            before = self.executor.shapes
+            before = {} if after_step is None else self.executor.shapes
             with around_step():
                 began = time.perf_counter()
                 self._decoder.launch()

@@ -73,6 +73,10 @@ class CapturedSteps:
         step = self.steps.get(shape)
         return step is not None and step.runs > (1 if self.capture else 0)
 
+    def runs(self, shape: Shape) -> int:
+        step = self.steps.get(shape)
+        return 0 if step is None else step.runs
+
     def _run(self, shape: Shape, step: CapturedStep, compiled: bool) -> torch.Tensor:
         step.runs += 1
         self.ran[shape] += 1

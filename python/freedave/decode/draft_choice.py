@@ -158,6 +158,15 @@ _FIRST_PLANS, _LATER_PLANS, _EARLY = 8, 24, 256
 _SLACK, _SURPRISE = 0.3, 3.0
 
 
+class Chosen(NamedTuple):
+    """What a choice rests on: what comes of it is held against that."""
+
+    decision: _Decision
+    plan: _Plan
+    progress: _Progress
+    curve: CostCurve
+
+
 class DraftChooser:
     """Chooses for one decoder.
 
@@ -186,7 +195,7 @@ class DraftChooser:
         self._curve = CostCurve()
         self._progress = _Progress()
         self._sequences = 0
-        self._decision = _Decision(Choice(1, 1, 1, 1), 0.0, 0.0, 0.0, 0.0)
+        self.last: Chosen | None = None
         self.chosen: Counter[tuple[int, int]] = Counter()
 
     def choose(self, outlooks: Sequence[AnyOutlook], other_work: float = 0.0) -> Choice:
@@ -210,38 +219,38 @@ class DraftChooser:
             if not other_work:
                 plan.decided[alike] = decision
         plan.forwards_left -= 1
-        self._decision = decision
+        self.last = Chosen(decision, plan, progress, self._curve)
         self.chosen[decision.choice[:2]] += 1
         return decision.choice
 
     @property
     def expected_work(self) -> float:
         """Of the forward that was chosen last."""
-        return self._decision.work
+        return self.last.decision.work if self.last else 0.0
 
-    def learn(self, work: float, seconds: float | None, chains: Sequence[Chain]) -> None:
-        """What came of the forward that was chosen last: its work and seconds (None: they say nothing about forwards like
-        it), and the drafts of each sequence."""
+    def learn(self, work: float, seconds: float | None, chains: Sequence[Chain], of: Chosen | None = None) -> None:
+        """What came of a forward, by default that which was chosen last: its work and seconds (None: they say nothing about
+        forwards like it), and the drafts of each sequence."""
         if chains:
             self._acceptance.learn(chains)
-        if seconds is None or work <= 0:
+        of = of or self.last
+        if seconds is None or work <= 0 or of is None:
             return
-        progress, decision = self._progress, self._decision
-        expected = decision.seconds or self._curve.seconds(work)
-        self._costs.learn(self._curve, work, seconds)
+        decision, plan, progress, curve = of
+        expected = decision.seconds or curve.seconds(work)
+        self._costs.learn(curve, work, seconds)
         steps = 0
         for chain in chains:
             steps += chain.steps
         progress.made.add(steps, expected)
         progress.foretold += decision.steps - progress.foretold / 40
         progress.static.add(len(chains), decision.static)
-        plan = progress.plan
-        if plan is not None and plan.usual:
+        if plan.usual:
             progress.drafted += decision.work - progress.drafted / 40
             progress.usual += plan.usual - progress.usual / 40
         else:  # what was seen long ago says little
             progress.drafted += (progress.usual - progress.drafted) / 400
-        if plan is not None and plan.only_near:
+        if plan.only_near:
             progress.near.add(steps, expected)
             progress.near_likely = sum(self._acceptance.reached()[:4])
         progress.forwards += 1
@@ -249,7 +258,7 @@ class DraftChooser:
         allowance = most if progress.allowance is None else progress.allowance
         progress.allowance = min(allowance + _TRIALS * expected, most)
         progress.most_allowance = _LATER_TRIALS * expected
-        if plan is not None and decision.steps:
+        if decision.steps:
             self._compare(plan, steps / decision.steps - 1)
 
     def _compare(self, plan: _Plan, surprise: float) -> None:
@@ -260,16 +269,20 @@ class DraftChooser:
             self._acceptance.doubt()
             plan.forwards_left = 0
 
-    def seconds_of_a_step(self, works: Mapping[int, float], count: int) -> dict[int, float]:
-        """What a static step takes in forwards of `count` sequences with so much work, by number of drafts.
+    def seconds_of_a_step(
+        self, works: Mapping[int, float], count: int, *, optimistic: bool = False
+    ) -> dict[int, float]:
+        """What a static step takes in forwards of `count` sequences with so much work, by number of drafts; `optimistic`: if
+        what is not known well turns out well.
 
         Empty where nothing is known.
         """
         curve, acceptance = self._costs.curve(self._machine, count), self._acceptance
         if not curve.known:
             return {}
-        brought = sums(acceptance.useful(acceptance.reached()))
-        return {drafts: curve.seconds(work) / (count * brought[drafts]) for drafts, work in works.items()}
+        brought = sums(acceptance.useful(acceptance.reached(1.0 if optimistic else 0.0)))
+        seconds = curve.hopeful_seconds if optimistic else curve.seconds
+        return {drafts: seconds(work) / (count * brought[drafts]) for drafts, work in works.items()}
 
     def why(self) -> str:
         """What was chosen most often, and what that rests on; empty where nothing was."""

@@ -9,7 +9,6 @@ which step to replay next, from the record that it reads of the last one, and do
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,13 +21,12 @@ from freedave.decode.captured_steps import CapturedSteps
 from freedave.decode.device_sequence import DeviceSequence
 from freedave.decode.device_state import DeviceState
 from freedave.decode.device_step import DeviceStep
-from freedave.decode.draft_choice import DraftChooser, described
 from freedave.decode.executor import Found
 from freedave.decode.experience import chain_of, chooser_for
 from freedave.decode.log_probs import read_behind
-from freedave.decode.outlook import ShapeOutlook
 from freedave.decode.sequence import NON_FINITE, Sequence
 from freedave.decode.settings import Settings
+from freedave.decode.shape_choice import DRAFTS, ShapeChooser
 from freedave.decode.shapes import Shape, Shapes
 from freedave_kernels.contract import RecordLayout
 
@@ -40,11 +38,6 @@ _FIXED = (
     *("draft_steps", "block_length", "tokens_per_step", "order"),
     *("measure", "temperature", "truncation", "drafting", "cache", "compile", "log_probs"),
 )
-
-# How many drafts a step may have where that is chosen; the first shape, of which nothing is known yet, has `_FIRST_DRAFTS`.
-DRAFTS, _FIRST_DRAFTS = (1, 2, 4, 8, 16), 8
-# A step whose result is fetched later than this share of its time has waited for that, so that its time is not known.
-_PAUSE = 0.05
 
 
 @dataclass
@@ -86,7 +79,7 @@ class GraphExecutor:
         self.step = DeviceStep(lm, settings, self.state)
         self.steps = CapturedSteps(lm, self.step, compile=compile, capture=on_gpu if capture is None else capture)
         self._read = _read_by_steps(lm.model)  # which captured steps read; compiling layers has moved them
-        self._missed = dict.fromkeys(DRAFTS, 0.0)  # seconds that shapes would have saved which were not made
+        self._chooser = ShapeChooser(lm, self.steps)
         self._start_choosing()
 
     def serves(self, settings: Settings, slots: int, capacity: int) -> bool:
@@ -107,11 +100,10 @@ class GraphExecutor:
         self._start_choosing()
 
     def _start_choosing(self) -> None:
-        settings = self._settings
-        self._chooser = chooser_for(self._lm, settings, DRAFTS) if settings.choose_drafts else None
+        if self._settings.choose_drafts:
+            self._chooser.start(chooser_for(self._lm, self._settings, DRAFTS), self._shapes)
         self._chains: list[Chain] = []
-        self._chosen: Counter[int] = Counter()
-        self._work = self._launched_at = self._launched_until = self._read_at = 0.0
+        self._launched_at = self._launched_until = self._read_at = 0.0
 
     @property
     def cache_bytes(self) -> int:
@@ -124,11 +116,11 @@ class GraphExecutor:
 
     @property
     def drafts_chosen(self) -> dict[str, int]:
-        return {described(drafts, 0): times for drafts, times in sorted(self._chosen.items())}
+        return self._chooser.chosen if self._settings.choose_drafts else {}
 
     @property
     def drafts_reason(self) -> str:
-        return "" if self._chooser is None else self._chooser.why()
+        return self._chooser.reason if self._settings.choose_drafts else ""
 
     def enter(self, index: int, slot: int, prompt: list[int], settings: Settings, key: int = 0) -> DeviceSequence:
         sequence = DeviceSequence(index, slot, prompt, settings, self._lm.mask_token_id, key)
@@ -145,7 +137,7 @@ class GraphExecutor:
     def launch(self, sequences: list[Sequence]) -> None:
         began = time.perf_counter()
         own = [sequence for sequence in sequences if isinstance(sequence, DeviceSequence)]  # for mypy: all are
-        self._launched, self._stored_only, self._work = [], [], 0.0
+        self._launched, self._stored_only = [], []
         together = [sequence for sequence in own if not sequence.waits]
         waiting = self._with_own_forward(own)
         if together:
@@ -161,52 +153,21 @@ class GraphExecutor:
             else:
                 self._store_chunk(sequence)
                 self._stored_only.append(sequence)
+        if self._settings.choose_drafts:
+            self._chooser.learn()  # while the device runs
         self.forward_seconds += time.perf_counter() - began
         self._launched_until = self.clock()
 
     def _shape(self, sequences: list[DeviceSequence], alone: bool) -> Shape:
         """That of the step of all slots. `alone`: no other forward comes with it, whose time would be taken for its own."""
         self._launched_at = self.clock()
-        if self._chooser is None:
-            shape = self._shapes.together(sequences, self._settings.draft_steps)
+        if self._settings.choose_drafts:
+            shape = self._chooser.choose(sequences, alone)
         else:
-            shape = self._chosen_shape(self._chooser, sequences)
-            self._chosen[shape.drafts] += 1
-            if alone and self.steps.ready(shape):
-                self._work = float(shape.tokens)
+            shape = self._shapes.together(sequences, self._settings.draft_steps)
         for sequence in sequences:
             sequence.forwarded = min(sequence.num_drafts, shape.drafts)
         return shape
-
-    def _chosen_shape(self, chooser: DraftChooser, sequences: list[DeviceSequence]) -> Shape:
-        """A shape that is ready, or one that is worth being made."""
-        shapes = {drafts: self._shapes.together(sequences, drafts) for drafts in DRAFTS}
-        possible, count = self._possible(chooser, shapes, sequences), len(sequences)
-        tokens = tuple((drafts, shapes[drafts].tokens / count if drafts in possible else None) for drafts in DRAFTS)
-        choice = chooser.choose([ShapeOutlook(each.num_drafts, tokens) for each in sequences])
-        return shapes[self._lm.agreed([choice.drafts])[0]]
-
-    def _possible(self, chooser: DraftChooser, shapes: dict[int, Shape], sequences: list[DeviceSequence]) -> list[int]:
-        """Of the numbers of drafts, those whose shapes are ready or worth being made.
-
-        That is once making one takes no longer than it saves of the time that is left, and would have saved so far: who does
-        not know how much is to come then pays twice of what was necessary at most.
-        """
-        ready = [drafts for drafts, shape in shapes.items() if self.steps.ready(shape)]
-        if len(ready) == len(shapes):
-            return ready
-        works = {drafts: float(shape.tokens) for drafts, shape in shapes.items()}
-        seconds = chooser.seconds_of_a_step(works, len(sequences))
-        if not ready or not seconds:
-            return ready or [min(seconds, key=seconds.__getitem__) if seconds else _FIRST_DRAFTS]
-        fastest = min(seconds[drafts] for drafts in ready)
-        left, done = sum(each.total - each.committed for each in sequences), sum(each.steps for each in self._chains)
-        for drafts in shapes.keys() - set(ready):
-            saved = fastest - seconds[drafts]
-            self._missed[drafts] = max(self._missed[drafts] + done * saved, 0.0)
-            if self._missed[drafts] + left * saved > self.steps.new_seconds:
-                ready.append(drafts)
-        return ready
 
     def _with_own_forward(self, sequences: list[DeviceSequence]) -> list[DeviceSequence]:
         """Those that wait for a forward of their own and have it now: prompts of `prefill_chunk` tokens at most."""
@@ -264,12 +225,13 @@ class GraphExecutor:
         return new
 
     def settle(self) -> None:
-        """The step has kept what it keeps. Choosing learns from it."""
-        if self._chooser is None or not self._launched:
+        """The step has kept what it keeps."""
+        if not self._settings.choose_drafts or not self._launched:
             return
         took = self._launched_until - self._launched_at + self.clock() - self._read_at
-        paused = self._read_at - self._launched_until > _PAUSE * took
-        self._chooser.learn(self._work, took if self._work and not paused else None, self._chains)
+        self._chooser.found(took, self._read_at - self._launched_until, self._chains)
+        if all(sequence.finished for launched in self._launched for sequence in launched.sequences):
+            self._chooser.learn()  # no step may follow that could run meanwhile
 
     def _store_chunk(self, sequence: DeviceSequence) -> None:
         """Stores a long prompt's next chunk; other sequences need not wait for all of it."""

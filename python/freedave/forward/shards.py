@@ -132,10 +132,8 @@ class ShardedHead(torch.nn.Linear):
         return torch.cat(self.ranks.gather(states).unbind(), -2)
 
 
-def agreed(ranks: Ranks | None, numbers: Sequence[int], device: torch.device) -> list[int]:
-    """The first process's numbers, where a model is in shards: what the clock or chance decides, all do alike."""
-    if ranks is None:
-        return list(numbers)
+def agreed(ranks: Ranks, numbers: Sequence[int], device: torch.device) -> list[int]:
+    """The first process's numbers: what the clock or chance decides, all do alike."""
     first: list[int] = ranks.gather(torch.tensor(numbers, dtype=torch.int64, device=device))[0].tolist()
     return first
 

@@ -252,7 +252,8 @@ class DiffusionLM:
 
     def agreed(self, numbers: Sequence[int]) -> list[int]:
         """What all processes of a model in shards go on with: those numbers that the first one has."""
-        return agreed(self.ranks, numbers, self.device)
+        ranks = self.ranks
+        return list(numbers) if ranks is None else agreed(ranks, numbers, self.device)
 
     def _try_products(self) -> None:
         threads = torch.get_num_threads()  # how a product is divided among them may change its bits
