@@ -5,18 +5,23 @@ from __future__ import annotations
 import functools
 import random
 import re
+import time
 import warnings
 
 import pytest
 import torch
 import transformers
 from conftest import BACKENDS
+from graph_recorder import use_recorded_graphs
 from on_gpu import elsewhere, moved, on_device, through
 from states import MASK, generator
 
 import freedave
 import freedave_kernels as fk
+from freedave.decode import graph_executor
+from freedave.decode.captured_steps import CapturedSteps
 from freedave.decode.draft_choice import Choice, DraftChooser
+from freedave.decode.graph_executor import GraphExecutor
 from freedave.decode.shape_choice import DRAFTS
 
 GPU = [name for name in ("cuda", "triton") if name in BACKENDS and torch.cuda.is_available()]
@@ -172,9 +177,29 @@ def random_lm(name: str, dtype: torch.dtype, device: str, **options) -> freedave
     return freedave.DiffusionLM(model.to(device, dtype), 63, **options)
 
 
-@needs_gpu
-def test_chosen_drafts_in_captured_steps(monkeypatch):
-    """Every choice is drawn at random, so that all shapes are captured: the CPU's tokens, and replays are timed."""
+class RecordedSteps(CapturedSteps):
+    """Captured steps for a CPU, whose clock counts them."""
+
+    count = 0
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options | {"capture": True})
+
+    def _run(self, *args):
+        RecordedSteps.count += 1
+        return super()._run(*args)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+def test_chosen_drafts_in_captured_steps(monkeypatch, device):
+    """Every choice is drawn at random, so that all shapes are captured: static decoding's tokens and steps, where windows are
+    shorter than what is committed too; and replays are timed. On a CPU, a recorder stands in for CUDA's graphs."""
+    monkeypatch.setattr(
+        GraphExecutor, "clock", time.perf_counter if device == "cuda" else lambda *_: RecordedSteps.count
+    )
+    if device == "cpu":
+        use_recorded_graphs(monkeypatch)
+        monkeypatch.setattr(graph_executor, "CapturedSteps", RecordedSteps)
     draw, options = random.Random(0), {"attention": "block_causal", "block_length": 4}
     choose, timed = DraftChooser.choose, []
 
@@ -185,10 +210,10 @@ def test_chosen_drafts_in_captured_steps(monkeypatch):
     learn = DraftChooser.learn
     monkeypatch.setattr(DraftChooser, "choose", anything)
     monkeypatch.setattr(DraftChooser, "learn", lambda self, *args: (timed.append(args[1]), learn(self, *args))[1])
-    lm, shapes = random_lm("Qwen3", torch.float32, "cuda", **options), ""
+    lm, shapes = random_lm("Qwen3", torch.float32, device, **options), ""
     for seed in range(6):
         input_ids = torch.randint(63, (2, 12), generator=generator(seed))
-        out = freedave.generate(lm, input_ids, 48, "auto", compile=False)
+        out = freedave.generate(lm, input_ids, 48, "auto", compile=False, executor="graph")
         shapes += " ".join(out.stats.shapes)
         expected = freedave.generate(random_lm("Qwen3", torch.float32, "cpu", **options), input_ids, 48, 1)
         assert torch.equal(out.sequences.cpu(), expected.sequences)

@@ -38,6 +38,12 @@ class DeviceSequence(Sequence):
             self.num_drafts = max(record[NUM_DRAFTS], 1)
         return new
 
+    @property
+    def committed_ahead(self) -> int:
+        """How many positions from the window's start on hold all that is committed, in whole blocks: through the first one
+        that is not complete."""
+        return self.reach(self.tokens[self.start :], 1)
+
     def reach_ahead(self, draft_steps: int) -> int:
         """How many positions from the window's start on up to `draft_steps` drafts, and the drafts made from any of them, can
         get to."""

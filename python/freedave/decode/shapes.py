@@ -71,8 +71,11 @@ class Shapes:
     def together(self, sequences: list[DeviceSequence], draft_steps: int) -> Shape:
         """One forward for all slots, of which these sequences have drafts, up to `draft_steps` each."""
         settings, longest = self.settings, self._longest_window(draft_steps)
+        if settings.choose_drafts and not settings.one_block:
+            # A step with more drafts may have committed positions that so few do not reach.
+            longest = max(longest, *(sequence.committed_ahead for sequence in sequences))
         window = longest
-        if not self.settings.one_block and self.slots * draft_steps * longest > _FLAT_TOKENS:
+        if not settings.one_block and self.slots * draft_steps * longest > _FLAT_TOKENS:
             window = max(min(sequence.reach_ahead(draft_steps), longest) for sequence in sequences)
             if settings.choose_drafts:  # so that there are few windows for each number of drafts
                 blocks = math.ceil(window / settings.block_length)
