@@ -298,6 +298,23 @@ def test_chosen_drafts_take_the_shapes_of_fixed_ones(drafting):
         assert shape.window < Shapes(chosen, 1, 96).longest_window
 
 
+def test_the_window_of_few_chosen_drafts_holds_what_many_have_committed():
+    lm = golden_lm()
+    chosen = settings_for(lm, "auto", new=64, drafting="pooled")
+    shapes = Shapes(chosen, 1, 96)
+    sequence = DeviceSequence(0, 0, ids(8), chosen, lm.mask_token_id)
+    assert sequence.start == 8 and shapes.longest_window == 36
+    for complete in range(9):  # blocks of 4, and a position of the one behind them
+        sequence.tokens[8 : 8 + 4 * complete] = [1] * (4 * complete)
+        sequence.tokens[8 + 4 * complete + 2] = 1
+        for drafts in (1, 2, 4, 8, 16):
+            window = shapes.together([sequence], drafts).window
+            assert 4 * (complete + 1) <= window <= shapes.longest_window
+        sequence.tokens[8 + 4 * complete + 2] = lm.mask_token_id
+    sequence.tokens[8:44] = [1] * 36  # all that a window shows is complete
+    assert {shapes.together([sequence], drafts).window for drafts in (1, 2, 4, 8, 16)} == {shapes.longest_window}
+
+
 def test_what_is_wrong_is_named():
     lm = golden_lm()
     engine = Decoder(lm, settings_for(lm), slots=1, capacity=40)

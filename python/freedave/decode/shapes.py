@@ -73,7 +73,8 @@ class Shapes:
         settings, longest = self.settings, self._longest_window(draft_steps)
         if settings.choose_drafts and not settings.one_block:
             # A step with more drafts may have committed positions that so few do not reach.
-            longest = max(longest, *(sequence.committed_ahead for sequence in sequences))
+            committed = max(sequence.committed_ahead for sequence in sequences)
+            longest = min(max(longest, committed), self.longest_window)
         window = longest
         if not settings.one_block and self.slots * draft_steps * longest > _FLAT_TOKENS:
             window = max(min(sequence.reach_ahead(draft_steps), longest) for sequence in sequences)
