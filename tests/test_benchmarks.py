@@ -217,7 +217,7 @@ def test_report_of_a_gpu(dry_run):
     text = gpus.table("dry-run", {"gpu": rows})
     assert text.count("| a step, ") == len([row for row in rows if row["kind"] in ("decode_step", "host_share")])
     parts = set(re.findall(r"benchmarks gpu --only (\w+)", text))
-    assert parts >= {"decode", "more", "lossless", "embedded", "ops"}
+    assert parts >= {"decode", "more", "lossless", "embedded", "chosen", "ops"}
     steps = [row for row in rows if row["kind"] == "decode_step" and row["target_ms"] is not None]
     slow = gpus.table("a GPU", {"gpu": [rows[0], steps[0] | {"ms": 99.0, "held": False}]})
     assert "**99.00 ms, missed**" in slow

@@ -108,6 +108,16 @@ def _answers(rows: list[Row]) -> Iterator[Line]:
         yield Line(f"a step, {row['case']}", "", share, "embedded")
 
 
+def _chosen(rows: list[Row]) -> Iterator[Line]:
+    for row in _of_kind(rows, "drafts_chosen"):
+        ways = ", ".join(f"{'' if way == 'auto' else 'K='}{way} {ms:.1f}" for way, ms in row["ms"].items())
+        static, best = row["against_static"], row["against_best"]
+        target = "0.97 of static's speed, 0.95 of the best fixed K's"
+        held = static >= 0.97 and best >= 0.95
+        speeds = _judged(f"{static:.2f} and {best:.2f}", held)
+        yield Line(f'`draft_steps="auto"`, {row["case"]}', target, f"{speeds}; ms an answer: {ways}", "chosen")
+
+
 def _attending(rows: list[Row]) -> Iterator[Line]:
     timings = [row for row in _of_kind(rows, "timing") if row["op"] == "draft_attention"]
     for groups, (length, heads) in ATTENDING.items():
@@ -166,6 +176,7 @@ SOURCES: list[Callable[[list[Row]], Iterator[Line]]] = [
     _preparing,
     _lossless,
     _answers,
+    _chosen,
     _attending,
     _ops,
     _decoder,
