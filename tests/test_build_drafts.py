@@ -49,7 +49,7 @@ def test_threshold(backend):
 @pytest.mark.parametrize(("rule", "threshold"), [("strict", 0.5), ("factor", 1.2), ("entropy_bound", 0.5)])
 def test_rules(backend, rule, threshold):
     """Draft 0 is what a step of `select_transfer` commits, each further one adds one position."""
-    confidence = CONFIDENCE - 1 if rule == "entropy_bound" else CONFIDENCE
+    confidence = torch.where(CONFIDENCE == 0.9, 9.0, CONFIDENCE - 1) if rule == "entropy_bound" else CONFIDENCE
     drafts, num_drafts = fk.build_drafts(IDS, TOKENS, confidence, M, 4, threshold=threshold, rule=rule)
     assert drafts[0, :3].tolist() == [[1, M, 3, M, 5], [1, 2, 3, M, 5], [1, 2, 3, 4, 5]] and num_drafts.tolist() == [3]
 

@@ -58,7 +58,7 @@ struct Passing {
         return count == 0 ? threshold == threshold : confidence >= limit;
       }
       case Rule::kEntropyBound:
-        entropy -= static_cast<double>(confidence);
+        entropy -= confidence < 0.0f ? static_cast<double>(confidence) : 0.0;
         return entropy < static_cast<double>(threshold);
     }
     __builtin_unreachable();

@@ -36,8 +36,8 @@ def select_transfer(
             "threshold": `confidence >= threshold`. "strict": `confidence > threshold`.
             "factor" (Fast-dLLM's): the n-th, n from 2 on, with `confidence >= 1 - threshold / (n + 1)`; the first always
             does, and where all masked positions but one pass, so does that one.
-            "entropy_bound" (SDAR's): the entropies up to this one, `-confidence` each, have a sum below the threshold, in
-            float64; for confidences that are "neg_entropy".
+            "entropy_bound" (SDAR's): the entropies up to this one, `-confidence` each and at least 0, have a sum below the
+            threshold, in float64; for confidences that are "neg_entropy".
         fallback: with a threshold, when the first `num_transfer` ranked positions are taken: "top", when nothing passes;
             "top_if_fewer", instead of the passing ones when these are fewer; "top_always", in addition to them.
         order: "confidence" or "left_to_right". Left to right, the leading run of masked positions that pass is taken.

@@ -71,7 +71,7 @@ class Rule(NamedTuple):
         found: list[int] = []
         entropy = 0.0
         for i in masked if self.left_to_right else ranked:
-            entropy -= confidence[i]
+            entropy -= min(confidence[i], 0.0)
             if not (confidence[i] > -INF and self.goes_on(len(found), confidence[i], entropy)):
                 break
             found.append(i)

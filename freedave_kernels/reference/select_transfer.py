@@ -54,7 +54,7 @@ def passing_positions(
     elif rule == "factor":
         passes = torch.where(rank == 0, limit == limit, confidence >= 1 - limit / (rank + 2))
     else:
-        entropy = torch.where(eligible, -confidence.double(), 0.0)
+        entropy = torch.where(eligible, -confidence.double().clamp(max=0), 0.0)
         place = rank.clamp(max=length - 1)
         in_order = torch.zeros_like(entropy).scatter_add(-1, place, entropy)
         passes = in_order.cumsum(-1).gather(-1, place) < limit

@@ -112,7 +112,7 @@ def passing_in_turn(keys, confidence, in_block, position, threshold, RULE: tl.co
             limit = 1.0 - tl.div_rn(threshold, count + 2.0)
             going = (count == 0) | (value >= limit)
         else:
-            entropy -= value.to(tl.float64)
+            entropy -= tl.minimum(value, 0.0).to(tl.float64)
             going = entropy < threshold
         going = (spot != POSITION_MASK) & (value > float("-inf")) & going
         left = left & ~(here & going)
