@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from freedave_kernels.contract import ORDERS
+from freedave_kernels.contract import ORDERS, RULES
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 INTEGER_DTYPES = (torch.int32, torch.int64)
@@ -123,6 +123,13 @@ def expect_threshold(op: str, value: Any, each: torch.Tensor | None = None, shap
         raise ValueError(f"{op}: threshold must be a number, got nan")
 
 
+def expect_rule(op: str, rule: Any, threshold: Any, each: torch.Tensor | None) -> None:
+    """What a threshold bounds; it says nothing where there is none."""
+    expect_choice(op, "rule", rule, RULES)
+    if rule != "threshold" and threshold is None and each is None:
+        raise ValueError(f"{op}: rule={rule!r} needs a threshold, its number; got None")
+
+
 def expect_bool(op: str, name: str, value: Any) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{op}: {name} must be a bool, got {type(value).__name__}")
@@ -143,6 +150,7 @@ def expect_static_step(
     tokens_each: torch.Tensor | None,
     threshold: Any,
     threshold_each: torch.Tensor | None,
+    rule: Any,
     order: Any,
     block_length: Any,
     eos_token_id: Any = None,
@@ -153,6 +161,7 @@ def expect_static_step(
     expect_int(op, "mask_token_id", mask_token_id)
     expect_int(op, "tokens_per_step", tokens_per_step, minimum=1)
     expect_threshold(op, threshold, threshold_each, shape)
+    expect_rule(op, rule, threshold, threshold_each)
     expect_order(op, order, block_length)
     if eos_token_id is not None:
         expect_int(op, "eos_token_id", eos_token_id)

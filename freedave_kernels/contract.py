@@ -51,6 +51,7 @@ DRAWN_MEASURES = ("prob", "log_odds")  # of tokens that are drawn with a tempera
 SUPPRESSIONS = ("exclude", "forbid")  # of suppressed tokens: out of the softmax, or in it and only never chosen
 RANK_DTYPES = ("float32", "logits")  # of confidences: to which dtype they are rounded
 LARGEST_LOG_ODDS = 64.0  # of the measure; what is more certain counts as this
+RULES = ("threshold", "strict", "factor", "entropy_bound")  # what a threshold bounds
 ORDERS = ("confidence", "left_to_right")
 MATCHES = ("exact", "subset")
 DRAFTINGS = ("recycled", "nested")
@@ -134,6 +135,7 @@ STATED_IN_CPP: dict[str, Any] = {
     "ops": list(NATIVE_OPS),
     "measures": list(MEASURES),
     "suppressions": list(SUPPRESSIONS),
+    "rules": list(RULES),
     "orders": list(ORDERS),
     "matches": list(MATCHES),
     "draftings": list(DRAFTINGS),

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 import torch
 from hypothesis import strategies as st
 
+from freedave_kernels.contract import RULES
+
 MASK = 7
 INF = float("inf")
 
@@ -65,6 +67,11 @@ class Constants:
         given = self.one_of([False, True, True])
         return self._draw(st.sampled_from([-1.0, 0.0, 0.3, 0.5, 0.75, 1.0, 2.0])) if given else None
 
+    def rule(self) -> dict[str, Any]:
+        """A threshold and what it bounds."""
+        threshold = self.threshold()
+        return {"threshold": threshold, "rule": "threshold" if threshold is None else self.one_of(RULES)}
+
     def of_each(self, settings: dict[str, Any], batch: int) -> dict[str, Any]:
         """Some of the settings of static decoding in the form of one a sequence."""
         random = generator(self._draw(st.integers(0, 2**32)))
@@ -88,6 +95,9 @@ def alone(settings: dict[str, Any], b: int) -> dict[str, Any]:
         "threshold": lambda one: None if one.isnan() else float(one),
         "eos_token_id": lambda one: int(one) if one >= 0 else None,
     }
+    limit = settings.get("threshold")
+    if isinstance(limit, torch.Tensor) and limit[b].isnan():
+        settings = {name: value for name, value in settings.items() if name != "rule"}  # it says nothing then
     return {
         name: value
         if not isinstance(value, torch.Tensor)
@@ -96,6 +106,11 @@ def alone(settings: dict[str, Any], b: int) -> dict[str, Any]:
         else value[b : b + 1]
         for name, value in settings.items()
     }
+
+
+def ranked_for(rule: str, confidence: torch.Tensor) -> torch.Tensor:
+    """The same, but as an entropy bound has them: most are negative entropies."""
+    return torch.where(confidence.isinf(), confidence, -confidence) if rule == "entropy_bound" else confidence
 
 
 def generator(seed: int) -> torch.Generator:
@@ -195,7 +210,7 @@ def verifications(
 
     prediction = draw(predictions(constants))
     count = constants.size(1, 9)
-    rule = (tokens_per_step, None, None, None, order, block_length)
+    rule = (tokens_per_step, None, None, None, "threshold", order, block_length)
     drafts, num_drafts = build_drafts(
         prediction.input_ids, prediction.token_ids, prediction.confidence, MASK, count, *rule
     )

@@ -10,7 +10,7 @@ from conftest import golden_ops
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from on_gpu import elsewhere
-from states import INF, MASK, Constants, alone, block_lengths, predictions
+from states import INF, MASK, Constants, alone, block_lengths, predictions, ranked_for
 
 import freedave_kernels as fk
 
@@ -43,6 +43,14 @@ def test_a_step_never_crosses_a_block(backend):
 
 def test_threshold(backend):
     drafts, num_drafts = fk.build_drafts(IDS, TOKENS, CONFIDENCE, M, 4, threshold=0.6)
+    assert drafts[0, :3].tolist() == [[1, M, 3, M, 5], [1, 2, 3, M, 5], [1, 2, 3, 4, 5]] and num_drafts.tolist() == [3]
+
+
+@pytest.mark.parametrize(("rule", "threshold"), [("strict", 0.5), ("factor", 1.2), ("entropy_bound", 0.5)])
+def test_rules(backend, rule, threshold):
+    """Draft 0 is what a step of `select_transfer` commits, each further one adds one position."""
+    confidence = torch.where(CONFIDENCE == 0.9, 9.0, CONFIDENCE - 1) if rule == "entropy_bound" else CONFIDENCE
+    drafts, num_drafts = fk.build_drafts(IDS, TOKENS, confidence, M, 4, threshold=threshold, rule=rule)
     assert drafts[0, :3].tolist() == [[1, M, 3, M, 5], [1, 2, 3, M, 5], [1, 2, 3, 4, 5]] and num_drafts.tolist() == [3]
 
 
@@ -84,11 +92,12 @@ def calls(draw, batch=None):
     arguments = {
         "draft_steps": draw(st.integers(1, 12)),
         "tokens_per_step": draw(st.integers(1, 5)),
-        "threshold": constants.threshold(),
+        **constants.rule(),
         "order": constants.order(),
         "block_length": draw(block_lengths()),
     }
     prediction = draw(predictions(constants, batch))
+    prediction.confidence = ranked_for(arguments["rule"], prediction.confidence)
     return prediction, constants.of_each(arguments, len(prediction.input_ids))
 
 
@@ -163,7 +172,7 @@ def test_strided_inputs(backend):
 def test_opcheck_and_compile():
     op = torch.ops.freedave.build_drafts.default
     torch.library.opcheck(op, (IDS, TOKENS, CONFIDENCE, M, 3))
-    torch.library.opcheck(op, (IDS, TOKENS, CONFIDENCE, M, 3, 2, None, 0.5, None, "left_to_right", 2))
+    torch.library.opcheck(op, (IDS, TOKENS, CONFIDENCE, M, 3, 2, None, 0.5, None, "factor", "left_to_right", 2))
     torch.library.opcheck(op, (IDS, TOKENS, CONFIDENCE, M, 3, 1, torch.tensor([2]), None, torch.tensor([0.5])))
     compiled = torch.compile(lambda *a: fk.build_drafts(*a, M, 3)[0] + 1, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(IDS, TOKENS, CONFIDENCE), fk.build_drafts(IDS, TOKENS, CONFIDENCE, M, 3)[0] + 1)
@@ -188,6 +197,8 @@ def test_opcheck_and_compile():
         ({"threshold": torch.tensor(0.5)}, ValueError, r"threshold must have shape \(1,\)"),
         ({"threshold": torch.tensor([0.5]).double()}, TypeError, "threshold must be float32, got float64"),
         ({"threshold": torch.tensor([0.5], device="meta")}, ValueError, elsewhere("threshold", "input_ids")),
+        ({"rule": "f", "threshold": 0.5}, ValueError, "rule must be one of"),
+        ({"rule": "strict"}, ValueError, "rule='strict' needs a threshold, its number; got None"),
         ({"order": "x"}, ValueError, "order must be one of"),
         ({"block_length": 0}, ValueError, "block_length must be at least 1, got 0"),
         ({"token_ids": TOKENS.to("meta")}, ValueError, elsewhere("token_ids", "input_ids")),

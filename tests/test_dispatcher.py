@@ -138,7 +138,7 @@ def test_wrong_arguments_are_refused_as_ever():
         fk.rank_positions(CONFIDENCE, IDS == MASK, order="random")
 
 
-RIGHT = (IDS, TOKENS, CONFIDENCE, MASK, 3, 1, None, None, None, "confidence", 2)
+RIGHT = (IDS, TOKENS, CONFIDENCE, MASK, 3, 1, None, None, None, "threshold", "confidence", 2)
 
 
 @pytest.mark.parametrize(
@@ -154,8 +154,9 @@ RIGHT = (IDS, TOKENS, CONFIDENCE, MASK, 3, 1, None, None, None, "confidence", 2)
         (6, torch.tensor([1.0, 2.0]), "tokens_per_step_per_row must be int32 or int64, got float32"),
         (7, float("nan"), "threshold must be a number, got nan"),
         (8, CONFIDENCE[:1, 0], r"threshold_per_row must have the first 1 sizes of input_ids \[2, 4\], got shape \[1\]"),
-        (9, "random", "order must be one of confidence, left_to_right, got 'random'"),
-        (10, 0, "block_length must be at least 1, got 0"),
+        (9, "soft", "rule must be one of threshold, strict, factor, entropy_bound, got 'soft'"),
+        (10, "random", "order must be one of confidence, left_to_right, got 'random'"),
+        (11, 0, "block_length must be at least 1, got 0"),
     ],
 )
 def test_a_raw_call_with_a_wrong_argument_is_refused(index, wrong, message):

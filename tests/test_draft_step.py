@@ -12,7 +12,7 @@ from conftest import golden_ops
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from on_gpu import elsewhere
-from states import INF, MASK, Constants, alone, block_lengths, choose, generator, verifications
+from states import INF, MASK, Constants, alone, block_lengths, choose, generator, ranked_for, verifications
 
 import freedave_kernels as fk
 from freedave_kernels.contract import COUNTERS
@@ -204,7 +204,7 @@ def calls(draw):
     arguments = {
         "draft_steps": draw(st.integers(1, 9)),
         "tokens_per_step": tokens_per_step,
-        "threshold": constants.threshold(),
+        **constants.rule(),
         "order": order,
         "block_length": block_length,
         "drafting": constants.one_of(["recycled", "nested"]),
@@ -213,6 +213,7 @@ def calls(draw):
         "step": constants.one_of([None, torch.arange(len(state.num_drafts)) * 10]),
         "answer_start": constants.one_of([None, torch.arange(len(state.num_drafts)) * 3 - 2]),
     }
+    state.confidence = ranked_for(arguments["rule"], state.confidence)
     return state, constants.of_each(arguments, len(state.num_drafts))
 
 
@@ -246,7 +247,7 @@ def test_agrees_with_the_oracle(native_backend, call):
 @settings(max_examples=300)
 def test_equals_the_composition_of_the_other_ops(backend, call):
     state, arguments = call
-    static = {name: arguments[name] for name in ("tokens_per_step", "threshold", "order", "block_length")}
+    static = {name: arguments[name] for name in ("tokens_per_step", "threshold", "rule", "order", "block_length")}
     step = run(state, arguments)
     batch = state.drafts.shape[0]
 
@@ -326,10 +327,20 @@ def test_large_batches(native_backend, threads):
     assert torch.equal(step.record, expected.record)
 
 
+LONG_RULES = [
+    (1, None, "confidence", "threshold"),
+    (3, None, "confidence", "threshold"),
+    (2, 0.8, "left_to_right", "threshold"),
+    (2, 3.0, "confidence", "factor"),
+    (1, 1.0, "left_to_right", "factor"),
+    (1, -3.0, "confidence", "entropy_bound"),
+]
+
+
 @pytest.mark.parametrize(
     ("length", "count", "block_length"), [(33, 32, 8), (64, 9, None), (200, 32, 1), (1024, 32, 96)]
 )
-@pytest.mark.parametrize("rule", [(1, None, "confidence"), (3, None, "confidence"), (2, 0.8, "left_to_right")], ids=str)
+@pytest.mark.parametrize("rule", LONG_RULES, ids=str)
 @pytest.mark.parametrize("drafting", ["recycled", "nested"])
 def test_long_windows_and_many_drafts(native_backend, length, count, block_length, rule, drafting):
     """Windows of several warps, up to the most that the GPU kernels serve."""
@@ -337,7 +348,9 @@ def test_long_windows_and_many_drafts(native_backend, length, count, block_lengt
     state = torch.where(torch.rand(2, length, generator=random) < 0.8, M, 1)
     tokens = torch.randint(M, (2, length), generator=random)
     confidence = choose([0.1, 0.5, 0.7, 0.9, -INF, float("nan")], (2, length), random)
-    static = dict(zip(("tokens_per_step", "threshold", "order"), rule, strict=True)) | {"block_length": block_length}
+    static = dict(zip(("tokens_per_step", "threshold", "order", "rule"), rule, strict=True)) | {
+        "block_length": block_length
+    }
     with fk.use_backend("reference"):
         built, active = fk.build_drafts(state, tokens, confidence, M, count, **static)
     token_ids = torch.where(built == M, tokens[:, None], built)
@@ -361,7 +374,7 @@ def test_opcheck_and_compile():
     op = torch.ops.freedave.draft_step.default
     torch.library.opcheck(op, (DRAFTS, TOKENS, CONFIDENCE, ACTIVE, M, 3))
     one = torch.tensor([1])
-    for rule in ((2, None, 0.5, None), (1, one, None, torch.tensor([0.5]))):
+    for rule in ((2, None, 0.5, None, "strict"), (1, one, None, torch.tensor([0.5]), "factor")):
         everything = (M, 3, *rule, "left_to_right", 2, "nested", "subset", 0, one, one * 4, -one)
         torch.library.opcheck(op, (DRAFTS, TOKENS, CONFIDENCE, ACTIVE, *everything))
 
@@ -392,6 +405,8 @@ def test_opcheck_and_compile():
         ({"draft_steps": 0}, ValueError, "draft_steps must be at least 1, got 0"),
         ({"tokens_per_step": -1}, ValueError, "tokens_per_step must be at least 1, got -1"),
         ({"threshold": float("nan")}, ValueError, "threshold must be a number, got nan"),
+        ({"rule": "entropy"}, ValueError, "rule must be one of"),
+        ({"rule": "entropy_bound"}, ValueError, "rule='entropy_bound' needs a threshold, its number; got None"),
         ({"order": "down"}, ValueError, "order must be one of"),
         ({"block_length": 0}, ValueError, "block_length must be at least 1, got 0"),
         ({"drafting": "tree"}, ValueError, "drafting must be one of recycled, nested, pooled, pipelined, got 'tree'"),

@@ -56,7 +56,7 @@ def test_select_transfer(native_backend, order, length, block_length, threshold,
     chosen = fk.select_transfer(
         *row, num_transfer=9, threshold=threshold, fallback=fallback, order=order, block_length=block_length
     )
-    expected = select_transfer(*row, 9, None, threshold, None, False, fallback, order, block_length)
+    expected = select_transfer(*row, 9, None, threshold, None, "threshold", fallback, order, block_length)
     assert torch.equal(chosen, expected)
 
 
@@ -71,7 +71,7 @@ def test_build_drafts(native_backend, order, length, block_length, threshold):
     drafts, num_drafts = fk.build_drafts(
         *call, tokens_per_step=3, threshold=threshold, order=order, block_length=block_length
     )
-    expected = build_drafts(*call, 3, None, threshold, None, order, block_length)
+    expected = build_drafts(*call, 3, None, threshold, None, "threshold", order, block_length)
     assert torch.equal(drafts, expected[0])
     assert torch.equal(num_drafts, expected[1])
 
@@ -83,7 +83,18 @@ def test_verify_drafts(native_backend, order, length, block_length):
     confidence, mask_index = rows(length)
     token_ids = torch.randint(MASK, confidence.shape, generator=generator(length))
     drafts, _ = build_drafts(
-        torch.where(mask_index, MASK, 1), token_ids, confidence, MASK, 12, 1, None, None, None, order, block_length
+        torch.where(mask_index, MASK, 1),
+        token_ids,
+        confidence,
+        MASK,
+        12,
+        1,
+        None,
+        None,
+        None,
+        "threshold",
+        order,
+        block_length,
     )
     targets = drafts.roll(-2, dims=1)
     targets[1, 4, -1] = MASK + 1

@@ -14,8 +14,8 @@ from tiny_models import golden_lm
 
 import freedave
 from freedave.decode.options import OPTION_NAMES, Choice, DecodingOptions
-from freedave.decode.settings import resolve_settings
-from freedave_kernels.contract import DRAFTINGS, ORDERS, POOLED_DRAFTINGS
+from freedave.decode.settings import NEEDED_MEASURE, resolve_settings
+from freedave_kernels.contract import DRAFTINGS, ORDERS, POOLED_DRAFTINGS, RULES
 
 CHOICES = {
     each.name: each.metadata["kind"].words
@@ -57,7 +57,7 @@ def test_options_of_generate_are_documented() -> None:
 
 
 def test_choices_are_those_of_the_ops() -> None:
-    assert CHOICES["order"] == ORDERS
+    assert CHOICES["order"] == ORDERS and CHOICES["rule"] == RULES
     assert CHOICES["drafting"] == (*DRAFTINGS, *POOLED_DRAFTINGS)
 
 
@@ -68,6 +68,8 @@ def test_every_choice_decodes(executor: str) -> None:
     for name, words in CHOICES.items():
         for word in words:
             settings = {"max_new_tokens": 8, "draft_steps": 2, "executor": executor} | {name: word}
+            if name == "rule":
+                settings |= {"threshold": 0.5, "measure": NEEDED_MEASURE.get(word, "prob")}
             assert freedave.generate(lm, prompt, **settings).stats.tokens == 8  # type: ignore[arg-type]
 
 

@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from on_gpu import elsewhere
 from states import CONFIDENCES, INF, MASK, Constants, alone, choose, generator, predictions
+from test_draft_step import LONG_RULES
 from toy_models import Decoded, Toy, decode
 
 import freedave_kernels as fk
 from freedave_kernels import registry
+from freedave_kernels.contract import RULES
 
 M = MASK
 HERE = [name for name in BACKENDS if name in registry.backends_with("pooled_step")]
@@ -202,8 +204,12 @@ def decodes(draw: st.DrawFn) -> dict[str, Any]:
     states[:, prompt:] = M
     share = draw(st.sampled_from([0.0, 0.0, 0.02, 0.1]))
     noise = draw(st.sampled_from([0.0, 0.1, 0.4]))
+    bounded = constants.one_of([False, False, True, True, True])
+    threshold = draw(st.sampled_from([0.0, 0.6, 2.0])) if bounded else None
+    rule = constants.one_of(RULES) if bounded else "threshold"
+    entropies = rule == "entropy_bound"
     case = {
-        "models": [Toy(seed + n, block_length or length, noise, share) for n in range(count)],
+        "models": [Toy(seed + n, block_length or length, noise, share, entropies) for n in range(count)],
         "states": states.tolist(),
         "draft_steps": draw(st.integers(1, 9)),
         "drafting": constants.one_of(POOLED),
@@ -213,9 +219,8 @@ def decodes(draw: st.DrawFn) -> dict[str, Any]:
         "slots": draw(st.permutations(range(count + 1)))[:count],
         "own_block": draw(st.booleans()),
         "tokens_per_step": draw(st.sampled_from([1, 1, 2, 3])),
-        "threshold": draw(st.sampled_from([0.0, 0.6, 2.0]))
-        if constants.one_of([False, False, True, True, True])
-        else None,
+        "threshold": threshold,
+        "rule": rule,
         "order": constants.one_of(["confidence", "confidence", "left_to_right"]),
         "block_length": block_length,
         "eos_token_id": draw(st.sampled_from([0, 3])) if constants.one_of([False, True, True]) else None,
@@ -231,6 +236,7 @@ def static(case: dict[str, Any]) -> list[Decoded]:
         "answer_start",
         "tokens_per_step",
         "threshold",
+        "rule",
         "order",
         "block_length",
         "eos_token_id",
@@ -390,14 +396,14 @@ def test_large_batches(native_backend):
     ("length", "columns", "count", "entries", "block_length"),
     [(33, 40, 32, 64, 8), (40, 45, 8, 16, 8), (64, 64, 9, 5, None), (200, 230, 32, 64, 25), (1024, 1024, 32, 64, 96)],
 )
-@pytest.mark.parametrize("rule", [(1, None, "confidence"), (3, None, "confidence"), (2, 0.8, "left_to_right")], ids=str)
+@pytest.mark.parametrize("rule", LONG_RULES, ids=str)
 @pytest.mark.parametrize("drafting", POOLED)
 def test_long_windows_and_many_drafts(native_backend, length, columns, count, entries, block_length, rule, drafting):
     """Windows of several warps, up to the most that the GPU kernels serve, and pools that run over."""
     random = generator(length)
     first = torch.where(torch.rand(2, 1, length, generator=random) < (0.9 if length < 512 else 0.1), M, 1)
     tokens, sure = torch.randint(M, first.shape, generator=random), choose(CONFIDENCES, first.shape, random)
-    named: dict[str, Any] = dict(zip(("tokens_per_step", "threshold", "order"), rule, strict=True))
+    named: dict[str, Any] = dict(zip(("tokens_per_step", "threshold", "order", "rule"), rule, strict=True))
     named |= {"block_length": block_length, "drafting": drafting}
     named["pool"] = pool = fk.draft_pool(2, entries, columns)
     # States that decoding may come through, from full knowledge of what is predicted to none.
@@ -446,7 +452,7 @@ def test_opcheck_and_compile():
     torch.library.opcheck(op, (*first, pool.memory, 4, 4, M, 3))
     one = torch.tensor([1])
     rest = (0, one, one, one, one, torch.tensor([[4, 4, 4]]), one * 0, one > 0)
-    for rule in ((2, None, 0.5, None), (1, one, None, torch.tensor([0.5]))):
+    for rule in ((2, None, 0.5, None, "strict"), (1, one, None, torch.tensor([0.5]), "factor")):
         call = (*first, pool.memory, 4, 4, M, 3, *rule, "left_to_right", 2, "pipelined", *rest)
         torch.library.opcheck(op, call)
 

@@ -17,12 +17,25 @@ def counts(block: int, steps: int) -> list[int]:
     return [block // steps + (i < block % steps) for i in range(steps)]
 
 
-def chosen(confidence: torch.Tensor, count: int | None, threshold: float | None) -> torch.Tensor:
-    """The published rules: the `count` most confident positions; or all from the threshold on, and the most confident one."""
+def passing(ranked: torch.Tensor, factor: float) -> int:
+    """How many positions, of these confidences, Fast-dLLM's factor fills: as many as reach their limits, the first always;
+    where that leaves one, it is filled as well."""
+    count = 1
+    while count < len(ranked) and ranked[count] >= 1 - factor / (count + 2):
+        count += 1
+    return len(ranked) if count == len(ranked) - 1 else count
+
+
+def chosen(confidence: torch.Tensor, count: int | None, threshold: float | None, factor: float | None) -> torch.Tensor:
+    """The published rules: the `count` most confident positions; or all from the threshold on, and the most confident one;
+    or those that pass by the factor."""
     take = torch.zeros_like(confidence, dtype=torch.bool)
     for row, values in enumerate(confidence):
         best = values.argsort(descending=True, stable=True)
-        if threshold is None:
+        if factor is not None:
+            ranked = values[best][values[best] > -torch.inf]
+            take[row, best[: passing(ranked, factor) if len(ranked) else 0]] = True
+        elif threshold is None:
             take[row, best[:count]] = True
         else:
             take[row] = values >= threshold
@@ -46,6 +59,7 @@ def published(
     steps: int,
     cache: str = "none",
     threshold: float | None = None,
+    factor: float | None = None,
 ) -> tuple[torch.Tensor, list[list[int]], int]:
     """Tokens, which positions each step of the first sequence filled, and the number of forwards."""
     x = torch.cat([prompt, torch.full((len(prompt), gen), MASK)], 1)
@@ -68,7 +82,7 @@ def published(
                 logits = out.logits[:, :block]
             sure, tokens = logits.double().softmax(-1).max(-1)
             masked = x[:, begin:end] == MASK
-            take = chosen(sure.masked_fill(~masked, -torch.inf), next(schedule, None), threshold)
+            take = chosen(sure.masked_fill(~masked, -torch.inf), next(schedule, None), threshold, factor)
             x[:, begin:end][take] = tokens[take]
             if take[0].any():
                 filled.append((take[0].nonzero()[:, 0] + begin).tolist())
@@ -96,14 +110,17 @@ def test_llada(seed, gen, block, steps, lossless):
 
 
 @pytest.mark.parametrize("lossless", [False, True])
-@pytest.mark.parametrize(("steps", "threshold"), [(16, None), (8, None), (16, 0.6), (16, 0.3)])
+@pytest.mark.parametrize(
+    ("steps", "threshold", "factor"),
+    [(16, None, None), (8, None, None), (16, 0.6, None), (16, 0.3, None), (16, None, 1.0), (8, 0.9, 1.9)],
+)
 @pytest.mark.parametrize("cache", FUNCTIONS)
 @pytest.mark.parametrize("seed", range(5))
-def test_fast_dllm(seed, cache, steps, threshold, lossless):
+def test_fast_dllm(seed, cache, steps, threshold, factor, lossless):
     model, start, told = model_of(seed), prompts(seed), []
-    expected, filled, forwards = published(model, start, 16, 8, steps, cache, threshold)
+    expected, filled, forwards = published(model, start, 16, 8, steps, cache, threshold, factor)
     out, taken = FUNCTIONS[cache](
-        model, start, steps=steps, gen_length=16, block_length=8, mask_id=MASK, threshold=threshold,
+        model, start, steps=steps, gen_length=16, block_length=8, mask_id=MASK, threshold=threshold, factor=factor,
         step_callback=told.append, lossless=lossless, draft_steps=4,
     )  # fmt: skip
     assert torch.equal(out, expected)
@@ -157,7 +174,6 @@ REFUSED = [
         {"steps": 10},
         "with 10 steps, the steps of a block of 8 commit different numbers .*: take 16 steps",
     ),
-    (fast_dllm.generate, {"factor": 1.0}, "fast_dllm.generate: factor=1.0 cannot"),
     (fast_dllm.generate_with_dual_cache, {"steps": 0}, "fast_dllm.generate_with_dual_cache: steps must be at least 1"),
 ]
 

@@ -8,8 +8,8 @@ from random_models import Model, model_of, prompts
 from tiny_models import MASK
 
 import freedave
+from freedave.decode.settings import least_above
 from freedave.integrations import sdar
-from freedave.integrations.step_schedule import least_above
 
 STATES = 200
 
@@ -17,6 +17,11 @@ STATES = 200
 def filled_by(sure: torch.Tensor, masked: torch.Tensor, strategy: str, count: int, threshold: float) -> torch.Tensor:
     """Which positions `[L]` a step fills. Equal confidences go to the lowest position."""
     take = torch.zeros_like(masked)
+    if strategy == "entropy_bounded":  # then `sure` are entropies
+        ranked = sure.masked_fill(~masked, torch.inf).argsort(stable=True)
+        sums = sure[ranked][: int(masked.sum())].cumsum(0)
+        take[ranked[: max(int((sums < threshold).sum()), 1)]] = True
+        return take
     if strategy == "sequential":
         take[masked.nonzero()[:count, 0]] = True
         return take
@@ -55,6 +60,8 @@ def published(
                 break
             logits = model(x[None, :end], attention_mask=hidden[None, None, :end, :end]).logits[0, begin:]
             sure, tokens = logits.softmax(-1).max(-1)
+            if strategy == "entropy_bounded":
+                sure = torch.distributions.Categorical(logits=logits).entropy()
             take = filled_by(sure, masked, strategy, count, threshold)
             x[begin:end][take] = tokens[take]
             step_map[begin:end][take] = step
@@ -71,6 +78,9 @@ RULES = [
     ("low_confidence_static", 1, 0.85),
     ("low_confidence_static", 2, 0.85),
     ("low_confidence_static", 3, 0.85),
+    ("entropy_bounded", 1, 0.35),
+    ("entropy_bounded", 1, 2.5),
+    ("entropy_bounded", 1, 6.0),
     ("sequential", 1, 0.85),
     ("sequential", 2, 0.85),
 ]  # and how many positions a step fills
@@ -91,7 +101,7 @@ def test_published_rule(monkeypatch, lossless):
         expected, step_map = published(model, start, gen, block, steps, strategy, threshold, stops)
         out = sdar.block_diffusion_generate(
             model, {"input_ids": start[None]}, MASK, gen, block, steps, 0.0, 0, 1.0, strategy, threshold,
-            stops or None, lossless=lossless, draft_steps=4,
+            stops or None, lossless=lossless, draft_steps=4, eb_threshold=threshold,
         )  # fmt: skip
         reached = len(expected)
         if stops:  # behind the first stopping token stand masks
@@ -159,7 +169,13 @@ def test_the_likeliest_token_alone_has_probability_1():
 REFUSED = [
     ({"top_k": 3, "temperature": 0}, ValueError, "top_k: these say what is drawn from, but nothing is drawn"),
     ({"top_p": 1.5}, ValueError, "top_p must be"),
-    ({"remasking_strategy": "entropy_bounded"}, ValueError, "remasking_strategy must be one of .*sequential"),
+    ({"remasking_strategy": "random"}, ValueError, "remasking_strategy must be one of .*sequential"),
+    ({"remasking_strategy": "entropy_bounded"}, ValueError, "temperature=1.0 cannot be honoured: .* no entropies here"),
+    (
+        {"remasking_strategy": "entropy_bounded", "denoising_steps": 4, "temperature": 0},
+        ValueError,
+        "with 'entropy_bounded', .* fills one position here, and 2 with denoising_steps=4: take 8",
+    ),
     ({"denoising_steps": 4}, ValueError, "fills one position here, and 2 with denoising_steps=4: take 8"),
     ({"denoising_steps": 5}, ValueError, "with 5 denoising_steps, .* different numbers .*: take 8 denoising_steps"),
     ({"denoising_steps": 0}, ValueError, "denoising_steps must be at least 1"),

@@ -8,9 +8,10 @@ from conftest import golden_ops
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from on_gpu import elsewhere
-from states import INF, Constants, block_lengths, generator, rows
+from states import INF, Constants, block_lengths, generator, ranked_for, rows
 
 import freedave_kernels as fk
+from freedave_kernels.contract import RULES
 from freedave_kernels.reference import select_transfer as reference
 
 CONFIDENCE = torch.tensor([0.3, 0.9, 0.5, 0.9, 0.6])
@@ -31,8 +32,75 @@ def test_example(backend):
 
 def test_strict(backend):
     assert selected(threshold=0.9) == [1, 3]
-    assert selected(threshold=0.9, strict=True) == [1]
-    assert selected(threshold=0.5, strict=True) == [1, 3]
+    assert selected(threshold=0.9, rule="strict") == [1]
+    assert selected(threshold=0.5, rule="strict") == [1, 3]
+
+
+def fast_dllm(confidence: list[float], factor: float) -> int:
+    """How many of the most confident positions Fast-dLLM's get_transfer_index_dynamic fills."""
+    limits = [-INF, *(1 - factor / (n + 1) for n in range(2, len(confidence) + 1))]
+    ranked = sorted(confidence, reverse=True)
+    last = next((n for n, limit in enumerate(limits) if ranked[n] < limit), len(ranked) - 1)
+    return last + 1 if last in (0, len(ranked) - 1) else last  # a step that stops at the last position fills it, too
+
+
+def sdar(entropies: list[float], bound: float) -> int:
+    """How many positions of the least entropy SDAR's "entropy_bounded" fills."""
+    sums = torch.tensor(sorted(entropies), dtype=torch.float64).cumsum(0)
+    return max(int(torch.searchsorted(sums, bound)), 1)
+
+
+PUBLISHED = {"factor": fast_dllm, "entropy_bound": sdar}
+EIGHTHS = st.sampled_from([n / 8 for n in range(9)])
+
+
+@pytest.mark.parametrize("rule", PUBLISHED)
+@given(
+    numbers=st.lists(EIGHTHS, min_size=1, max_size=12),
+    threshold=st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.3, 1.5, 2.0, 3.0]),
+)
+@settings(max_examples=200)
+def test_published_rules(backend, rule, numbers, threshold):
+    confidence = torch.tensor(numbers) if rule == "factor" else -torch.tensor(numbers)
+    chosen = fk.select_transfer(confidence, confidence == confidence, threshold=threshold, rule=rule)
+    count = PUBLISHED[rule](numbers, threshold)
+    assert chosen.nonzero().flatten().tolist() == sorted(
+        confidence.argsort(descending=True, stable=True)[:count].tolist()
+    )
+
+
+def test_rules(backend):
+    """Limits are 0.5 for the second position and 0.625 for the third; three confidences of four pass, so the last is filled,
+    too. Of the entropies, two have a sum below the bound."""
+    assert selected(threshold=1.5, rule="factor") == [1, 3]
+    confidence, masked = torch.tensor([0.7, 0.9, 0.1, 0.9]), torch.ones(4, dtype=torch.bool)
+    assert fk.select_transfer(confidence, masked, threshold=1.5, rule="factor").all()
+    assert fk.select_transfer(confidence[:2], masked[:2], threshold=0.0, rule="factor").all()
+    assert not fk.select_transfer(
+        confidence, masked, threshold=torch.tensor(float("nan")), num_transfer=0, rule="factor"
+    ).any()
+    stuck = torch.tensor([0.7, 0.9, -INF, 0.9])  # nothing is predicted for the last one
+    assert fk.select_transfer(stuck, masked, threshold=1.5, rule="factor").tolist() == [True, True, False, True]
+    for bound, expected in ((0.5, [3]), (0.75, [1, 3]), (0.25, [3]), (0.0, [3]), (9.0, [0, 1, 2, 3])):
+        chosen = fk.select_transfer(
+            -torch.tensor([0.5, 0.375, 1.0, 0.25]), masked, threshold=bound, rule="entropy_bound"
+        )
+        assert chosen.nonzero().flatten().tolist() == expected
+
+
+@pytest.mark.parametrize("rule", ["factor", "entropy_bound"])
+def test_left_to_right_rules_take_the_leading_run(backend, rule):
+    """The n-th position is the n-th masked one; one that is not predicted ends the run."""
+    for broken, expected in ((None, [1, 2, 4]), (2, [1]), (1, [])):
+        confidence = torch.tensor([0.0, 0.1, 0.7, 0.0, 0.8, 0.2, 0.9, 0.9])
+        confidence = confidence if rule == "factor" else torch.tensor([0.0, -0.3, -0.1, 0.0, -0.2, -0.5, 0.0, 0.0])
+        masked = torch.tensor([False, True, True, False, True, True, True, True])
+        if broken is not None:
+            confidence[broken] = float("nan")
+        chosen = fk.select_transfer(
+            confidence, masked, num_transfer=0, threshold=1.0, rule=rule, order="left_to_right", fallback="top"
+        )
+        assert chosen.nonzero().flatten().tolist() == expected, broken
 
 
 def test_fallbacks(backend):
@@ -70,7 +138,7 @@ def test_thresholds_per_row(backend):
     assert chosen.sum(-1).tolist() == [4, 3, 2, 1, 1]
     strided = torch.stack([thresholds, thresholds + 1], 1)[:, 0]
     counts = torch.tensor([1, 1, 1, 2, 3])
-    chosen = fk.select_transfer(confidence, masked, num_transfer=counts, threshold=strided, strict=True)
+    chosen = fk.select_transfer(confidence, masked, num_transfer=counts, threshold=strided, rule="strict")
     assert chosen.sum(-1).tolist() == [3, 2, 1, 2, 3]
     assert selected(threshold=torch.tensor(0.5)) == [1, 2, 3]
 
@@ -103,10 +171,12 @@ def calls(draw):
     if threshold is not None and constants.one_of([False, True]):  # one threshold a row
         others = torch.rand(shape, generator=generator(draw(st.integers(0, 2**32))))
         threshold = torch.where(others < 0.5, torch.tensor(threshold, dtype=torch.float32), others)
+    rule = "threshold" if threshold is None else constants.one_of(RULES)
+    row.confidence = ranked_for(rule, row.confidence)
     return row, {
         "num_transfer": num_transfer,
         "threshold": threshold,
-        "strict": constants.one_of([False, True]),
+        "rule": rule,
         "fallback": constants.one_of(["top", "top_if_fewer", "top_always"]),
         "order": constants.order(),
         "block_length": draw(block_lengths()),
@@ -131,7 +201,7 @@ def test_agrees_with_the_oracle(native_backend, call):
 def test_opcheck_and_compile():
     confidence, masked = torch.rand(2, 9), torch.rand(2, 9) < 0.5
     op = torch.ops.freedave.select_transfer.default
-    torch.library.opcheck(op, (confidence, masked, 2, None, 0.5, None, True, "top_always", "confidence", 4))
+    torch.library.opcheck(op, (confidence, masked, 2, None, 0.5, None, "strict", "top_always", "confidence", 4))
     torch.library.opcheck(op, (confidence, masked, 1, torch.tensor([1, 2]), None, torch.tensor([0.2, 0.8])))
     compiled = torch.compile(lambda c, m: ~fk.select_transfer(c, m, threshold=0.4), fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(confidence, masked), ~fk.select_transfer(confidence, masked, threshold=0.4))
@@ -151,6 +221,9 @@ def test_opcheck_and_compile():
         ({"threshold": torch.tensor(0.5, device="meta")}, ValueError, elsewhere("threshold", "confidence")),
         ({"threshold": "high"}, TypeError, "threshold must be a float, got str"),
         ({"threshold": float("nan")}, ValueError, "threshold must be a number, got nan"),
+        ({"rule": "softer"}, ValueError, "rule must be one of threshold, strict, factor, entropy_bound, got 'softer'"),
+        ({"rule": True}, TypeError, "rule must be a str, got bool"),
+        ({"rule": "factor"}, ValueError, "rule='factor' needs a threshold, its number; got None"),
         ({"fallback": "none"}, ValueError, "fallback must be one of top, top_if_fewer, top_always, got 'none'"),
         ({"order": "up"}, ValueError, "order must be one of"),
         ({"block_length": -4}, ValueError, "block_length must be at least 1, got -4"),

@@ -241,8 +241,9 @@ for batch in (1, 2, 3, 16, 17, 64):
     ids = torch.full((batch, 4, 32), MASK)
     confidence = torch.zeros(batch, 4, 32)
     for steps in (1, 8):
-        for rule in ((1, None, None, None, "confidence", 16), (2, None, None, None, "confidence", None)):
-            rule += ("recycled", "exact", None, None, None, None)
+        for tokens, block in ((1, 16), (2, None)):
+            static = (tokens, None, None, None, "threshold", "confidence", block)
+            rule = (*static, "recycled", "exact", None, None, None, None)
             draft_step(ids, ids, confidence, torch.full((batch,), 4), MASK, steps, *rule)
     facts[batch] = [predicted, driver.grids[len(predicted):]]
 print(json.dumps([facts, {kernel.function.__name__: len(kernel.compiled) for kernel in stub.KERNELS}]))
@@ -308,7 +309,7 @@ import torch, triton_stub as stub
 driver = stub.use("sm_90")
 ids = torch.zeros(0, 4, 8, dtype=torch.int64)
 stub.predict_tokens(torch.zeros(0, 4, 8, 50), ids, 9, None, "prob", None, False, 0.0, None, None, None, None, "exclude")
-rule = (1, None, None, None, "confidence", None, "nested", "exact", None, None, None, None)
+rule = (1, None, None, None, "threshold", "confidence", None, "nested", "exact", None, None, None, None)
 stub.draft_step(ids, ids, torch.zeros(0, 4, 8), ids[:, 0, 0], 9, 2, *rule)
 print(len(driver.grids))
 """
@@ -485,10 +486,10 @@ def test_opcheck():
     )
     torch.library.opcheck(predict, (*call, None, "exclude"))
     torch.library.opcheck(predict, (*call, ids, "forbid"))
-    step = (1, None, None, None, "confidence", None, "recycled", "exact", None, None, None, None)
+    step = (1, None, None, None, "threshold", "confidence", None, "recycled", "exact", None, None, None, None)
     torch.library.opcheck(draft, (ids, ids, torch.rand(1, 1, 3), torch.tensor([1]), 9, 2, *step))
     pooled, pool = registry.kernel("pooled_step", "triton", "cpu"), fk.draft_pool(1, 4, 3).memory
-    step = (1, None, None, None, "confidence", None, "pipelined", *[None] * 8)
+    step = (1, None, None, None, "threshold", "confidence", None, "pipelined", *[None] * 8)
     torch.library.opcheck(pooled, (ids, ids, torch.rand(1, 1, 3), torch.tensor([1]), pool, 4, 3, 9, 2, *step))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -24,12 +25,15 @@ class Toy:
     noise: float = 0.2
     broken: float = 0.0
     """The share of predictions that are not finite, or the mask itself."""
+    entropies: bool = False
+    """Whether its confidences are negative entropies, most of them."""
     known: dict[State, tuple[list[int], list[float]]] = field(default_factory=dict)
 
     def __call__(self, state: State) -> tuple[list[int], list[float]]:
         if state not in self.known:
             predictions = [self._predict(i, state) for i in range(len(state))]
-            self.known[state] = [token for token, _ in predictions], [sure for _, sure in predictions]
+            sures = [-sure if self.entropies and math.isfinite(sure) else sure for _, sure in predictions]
+            self.known[state] = [token for token, _ in predictions], sures
         return self.known[state]
 
     def _predict(self, i: int, state: State) -> tuple[int, float]:

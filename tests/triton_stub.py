@@ -106,19 +106,27 @@ def drafts(count: int, length: int) -> tuple[torch.Tensor, torch.Tensor, torch.T
     return ids, ids, torch.zeros(1, count, length), torch.full((1,), count, dtype=torch.int32)
 
 
-def step(count: int, length: int, drafting: str, threshold: float | None = None) -> Callable[[], Any]:
-    rule = (1, None, threshold, None, "confidence", 32, drafting, "exact", 2, None, None, None)
+def step(
+    count: int, length: int, drafting: str, threshold: float | None = None, bounded: str = "threshold"
+) -> Callable[[], Any]:
+    rule = (1, None, threshold, None, bounded, "confidence", 32, drafting, "exact", 2, None, None, None)
     return lambda: draft_step(*drafts(count, length), MASK, count, *rule)
 
 
 def pooled(
-    count: int, length: int, states: int, drafting: str, batch: int = 1, threshold: float | None = None
+    count: int,
+    length: int,
+    states: int,
+    drafting: str,
+    batch: int = 1,
+    threshold: float | None = None,
+    bounded: str = "threshold",
 ) -> Callable[[], Any]:
     """Everything that may be given."""
     ids, _, confidence, num_drafts = (tensor.expand(batch, *tensor.shape[1:]) for tensor in drafts(count, length))
     pool = torch.zeros(batch, PoolLayout.of(states, length).width, dtype=torch.int64)
     number, flag = torch.zeros(batch, dtype=torch.int64), torch.zeros(batch, dtype=torch.bool)
-    rule = (1, number, threshold, number.float(), "confidence", 32, drafting, 2, number)
+    rule = (1, number, threshold, number.float(), bounded, "confidence", 32, drafting, 2, number)
     of_pool = (number, number, number, ids[:, :, 0], number, flag)
     return lambda: pooled_step(ids, ids, confidence, num_drafts, pool, states, length, MASK, count, *rule, *of_pool)
 
@@ -160,9 +168,11 @@ def cases(architecture: str) -> dict[str, Callable[[], Any]]:
         "pooled_step 8x32 pooled": pooled(8, 32, 24, "pooled"),
         "rank_positions 32": lambda: rank_positions(confidence, masked, "confidence", None),
         "select_transfer 32": lambda: select_transfer(
-            confidence, masked, 1, None, 0.9, None, False, "top", "confidence", 32
+            confidence, masked, 1, None, 0.9, None, "threshold", "top", "confidence", 32
         ),
-        "build_drafts 32": lambda: build_drafts(ids, ids, confidence, MASK, 8, 1, None, None, None, "confidence", 32),
+        "build_drafts 32": lambda: build_drafts(
+            ids, ids, confidence, MASK, 8, 1, None, None, None, "threshold", "confidence", 32
+        ),
         "verify_drafts 8x32": lambda: verify_drafts(drafts(8, 32)[0], drafts(8, 32)[0], None, "exact", None),
         "draft_attention bfloat16 128": attention(bf16, 128, 1, 8, 20),
         "draft_attention bfloat16 128 many rows": attention(bf16, 128, 4, 8, 20),
@@ -191,9 +201,12 @@ def cases(architecture: str) -> dict[str, Callable[[], Any]]:
            for measure in ("margin", "neg_entropy", "log_odds")},
         "draft_step 8x32 nested": step(8, 32, "nested"),
         "draft_step 8x32 recycled threshold": step(8, 32, "recycled", 0.9),
+        "draft_step 8x32 recycled factor": step(8, 32, "recycled", 1.0, "factor"),
+        "draft_step 8x32 recycled entropy bound": step(8, 32, "recycled", 0.35, "entropy_bound"),
         "draft_step 32x1024 recycled": step(32, 1024, "recycled"),
         "draft_step 32x2048 recycled": step(32, 2048, "recycled"),
         "pooled_step 16x128 pipelined threshold": pooled(16, 128, 96, "pipelined", threshold=0.9),
+        "pooled_step 16x128 pipelined factor": pooled(16, 128, 96, "pipelined", threshold=1.0, bounded="factor"),
         "pooled_step 32x1024 pipelined": pooled(32, 1024, 192, "pipelined"),
         **{f"draft_attention {name} {size}": attention(dtype, size, 1, 2, 4)
            for name, dtype in (("bfloat16", bf16), ("float16", fp16), ("float32", fp32)) for size in (64, 80, 256)},

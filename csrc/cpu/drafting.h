@@ -28,7 +28,7 @@ inline int64_t plan_drafts(const int64_t* state, const int64_t* token_ids, const
     // With a threshold, draft 0 fills what passes, or the first ranked; every further draft fills one.
     const int64_t per_draft = rule.has_threshold ? 1 : rule.tokens_per_step;
     if (rule.has_threshold && planned() == 0 && stop > 0) {
-      filled = pass_threshold(is_masked, confidence, block, rule.order, rule.threshold, false, keys);
+      filled = pass_threshold(is_masked, confidence, block, rule.order, rule.threshold, rule.rule, unrankable, keys);
       if (filled == 0) {
         filled = std::min(rule.tokens_per_step, stop);
         sort_first(keys.begin(), keys.end(), filled);

@@ -217,10 +217,10 @@ class Sequence {
     const auto masked = [&](int64_t i) { return is_masked(i); };
     Keys& keys = scratch_.keys;
     keys.clear();
-    collect(masked, confidence, block_, rule_.order, keys);
+    const int64_t unrankable = collect(masked, confidence, block_, rule_.order, keys);
     int64_t count = 0;
     if (rule_.has_threshold)
-      count = pass_threshold(masked, confidence, block_, rule_.order, rule_.threshold, false, keys);
+      count = pass_threshold(masked, confidence, block_, rule_.order, rule_.threshold, rule_.rule, unrankable, keys);
     if (count == 0) {
       count = std::min<int64_t>(rule_.tokens_per_step, static_cast<int64_t>(keys.size()));
       sort_first(keys.begin(), keys.end(), count);

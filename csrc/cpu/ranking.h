@@ -39,25 +39,30 @@ inline void sort_first(Keys::iterator first, Keys::iterator last, int64_t count)
   }
 }
 
-// Moves to the front the positions that pass the threshold, and returns how many: all of them by confidence, but left
-// to right only the leading run of masked positions. `keys` holds the rankable positions of `span`, ascending.
+// Moves to the front the positions that pass the threshold by the rule, and returns how many. Left to right only the
+// leading run of masked positions passes. `keys` holds the rankable positions of `span`, ascending by position, of
+// which `unrankable` more are masked.
 template <typename IsMasked, typename Confidence>
 int64_t pass_threshold(const IsMasked& is_masked, const Confidence& confidence, Span span, Order order, float threshold,
-                       bool strict, Keys& keys) {
-  const auto passes = [&](int64_t i) { return strict ? confidence(i) > threshold : confidence(i) >= threshold; };
+                       Rule rule, int64_t unrankable, Keys& keys) {
+  if (order == Order::kConfidence && ignores_rank(rule)) {
+    const auto passes = [&](uint64_t key) { return is_above(rule, confidence(position_of(key)), threshold); };
+    return std::partition(keys.begin(), keys.end(), passes) - keys.begin();
+  }
+  Passing passing{rule, threshold};
+  const auto rankable = static_cast<int64_t>(keys.size());
   if (order == Order::kConfidence) {
-    const auto middle =
-        std::partition(keys.begin(), keys.end(), [&](uint64_t key) { return passes(position_of(key)); });
-    return middle - keys.begin();
+    std::sort(keys.begin(), keys.end());
+    while (passing.count < rankable && passing.passes(confidence(position_of(keys[passing.count])))) {
+    }
+  } else {
+    // Left to right, keys ascend by position already, so the leading run is a prefix of them.
+    for (int64_t i = span.begin; i < span.end; ++i) {
+      if (is_masked(i) && !(is_rankable(confidence(i)) && passing.passes(confidence(i)))) break;
+    }
   }
-  // Left to right, keys ascend by position already, so the leading run is a prefix of them.
-  int64_t count = 0;
-  for (int64_t i = span.begin; i < span.end; ++i) {
-    if (!is_masked(i)) continue;
-    if (!is_rankable(confidence(i)) || !passes(i)) break;
-    ++count;
-  }
-  return count;
+  const bool all = unrankable == 0 && passing.takes_last(rankable - passing.count);
+  return all ? rankable : passing.count;
 }
 
 // A row as a contiguous array: itself where it is one, else a copy in `scratch`.

@@ -18,14 +18,14 @@ void select_row(const SelectTransferParams& p, int64_t row, Keys& keys) {
   const auto confidence = [&](int64_t i) { return p.confidence.at(row, i); };
   const Span block = current_block(is_masked, p.block_length, p.length);
   keys.clear();
-  collect(is_masked, confidence, block, p.order, keys);
+  const int64_t unrankable = collect(is_masked, confidence, block, p.order, keys);
   const int64_t rankable = static_cast<int64_t>(keys.size());
   const int64_t wanted = std::clamp<int64_t>(num_transfer_of(p, row), 0, rankable);
 
   bool take_top = true;
   if (p.has_threshold) {
     const float threshold = p.threshold_of(row);
-    const int64_t passing = pass_threshold(is_masked, confidence, block, p.order, threshold, p.strict, keys);
+    const int64_t passing = pass_threshold(is_masked, confidence, block, p.order, threshold, p.rule, unrankable, keys);
     const int64_t enough = p.fallback == Fallback::kTop ? 1 : wanted;
     const bool take_passing = passing >= enough || p.fallback == Fallback::kTopAlways;
     for (int64_t n = 0; take_passing && n < passing; ++n) transfer[position_of(keys[n])] = true;

@@ -141,7 +141,7 @@ class Sequence {
     bool mine = false;
     uint32_t words = 0;  // of the block's warps: which of their threads' positions are filled
     if (rule.has_threshold) {
-      mine = passes_threshold(window_, rule.order, rule.threshold, false, open_, confidence, block_);
+      mine = passes_threshold(window_, rule.order, rule.threshold, rule.rule, open_, confidence, block_);
       words = window_.ballots(mine);
     }
     if (!__any_sync(kFullWarp, words != 0)) {

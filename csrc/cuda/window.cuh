@@ -159,13 +159,32 @@ __device__ __forceinline__ Fill fill_first(Window& window, Order order, int64_t 
   return fill_first(window, order, picks, masked, confidence, [](int) {});
 }
 
+// passes_threshold for rules that ask one position after the other, each of which costs a pick.
+__device__ __forceinline__ bool passes_in_turn(Window& window, Order order, Passing passing, bool candidate,
+                                               float confidence) {
+  const uint32_t certain = key_of(Order::kConfidence, confidence);
+  bool open = candidate;
+  while (true) {
+    // Left to right, a position that cannot be ranked keeps its place, and ends the run.
+    const uint32_t key = order == Order::kConfidence ? certain : 0;
+    const Candidate next = window.first({open ? window.block : kNoBlock, key, window.position});
+    if (next.block == kNoBlock) break;
+    const bool mine = next.position == window.position;
+    const uint32_t sure = order == Order::kConfidence ? next.key : window.min(mine ? certain : kUnrankable);
+    if (sure == kUnrankable || !passing.passes(confidence_at(sure))) break;
+    open = open && !mine;
+  }
+  if (passing.takes_last(window.sum(open))) open = open && !is_rankable(confidence);
+  return candidate && !open;
+}
+
 // Whether this thread's position passes the threshold, in the current block `block`: by confidence all that pass, left
 // to right only the leading run of masked positions.
-__device__ __forceinline__ bool passes_threshold(Window& window, Order order, float threshold, bool strict, bool masked,
+__device__ __forceinline__ bool passes_threshold(Window& window, Order order, float threshold, Rule rule, bool masked,
                                                  float confidence, uint32_t block) {
   const bool candidate = masked && window.block == block;
-  const bool passes =
-      candidate && is_rankable(confidence) && (strict ? confidence > threshold : confidence >= threshold);
+  if (!ignores_rank(rule)) return passes_in_turn(window, order, {rule, threshold}, candidate, confidence);
+  const bool passes = candidate && is_rankable(confidence) && is_above(rule, confidence, threshold);
   if (order == Order::kConfidence) return passes;
   const uint32_t position = static_cast<uint32_t>(window.position);
   const uint32_t first_that_fails = window.min(candidate && !passes ? position : 0xffffffffu);
@@ -177,7 +196,7 @@ __device__ __forceinline__ bool passes_threshold(Window& window, Order order, fl
 __device__ __forceinline__ Fill static_step(Window& window, const StepRule& rule, bool masked, float confidence) {
   if (rule.has_threshold) {
     const uint32_t block = window.current_block(masked);
-    const bool mine = passes_threshold(window, rule.order, rule.threshold, false, masked, confidence, block);
+    const bool mine = passes_threshold(window, rule.order, rule.threshold, rule.rule, masked, confidence, block);
     const int count = static_cast<int>(window.sum(mine));
     if (count > 0) return {mine, count};
   }

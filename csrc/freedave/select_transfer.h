@@ -3,6 +3,7 @@
 
 #include "freedave/launch.h"
 #include "freedave/rows.h"
+#include "freedave/static_step.h"
 #include "freedave/total_order.h"
 
 namespace freedave {
@@ -33,7 +34,7 @@ struct SelectTransferParams {
   bool has_threshold;
   float threshold;
   Counts threshold_per_row;  // [*] float32; overrides threshold where given
-  bool strict;
+  Rule rule;
   Fallback fallback;
   bool* transfer_index;  // contiguous [*, L]
 

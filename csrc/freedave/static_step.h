@@ -7,6 +7,64 @@
 
 namespace freedave {
 
+// What a threshold bounds. A step asks in the order of its ranking, and goes on to the first position that fails.
+enum class Rule : int32_t { kThreshold, kStrict, kFactor, kEntropyBound };
+
+constexpr const char* name(Rule rule) {
+  switch (rule) {
+    case Rule::kThreshold:
+      return "threshold";
+    case Rule::kStrict:
+      return "strict";
+    case Rule::kFactor:
+      return "factor";
+    case Rule::kEntropyBound:
+      return "entropy_bound";
+  }
+  return nullptr;
+}
+
+// Whether a position passes by its own confidence alone, whatever its rank.
+HD bool ignores_rank(Rule rule) { return rule == Rule::kThreshold || rule == Rule::kStrict; }
+
+HD bool is_above(Rule rule, float confidence, float threshold) {
+  return rule == Rule::kStrict ? confidence > threshold : confidence >= threshold;
+}
+
+// How far a step goes, asked for one ranked position after the other until one fails.
+struct Passing {
+  Rule rule;
+  float threshold;  // NaN: nothing passes
+  int count = 0;    // how many have passed
+  double entropy = 0.0;
+
+  HD bool passes(float confidence) {
+    const bool next = goes_on(confidence);
+    count += next;
+    return next;
+  }
+
+  // Fast-dLLM's: a last position is not left alone, so `left` masked ones behind those that pass are filled as well.
+  HD bool takes_last(int64_t left) const { return rule == Rule::kFactor && count > 0 && left == 1; }
+
+ private:
+  HD bool goes_on(float confidence) {
+    switch (rule) {
+      case Rule::kThreshold:
+      case Rule::kStrict:
+        return is_above(rule, confidence, threshold);
+      case Rule::kFactor: {
+        const float limit = 1.0f - threshold / static_cast<float>(count + 2);
+        return count == 0 ? threshold == threshold : confidence >= limit;
+      }
+      case Rule::kEntropyBound:
+        entropy -= confidence < 0.0f ? static_cast<double>(confidence) : 0.0;
+        return entropy < static_cast<double>(threshold);
+    }
+    __builtin_unreachable();
+  }
+};
+
 // One step of static decoding of a sequence, the step that everything else must agree with.
 struct StepRule {
   int64_t mask_token_id;
@@ -14,6 +72,7 @@ struct StepRule {
   int64_t block_length;  // the window's length when the caller gave none
   bool has_threshold;
   float threshold;
+  Rule rule;  // what the threshold bounds
   Order order;
   int64_t eos_token_id;  // negative: nothing ends the sequence
 
@@ -41,6 +100,7 @@ struct StepRules {
   int64_t block_length;
   Order order;
   bool has_threshold;
+  Rule rule;
   Setting<float> threshold;          // NaN: that sequence has none
   Setting<int64_t> tokens_per_step;  // below 1 counts as 1, so that every step fills something
   Setting<int64_t> eos_token_id;
@@ -49,7 +109,7 @@ struct StepRules {
     const int64_t tokens = tokens_per_step.of(b);
     const float limit = threshold.of(b);
     const bool is_number = limit == limit;
-    return {mask_token_id, tokens < 1 ? 1 : tokens, block_length, has_threshold && is_number, limit,
+    return {mask_token_id, tokens < 1 ? 1 : tokens, block_length, has_threshold && is_number, limit, rule,
             order,         eos_token_id.of(b)};
   }
 };

@@ -36,6 +36,14 @@ HD uint32_t descending(float confidence) {
   return bits & 0x80000000u ? bits : ~bits & 0x7fffffffu;
 }
 
+// The confidence (never NaN, never -0.0) that has this place among descending ones.
+HD float confidence_at(uint32_t descending) {
+  const uint32_t bits = descending & 0x80000000u ? descending : ~descending & 0x7fffffffu;
+  float confidence;
+  memcpy(&confidence, &bits, sizeof(bits));
+  return confidence;
+}
+
 // Positions of one block: higher confidence first, then the lower position (or the position alone). Smaller keys rank
 // first. Blocks are walked from the lowest up, so the block is not part of the key. Positions stay below 2^32.
 HD uint64_t position_key(Order order, float confidence, int64_t position) {

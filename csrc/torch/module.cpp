@@ -64,6 +64,7 @@ pybind11::dict contract() {
   contract["ops"] = ops();
   contract["measures"] = names<freedave::Measure>();
   contract["suppressions"] = names<freedave::Suppress>();
+  contract["rules"] = names<freedave::Rule>();
   contract["orders"] = names<freedave::Order>();
   contract["matches"] = names<freedave::Match>();
   contract["draftings"] = names<freedave::Drafting>();

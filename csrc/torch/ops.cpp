@@ -32,7 +32,7 @@ float threshold_of(const char* op, OptionalFloat threshold) {
 
 // For sequences that are the first dimension of `states`.
 StepRules step_rules(const Argument& states, int64_t mask_token_id, int64_t tokens, const OptionalTensor& tokens_each,
-                     OptionalFloat threshold, const OptionalTensor& threshold_each, const Text& order,
+                     OptionalFloat threshold, const OptionalTensor& threshold_each, const Text& rule, const Text& order,
                      OptionalInt block_length, OptionalInt eos = {}, const OptionalTensor& eos_each = {}) {
   const char* const op = states.op;
   const Counts limit = counts(op, "threshold_per_row", threshold_each, states, 1, {ScalarType::Float});
@@ -43,6 +43,7 @@ StepRules step_rules(const Argument& states, int64_t mask_token_id, int64_t toke
           block_length_of(op, block_length, states.length()),
           choose<Order>(op, "order", order),
           threshold || threshold_each,
+          choose<Rule>(op, "rule", rule),
           {threshold_of(op, threshold), limit.data, limit.rows.stride[0], false},
           {tokens, count.data, count.rows.stride[0], count.is_int32},
           {eos.value_or(-1), end.data, end.rows.stride[0], end.is_int32}};
@@ -187,55 +188,52 @@ Tensor rank_positions(const Tensor& confidence_, const Tensor& mask_index, const
   expect_served(confidence, length);
 
   Tensor rank = new_tensor_like(confidence, ScalarType::Int);
-  launch(confidence, RankPositionsParams{.confidence = confidence.matrix<float>(),
-                                         .mask_index = matrix_of<bool>(confidence, "mask_index", mask_index),
-                                         .length = length,
-                                         .block_length = block_length_of(kOp, block_length, length),
-                                         .order = choose<Order>(kOp, "order", order),
-                                         .rank = data<int32_t>(rank)});
+  launch(confidence,
+         RankPositionsParams{confidence.matrix<float>(), matrix_of<bool>(confidence, "mask_index", mask_index), length,
+                             block_length_of(kOp, block_length, length), choose<Order>(kOp, "order", order),
+                             data<int32_t>(rank)});
   return rank;
 }
 
 Tensor select_transfer(const Tensor& confidence_, const Tensor& mask_index, int64_t num_transfer,
-                       const OptionalTensor& num_transfer_per_row, OptionalFloat threshold,
-                       const OptionalTensor& threshold_per_row, bool strict, const Text& fallback, const Text& order,
-                       OptionalInt block_length) {
+                       const OptionalTensor& counts_each, OptionalFloat threshold, const OptionalTensor& limits_each,
+                       const Text& rule, const Text& fallback, const Text& order, OptionalInt block_length) {
   constexpr const char* kOp = "select_transfer";
   const Argument confidence(kOp, "confidence", confidence_);
-  const int64_t length = confidence.expect({ScalarType::Float}).length();
+  const int64_t length = confidence.expect({ScalarType::Float}).length(), rows = confidence.dims - 1;
   expect_served(confidence, length);
 
   Tensor transfer_index = new_tensor_like(confidence, ScalarType::Bool);
   launch(confidence,
-         SelectTransferParams{.confidence = confidence.matrix<float>(),
-                              .mask_index = matrix_of<bool>(confidence, "mask_index", mask_index),
-                              .length = length,
-                              .block_length = block_length_of(kOp, block_length, length),
-                              .order = choose<Order>(kOp, "order", order),
-                              .num_transfer = expect_at_least(kOp, "num_transfer", num_transfer, 0),
-                              .num_transfer_per_row = counts(kOp, "num_transfer_per_row", num_transfer_per_row,
-                                                             confidence, confidence.dims - 1),
-                              .has_threshold = threshold || threshold_per_row,
-                              .threshold = threshold_of(kOp, threshold),
-                              .threshold_per_row = counts(kOp, "threshold_per_row", threshold_per_row, confidence,
-                                                          confidence.dims - 1, {ScalarType::Float}),
-                              .strict = strict,
-                              .fallback = choose<Fallback>(kOp, "fallback", fallback),
-                              .transfer_index = data<bool>(transfer_index)});
+         SelectTransferParams{
+             .confidence = confidence.matrix<float>(),
+             .mask_index = matrix_of<bool>(confidence, "mask_index", mask_index),
+             .length = length,
+             .block_length = block_length_of(kOp, block_length, length),
+             .order = choose<Order>(kOp, "order", order),
+             .num_transfer = expect_at_least(kOp, "num_transfer", num_transfer, 0),
+             .num_transfer_per_row = counts(kOp, "num_transfer_per_row", counts_each, confidence, rows),
+             .has_threshold = threshold || limits_each,
+             .threshold = threshold_of(kOp, threshold),
+             .threshold_per_row = counts(kOp, "threshold_per_row", limits_each, confidence, rows, {ScalarType::Float}),
+             .rule = choose<Rule>(kOp, "rule", rule),
+             .fallback = choose<Fallback>(kOp, "fallback", fallback),
+             .transfer_index = data<bool>(transfer_index)});
   return transfer_index;
 }
 
 std::tuple<Tensor, Tensor> build_drafts(const Tensor& input_ids_, const Tensor& token_ids, const Tensor& confidence,
                                         int64_t mask_token_id, int64_t draft_steps, int64_t tokens,
                                         const OptionalTensor& tokens_each, OptionalFloat limit,
-                                        const OptionalTensor& limit_each, const Text& order, OptionalInt block_length) {
+                                        const OptionalTensor& limit_each, const Text& rule, const Text& order,
+                                        OptionalInt block_length) {
   constexpr const char* kOp = "build_drafts";
   const Argument input_ids(kOp, "input_ids", input_ids_);
   input_ids.expect({ScalarType::Long}).expect_dims(2);
   expect_at_least(kOp, "draft_steps", draft_steps, 1);
   const int64_t batch = input_ids.sizes[0], length = expect_at_least(kOp, "L", input_ids.length(), 1);
   const StepRules rules =
-      step_rules(input_ids, mask_token_id, tokens, tokens_each, limit, limit_each, order, block_length);
+      step_rules(input_ids, mask_token_id, tokens, tokens_each, limit, limit_each, rule, order, block_length);
   expect_served(input_ids, length, draft_steps);
 
   Tensor drafts = new_tensor(input_ids, ScalarType::Long, {batch, draft_steps, length});
@@ -292,14 +290,14 @@ int64_t expect_drafts(const Argument& drafts) {
 
 Tensor draft_step(const Tensor& drafts_, const Tensor& token_ids, const Tensor& confidence, const Tensor& num_drafts,
                   int64_t mask_token_id, int64_t draft_steps, int64_t tokens, const OptionalTensor& tokens_each,
-                  OptionalFloat limit, const OptionalTensor& limit_each, const Text& order, OptionalInt block_length,
-                  const Text& drafting, const Text& match, OptionalInt eos, const OptionalTensor& eos_each,
-                  const OptionalTensor& step, const OptionalTensor& answer_start) {
+                  OptionalFloat limit, const OptionalTensor& limit_each, const Text& rule, const Text& order,
+                  OptionalInt block_length, const Text& drafting, const Text& match, OptionalInt eos,
+                  const OptionalTensor& eos_each, const OptionalTensor& step, const OptionalTensor& answer_start) {
   constexpr const char* kOp = "draft_step";
   const Argument drafts(kOp, "drafts", drafts_);
   const int64_t length = expect_drafts(drafts);
-  const StepRules rules =
-      step_rules(drafts, mask_token_id, tokens, tokens_each, limit, limit_each, order, block_length, eos, eos_each);
+  const StepRules rules = step_rules(drafts, mask_token_id, tokens, tokens_each, limit, limit_each, rule, order,
+                                     block_length, eos, eos_each);
   DraftStepParams p =
       draft_step_params(drafts, token_ids, confidence, num_drafts, draft_steps, rules, step, answer_start);
   p.drafting = choose<Drafting>(kOp, "drafting", drafting);
@@ -346,15 +344,15 @@ void keep(const Tensor& window_key, const Tensor& window_value, const Tensor& ac
 Tensor pooled_step(const Tensor& drafts_, const Tensor& token_ids, const Tensor& confidence, const Tensor& num_drafts,
                    const Tensor& pool_, int64_t pool_states, int64_t pool_length, int64_t mask_token_id,
                    int64_t draft_steps, int64_t tokens, const OptionalTensor& tokens_each, OptionalFloat limit,
-                   const OptionalTensor& limit_each, const Text& order, OptionalInt block_length, const Text& drafting,
-                   OptionalInt eos, const OptionalTensor& eos_each, const OptionalTensor& step,
+                   const OptionalTensor& limit_each, const Text& rule, const Text& order, OptionalInt block_length,
+                   const Text& drafting, OptionalInt eos, const OptionalTensor& eos_each, const OptionalTensor& step,
                    const OptionalTensor& answer_start, const OptionalTensor& window_start,
                    const OptionalTensor& computed_length, const OptionalTensor& slots, const OptionalTensor& forget) {
   constexpr const char* kOp = "pooled_step";
   const Argument drafts(kOp, "drafts", drafts_), pool(kOp, "pool", pool_);
   const int64_t length = expect_drafts(drafts), batch = drafts.sizes[0];
-  const StepRules rules =
-      step_rules(drafts, mask_token_id, tokens, tokens_each, limit, limit_each, order, block_length, eos, eos_each);
+  const StepRules rules = step_rules(drafts, mask_token_id, tokens, tokens_each, limit, limit_each, rule, order,
+                                     block_length, eos, eos_each);
   pool.expect({ScalarType::Long}).expect_dims(2).expect_device_of(drafts);
   expect_at_least(kOp, "pool_states", pool_states, 1);
   expect_at_least(kOp, "pool_length", pool_length, length);

@@ -21,6 +21,7 @@ def build_drafts(
     *,
     tokens_per_step: int | torch.Tensor = 1,
     threshold: float | torch.Tensor | None = None,
+    rule: str = "threshold",
     order: str = "confidence",
     block_length: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -36,6 +37,7 @@ def build_drafts(
             counts as 1).
         threshold: draft 0 is the thresholded state (`select_transfer`); each further draft adds one ranked position. A float,
             or a float32 tensor `[B]`, one a sequence (NaN: this sequence has none). Compared in float32.
+        rule: what the threshold bounds, as in `select_transfer`.
         order, block_length: as in `rank_positions`.
 
     Returns:
@@ -55,7 +57,7 @@ def build_drafts(
     """
     call = (
         input_ids, token_ids, confidence, mask_token_id, draft_steps, *arguments.for_all_or_each(tokens_per_step, 1),
-        *arguments.for_all_or_each(threshold, None), order, block_length,
+        *arguments.for_all_or_each(threshold, None), rule, order, block_length,
     )  # fmt: skip
     return _call(*call)
 
@@ -70,6 +72,7 @@ def check(
     tokens_each: Any,
     threshold: Any,
     threshold_each: Any,
+    rule: Any,
     order: Any,
     block_length: Any,
 ) -> None:
@@ -91,6 +94,7 @@ def check(
         tokens_each,
         threshold,
         threshold_each,
+        rule,
         order,
         block_length,
     )
@@ -107,6 +111,7 @@ def fake(
     tokens_per_step_per_row: torch.Tensor | None = None,
     threshold: float | None = None,
     threshold_per_row: torch.Tensor | None = None,
+    rule: str = "threshold",
     order: str = "confidence",
     block_length: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -133,6 +133,7 @@ def draft_step(
     *,
     tokens_per_step: int | torch.Tensor = 1,
     threshold: float | torch.Tensor | None = None,
+    rule: str = "threshold",
     order: str = "confidence",
     block_length: int | None = None,
     drafting: str = "recycled",
@@ -155,7 +156,7 @@ def draft_step(
             step fills a position with the mask. `predict_tokens(..., suppress_tokens=[mask_token_id])` never predicts it.
         num_drafts: `[B]` int32 or int64, how many drafts are active.
         mask_token_id: marks masked positions. draft_steps: K, the number of drafts to build; with 1, this is static decoding.
-        tokens_per_step, threshold, order, block_length: the static step, as in `build_drafts`.
+        tokens_per_step, threshold, rule, order, block_length: the static step, as in `build_drafts`.
         drafting: how the next drafts are made. "nested": from the accepted draft's predictions alone (`build_drafts`).
             "recycled": draft 0 so; each further draft fills the position ranked first by the predictions of the input
             draft nearest (in Hamming distance, ties to the lowest index) to the draft built last. Positions that this
@@ -188,21 +189,18 @@ def draft_step(
 
     Source: FreeDave (free draft-and-verification); every drafting but "nested" is this project's own.
     """
-    rules = (*arguments.for_all_or_each(tokens_per_step, 1), *arguments.for_all_or_each(threshold, None))
+    rules = (*arguments.for_all_or_each(tokens_per_step, 1), *arguments.for_all_or_each(threshold, None), rule, order)
     ends, of_pools = arguments.for_all_or_each(eos_token_id, None), (window_start, computed_length, slots, forget)
     if drafting in POOLED_DRAFTINGS:
         record = pooled_step(
             drafts, token_ids, confidence, num_drafts, *_parts_of(pool, drafting, match), mask_token_id, draft_steps,
-            *rules, order, block_length, drafting, *ends, step, answer_start, *of_pools,
+            *rules, block_length, drafting, *ends, step, answer_start, *of_pools,
         )  # fmt: skip
         return DraftStep(record, draft_steps)
     if pool is not None or any(given is not None for given in of_pools):
         raise _of_pools_only(drafting, pool, *of_pools)
-    call = (
-        drafts, token_ids, confidence, num_drafts, mask_token_id, draft_steps, *rules, order, block_length,
-        drafting, match, *ends, step, answer_start,
-    )  # fmt: skip
-    return DraftStep(_call(*call), draft_steps)
+    call = (drafts, token_ids, confidence, num_drafts, mask_token_id, draft_steps, *rules, block_length)
+    return DraftStep(_call(*call, drafting, match, *ends, step, answer_start), draft_steps)
 
 
 def _of_pools_only(drafting: Any, *given: Any) -> ValueError:
@@ -233,6 +231,7 @@ def check(
     tokens_each: Any,
     threshold: Any,
     threshold_each: Any,
+    rule: Any,
     order: Any,
     block_length: Any,
     drafting: Any,
@@ -244,8 +243,8 @@ def check(
 ) -> None:
     arguments.expect_drafted(OP, drafts, token_ids, confidence, num_drafts, draft_steps, step, answer_start)
     arguments.expect_static_step(
-        OP, "drafts", drafts, mask_token_id, tokens_per_step, tokens_each, threshold, threshold_each, order, block_length,
-        eos_token_id, eos_each,
+        OP, "drafts", drafts, mask_token_id, tokens_per_step, tokens_each, threshold, threshold_each, rule, order,
+        block_length, eos_token_id, eos_each,
     )  # fmt: skip
     arguments.expect_choice(OP, "drafting", drafting, (*DRAFTINGS, *POOLED_DRAFTINGS))
     arguments.expect_choice(OP, "match", match, MATCHES)
@@ -262,6 +261,7 @@ def fake(
     tokens_per_step_per_row: torch.Tensor | None = None,
     threshold: float | None = None,
     threshold_per_row: torch.Tensor | None = None,
+    rule: str = "threshold",
     order: str = "confidence",
     block_length: int | None = None,
     drafting: str = "recycled",

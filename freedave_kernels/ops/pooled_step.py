@@ -121,6 +121,7 @@ def check(
     tokens_each: Any,
     threshold: Any,
     threshold_each: Any,
+    rule: Any,
     order: Any,
     block_length: Any,
     drafting: Any,
@@ -135,8 +136,8 @@ def check(
 ) -> None:
     arguments.expect_drafted(OP, drafts, token_ids, confidence, num_drafts, draft_steps, step, answer_start)
     arguments.expect_static_step(
-        OP, "drafts", drafts, mask_token_id, tokens_per_step, tokens_each, threshold, threshold_each, order, block_length,
-        eos_token_id, eos_each,
+        OP, "drafts", drafts, mask_token_id, tokens_per_step, tokens_each, threshold, threshold_each, rule, order,
+        block_length, eos_token_id, eos_each,
     )  # fmt: skip
     arguments.expect_choice(OP, "drafting", drafting, POOLED_DRAFTINGS)
     # The pool itself has been checked when it was made.
@@ -176,6 +177,7 @@ def fake(
     tokens_per_step_per_row: torch.Tensor | None = None,
     threshold: float | None = None,
     threshold_per_row: torch.Tensor | None = None,
+    rule: str = "threshold",
     order: str = "confidence",
     block_length: int | None = None,
     drafting: str = "pooled",

@@ -18,6 +18,7 @@ def build_drafts(
     tokens_per_step_per_row: torch.Tensor | None,
     threshold: float | None,
     threshold_per_row: torch.Tensor | None,
+    rule: str,
     order: str,
     block_length: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -34,7 +35,7 @@ def build_drafts(
     draft = _draft_of(confidence, fillable, tokens[:, None], order, block, block_length)
     if threshold is not None or threshold_per_row is not None:
         limit = threshold_of_each(confidence, threshold, threshold_per_row)
-        first = select_transfer(confidence, masked, 1, tokens, None, limit, False, "top", order, block_length)
+        first = select_transfer(confidence, masked, 1, tokens, None, limit, rule, "top", order, block_length)
         later = rank_positions(confidence, fillable & ~first, order, block_length)
         draft = torch.where(limit.isnan()[:, None], draft, torch.where(first, 0, 1 + later.long()))
         fillable = fillable & first.any(-1, keepdim=True)

@@ -21,6 +21,7 @@ def draft_step(
     tokens_per_step_per_row: torch.Tensor | None,
     threshold: float | None,
     threshold_per_row: torch.Tensor | None,
+    rule: str,
     order: str,
     block_length: int | None,
     drafting: str,
@@ -34,8 +35,8 @@ def draft_step(
     rows = torch.arange(batch, device=drafts.device)
     tokens = tokens_of_each(drafts, tokens_per_step, tokens_per_step_per_row)
     limit = threshold_of_each(confidence, threshold, threshold_per_row)
-    rule = (tokens_per_step, tokens, threshold, limit, order, block_length)
-    of_drafts = (tokens.repeat_interleave(count), threshold, limit.repeat_interleave(count), order, block_length)
+    step_rule = (tokens_per_step, tokens, threshold, limit, rule, order, block_length)
+    of_drafts = (tokens.repeat_interleave(count), threshold, limit.repeat_interleave(count), rule, order, block_length)
     confidence = predicted_confidence(token_ids, confidence, mask_token_id)
 
     # Verify: each draft's target is one static step from it under its own predictions.
@@ -46,7 +47,9 @@ def draft_step(
 
     # Draft again from the accepted state.
     state, carried_tokens, carried_confidence = (x[rows, accepted] for x in (drafts, token_ids, confidence))
-    next_drafts, next_count = build_drafts(state, carried_tokens, carried_confidence, mask_token_id, draft_steps, *rule)
+    next_drafts, next_count = build_drafts(
+        state, carried_tokens, carried_confidence, mask_token_id, draft_steps, *step_rule
+    )
     if drafting == "recycled":
         picks = torch.where(limit.isnan(), tokens, 1)
         first = (next_drafts[:, 0], next_count)
@@ -110,7 +113,7 @@ def _recycle(
         certainty = torch.where(open_there, confidence[rows, nearest], confidence[rows, accepted])
 
         masked = state == mask_token_id
-        pick = select_transfer(certainty, masked, 1, picks, None, None, False, "top", order, block_length)
+        pick = select_transfer(certainty, masked, 1, picks, None, None, "threshold", "top", order, block_length)
         pick = pick & (num_built == len(built))[:, None]  # a chain that has ended stays ended
         state = torch.where(pick, token, state)
         num_built = num_built + pick.any(-1)

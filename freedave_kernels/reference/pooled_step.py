@@ -29,6 +29,8 @@ class Rule(NamedTuple):
     tokens_per_step: int
     threshold: float
     """NaN: none."""
+    rule: str
+    """What it bounds."""
     left_to_right: bool
     block_length: int
     length: int
@@ -61,15 +63,28 @@ class Rule(NamedTuple):
         ranked = [i for i in masked if confidence[i] > -INF]
         if not self.left_to_right:
             ranked.sort(key=lambda i: -confidence[i])  # stable: ties go to the lower position
-        if not math.isnan(self.threshold):
-            limit = self.threshold
-            if self.left_to_right:  # the leading run
-                passing = list(itertools.takewhile(lambda i: confidence[i] > -INF and confidence[i] >= limit, masked))
-            else:
-                passing = [i for i in ranked if confidence[i] >= limit]
-            if passing:
-                return sorted(passing)
-        return sorted(ranked[: self.tokens_per_step])
+        passing = self.passing(masked, ranked, confidence)
+        return sorted(passing or ranked[: self.tokens_per_step])
+
+    def passing(self, masked: list[int], ranked: list[int], confidence: Sequence[float]) -> list[int]:
+        """What passes the threshold, of a block's `masked` positions, `ranked` without those that cannot be."""
+        found: list[int] = []
+        entropy = 0.0
+        for i in masked if self.left_to_right else ranked:
+            entropy -= min(confidence[i], 0.0)
+            if not (confidence[i] > -INF and self.goes_on(len(found), confidence[i], entropy)):
+                break
+            found.append(i)
+        return ranked if self.rule == "factor" and found and len(found) == len(masked) - 1 else found
+
+    def goes_on(self, before: int, confidence: float, entropy: float) -> bool:
+        """Whether a step that has `before` positions takes one of this confidence; `entropy` is that of all of them."""
+        if self.rule == "factor":
+            limit = 1 - torch.tensor(self.threshold, dtype=torch.float32) / (before + 2)
+            return confidence >= float(limit) if before else not math.isnan(self.threshold)
+        if self.rule == "entropy_bound":
+            return entropy < self.threshold
+        return confidence > self.threshold if self.rule == "strict" else confidence >= self.threshold
 
 
 class Known(NamedTuple):
@@ -309,6 +324,7 @@ def pooled_step(
     tokens_per_step_per_row: torch.Tensor | None,
     threshold: float | None,
     threshold_per_row: torch.Tensor | None,
+    rule: str,
     order: str,
     block_length: int | None,
     drafting: str,
@@ -333,8 +349,8 @@ def pooled_step(
 
     records = []
     for b in range(batch):
-        rule = Rule(
-            mask_token_id, of(tokens, b), float(limits[b]), order == "left_to_right", block_length or length, length,
+        static = Rule(
+            mask_token_id, of(tokens, b), float(limits[b]), rule, order == "left_to_right", block_length or length, length,
             of(eos_token_id_per_row, b, end), of(answer_start, b),
         )  # fmt: skip
         slot = Pool(memory[of(slots, b, b)], pool_states, pool_length, of(window_start, b))
@@ -351,13 +367,13 @@ def pooled_step(
         ]
 
         known = [*inputs, *entries]
-        path, state = verify(inputs[0], known, rule)
+        path, state = verify(inputs[0], known, static)
         kept = kept_states(state, known, pool_states, mask_token_id)
         slot.keep(kept)
         built = []
         if path[-1][1]:  # else nothing can be filled, nor could it be after another forward of the same state
-            built = next_drafts(state, known, kept, rule, draft_steps, drafting == "pipelined")
-        records.append(record(path, state, built, rule, draft_steps, of(step, b)))
+            built = next_drafts(state, known, kept, static, draft_steps, drafting == "pipelined")
+        records.append(record(path, state, built, static, draft_steps, of(step, b)))
     if memory is not pool:
         pool.copy_(memory)
     width = RecordLayout.of(length, draft_steps).width

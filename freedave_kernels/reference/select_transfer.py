@@ -14,7 +14,7 @@ def select_transfer(
     num_transfer_per_row: torch.Tensor | None,
     threshold: float | None,
     threshold_per_row: torch.Tensor | None,
-    strict: bool,
+    rule: str,
     fallback: str,
     order: str,
     block_length: int | None,
@@ -30,15 +30,43 @@ def select_transfer(
     else:
         return top
 
-    passing = eligible & (confidence > limit if strict else confidence >= limit)
-    if order == "left_to_right":
-        passing = passing & ((masked & ~passing).cumsum(-1) == 0)  # the leading run
-
+    passing = passing_positions(confidence, masked, limit, rule, order)
     if fallback == "top_always":
         return passing | top
     needed = torch.ones_like(count) if fallback == "top" else count
     enough = passing.sum(-1, keepdim=True) >= needed.to(confidence.device)
     return torch.where(enough, passing, top)
+
+
+def passing_positions(
+    confidence: torch.Tensor, masked: torch.Tensor, limit: torch.Tensor, rule: str, order: str
+) -> torch.Tensor:
+    """`[*, L]`: which masked positions, all of one block, pass the threshold `limit [*, 1]`."""
+    eligible = rankable(confidence, masked)
+    length = confidence.shape[-1]
+    if length == 0:
+        return eligible
+    rank = rank_positions(confidence, masked, order, None).long()
+    if rule == "threshold":
+        passes = confidence >= limit
+    elif rule == "strict":
+        passes = confidence > limit
+    elif rule == "factor":
+        passes = torch.where(rank == 0, limit == limit, confidence >= 1 - limit / (rank + 2))
+    else:
+        entropy = torch.where(eligible, -confidence.double().clamp(max=0), 0.0)
+        place = rank.clamp(max=length - 1)
+        in_order = torch.zeros_like(entropy).scatter_add(-1, place, entropy)
+        passes = in_order.cumsum(-1).gather(-1, place) < limit
+
+    first_failing = torch.where(eligible & ~passes, rank, length).amin(-1, keepdim=True)
+    passing = eligible & (rank < first_failing)
+    if order == "left_to_right":  # a position that cannot be ranked ends the run
+        passing = passing & ((masked & ~passing).cumsum(-1) == 0)
+    if rule == "factor":
+        left = (masked & ~passing).sum(-1, keepdim=True)
+        passing = torch.where((left == 1) & passing.any(-1, keepdim=True), eligible, passing)
+    return passing
 
 
 def in_current_block(mask_index: torch.Tensor, block_length: int | None) -> torch.Tensor:

@@ -15,6 +15,7 @@ from freedave_kernels.triton.static_step import (
     position_keys,
     predicted_confidence,
     resources_for,
+    rule_of,
     step_of,
 )
 
@@ -43,7 +44,7 @@ def build_sequence(
     tokens_each_step: tl.int64,
     threshold_each_step: tl.int64,
     LENGTH: tl.constexpr,
-    HAS_THRESHOLD: tl.constexpr,
+    RULE: tl.constexpr,
     LEFT_TO_RIGHT: tl.constexpr,
     HAS_TOKENS_EACH: tl.constexpr,
     HAS_THRESHOLD_EACH: tl.constexpr,
@@ -64,7 +65,7 @@ def build_sequence(
     )  # fmt: skip
     keys = position_keys(value, masked, position, block_length, LEFT_TO_RIGHT)
     draft_of, planned = plan_drafts(
-        keys, value, masked, position, draft_steps, tokens_per_step, threshold, LENGTH, HAS_THRESHOLD, LEFT_TO_RIGHT
+        keys, value, masked, position, draft_steps, tokens_per_step, threshold, LENGTH, RULE, LEFT_TO_RIGHT
     )
     tl.store(num_drafts + row, planned)
     for k in range(draft_steps):
@@ -82,6 +83,7 @@ def build_drafts(
     tokens_per_step_per_row: torch.Tensor | None,
     threshold: float | None,
     threshold_per_row: torch.Tensor | None,
+    rule: str,
     order: str,
     block_length: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -114,7 +116,7 @@ def build_drafts(
         ),
         (
             power_of_two(length),
-            threshold is not None or threshold_per_row is not None,
+            rule_of(rule, threshold, threshold_per_row),
             order == "left_to_right",
             tokens_per_step_per_row is not None,
             threshold_per_row is not None,

@@ -26,6 +26,7 @@ from freedave_kernels.triton.static_step import (
     position_keys,
     predicted_confidence,
     resources_for,
+    rule_of,
     static_step,
     step_of,
 )
@@ -74,7 +75,7 @@ def distances(
 def accept_chain(
     drafts, draft_at, token_at, confidence_at, active, position, length, open_before, state, tokens, value,
     mask_token_id, tokens_per_step, block_length, threshold, drafts_row, drafts_step, tokens_row, confidence_row,
-    LENGTH: tl.constexpr, TILE: tl.constexpr, HAS_THRESHOLD: tl.constexpr, LEFT_TO_RIGHT: tl.constexpr, SUBSET: tl.constexpr,
+    LENGTH: tl.constexpr, TILE: tl.constexpr, RULE: tl.constexpr, LEFT_TO_RIGHT: tl.constexpr, SUBSET: tl.constexpr,
 ):  # fmt: skip
     """Walks from draft 0 to the furthest later draft that is its target, the state one static step after it, and so on.
 
@@ -89,7 +90,7 @@ def accept_chain(
     while moving:
         masked = inside & (state == mask_token_id)
         keys = position_keys(value, masked, position, block_length, LEFT_TO_RIGHT)
-        picked = static_step(keys, value, masked, position, tokens_per_step, threshold, HAS_THRESHOLD, LEFT_TO_RIGHT)
+        picked = static_step(keys, value, masked, position, tokens_per_step, threshold, RULE, LEFT_TO_RIGHT)
         target = tl.where(picked, tokens, state)
         furthest = furthest_equal(
             drafts, target, accepted, active, position, length, mask_token_id, drafts_row, drafts_step, TILE, SUBSET
@@ -250,7 +251,7 @@ def step_sequence(
     confidence_sequence: tl.int64, confidence_row: tl.int64, confidence_step: tl.int64,
     num_drafts_step: tl.int64, taken_step: tl.int64, answer_start_step: tl.int64, tokens_each_step: tl.int64,
     threshold_each_step: tl.int64, eos_each_step: tl.int64,
-    LENGTH: tl.constexpr, COUNT: tl.constexpr, TILE: tl.constexpr, HAS_THRESHOLD: tl.constexpr, LEFT_TO_RIGHT: tl.constexpr,
+    LENGTH: tl.constexpr, COUNT: tl.constexpr, TILE: tl.constexpr, RULE: tl.constexpr, LEFT_TO_RIGHT: tl.constexpr,
     RECYCLED: tl.constexpr, SUBSET: tl.constexpr, HAS_EOS: tl.constexpr, HAS_TAKEN: tl.constexpr, HAS_EOS_EACH: tl.constexpr,
     HAS_ANSWER_START: tl.constexpr, HAS_TOKENS_EACH: tl.constexpr, HAS_THRESHOLD_EACH: tl.constexpr,
 ):  # fmt: skip
@@ -282,7 +283,7 @@ def step_sequence(
     accepted, state, tokens, value, filled_by, steps = accept_chain(
         drafts, draft_at, token_at, confidence_at, active, position, length, open_before, given, tokens, value,
         mask_token_id, tokens_per_step, block_length, threshold, drafts_row, drafts_step, tokens_row, confidence_row,
-        LENGTH, TILE, HAS_THRESHOLD, LEFT_TO_RIGHT, SUBSET,
+        LENGTH, TILE, RULE, LEFT_TO_RIGHT, SUBSET,
     )  # fmt: skip
 
     # Carry the accepted predictions over, and draft again from the accepted state.
@@ -293,7 +294,7 @@ def step_sequence(
     keys = position_keys(value, masked, position, block_length, LEFT_TO_RIGHT)
     most = 1 if RECYCLED else draft_steps
     draft_of, built = plan_drafts(
-        keys, value, masked, position, most, tokens_per_step, threshold, LENGTH, HAS_THRESHOLD, LEFT_TO_RIGHT
+        keys, value, masked, position, most, tokens_per_step, threshold, LENGTH, RULE, LEFT_TO_RIGHT
     )
     committed = tl.where(draft_of == 0, tokens, state)  # draft 0 of the next, right by construction
     still_masked = inside & (committed == mask_token_id)
@@ -301,7 +302,7 @@ def step_sequence(
     tl.store(next_at, committed, mask=inside)
     needs_forward = (any_of(still_masked) & (built > 0)).to(tl.int32)
     if RECYCLED:
-        picks = picks_of(tokens_per_step, threshold, HAS_THRESHOLD)
+        picks = picks_of(tokens_per_step, threshold, RULE)
         draft, built, needs_forward = recycle_drafts(
             drafts, draft_at, token_at, confidence_at, next_at, committed, tokens, value, built, needs_forward, active,
             position, length, draft_steps, mask_token_id, picks, block_length, drafts_row, drafts_step, tokens_row,
@@ -334,6 +335,7 @@ def draft_step(
     tokens_per_step_per_row: torch.Tensor | None,
     threshold: float | None,
     threshold_per_row: torch.Tensor | None,
+    rule: str,
     order: str,
     block_length: int | None,
     drafting: str,
@@ -376,7 +378,7 @@ def draft_step(
             padded,
             power_of_two(count),
             tile,
-            threshold is not None or threshold_per_row is not None,
+            rule_of(rule, threshold, threshold_per_row),
             order == "left_to_right",
             drafting == "recycled",
             match == "subset",

@@ -77,7 +77,7 @@ class Rule(NamedTuple):
     threshold: Any
     block_length: Any
     length: Any
-    has_threshold: Any
+    rule: Any
     left_to_right: Any
     eos_token_id: Any
     answer_start: Any
@@ -211,7 +211,7 @@ def picks_at(rule, state, value, position):
     masked = (position < rule.length) & (state == rule.mask_token_id)
     keys = position_keys(value, masked, position, rule.block_length, rule.left_to_right)
     return static_step(
-        keys, value, masked, position, rule.tokens_per_step, rule.threshold, rule.has_threshold, rule.left_to_right
+        keys, value, masked, position, rule.tokens_per_step, rule.threshold, rule.rule, rule.left_to_right
     )
 
 

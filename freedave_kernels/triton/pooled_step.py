@@ -32,7 +32,7 @@ from freedave_kernels.triton.known_states import (
 )
 from freedave_kernels.triton.launch import each_or, kernel, power_of_two
 from freedave_kernels.triton.select_transfer import as_float32
-from freedave_kernels.triton.static_step import NOT_FILLED, expect_length, step_of
+from freedave_kernels.triton.static_step import NOT_FILLED, expect_length, rule_of, step_of
 
 DECAY = tl.constexpr(0.85)  # of a draft's score
 LEAST_SCORE = tl.constexpr(1e-6)
@@ -295,7 +295,7 @@ def step_pooled(
     tokens_each_step: tl.int64, threshold_each_step: tl.int64, eos_each_step: tl.int64,
     computed_sequence: tl.int64, computed_step: tl.int64, slots_step: tl.int64, forget_step: tl.int64,
     LENGTH: tl.constexpr, KNOWN: tl.constexpr, DRAFTS: tl.constexpr, TILE: tl.constexpr,
-    HAS_THRESHOLD: tl.constexpr, LEFT_TO_RIGHT: tl.constexpr, PIPELINED: tl.constexpr, HAS_EOS: tl.constexpr,
+    RULE: tl.constexpr, LEFT_TO_RIGHT: tl.constexpr, PIPELINED: tl.constexpr, HAS_EOS: tl.constexpr,
     HAS_TAKEN: tl.constexpr, HAS_ANSWER_START: tl.constexpr, HAS_WINDOW_START: tl.constexpr,
     HAS_TOKENS_EACH: tl.constexpr, HAS_THRESHOLD_EACH: tl.constexpr, HAS_EOS_EACH: tl.constexpr,
     HAS_COMPUTED: tl.constexpr, HAS_SLOTS: tl.constexpr, HAS_FORGET: tl.constexpr,
@@ -336,7 +336,7 @@ def step_pooled(
     if HAS_EOS_EACH:
         eos_token_id = tl.load(eos_each + sequence * eos_each_step).to(tl.int64)
     rule = Rule(
-        mask_token_id, tokens_per_step, threshold, block_length, length, HAS_THRESHOLD, LEFT_TO_RIGHT,
+        mask_token_id, tokens_per_step, threshold, block_length, length, RULE, LEFT_TO_RIGHT,
         eos_token_id, answer_start + sequence * answer_start_step, HAS_EOS, HAS_ANSWER_START,
     )  # fmt: skip
     active = tl.load(num_drafts + sequence * num_drafts_step).to(tl.int64)
@@ -366,6 +366,7 @@ def pooled_step(
     tokens_per_step_per_row: torch.Tensor | None,
     threshold: float | None,
     threshold_per_row: torch.Tensor | None,
+    rule: str,
     order: str,
     block_length: int | None,
     drafting: str,
@@ -401,7 +402,7 @@ def pooled_step(
          *drafts.stride(), *token_ids.stride(), *confidence.stride(), num_drafts.stride(0),
          *(number.stride(0) for number in numbers), *computed.stride(), places.stride(0), forgotten.stride(0)),
         (padded, known, max(WARP, power_of_two(draft_steps)), max(1, TILE_ELEMENTS * num_warps // padded),
-         threshold is not None or threshold_per_row is not None, order == "left_to_right", drafting == "pipelined",
+         rule_of(rule, threshold, threshold_per_row), order == "left_to_right", drafting == "pipelined",
          eos_token_id is not None or eos_token_id_per_row is not None,
          *(given is not None for given in (step, answer_start, window_start, tokens_per_step_per_row, threshold_per_row,
                                            eos_token_id_per_row, computed_length, slots, forget))),

@@ -10,7 +10,15 @@ import torch
 import triton.language as tl
 
 from freedave_kernels.triton.launch import as_rows, kernel, power_of_two
-from freedave_kernels.triton.static_step import expect_length, first_ranked, passing, position_keys, resources_for
+from freedave_kernels.triton.static_step import (
+    NO_RULE,
+    expect_length,
+    first_ranked,
+    passing,
+    position_keys,
+    resources_for,
+    rule_of,
+)
 
 
 @kernel()
@@ -32,9 +40,8 @@ def select_row(
     mask_step: tl.int64,
     LENGTH: tl.constexpr,
     HAS_COUNTS: tl.constexpr,
-    HAS_THRESHOLD: tl.constexpr,
+    RULE: tl.constexpr,
     HAS_THRESHOLDS: tl.constexpr,
-    STRICT: tl.constexpr,
     FALLBACK: tl.constexpr,
     LEFT_TO_RIGHT: tl.constexpr,
 ):
@@ -51,8 +58,8 @@ def select_row(
     top = first_ranked(keys, position, num_transfer)
     if HAS_THRESHOLDS:
         threshold = tl.load(thresholds + row * threshold_step)
-    if HAS_THRESHOLD:
-        passes = passing(keys, value, masked, position, threshold, STRICT, LEFT_TO_RIGHT)
+    if RULE != NO_RULE:
+        passes = passing(keys, value, masked, position, threshold, RULE, LEFT_TO_RIGHT)
         if FALLBACK == "top_always":
             chosen = passes | top
         else:
@@ -72,7 +79,7 @@ def select_transfer(
     num_transfer_per_row: torch.Tensor | None,
     threshold: float | None,
     threshold_per_row: torch.Tensor | None,
-    strict: bool,
+    rule: str,
     fallback: str,
     order: str,
     block_length: int | None,
@@ -105,9 +112,8 @@ def select_transfer(
         (
             power_of_two(length),
             num_transfer_per_row is not None,
-            threshold is not None or threshold_per_row is not None,
+            rule_of(rule, threshold, threshold_per_row),
             threshold_per_row is not None,
-            strict,
             fallback,
             order == "left_to_right",
         ),

@@ -7,10 +7,11 @@ a few, over values that never leave the registers.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
-from freedave_kernels.contract import BackendUnavailableError
+from freedave_kernels.contract import RULES, BackendUnavailableError
 
 MAX_LENGTH = 2048  # positions: a program's registers hold a row, or several short ones
 
@@ -20,6 +21,8 @@ BLOCK_SHIFT = tl.constexpr(47)
 POSITION_MASK = tl.constexpr((1 << 15) - 1)
 UNRANKABLE = tl.constexpr(0xFFFFFFFF)  # larger than any confidence's bits: ranked last in its block, never picked
 NO_KEY = tl.constexpr((1 << 63) - 1)  # of a position that is not masked
+NO_RULE = tl.constexpr(0)  # of a call without a threshold; the others are those of RULES, from 1 on
+STRICT, FACTOR = (tl.constexpr(1 + RULES.index(rule)) for rule in ("strict", "factor"))
 NOT_FILLED = tl.constexpr((1 << 31) - 1)  # of a position that no draft fills
 
 
@@ -72,17 +75,52 @@ def first_ranked(keys, position, count):
 
 
 @triton.jit
-def passing(keys, confidence, masked, position, threshold, STRICT: tl.constexpr, LEFT_TO_RIGHT: tl.constexpr):
-    """Positions of the current block whose confidence passes; left to right, the leading run of masked ones that do."""
+def passing(keys, confidence, masked, position, threshold, RULE: tl.constexpr, LEFT_TO_RIGHT: tl.constexpr):
+    """Positions of the current block that pass the threshold; left to right, the leading run of masked ones that do."""
     in_block = masked & ((keys >> BLOCK_SHIFT) == (tl.min(keys, axis=0) >> BLOCK_SHIFT))
-    if STRICT:
-        passes = in_block & is_rankable(keys) & (confidence > threshold)
+    if RULE >= FACTOR:  # or an entropy bound, which comes after it
+        passes = passing_in_turn(keys, confidence, in_block, position, threshold, RULE, LEFT_TO_RIGHT)
     else:
-        passes = in_block & is_rankable(keys) & (confidence >= threshold)
-    if LEFT_TO_RIGHT:
-        end = tl.min(tl.where(in_block & ~passes, position, POSITION_MASK), axis=0)
-        passes = passes & (position < end)
+        if RULE == STRICT:
+            passes = in_block & is_rankable(keys) & (confidence > threshold)
+        else:
+            passes = in_block & is_rankable(keys) & (confidence >= threshold)
+        if LEFT_TO_RIGHT:
+            end = tl.min(tl.where(in_block & ~passes, position, POSITION_MASK), axis=0)
+            passes = passes & (position < end)
     return passes
+
+
+@triton.jit
+def passing_in_turn(keys, confidence, in_block, position, threshold, RULE: tl.constexpr, LEFT_TO_RIGHT: tl.constexpr):
+    """`passing` for rules that ask one position after the other, up to the first that fails. `in_block` are the masked
+    positions of the current block.
+    """
+    left = in_block
+    count = 0
+    entropy = tl.full([], 0.0, tl.float64)
+    going = threshold == threshold
+    while going:
+        # Left to right, a position that cannot be ranked keeps its place, and ends the run.
+        if LEFT_TO_RIGHT:
+            spot = tl.min(tl.where(left, position, POSITION_MASK), axis=0)
+        else:
+            spot = (tl.min(tl.where(left, keys, NO_KEY), axis=0) & POSITION_MASK).to(tl.int32)
+        here = left & (position == spot)
+        value = tl.sum(tl.where(here, confidence, 0.0), axis=0)
+        if RULE == FACTOR:
+            limit = 1.0 - tl.div_rn(threshold, count + 2.0)
+            going = (count == 0) | (value >= limit)
+        else:
+            entropy -= tl.minimum(value, 0.0).to(tl.float64)
+            going = entropy < threshold
+        going = (spot != POSITION_MASK) & (value > float("-inf")) & going
+        left = left & ~(here & going)
+        count += going.to(tl.int32)
+    if RULE == FACTOR:  # a last position is not left alone
+        alone = (count > 0) & (tl.sum(left.to(tl.int32), axis=0) == 1)
+        left = left & ~(alone & (confidence > float("-inf")))
+    return in_block & ~left
 
 
 @triton.jit
@@ -100,10 +138,10 @@ def step_of(
 
 
 @triton.jit
-def picks_of(tokens_per_step, threshold, HAS_THRESHOLD: tl.constexpr):
+def picks_of(tokens_per_step, threshold, RULE: tl.constexpr):
     """How many positions each draft after the first adds to the one before."""
     picks = tokens_per_step
-    if HAS_THRESHOLD:
+    if RULE != NO_RULE:
         picks = tl.where(threshold == threshold, 1, tokens_per_step)
     return picks
 
@@ -116,12 +154,12 @@ def static_step(
     position,
     tokens_per_step,
     threshold,
-    HAS_THRESHOLD: tl.constexpr,
+    RULE: tl.constexpr,
     LEFT_TO_RIGHT: tl.constexpr,
 ):
     """The positions that one step of static decoding unmasks."""
-    if HAS_THRESHOLD:
-        picked = passing(keys, confidence, masked, position, threshold, False, LEFT_TO_RIGHT)
+    if RULE != NO_RULE:
+        picked = passing(keys, confidence, masked, position, threshold, RULE, LEFT_TO_RIGHT)
         if tl.max(picked.to(tl.int32), axis=0) == 0:
             picked = first_ranked(keys, position, tokens_per_step)
     else:
@@ -139,7 +177,7 @@ def plan_drafts(
     tokens_per_step,
     threshold,
     LENGTH: tl.constexpr,
-    HAS_THRESHOLD: tl.constexpr,
+    RULE: tl.constexpr,
     LEFT_TO_RIGHT: tl.constexpr,
 ):
     """Numbers each position with the nested draft that fills it, or NOT_FILLED, and counts the drafts.
@@ -148,12 +186,11 @@ def plan_drafts(
     """
     draft_of = tl.full([LENGTH], NOT_FILLED, tl.int32)
     planned = 0
-    per_draft = picks_of(tokens_per_step, threshold, HAS_THRESHOLD)
+    per_draft = picks_of(tokens_per_step, threshold, RULE)
     going = planned < draft_steps
-    if (
-        HAS_THRESHOLD
-    ):  # draft 0 fills what passes, or the first ranked where nothing does; every further draft fills one
-        first = static_step(keys, confidence, masked, position, tokens_per_step, threshold, True, LEFT_TO_RIGHT)
+    if RULE != NO_RULE:
+        # Draft 0 fills what passes, or the first ranked where nothing does; every further draft fills one.
+        first = static_step(keys, confidence, masked, position, tokens_per_step, threshold, RULE, LEFT_TO_RIGHT)
         draft_of = tl.where(first, 0, draft_of)
         keys = tl.where(first, NO_KEY, keys)
         planned = tl.max(first.to(tl.int32), axis=0)
@@ -172,6 +209,11 @@ def plan_drafts(
         draft_of = tl.where(here, planned - 1, draft_of)
         keys = tl.where(here, NO_KEY, keys)
     return draft_of, planned
+
+
+def rule_of(rule: str, threshold: float | None, threshold_per_row: torch.Tensor | None) -> int:
+    """What kernels are compiled for: the rule, where there is a threshold."""
+    return 0 if threshold is None and threshold_per_row is None else 1 + RULES.index(rule)
 
 
 def expect_length(op: str, length: int, longest: int = MAX_LENGTH) -> None:

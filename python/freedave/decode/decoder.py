@@ -167,7 +167,8 @@ class Decoder:
             seed: of this sequence's draws, which are then those of `generate` with this seed and prompt alone. None: the
                 settings' seed, with a key of its own for each sequence.
             eos_token_id, stop_sequences: what ends it, as in `generate`. None: what the settings say.
-            threshold: as in `generate`, above 1 for none. None: what the settings say.
+            threshold: as in `generate`, of the settings' rule; above 1 for none where that is a probability. None: what the
+                settings say.
 
         Raises:
             RuntimeError: every slot is taken.

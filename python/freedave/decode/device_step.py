@@ -128,6 +128,7 @@ class DeviceStep:
             1 if shape.static else settings.draft_steps,
             tokens_per_step=settings.tokens_per_step,
             threshold=state.taken(state.threshold, shape),
+            rule=settings.step_rule,
             order=settings.order,
             block_length=settings.block_length,
             drafting="nested" if shape.static else settings.drafting,

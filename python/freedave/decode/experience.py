@@ -29,6 +29,7 @@ def chooser_for(lm: DiffusionLM, settings: Settings, levels: Sequence[int] = LEV
         settings.block_length,
         settings.tokens_per_step,
         settings.threshold,
+        settings.rule,
         settings.order,
         settings.measure,
         _step_of_temperature(settings.temperature),

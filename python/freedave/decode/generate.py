@@ -57,15 +57,15 @@ def generate(
     top_p: float | None = None,
     min_p: float | None = None,
     log_probs: bool = False,
+    rule: str = "threshold",
 ) -> DecodeOutput:
     """Decodes prompts block by block, committing what static decoding commits, in fewer forwards.
 
     Args:
         lm: the model (`load_model`, `DiffusionLM`). input_ids: `[B, P]` int64, the prompts.
-        max_new_tokens: positions to generate. A block-causal model decodes whole blocks, as far as it has positions, and the
-            result is cut there.
-        draft_steps, block_length, tokens_per_step, order, threshold, drafting, cache, lookahead_steps, executor, compile,
-        measure, temperature, seed, top_k, top_p, min_p: how to decode; `decode.options.DecodingOptions` says what each does.
+        max_new_tokens: positions to generate. Block-causal models decode whole blocks, and the result is cut there.
+        draft_steps, block_length, tokens_per_step, order, threshold, rule, drafting, cache, lookahead_steps, executor,
+        compile, measure, temperature, seed, top_k, top_p, min_p: how to decode, as `decode.options.DecodingOptions` says.
         eos_token_id: one id or several; a finished block that contains one of them among its generated tokens ends the
             sequence, and the answer ends with the first one. None: the model's own; an empty list: none.
         on_step: called with a `Commit` after each forward. check_lossless: decode statically as well and compare; with

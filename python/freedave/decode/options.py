@@ -132,6 +132,9 @@ class DecodingOptions:
             "neg_entropy": Dream's other algorithms.
         threshold: a static step commits every position of the block whose token has at least this probability (so it needs
             "prob" or "log_odds"); if there is none, `tokens_per_step` positions.
+        rule: what the threshold bounds, as `freedave_kernels.select_transfer` has it. "threshold": as above. "strict": such
+            probabilities must exceed it. "factor": Fast-dLLM's, of which it is the factor; needs "prob". "entropy_bound":
+            SDAR's, of which it is the bound; needs "neg_entropy".
         temperature: above 0, tokens are drawn from softmax(logits / temperature), each position's with noise that follows
             from `seed`, the sequence and the position: the same at every step, whatever is drafted. So static decoding with
             the same seed draws the same. Confidences are those of the drawn tokens ("prob" or "log_odds").
@@ -168,6 +171,11 @@ class DecodingOptions:
         "what positions are ranked by; log_odds tells those apart whose probability is 1.0",
     )
     threshold: float | None = _option(None, Threshold(), "a step commits all tokens this confident", "P")
+    rule: str = _option(
+        "threshold",
+        Choice(("threshold", "strict", "factor", "entropy_bound")),
+        "what the threshold bounds: factor is Fast-dLLM's, entropy_bound SDAR's",
+    )
     temperature: float = _option(0.0, Temperature(), "draw tokens from softmax(logits / T); 0: the likeliest", "T")
     seed: int | None = _option(None, Seed(), "of the draws (default: another one each time)", "S")
     top_k: int | None = _option(None, WholeNumber(), "draw from the N likeliest tokens", "N")

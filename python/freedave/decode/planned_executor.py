@@ -282,7 +282,7 @@ class PlannedExecutor:
             lm.mask_token_id,
             self._choice.build,
             tokens_per_step=settings.tokens_per_step,
-            threshold=self._thresholds(active),
+            **self._bounds(active),
             order=settings.order,
             block_length=settings.block_length,
             drafting=settings.drafting,
@@ -295,13 +295,13 @@ class PlannedExecutor:
             )
         return step
 
-    def _thresholds(self, active: list[_Slot]) -> float | torch.Tensor | None:
-        """That of all sequences, or `[B]` with NaN for none where they differ."""
+    def _bounds(self, active: list[_Slot]) -> dict[str, Any]:
+        """The rule, and the threshold of all sequences, or `[B]` with NaN for none where they differ."""
         thresholds = [slot.sequence.least_confidence for slot in active]
-        if len({*thresholds}) == 1:
-            return thresholds[0]
         numbers = [math.nan if each is None else each for each in thresholds]
-        return torch.tensor(numbers, dtype=torch.float32, device=self._lm.device)
+        alike = len({*thresholds}) == 1
+        each = thresholds[0] if alike else torch.tensor(numbers, dtype=torch.float32, device=self._lm.device)
+        return {"threshold": each, "rule": self._settings.step_rule}
 
     def _pooling(self, for_pool: list[torch.Tensor], active: list[_Slot]) -> dict[str, Any]:
         """Arguments of `draft_step`. No draft is told how far it was computed: where it was not, nothing is predicted."""

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 # pipelining enters later blocks early; with fewer blocks, both find fewer drafts (measured with the embedded model).
 MORE_BLOCKS = {"pooled": 1, "pipelined": 4}
 
+# The rules of a threshold that is no probability to reach or to exceed, and what confidences are for each.
+NEEDED_MEASURE = {"factor": "prob", "entropy_bound": "neg_entropy"}
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -36,7 +39,7 @@ class Settings:
     tokens_per_step: int
     order: str
     threshold: float | None
-    """A probability."""
+    """A probability, or the number of `rule`."""
     drafting: str
     """As asked for, but "pooled" where "pipelined" would be that, and "nested" where static decoding is asked for."""
     cache: str
@@ -55,6 +58,8 @@ class Settings:
     """Whether the graph executor's layers go through torch.compile; None: on a GPU."""
     active_drafts: int | None = None
     """How many of the graph executor's drafts count; None: all."""
+    rule: str = "threshold"
+    """What the threshold bounds."""
     measure: str = "prob"
     """Of confidences, as `predict_tokens` has it."""
     temperature: float = 0.0
@@ -80,8 +85,16 @@ class Settings:
 
     @property
     def least_confidence(self) -> float | None:
-        """The threshold as confidences are measured."""
-        return self.threshold if self.threshold is None or self.measure == "prob" else least_log_odds(self.threshold)
+        """The threshold as `step_rule` compares confidences with it."""
+        if self.threshold is None or self.rule in NEEDED_MEASURE:
+            return self.threshold
+        least = least_above(self.threshold) if self.rule == "strict" else self.threshold
+        return least if self.measure == "prob" else least_log_odds(least)
+
+    @property
+    def step_rule(self) -> str:
+        """The rule as `draft_step` has it: what must exceed a threshold reaches the next float32."""
+        return "threshold" if self.rule == "strict" else self.rule
 
     @property
     def truncation(self) -> dict[str, float]:
@@ -141,6 +154,11 @@ class Settings:
             return length
         whole = math.ceil(length / self.block_length) * self.block_length
         return whole if self.max_positions is None else max(length, min(whole, self.max_positions))
+
+
+def least_above(threshold: float) -> float:
+    """The least float32 above a threshold that must be exceeded; torch rounds it to float32 to compare a float32 with it."""
+    return torch.tensor(float(threshold), dtype=torch.float32).nextafter(torch.tensor(torch.inf)).item()
 
 
 def least_log_odds(threshold: float) -> float:
@@ -245,6 +263,7 @@ def resolve_settings(
         tokens_per_step=chosen.tokens_per_step,
         order=chosen.order,
         threshold=chosen.threshold,
+        rule=chosen.rule,
         measure=chosen.measure,
         drafting=chosen.drafting,
         cache=_cache(lm, chosen.cache),
@@ -291,7 +310,12 @@ def with_threshold(settings: Settings, threshold: float | None) -> Settings:
 
 
 def _check_threshold(settings: Settings) -> None:
-    if settings.threshold is not None and settings.measure not in ("prob", "log_odds"):
+    needed = NEEDED_MEASURE.get(settings.rule)
+    if settings.rule != "threshold" and settings.threshold is None:
+        raise ValueError(f"rule={settings.rule!r} needs a threshold, its number; got None")
+    if needed is not None and settings.measure != needed:
+        raise ValueError(f"rule={settings.rule!r} needs measure={needed!r}, got measure={settings.measure!r}")
+    if needed is None and settings.threshold is not None and settings.measure not in ("prob", "log_odds"):
         raise ValueError(
             f"threshold is a probability: it needs measure='prob' or 'log_odds', got measure={settings.measure!r}"
         )

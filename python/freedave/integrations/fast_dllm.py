@@ -5,8 +5,9 @@
     out, forwards = generate_with_dual_cache(lm, input_ids, steps=128, gen_length=128, block_length=32, threshold=0.9)
 
 Tokens and their order are those of the published functions, but for these differences: the mask is never predicted, and is
-no part of the softmax; confidences that float64 cannot tell apart, all of them 1.0, are told apart; and sequences of a batch
-do not wait for each other, so that one sequence's tokens do not depend on the others.
+no part of the softmax; confidences that float64 cannot tell apart, all of them 1.0, are told apart; with a `factor` they are
+compared in float32; and sequences of a batch do not wait for each other, so that one sequence's tokens do not depend on the
+others.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ def generate(
         prompt: `[B, P]` int64, all of one length.
         steps, gen_length, block_length: as published. Each step must commit as many tokens, a block's last one what is left.
         threshold: a step commits every position at least this confident, and the most confident one, whatever `steps` says.
-        temperature, remasking, factor: as they are by default; others are refused.
+        factor: a step commits by Fast-dLLM's factor instead, whatever `threshold` and `steps` say: the n-th most confident
+            position from `1 - factor / (n + 1)` on, as far as all before it pass; the first, and a last one, always.
+        temperature, remasking: as they are by default; others are refused.
         step_callback: called with the number of the step, once a step is known to be right.
         lossless: draft-and-verify, with `draft_steps` drafts a forward: the same tokens, in fewer forwards.
 
@@ -131,9 +134,9 @@ def _decode(
             "the published function draws anew in each step; see freedave.generate(temperature=...)",
         ),
         remasking=(remasking, "low_confidence", "positions are ranked by confidence"),
-        factor=(factor, None, "there is no such rule here"),
     )
-    tokens_per_step = tokens_a_step(caller, steps if threshold is None else gen_length, gen_length, block_length)
+    bounded = threshold is not None or factor is not None
+    tokens_per_step = tokens_a_step(caller, gen_length if bounded else steps, gen_length, block_length)
     lm = model if isinstance(model, DiffusionLM) else DiffusionLM(model, mask_id, attention="full")
     out = decode(
         lm,
@@ -142,8 +145,9 @@ def _decode(
         draft_steps,
         block_length,
         tokens_per_step,
-        measure="log_odds",
-        threshold=threshold,
+        measure="log_odds" if factor is None else "prob",
+        threshold=threshold if factor is None else factor,
+        rule="threshold" if factor is None else "factor",
         cache=cache,
         eos_token_id=(),
         on_step=None if step_callback is None else _Steps(step_callback),

@@ -26,13 +26,19 @@ import torch
 
 from freedave.decode.generate import generate as decode
 from freedave.integers import as_int
-from freedave.integrations.step_schedule import least_above, tokens_a_step
+from freedave.integrations.step_schedule import refuse, tokens_a_step
 from freedave.models.diffusion_lm import DiffusionLM
 from freedave_kernels.arguments import expect_choice
 
 CALLER = "sdar.block_diffusion_generate"
 DYNAMIC = "low_confidence_dynamic"
-ORDERS = {DYNAMIC: "confidence", "low_confidence_static": "confidence", "sequential": "left_to_right"}
+ENTROPY = "entropy_bounded"
+ORDERS = {
+    DYNAMIC: "confidence",
+    "low_confidence_static": "confidence",
+    ENTROPY: "confidence",
+    "sequential": "left_to_right",
+}
 
 
 def block_diffusion_generate(
@@ -49,6 +55,7 @@ def block_diffusion_generate(
     confidence_threshold: float = 0.85,
     stopping_criteria_idx: int | Sequence[int] | None = None,
     *,
+    eb_threshold: float = 0.35,
     lossless: bool = False,
     draft_steps: int = 8,
     seed: int | None = None,
@@ -60,10 +67,12 @@ def block_diffusion_generate(
         prompt: `{"input_ids": [B, P] int64}`, as a tokenizer returns it; with its `attention_mask` where there is padding.
         gen_length, block_length: as published.
         denoising_steps: those of a block. Each must fill as many positions, a block's last one what is left; with
-            "low_confidence_dynamic", one.
+            "low_confidence_dynamic" and "entropy_bounded", one.
         temperature, top_k, top_p: what is drawn from, as published. A temperature of 0: the likeliest token is taken.
         remasking_strategy: "low_confidence_static" fills the most confident positions, "low_confidence_dynamic" all that are
-            more confident than `confidence_threshold`, or else the most confident one, "sequential" the first ones.
+            more confident than `confidence_threshold`, or else the most confident one, "sequential" the first ones;
+            "entropy_bounded" (of SDAR's engine), with a temperature of 0, as many of the least entropy as have a sum of
+            entropies below `eb_threshold`, or else the first of them.
         stopping_criteria_idx: the block in which one of these tokens is generated is the last one.
         lossless: draft-and-verify, with `draft_steps` drafts a forward: the same tokens, in fewer forwards.
         seed: of what is drawn. None: another one with each call, from torch's generator.
@@ -79,10 +88,12 @@ def block_diffusion_generate(
     gen_length = as_int(CALLER, "gen_length", gen_length, minimum=1)
     block_length = as_int(CALLER, "block_length", block_length, minimum=1)
     tokens_per_step = tokens_a_step(CALLER, denoising_steps, block_length, block_length, "denoising_steps")
-    dynamic = remasking_strategy == DYNAMIC
-    if dynamic and tokens_per_step > 1:
+    dynamic, entropic = remasking_strategy == DYNAMIC, remasking_strategy == ENTROPY
+    if entropic:
+        refuse(CALLER, temperature=(temperature, 0, "there are no entropies here where tokens are drawn"))
+    if (dynamic or entropic) and tokens_per_step > 1:
         raise ValueError(
-            f"{CALLER}: with {DYNAMIC!r}, a step that has nothing above the threshold fills one position here, and "
+            f"{CALLER}: with {remasking_strategy!r}, a step that finds nothing sure enough fills one position here, and "
             f"{tokens_per_step} with denoising_steps={denoising_steps}: take {block_length}"
         )
     if not isinstance(prompt, Mapping) or "input_ids" not in prompt:
@@ -97,7 +108,9 @@ def block_diffusion_generate(
         block_length,
         tokens_per_step,
         ORDERS[remasking_strategy],
-        threshold=least_above(confidence_threshold) if dynamic else None,
+        threshold=confidence_threshold if dynamic else eb_threshold if entropic else None,
+        rule="strict" if dynamic else "entropy_bound" if entropic else "threshold",
+        measure="neg_entropy" if entropic else "prob",
         eos_token_id=() if stopping_criteria_idx is None else stopping_criteria_idx,
         attention_mask=prompt.get("attention_mask"),
         temperature=temperature,

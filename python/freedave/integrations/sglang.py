@@ -23,7 +23,6 @@ from sglang.srt.dllm.algorithm.low_confidence import LowConfidence
 
 import freedave_kernels as fk
 from freedave.integers import as_int
-from freedave.integrations.step_schedule import least_above
 from freedave_kernels.contract import COUNTERS, DRAFTINGS, MAX_DRAFTS
 
 if TYPE_CHECKING:
@@ -67,10 +66,6 @@ class FreeDaveLowConfidence(LowConfidence):
     Equal confidences go to the lowest position. A block in which nothing can be predicted (no finite logits) is done.
     """
 
-    def __init__(self, config: DllmConfig) -> None:
-        super().__init__(config)
-        self._from = least_above(self.threshold)
-
     def step(self, forward_batch: ForwardBatch, full_logits: torch.Tensor, states: list[Any]) -> list[bool]:
         input_ids = forward_batch.input_ids.view(forward_batch.batch_size, self.block_size)
         logits = full_logits.view(*input_ids.shape, -1)
@@ -78,7 +73,7 @@ class FreeDaveLowConfidence(LowConfidence):
         if forward_batch.dllm_prompt_mask is not None:
             masked &= ~forward_batch.dllm_prompt_mask
         token_ids, confidence = fk.predict_tokens(logits, input_ids, self.mask_id, mask_index=masked)
-        transfer = fk.select_transfer(confidence, masked, threshold=self._from)
+        transfer = fk.select_transfer(confidence, masked, threshold=self.threshold, rule="strict")
         input_ids.copy_(torch.where(transfer, token_ids, input_ids))
         return (~transfer.any(1)).tolist()
 
@@ -92,7 +87,6 @@ class FreeDaveJointThreshold(JointThreshold):
     def __init__(self, config: DllmConfig) -> None:
         super().__init__(config)
         self._use_shared_state = False
-        self._from = least_above(self.threshold)
 
     def step(self, forward_batch: ForwardBatch, full_logits: torch.Tensor, states: list[Any]) -> list[bool]:
         input_ids = forward_batch.input_ids.view(forward_batch.batch_size, self.block_size)
@@ -110,7 +104,7 @@ class FreeDaveJointThreshold(JointThreshold):
         post_edit_steps = post_edit_steps + only_edits
         goes_on = (finished == 0) & ~(only_edits & (post_edit_steps > self.max_post_edit_steps))
 
-        transfer = fk.select_transfer(confidence, masked, threshold=self._from)
+        transfer = fk.select_transfer(confidence, masked, threshold=self.threshold, rule="strict")
         transfer |= (confidence > self.edit_threshold) & (token_ids != input_ids) & ~masked & ~prompt
         transfer &= goes_on[:, None]
         input_ids.copy_(torch.where(transfer, token_ids, input_ids))
@@ -173,8 +167,7 @@ class FreeDave(DllmAlgorithm):
         self.drafting = settings.get("drafting", "recycled")
         if self.drafting not in DRAFTINGS:
             raise ValueError(f"FreeDave: drafting must be one of {', '.join(DRAFTINGS)}, got {self.drafting!r}")
-        threshold = settings.get("threshold", 0.95)
-        self._from = None if threshold >= 1 else least_above(threshold)  # no probability is above 1
+        self.threshold = settings.get("threshold", 0.95)
         self.tree_cache: Any = None
 
     @classmethod
@@ -249,7 +242,7 @@ class FreeDave(DllmAlgorithm):
             token_ids[of_block, of_draft], confidence[of_block, of_draft] = found_ids, found_confidence
             step = fk.draft_step(
                 drafts, token_ids, confidence, num_drafts, self.mask_id, self.draft_steps,
-                threshold=self._from, drafting=self.drafting,
+                threshold=self.threshold, rule="strict", drafting=self.drafting,
             )  # fmt: skip
             committed = torch.where(step.drafts[:, 0] == LITERAL, self.mask_id, step.drafts[:, 0])
             forward_batch.input_ids.view(-1, self.block_size)[requests] = committed

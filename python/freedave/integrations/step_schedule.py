@@ -1,10 +1,8 @@
 """What the doors to published `generate` functions share. Those say how many steps there are; our loop, how many tokens a
-step commits. Some have thresholds that must be exceeded, and all have options that cannot be honoured.
+step commits. All have options that cannot be honoured.
 """
 
 from __future__ import annotations
-
-import torch
 
 from freedave.integers import as_int
 
@@ -42,11 +40,6 @@ def _alike(length: int, steps: int) -> bool:
     """Whether all `steps` of a block that commit anything commit as many tokens, but for the last one."""
     few, with_one_more = divmod(length, steps)
     return few == 0 or with_one_more in (0, steps - 1)
-
-
-def least_above(threshold: float) -> float:
-    """The least float32 above a threshold that must be exceeded; torch rounds it to float32 to compare a float32 with it."""
-    return torch.tensor(float(threshold), dtype=torch.float32).nextafter(torch.tensor(torch.inf)).item()
 
 
 def refuse(caller: str, **options: tuple[object, object, str]) -> None:
