@@ -193,6 +193,9 @@ def cases(architecture: str) -> dict[str, Callable[[], Any]]:
         "predict_tokens float32 prob 4 bytes": predict(fp32, "prob", offset=1),
         **{f"partial_predictions float32 {measure}": partial(fp32, measure)
            for measure in ("margin", "neg_entropy", "log_odds")},
+        "merge_predictions prob scored, forbidden": lambda: merge_predictions(
+            torch.zeros(1, 38, 8, dtype=torch.float64), torch.tensor([MASK]), "prob", 0.0
+        ),
         **{f"merge_predictions {measure}": functools.partial(merge_predictions, states, torch.tensor([MASK]), measure, 0.0)
            for measure in ("margin", "neg_entropy", "log_odds")},
         "draft_step 8x32 nested": step(8, 32, "nested"),

@@ -149,12 +149,12 @@ def draft_step(
     """Verifies drafts against their predictions, commits the last right one and builds the next drafts.
 
     Args:
-        drafts: `[B, J, L]` int64, the drafts that were forwarded; draft 0 is right by construction.
+        drafts: `[B, J, L]` int64, the forwarded drafts (int32 ids are copied, as `token_ids`); draft 0 is right anyway.
         token_ids: `[B, J, L]` int64 and confidence: `[B, J, L]` float32, the predictions at each draft, as
             `predict_tokens` returns them. Where the mask itself is predicted, nothing is (as if the confidence were -inf): no
             step fills a position with the mask. `predict_tokens(..., suppress_tokens=[mask_token_id])` never predicts it.
-        num_drafts: `[B]` int32 or int64, how many drafts are active.
-        mask_token_id: marks masked positions. draft_steps: K, the number of drafts to build; with 1, this is static decoding.
+        num_drafts: `[B]` int32 or int64, how many drafts are active. mask_token_id: marks masked positions.
+        draft_steps: K, the number of drafts to build; with 1, this is static decoding.
         tokens_per_step, threshold, order, block_length: the static step, as in `build_drafts`.
         drafting: how the next drafts are made. "nested": from the accepted draft's predictions alone (`build_drafts`).
             "recycled": draft 0 so; each further draft fills the position ranked first by the predictions of the input
@@ -188,6 +188,7 @@ def draft_step(
 
     Source: FreeDave (free draft-and-verification); every drafting but "nested" is this project's own.
     """
+    drafts, token_ids = map(arguments.as_int64, (drafts, token_ids))
     rules = (*arguments.for_all_or_each(tokens_per_step, 1), *arguments.for_all_or_each(threshold, None))
     ends, of_pools = arguments.for_all_or_each(eos_token_id, None), (window_start, computed_length, slots, forget)
     if drafting in POOLED_DRAFTINGS:
@@ -198,11 +199,8 @@ def draft_step(
         return DraftStep(record, draft_steps)
     if pool is not None or any(given is not None for given in of_pools):
         raise _of_pools_only(drafting, pool, *of_pools)
-    call = (
-        drafts, token_ids, confidence, num_drafts, mask_token_id, draft_steps, *rules, order, block_length,
-        drafting, match, *ends, step, answer_start,
-    )  # fmt: skip
-    return DraftStep(_call(*call), draft_steps)
+    call = (drafts, token_ids, confidence, num_drafts, mask_token_id, draft_steps, *rules, order, block_length)
+    return DraftStep(_call(*call, drafting, match, *ends, step, answer_start), draft_steps)
 
 
 def _of_pools_only(drafting: Any, *given: Any) -> ValueError:
