@@ -25,6 +25,11 @@ def for_all_or_each(value: T | torch.Tensor, for_all: T) -> tuple[T, torch.Tenso
     return (for_all, value) if isinstance(value, torch.Tensor) else (value, None)
 
 
+def as_int64(ids: T) -> T | torch.Tensor:
+    """Ids as kernels take them: an int32 tensor is copied. (What is no tensor, or of another dtype, is refused later.)"""
+    return ids.long() if isinstance(ids, torch.Tensor) and ids.dtype == torch.int32 else ids
+
+
 def _names(dtypes: Sequence[torch.dtype]) -> str:
     return " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
 

@@ -28,6 +28,8 @@ class Budget:
 ALLOWED_STACK = {
     # Noise of 32 tokens a thread is worked out at once.
     **{f"predict_tokens {case} drawn": 160 for case in ("bfloat16 prob", "float32 log_odds")},
+    # The terms of an entropy, beside which tokens are suppressed.
+    "predict_tokens bfloat16 neg_entropy scored": 40,
     "draft_attention": 16,
     # Sums of a span, while a split is attended to; still the fastest of all combinations on an H100.
     **{f"draft_attention {dtype} 128": 256 for dtype in ("bfloat16", "float16")},

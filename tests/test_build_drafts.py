@@ -185,7 +185,7 @@ def test_opcheck_and_compile():
         ({"input_ids": IDS.float()}, TypeError, "input_ids must be int64, got float32"),
         ({"input_ids": IDS[:, :0]}, ValueError, "input_ids must have at least one position"),
         ({"token_ids": TOKENS[:, :4]}, ValueError, r"token_ids must have shape \(1, 5\)"),
-        ({"token_ids": TOKENS.int()}, TypeError, "token_ids must be int64, got int32"),
+        ({"token_ids": TOKENS.short()}, TypeError, "token_ids must be int64, got int16"),
         ({"confidence": CONFIDENCE.double()}, TypeError, "confidence must be float32, got float64"),
         ({"confidence": CONFIDENCE[0]}, ValueError, r"confidence must have shape \(1, 5\)"),
         ({"mask_token_id": "m"}, TypeError, "mask_token_id must be an int, got str"),

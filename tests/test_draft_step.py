@@ -393,7 +393,7 @@ def test_opcheck_and_compile():
     ("change", "error", "message"),
     [
         ({"drafts": DRAFTS[0]}, ValueError, r"drafts must have shape \[B, J, L\], got \(2, 4\)"),
-        ({"drafts": DRAFTS.int()}, TypeError, "drafts must be int64, got int32"),
+        ({"drafts": DRAFTS.short()}, TypeError, "drafts must be int64, got int16"),
         ({"drafts": [1]}, TypeError, "drafts must be a int64 tensor, got list"),
         ({"token_ids": TOKENS[:, :1]}, ValueError, r"token_ids must have shape \(1, 2, 4\)"),
         ({"token_ids": TOKENS.float()}, TypeError, "token_ids must be int64, got float32"),

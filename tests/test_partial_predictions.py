@@ -35,8 +35,8 @@ def in_parts(logits, input_ids, edges, *, measure="prob", suppress_tokens=None, 
         )
         for begin, end in itertools.pairwise(edges)
     ]
-    temperature = arguments.get("temperature", 0.0)
-    return fk.merge_predictions(torch.cat(states, -2), input_ids, measure=measure, temperature=temperature)
+    rest = {"temperature": arguments.get("temperature", 0.0), "scored": arguments.get("scored_ids") is not None}
+    return fk.merge_predictions(torch.cat(states, -2), input_ids, measure=measure, **rest)
 
 
 def test_example(backend):
@@ -99,7 +99,7 @@ def test_states_are_those_of_the_oracle(native_backend, dtype, measure):
     assert states.shape == (2, 3, 3, 6)
     torch.testing.assert_close(states, expected, rtol=1e-6, atol=0)
     merged = fk.merge_predictions(states, input_ids, measure=measure)
-    assert_close(merged, reference_merge(expected, input_ids, measure, 0.0), measure)
+    assert_close(merged, reference_merge(expected, input_ids, measure, 0.0)[:2], measure)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -204,6 +204,9 @@ STATES = torch.zeros(2, 3, 4, 6, dtype=torch.float64)
         ({"suppress_tokens": [-1]}, ValueError, "suppress_tokens must lie in"),
         ({"mask_index": IDS}, TypeError, "mask_index must be bool, got int64"),
         ({"logits_shift": 1}, TypeError, "logits_shift must be a bool, got int"),
+        ({"suppress": "out"}, ValueError, "suppress must be one of exclude, forbid, got 'out'"),
+        ({"scored_ids": IDS.short()}, TypeError, "scored_ids must be int64, got int16"),
+        ({"scored_ids": IDS[:1]}, ValueError, r"scored_ids must have shape \(2, 3\).*got \(1, 3\)"),
     ],
     ids=str,
 )
@@ -217,11 +220,22 @@ def test_argument_errors(backend, change, error, message):
     ("change", "error", "message"),
     [
         ({"states": STATES.float()}, TypeError, "states must be float64, got float32"),
-        ({"states": STATES[..., :5]}, ValueError, r"states must have shape \[\*, L, C, 6\], got \(2, 3, 4, 5\)"),
-        ({"states": STATES[..., :0, :]}, ValueError, r"states must have shape \[\*, L, C, 6\], got \(2, 3, 0, 6\)"),
+        (
+            {"states": STATES[..., :5]},
+            ValueError,
+            r"states must have shape \[\*, L, C, 6 or more\], got \(2, 3, 4, 5\)",
+        ),
+        (
+            {"states": STATES[..., :0, :]},
+            ValueError,
+            r"states must have shape \[\*, L, C, 6 or more\], got \(2, 3, 0, 6\)",
+        ),
         ({"states": STATES[0, 0]}, ValueError, r"states must have at least 3 dimensions, got shape \(4, 6\)"),
         ({"states": STATES.mT.contiguous().mT}, ValueError, "the last dimension of states must be contiguous"),
-        ({"input_ids": IDS.int()}, TypeError, "input_ids must be int64, got int32"),
+        ({"input_ids": IDS.short()}, TypeError, "input_ids must be int64, got int16"),
+        ({"scored": True}, ValueError, r"scored needs states of partial_predictions\(..., scored_ids=...\)"),
+        ({"scored": 1}, TypeError, "scored must be a bool, got int"),
+        ({"rank_dtype": torch.float64}, ValueError, "rank_dtype must be one of torch.float16, .* got torch.float64"),
         ({"input_ids": IDS[0]}, ValueError, r"input_ids must have shape \(2, 3\).*got \(3,\)"),
         ({"measure": 1}, TypeError, "measure must be a str, got int"),
         ({"input_ids": IDS.to("meta")}, ValueError, elsewhere("input_ids", "states")),

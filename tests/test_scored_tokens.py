@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from on_gpu import elsewhere
 from states import INF, Constants, generator
-from test_drawn_tokens import draws
+from test_drawn_tokens import draws, draws_in_parts
+from test_partial_predictions import TOKENS, calls_in_parts, in_parts
 from test_predict_tokens import DTYPES, IDS, LOGITS, MASK, MEASURES, assert_close, calls
 
 import freedave_kernels as fk
@@ -157,6 +158,76 @@ def test_a_row_does_not_depend_on_its_batch(backend: str, threads: None, suppres
         assert all(torch.equal(ours[one], theirs) for ours, theirs in zip(together, alone, strict=True))
 
 
+@st.composite
+def scored_calls_in_parts(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any], list[int]]:
+    logits, input_ids, arguments, edges = draw(st.one_of(calls_in_parts(), draws_in_parts()))
+    constants = Constants(draw)
+    arguments["suppress"] = constants.one_of(SUPPRESSIONS)
+    if constants.one_of([False, True]):
+        random, vocab = generator(draw(st.integers(0, 2**32))), logits.shape[-1]
+        arguments["scored_ids"] = torch.randint(-1, vocab + 1, input_ids.shape, generator=random)
+    return logits, input_ids, arguments, edges
+
+
+def run_in_parts(
+    logits: torch.Tensor, input_ids: torch.Tensor, arguments: dict[str, Any], edges: list[int]
+) -> tuple[torch.Tensor, ...]:
+    return in_parts(logits, input_ids, edges, **arguments)
+
+
+@given(call=scored_calls_in_parts())
+@settings(max_examples=300)
+def test_parts_agree_with_the_oracle(
+    backend: str, call: tuple[torch.Tensor, torch.Tensor, dict[str, Any], list[int]]
+) -> None:
+    logits, input_ids, arguments, _ = call
+    result, expected = run_in_parts(*call), oracle(logits, input_ids, arguments)
+    assert_close(result[:2], expected, arguments["measure"])
+    if "scored_ids" in arguments:
+        assert_scores_close(result[2], expected[2])
+
+
+@pytest.mark.parametrize("drawn", [False, True], ids=["largest", "drawn"])
+@pytest.mark.parametrize("suppress", SUPPRESSIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_division_does_not_show(backend: str, dtype: torch.dtype, suppress: str, drawn: bool) -> None:
+    """Bitwise, wherever the parts end, with scored and forbidden tokens in any; two rows are broken by forbidden ones."""
+    logits = (torch.randn(7, 20000, generator=generator(10)) * 3).to(dtype)
+    logits[5, 12345], logits[6, 19999] = math.nan, INF
+    scored = torch.tensor([0, 4095, 4096, 19999, 20000, 77, -1])
+    arguments: dict[str, Any] = {"suppress_tokens": torch.tensor([19999, 3, 12345, 3, 4096, -7]), "suppress": suppress}
+    if drawn:
+        arguments |= {"temperature": 0.8, "seed": 5, "positions": torch.arange(7), "floor": torch.full((7,), -4.0)}
+    input_ids = torch.full((7,), MASK)
+    whole = in_parts(logits, input_ids, [], scored_ids=scored, **arguments)
+    expected = fk.predict_tokens(logits[:, None], input_ids[:, None], MASK, scored_ids=scored[:, None], **{
+        name: value[:, None] if name in ("positions", "floor") else value for name, value in arguments.items()
+    })  # fmt: skip
+    broken = suppress == "forbid"
+    assert (whole[1] == -INF).tolist() == [False] * 5 + [broken, broken]
+    assert whole[2].isnan().tolist() == [False] * 5 + [broken, True]
+    assert torch.equal(whole[0], expected[0].squeeze(-1))
+    for ours, theirs in zip(whole[1:], expected[1:], strict=True):
+        torch.testing.assert_close(ours, theirs.squeeze(-1), rtol=1e-6, atol=1e-6, equal_nan=True)
+    for edges in ([TOKENS], [3 * TOKENS, 4 * TOKENS], range(0, 20000, TOKENS)):
+        parts = in_parts(logits, input_ids, edges, scored_ids=scored, **arguments)
+        for ours, theirs in zip(parts, whole, strict=True):
+            assert torch.equal(ours.nan_to_num(9.0), theirs.nan_to_num(9.0))
+    unscored = in_parts(logits, input_ids, [TOKENS], **arguments)
+    assert len(unscored) == 2 and all(map(torch.equal, unscored, whole[:2]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_confidences_of_parts_in_the_dtype_of_the_logits(backend: str, dtype: torch.dtype) -> None:
+    logits = (torch.randn(50, 64, generator=generator(7)) * 5).to(dtype)
+    input_ids = torch.full((50,), MASK)
+    states = fk.partial_predictions(logits, input_ids, MASK)
+    rounded = fk.merge_predictions(states, input_ids, rank_dtype=dtype)
+    assert torch.equal(rounded[1], fk.merge_predictions(states, input_ids)[1].to(dtype).float())
+    if dtype != torch.float32:
+        assert torch.equal(rounded[1], fk.predict_tokens(logits, input_ids, MASK, rank_dtype="logits")[1])
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_confidences_in_the_dtype_of_the_logits(backend: str, dtype: torch.dtype) -> None:
     """What a softmax in that dtype has, where decoders rank by its results: many are equal then."""
@@ -181,6 +252,10 @@ def test_opcheck() -> None:
     torch.library.opcheck(op, (*call, input_ids, "exclude"))
     torch.library.opcheck(op, (*call, input_ids, "forbid"))
     torch.library.opcheck(op, (*call, None, "forbid"))
+    states = fk.partial_predictions(
+        logits, input_ids, MASK, suppress_tokens=[3], suppress="forbid", scored_ids=input_ids
+    )
+    torch.library.opcheck(torch.ops.freedave.merge_predictions.default, (states, input_ids, "prob"))
 
 
 def test_compiles_without_graph_breaks() -> None:
@@ -197,7 +272,7 @@ def test_compiles_without_graph_breaks() -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"scored_ids": IDS.int()}, TypeError, "scored_ids must be int64, got int32"),
+        ({"scored_ids": IDS.short()}, TypeError, "scored_ids must be int64, got int16"),
         ({"scored_ids": [1]}, TypeError, "scored_ids must be a int64 tensor, got list"),
         ({"scored_ids": IDS[:1]}, ValueError, r"scored_ids must have shape \(2, 3\).*got \(1, 3\)"),
         ({"scored_ids": IDS.to("meta")}, ValueError, elsewhere("scored_ids", "logits")),

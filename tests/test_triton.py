@@ -21,9 +21,7 @@ import disassembly
 import pytest
 import test_build_drafts
 import test_draft_step
-import test_drawn_tokens
 import test_logit_floor
-import test_partial_predictions
 import test_predict_tokens
 import test_rank_positions
 import test_scored_tokens
@@ -319,8 +317,8 @@ print(len(driver.grids))
 CONTRACT = {
     "predict_tokens": (test_scored_tokens.scored_calls, test_predict_tokens.run),
     "partial_predictions": (
-        lambda: test_partial_predictions.calls_in_parts() | test_drawn_tokens.draws_in_parts(),
-        test_partial_predictions.run,
+        test_scored_tokens.scored_calls_in_parts,
+        test_scored_tokens.run_in_parts,
     ),
     "logit_floor": (test_logit_floor.calls, test_logit_floor.run),
     "rank_positions": (test_rank_positions.calls, test_rank_positions.run),
@@ -329,10 +327,6 @@ CONTRACT = {
     "verify_drafts": (test_verify_drafts.calls, test_verify_drafts.run),
     "draft_step": (test_draft_step.calls, test_draft_step.run),
 }
-
-
-# Flags, the last of a kernel's constants, that another op alone sets.
-OTHERS_FLAGS = {("partial_predictions", "merge_states"): 2}
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="elsewhere it would launch kernels")
@@ -357,8 +351,7 @@ def test_contract_tests_compile_little(monkeypatch, op):
     assert binaries
     for name, keys in binaries.items():
         assert len(keys) <= 3 * FEW, name
-        others = OTHERS_FLAGS.get((op, name), 0)
-        for values in map(set, zip(*(constants[: len(constants) - others] for constants, *_ in keys), strict=True)):
+        for values in map(set, zip(*(constants for constants, *_ in keys), strict=True)):
             assert values == {False, True} or not isinstance(next(iter(values)), bool), (name, keys)
 
 

@@ -115,7 +115,7 @@ def test_opcheck_and_compile():
     ("change", "error", "message"),
     [
         ({"drafts": DRAFTS[0]}, ValueError, r"drafts must have shape \[B, K, L\], got \(3, 3\)"),
-        ({"drafts": DRAFTS.int()}, TypeError, "drafts must be int64, got int32"),
+        ({"drafts": DRAFTS.short()}, TypeError, "drafts must be int64, got int16"),
         ({"drafts": DRAFTS[:, :0], "targets": DRAFTS[:, :0]}, ValueError, "drafts must hold a draft and a position"),
         ({"targets": DRAFTS[:, :2]}, ValueError, r"targets must have shape \(1, 3, 3\)"),
         ({"targets": DRAFTS.float()}, TypeError, "targets must be int64, got float32"),

@@ -18,7 +18,7 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from freedave_kernels.contract import PoolLayout
+from freedave_kernels.contract import MEASURES, PoolLayout
 from freedave_kernels.triton import launch
 from freedave_kernels.triton.build_drafts import build_drafts, build_sequence
 from freedave_kernels.triton.draft_attention import attend, draft_attention, merge_parts
@@ -84,7 +84,8 @@ def predict(dtype: torch.dtype, measure: str, vocab: int = 151936, offset: int =
     logits = torch.zeros(vocab + offset, dtype=dtype)[offset:].view(1, vocab)
     suppress, shift = extra.get("suppress"), extra.get("shift", False)
     seed = torch.tensor([1]) if extra.get("temperature") else None
-    rest = (measure, suppress, shift, extra.get("temperature", 0.0), seed, seed, extra.get("floor"), None, "exclude")
+    rest = (measure, suppress, shift, extra.get("temperature", 0.0), seed, seed, extra.get("floor"))
+    rest += (extra.get("scored"), extra.get("suppression", "exclude"))
     return lambda: predict_tokens(logits, torch.tensor([MASK]), MASK, extra.get("mask"), *rest)
 
 
@@ -95,10 +96,11 @@ def partial(dtype: torch.dtype, measure: str) -> Callable[[], Any]:
     return lambda: partial_predictions(logits, torch.tensor([MASK]), MASK, 4096, *rest)
 
 
-def floors(dtype: torch.dtype) -> Callable[[], Any]:
-    """Everything that may be given."""
-    logits, suppress = torch.zeros(1, 151936, dtype=dtype), torch.tensor([5])
-    return lambda: logit_floor(logits, 50, 0.9, 0.01, 0.7, torch.tensor([True]), suppress)
+def floors(dtype: torch.dtype, everything: bool = True) -> Callable[[], Any]:
+    """Everything that may be given, or nothing beside the truncations."""
+    logits = torch.zeros(1, 151936, dtype=dtype)
+    given = (torch.tensor([True]), torch.tensor([5])) if everything else (None, None)
+    return lambda: logit_floor(logits, 50, 0.9, 0.01, 0.7, *given)
 
 
 def drafts(count: int, length: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -188,6 +190,10 @@ def cases(architecture: str) -> dict[str, Callable[[], Any]]:
            for name, dtype in (("bfloat16", bf16), ("float16", fp16), ("float32", fp32))
            for measure in ("margin", "neg_entropy", "log_odds")},
         "predict_tokens bfloat16 prob everything": predict(bf16, "prob", **extra),
+        "logit_floor bfloat16 alone": floors(bf16, everything=False),
+        **{f"predict_tokens bfloat16 {measure} scored, forbidden": predict(
+            bf16, measure, suppress=torch.tensor([1]), suppression="forbid", scored=torch.tensor([5]))
+           for measure in MEASURES},
         "predict_tokens bfloat16 prob drawn": predict(bf16, "prob", temperature=0.7),
         "predict_tokens float32 log_odds drawn": predict(fp32, "log_odds", temperature=0.7),
         "predict_tokens bfloat16 prob drawn above a floor": predict(bf16, "prob", temperature=0.7, floor=torch.zeros(1)),
@@ -197,6 +203,9 @@ def cases(architecture: str) -> dict[str, Callable[[], Any]]:
         "predict_tokens float32 prob 4 bytes": predict(fp32, "prob", offset=1),
         **{f"partial_predictions float32 {measure}": partial(fp32, measure)
            for measure in ("margin", "neg_entropy", "log_odds")},
+        "merge_predictions prob scored, forbidden": lambda: merge_predictions(
+            torch.zeros(1, 38, 8, dtype=torch.float64), torch.tensor([MASK]), "prob", 0.0
+        ),
         **{f"merge_predictions {measure}": functools.partial(merge_predictions, states, torch.tensor([MASK]), measure, 0.0)
            for measure in ("margin", "neg_entropy", "log_odds")},
         "draft_step 8x32 nested": step(8, 32, "nested"),

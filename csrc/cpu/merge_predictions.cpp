@@ -3,6 +3,7 @@
 
 #include "cpu/parallel.h"
 #include "freedave/predict_tokens.h"
+#include "freedave/single_logits.h"
 
 namespace freedave::cpu {
 
@@ -13,8 +14,11 @@ void launch(const MergePredictionsParams& p, ParallelFor) {
       const double* states = p.states + p.state_rows.start(flat);
       const auto state_of = [&](int64_t chunk) { return load_state(states + chunk * p.state_rows.step); };
       const OnlineSoftmax whole = merge_row(p.chunks, p.drawn, state_of);
-      write_prediction(whole, whole, p.measure, p.drawn, p.input_ids.at(row, position), p.token_ids[flat],
+      const OnlineSoftmax all = p.single_logits > 0 ? merge(whole, forbidden_part(p, states, 0, 1)) : whole;
+      write_prediction(whole, all, p.measure, p.drawn, p.input_ids.at(row, position), p.token_ids[flat],
                        p.confidence[flat]);
+      if (p.single_logits == 0) continue;
+      p.log_probs[flat] = p.confidence[flat] > -INFINITY ? log_prob_of(single_logit(p, states, 0), all) : NAN;
     }
   }
 }

@@ -64,8 +64,10 @@ struct MergePredictionsParams {
   Matrix<const int64_t> input_ids;
   Measure measure;
   bool drawn;
-  int64_t* token_ids;  // contiguous [*, L]
-  float* confidence;   // contiguous [*, L]
+  int64_t single_logits = 0;   // of each state, after its fields: of the scored token, then of the forbidden ones
+  int64_t* token_ids;          // contiguous [*, L]
+  float* confidence;           // contiguous [*, L]
+  float* log_probs = nullptr;  // of the scored token, contiguous [*, L], where there are single logits
 };
 
 // The vocabulary is split by its size alone, so that a row's bits depend neither on the batch nor on the threads.

@@ -6,8 +6,8 @@
 
 namespace freedave {
 
-// What predict_tokens reads of a row once its scan is done: the suppressed tokens that stay in the softmax, and the one
-// to be scored. They are few, so the scan knows nothing of them.
+// What predictions read of a row once its scan is done: the suppressed tokens that stay in the softmax, and the one to
+// be scored. They are few, so the scan knows nothing of them.
 
 // The logit of one token as the scan sees it where it is not suppressed; -inf where there is none. `flat` is over [*,
 // L].
@@ -42,21 +42,43 @@ HD bool is_suppressed(const LogitsToScan& p, int64_t token, int64_t listed) {
   return false;
 }
 
-// The softmax of some of the suppressed tokens: every `step`-th of the list from `first` on. A token that is listed
-// more than once counts where it stands first.
-HD OnlineSoftmax forbidden_part(const LogitsToScan& p, int64_t flat, int64_t first, int64_t step) {
+// The softmax of some of `count` single logits: every `step`-th from `first` on.
+template <typename LogitAt>
+HD OnlineSoftmax softmax_of(int64_t first, int64_t step, int64_t count, const LogitAt& logit_at) {
   OnlineSoftmax part = empty_softmax();
-  for (int64_t i = first; i < p.num_suppress_tokens; i += step) {
-    const int64_t token = suppressed_token(p, i);
-    const float logit = logit_of(p, flat, token);
-    if (logit == -INFINITY || is_suppressed(p, token, i)) continue;
+  for (int64_t i = first; i < count; i += step) {
+    const float logit = logit_at(i);
+    if (logit == -INFINITY) continue;
     if (!(logit < INFINITY)) {  // breaks the row, as in the scan
       part.rest = NAN;
       continue;
     }
-    part = merge(part, OnlineSoftmax{logit, -INFINITY, token, 1.0, 0.0, 0.0});
+    part = merge(part, OnlineSoftmax{logit, -INFINITY, i, 1.0, 0.0, 0.0});
   }
   return part;
+}
+
+// Of the suppressed tokens. One that is listed more than once counts where it stands first.
+HD OnlineSoftmax forbidden_part(const LogitsToScan& p, int64_t flat, int64_t first, int64_t step) {
+  return softmax_of(first, step, p.num_suppress_tokens, [&](int64_t i) {
+    const int64_t token = suppressed_token(p, i);
+    const float logit = logit_of(p, flat, token);
+    return logit == -INFINITY || is_suppressed(p, token, i) ? -INFINITY : logit;
+  });
+}
+
+// One of a row's single logits: -INFINITY in all states but that of its token's part, or in all of them.
+HD float single_logit(const MergePredictionsParams& p, const double* states, int64_t nth) {
+  double found = -INFINITY;
+  for (int64_t chunk = 0; chunk < p.chunks; ++chunk) {
+    const double logit = states[chunk * p.state_rows.step + kStateFields + nth];
+    if (logit > found || logit != logit) found = logit;  // a NaN stays
+  }
+  return static_cast<float>(found);
+}
+
+HD OnlineSoftmax forbidden_part(const MergePredictionsParams& p, const double* states, int64_t first, int64_t step) {
+  return softmax_of(first, step, p.single_logits - 1, [&](int64_t i) { return single_logit(p, states, 1 + i); });
 }
 
 // The log-probability of the token to be scored: -inf where it has no probability, NaN where none is asked for.

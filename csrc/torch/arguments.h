@@ -150,20 +150,15 @@ inline Counts counts(const char* op, const char* name, const OptionalTensor& ten
   return {argument.data, argument.type == ScalarType::Int, argument.rows(count, 0)};
 }
 
-// As [*, L], where the caller gave it: int64, float32 or bool, over the first `count` dimensions of `other`.
+// As [*, L], where the caller gave it: int64, float32 or bool, over the first `count` dimensions of `other` (-1: all).
 template <typename T>
-Matrix<const T> matrix_of(const Argument& other, int64_t count, const char* name, const OptionalTensor& tensor) {
+Matrix<const T> matrix_of(const Argument& other, const char* name, const OptionalTensor& tensor, int64_t count = -1) {
   if (!tensor) return {};
   Argument argument(other.op, name, *tensor);
   // A tensor without elements may have no memory; nothing is read then, whatever the pointer says.
   if (argument.data == nullptr) argument.data = &argument;
   argument.expect({sizeof(T) == 1 ? ScalarType::Bool : sizeof(T) == 4 ? ScalarType::Float : ScalarType::Long});
-  return argument.expect_shape_of(other, count).template matrix<T>();
-}
-
-template <typename T>
-Matrix<const T> matrix_of(const Argument& other, const char* name, const OptionalTensor& tensor) {
-  return matrix_of<T>(other, other.dims, name, tensor);
+  return argument.expect_shape_of(other, count < 0 ? other.dims : count).template matrix<T>();
 }
 
 inline int64_t expect_at_least(const char* op, const char* name, int64_t value, int64_t minimum) {

@@ -135,25 +135,26 @@ Tensor partial_predictions(const Tensor& logits_, const Tensor& input_ids_, int6
   return states;
 }
 
-std::tuple<Tensor, Tensor> merge_predictions(const Tensor& states_, const Tensor& input_ids_, const Text& measure,
-                                             double temperature) {
+std::tuple<Tensor, Tensor, Tensor> merge_predictions(const Tensor& states_, const Tensor& input_ids_,
+                                                     const Text& measure, double temperature) {
   constexpr const char* kOp = "merge_predictions";
   const Argument states(kOp, "states", states_), input_ids(kOp, "input_ids", input_ids_);
   const int64_t leading = states.expect({ScalarType::Double}).dims - 2;
-  STD_TORCH_CHECK(leading >= 1 && states.sizes[leading] >= 1 && states.sizes[leading + 1] == kStateFields &&
+  STD_TORCH_CHECK(leading >= 1 && states.sizes[leading] >= 1 && states.sizes[leading + 1] >= kStateFields &&
                       states.strides[leading + 1] == 1,
-                  kOp, ": states must have shape [*, L, C, ", kStateFields, "], the last dimension contiguous, got ",
+                  kOp, ": states must have shape [*, L, C, ", kStateFields, " or more], the last contiguous, got ",
                   states.shape());
   input_ids.expect({ScalarType::Long}).expect_shape_of(states, leading);
-
+  const int64_t singles = states.sizes[leading + 1] - kStateFields;
   Tensor token_ids = new_tensor_like(input_ids, ScalarType::Long);
   Tensor confidence = new_tensor_like(input_ids, ScalarType::Float);
+  Tensor log_probs = new_tensor_like(input_ids, ScalarType::Float, singles > 0);
   launch(states,
          MergePredictionsParams{static_cast<const double*>(states.data), states.rows(leading, states.strides[leading]),
                                 states.sizes[leading], input_ids.sizes[leading - 1], input_ids.matrix<int64_t>(),
-                                choose<Measure>(kOp, "measure", measure), temperature > 0.0, data<int64_t>(token_ids),
-                                data<float>(confidence)});
-  return {token_ids, confidence};
+                                choose<Measure>(kOp, "measure", measure), temperature > 0.0, singles,
+                                data<int64_t>(token_ids), data<float>(confidence), data<float>(log_probs)});
+  return {token_ids, confidence, log_probs};
 }
 
 Tensor logit_floor(const Tensor& logits_, OptionalInt top_k, OptionalFloat top_p, OptionalFloat min_p,
@@ -369,9 +370,9 @@ Tensor pooled_step(const Tensor& drafts_, const Tensor& token_ids, const Tensor&
       .pool_columns = pool_length,
       .drafting = choose<PooledDrafting>(kOp, "drafting", drafting),
       .window_start = counts(kOp, "window_start", window_start, drafts, 1),
-      .computed_length = matrix_of<int64_t>(drafts, 2, "computed_length", computed_length),
+      .computed_length = matrix_of<int64_t>(drafts, "computed_length", computed_length, 2),
       .slots = counts(kOp, "slots", slots, drafts, 1),
-      .forget = matrix_of<bool>(drafts, 1, "forget", forget)};
+      .forget = matrix_of<bool>(drafts, "forget", forget, 1)};
   expect_served(drafts, pool_length, std::max(p.step.input_drafts, draft_steps), pool_states);
 
   Tensor records = new_tensor(drafts, ScalarType::Long, {batch, record_width(length, draft_steps)});

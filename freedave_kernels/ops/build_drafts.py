@@ -28,9 +28,9 @@ def build_drafts(
     """Drafts the next `draft_steps` states of each sequence from one prediction of all its masked positions.
 
     Args:
-        input_ids: `[B, L]` int64, the current states.
-        token_ids: `[B, L]` int64 and confidence: `[B, L]` float32, as `predict_tokens` returns them. Where the mask itself is
-            predicted, nothing is (as if the confidence were -inf): no draft fills a position with the mask.
+        input_ids: `[B, L]` int64, the current states; int32 ids are copied (give int64 where a graph is captured).
+        token_ids: `[B, L]` int64 or int32 and confidence: `[B, L]` float32, as `predict_tokens` returns them. Where the mask
+            itself is predicted, nothing is (as if the confidence were -inf): no draft fills a position with the mask.
         mask_token_id: marks masked positions in `input_ids`.
         draft_steps: K, the number of drafts.
         tokens_per_step: positions that one step unmasks, an int or an int32/int64 tensor `[B]`, one a sequence (below 1
@@ -55,6 +55,7 @@ def build_drafts(
 
     Source: draft construction of FreeDave (free draft-and-verification).
     """
+    input_ids, token_ids = arguments.as_int64(input_ids), arguments.as_int64(token_ids)
     call = (
         input_ids, token_ids, confidence, mask_token_id, draft_steps, *arguments.for_all_or_each(tokens_per_step, 1),
         *arguments.for_all_or_each(threshold, None), rule, order, block_length,

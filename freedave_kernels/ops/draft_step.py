@@ -150,7 +150,7 @@ def draft_step(
     """Verifies drafts against their predictions, commits the last right one and builds the next drafts.
 
     Args:
-        drafts: `[B, J, L]` int64, the drafts that were forwarded; draft 0 is right by construction.
+        drafts: `[B, J, L]` int64, the forwarded drafts (int32 ids are copied, as `token_ids`); draft 0 is right anyway.
         token_ids: `[B, J, L]` int64 and confidence: `[B, J, L]` float32, the predictions at each draft, as
             `predict_tokens` returns them. Where the mask itself is predicted, nothing is (as if the confidence were -inf): no
             step fills a position with the mask. `predict_tokens(..., suppress_tokens=[mask_token_id])` never predicts it.
@@ -189,6 +189,7 @@ def draft_step(
 
     Source: FreeDave (free draft-and-verification); every drafting but "nested" is this project's own.
     """
+    drafts, token_ids = map(arguments.as_int64, (drafts, token_ids))
     rules = (*arguments.for_all_or_each(tokens_per_step, 1), *arguments.for_all_or_each(threshold, None), rule, order)
     ends, of_pools = arguments.for_all_or_each(eos_token_id, None), (window_start, computed_length, slots, forget)
     if drafting in POOLED_DRAFTINGS:

@@ -36,7 +36,8 @@ def logit_floor(
         min_p: above 0, at most 1: tokens with at least so large a part of the likeliest token's probability stay; None: all.
         temperature: above 0; probabilities are those of softmax(logits / temperature).
         mask_index: `[*]` bool; rows that are False are not read. None: all are.
-        suppress_tokens: ids (a sequence, or an int64 tensor `[S]`) that are no candidates, as `predict_tokens` takes them.
+        suppress_tokens: ids (a sequence, or an int64 or int32 tensor `[S]`) that are no candidates, as
+            `predict_tokens` takes them.
 
     Returns:
         `[*]` float32, the least candidate that stays, as it is in `logits` (not divided by the temperature). Candidates are

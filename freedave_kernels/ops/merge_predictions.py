@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 
@@ -14,20 +14,55 @@ from freedave_kernels.ops.predict_tokens import expect_drawn_measure
 OP = "merge_predictions"
 
 
+@overload
 def merge_predictions(
-    states: torch.Tensor, input_ids: torch.Tensor, *, measure: str = "prob", temperature: float = 0.0
-) -> tuple[torch.Tensor, torch.Tensor]:
+    states: torch.Tensor,
+    input_ids: torch.Tensor,
+    *,
+    measure: str = "prob",
+    temperature: float = 0.0,
+    scored: Literal[False] = False,
+    rank_dtype: torch.dtype = torch.float32,
+) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+@overload
+def merge_predictions(
+    states: torch.Tensor,
+    input_ids: torch.Tensor,
+    *,
+    measure: str = "prob",
+    temperature: float = 0.0,
+    scored: Literal[True],
+    rank_dtype: torch.dtype = torch.float32,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: ...
+
+
+def merge_predictions(
+    states: torch.Tensor,
+    input_ids: torch.Tensor,
+    *,
+    measure: str = "prob",
+    temperature: float = 0.0,
+    scored: bool = False,
+    rank_dtype: torch.dtype = torch.float32,
+) -> tuple[torch.Tensor, ...]:
     """What `predict_tokens` would have returned for the whole vocabulary, from the states of its parts.
 
     Args:
         states: `[*, L, C, 6]` float64, C at least 1: the results of `partial_predictions` for all parts, side by side in the
-            order of their tokens (`torch.cat(parts, -2)`); the last dimension contiguous, any other strides.
-        input_ids: `[*, L]` int64.
+            order of their tokens (`torch.cat(parts, -2)`); with its `scored_ids` or forbidden tokens there are more than 6
+            fields. The last dimension contiguous, any other strides.
+        input_ids: `[*, L]` int64 or int32 (copied).
         measure, temperature: those that the states were made with.
+        scored: whether to return the log-probabilities of the `scored_ids` that the states were made with.
+        rank_dtype: the confidence is rounded to float16 or bfloat16, where it is the dtype of logits that `predict_tokens`
+            would round to with `rank_dtype="logits"`.
 
     Returns:
-        `token_ids [*, L]` int64 and `confidence [*, L]` float32. Positions of whose logits the states know nothing, or which
-        had a NaN or +inf, return their input id and confidence -inf.
+        `token_ids [*, L]` int64 and `confidence [*, L]` float32; with `scored` also `log_probs [*, L]` float32, as
+        `predict_tokens` returns them. Positions of whose logits the states know nothing, or which had a NaN or +inf, return
+        their input id, confidence -inf and log-probability NaN.
 
     Guarantees: equal logits go to the lower token id; confidence within 1e-6 relative of float64; a row's result is bitwise
     the same whatever the batch.
@@ -36,13 +71,28 @@ def merge_predictions(
         TypeError, ValueError: naming the argument, what was expected and what came.
         BackendUnavailableError: the backend cannot serve the call: not available here, another device, beyond its limits.
     """
-    return _call(states, input_ids, measure, temperature)
+    input_ids = arguments.as_int64(input_ids)
+    arguments.expect_bool(OP, "scored", scored)
+    if rank_dtype not in arguments.FLOAT_DTYPES:
+        names = ", ".join(map(str, arguments.FLOAT_DTYPES))
+        raise ValueError(f"{OP}: rank_dtype must be one of {names}, got {rank_dtype!r}")
+    if scored:
+        arguments.expect_tensor(OP, "states", states, [torch.float64], min_dims=3)
+        if states.shape[-1] == STATE_FIELDS:
+            raise ValueError(
+                f"{OP}: scored needs states of partial_predictions(..., scored_ids=...), which have more than "
+                f"{STATE_FIELDS} fields, got shape {tuple(states.shape)}"
+            )
+    token_ids, confidence, log_probs = _call(states, input_ids, measure, temperature)
+    if rank_dtype != torch.float32:
+        confidence = confidence.to(rank_dtype).float()
+    return (token_ids, confidence, log_probs) if scored else (token_ids, confidence)
 
 
 def check(states: Any, input_ids: Any, measure: Any, temperature: Any) -> None:
     arguments.expect_tensor(OP, "states", states, [torch.float64], min_dims=3)
-    if states.shape[-1] != STATE_FIELDS or states.shape[-2] == 0:
-        raise ValueError(f"{OP}: states must have shape [*, L, C, {STATE_FIELDS}], got {tuple(states.shape)}")
+    if states.shape[-1] < STATE_FIELDS or states.shape[-2] == 0:
+        raise ValueError(f"{OP}: states must have shape [*, L, C, {STATE_FIELDS} or more], got {tuple(states.shape)}")
     if states.stride(-1) != 1:
         raise ValueError(f"{OP}: the last dimension of states must be contiguous, got strides {states.stride()}")
     arguments.expect_tensor(OP, "input_ids", input_ids, [torch.int64])
@@ -56,9 +106,10 @@ def check(states: Any, input_ids: Any, measure: Any, temperature: Any) -> None:
 
 def fake(
     states: torch.Tensor, input_ids: torch.Tensor, measure: str = "prob", temperature: float = 0.0
-) -> tuple[torch.Tensor, torch.Tensor]:
-    shape = input_ids.shape
-    return input_ids.new_empty(shape), states.new_empty(shape, dtype=torch.float32)
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    confidence = states.new_empty(input_ids.shape, dtype=torch.float32)
+    log_probs = torch.empty_like(confidence) if states.shape[-1] > STATE_FIELDS else confidence.new_empty(0)
+    return input_ids.new_empty(input_ids.shape), confidence, log_probs
 
 
 _call = dispatched(OP, check, fake)

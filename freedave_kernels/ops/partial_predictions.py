@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from freedave_kernels import arguments
 from freedave_kernels.contract import STATE_FIELDS, TOKENS_PER_STATE
 from freedave_kernels.dispatch import dispatched
-from freedave_kernels.ops.predict_tokens import as_tensor, check_logits, temperature_seed_positions
+from freedave_kernels.ops.predict_tokens import as_tensor, check_logits, check_scored, temperature_seed_positions
+from freedave_kernels.single_logits import forbidden_logits, scored_logits
 
 OP = "partial_predictions"
 
@@ -31,6 +33,8 @@ def partial_predictions(
     seed: int | torch.Tensor | None = None,
     positions: torch.Tensor | None = None,
     floor: torch.Tensor | None = None,
+    suppress: str = "exclude",
+    scored_ids: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Looks at a part of the vocabulary: a slice of a projection whose logits never exist all at once, or one shard where
     tensor parallelism has divided it. `merge_predictions` makes predictions of the states of all parts::
@@ -44,11 +48,12 @@ def partial_predictions(
     Args:
         logits: `[*, L, V]` float16, bfloat16 or float32, of tokens `first_token_id` to `first_token_id + V - 1`; the last
             dimension contiguous, any leading strides.
-        input_ids, mask_token_id, mask_index, measure, logits_shift, temperature, seed, positions, floor: as `predict_tokens`
-            takes them.
+        input_ids, mask_token_id, mask_index, measure, logits_shift, temperature, seed, positions, floor, suppress: as
+            `predict_tokens` takes them.
         first_token_id: the token of the first logit, at least 0; ids must lie below 2^53. A multiple of 4 with a temperature.
-        suppress_tokens: ids of the whole vocabulary, as `predict_tokens` takes them. They leave the softmax: `suppress` and
-            `scored_ids`, which read single logits of a whole row, are arguments of `predict_tokens` alone.
+        suppress_tokens: ids of the whole vocabulary, as `predict_tokens` takes them. All parts must be given the same list.
+        scored_ids: `[*, L]` int64 or int32, ids of the whole vocabulary, the same for all parts: tokens whose
+            log-probabilities `merge_predictions(..., scored=True)` will return.
 
     Returns:
         `[*, L, C, 6]` float64, C = ceil(V / 4096): for each 4,096 neighbouring logits (`TOKENS_PER_STATE`) of each masked
@@ -63,6 +68,10 @@ def partial_predictions(
         the second field, and its logit in the last.
         Positions that are not masked are not read: their states say that there is nothing.
 
+        With `scored_ids`, or forbidden tokens (`suppress="forbid"`), single logits follow, `[*, L, C, 7 + S]`: that of the
+        scored token (NaN where none is asked for) and those of the S forbidden ones, in the first state of the part that
+        they belong to; -inf everywhere else, for what is not in the softmax, and for a token's repetitions.
+
     Guarantees: those of `predict_tokens`. Parts that begin at multiples of 4,096 give the states that the whole vocabulary
     gives, bit for bit, so it does not matter how it was divided.
 
@@ -73,9 +82,28 @@ def partial_predictions(
     Source: the online softmax (arXiv:1805.02867), its state as a result, as split attention does it (arXiv:2309.17453).
     """
     suppressed = as_tensor(OP, suppress_tokens, logits, TOKEN_IDS)
+    input_ids, scored_ids = arguments.as_int64(input_ids), arguments.as_int64(scored_ids)
     drawing = temperature_seed_positions(OP, input_ids, temperature, seed, positions)
     rest = (measure, suppressed, logits_shift, *drawing, floor)
-    return _call(logits, input_ids, mask_token_id, first_token_id, mask_index, *rest)
+    states = _call(logits, input_ids, mask_token_id, first_token_id, mask_index, *rest)
+    check_scored(OP, logits, input_ids, scored_ids, suppress)
+    forbidden = suppressed if suppress == "forbid" else None
+    if scored_ids is None and forbidden is None:
+        return states
+    of_row = (logits_shift, temperature, floor, first_token_id)
+    scored = None if scored_ids is None else scored_logits(logits, scored_ids, suppressed, suppress, *of_row)
+    return _beside(states, scored, None if forbidden is None else forbidden_logits(logits, forbidden, *of_row))
+
+
+def _beside(states: torch.Tensor, scored: torch.Tensor | None, forbidden: torch.Tensor | None) -> torch.Tensor:
+    """The states with the single logits of their part, `scored [*, L]` and `forbidden [*, L, S]`, in the first of them."""
+    singles = [states.new_full((*states.shape[:-2], 1), math.nan) if scored is None else scored[..., None].double()]
+    if forbidden is not None:
+        singles.append(forbidden.double())
+    others = (0, 0, 0, states.shape[-2] - 1)
+    return torch.cat(
+        [states, torch.nn.functional.pad(torch.cat(singles, -1)[..., None, :], others, value=-math.inf)], -1
+    )
 
 
 def check(logits: Any, input_ids: Any, mask_token_id: Any, first_token_id: Any, *rest: Any) -> None:

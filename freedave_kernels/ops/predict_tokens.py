@@ -76,13 +76,14 @@ def predict_tokens(
 
     Args:
         logits: `[*, L, V]` float16, bfloat16 or float32; the last dimension contiguous, any leading strides.
-        input_ids: `[*, L]` int64. Positions equal to `mask_token_id` are masked.
+        input_ids: `[*, L]` int64, or int32 as all ids (copied: give int64 where a graph is captured). Positions equal to
+            `mask_token_id` are masked.
         mask_token_id: may lie outside the vocabulary of the logits.
         mask_index: `[*, L]` bool, overrides `input_ids == mask_token_id`.
         measure: "prob", the softmax probability of the chosen token; "margin", its distance to the probability of the
             second best; "neg_entropy", sum p log p; "log_odds", log(p / (1 - p)) of the chosen token's probability.
-        suppress_tokens: ids (a sequence, or an int64 tensor `[S]`) that can never be chosen; a tensor's ids outside the
-            vocabulary are ignored.
+        suppress_tokens: ids (a sequence, or an int64 or int32 tensor `[S]`) that can never be chosen; a tensor's ids outside
+            the vocabulary are ignored.
         logits_shift: position i reads row i-1 and position 0 row 0 (Dream). No shifted copy is made.
         temperature: above 0, the token is drawn from softmax(logits / temperature), whose confidence is then meant ("prob",
             "log_odds"): arg max of logits / temperature + noise, where the noise follows from `seed`, the position and the
@@ -97,7 +98,7 @@ def predict_tokens(
             one by one, so they should be few.
         rank_dtype: "logits" rounds the confidence to the dtype of the logits, as a softmax in that dtype would have it:
             for decoders that rank by such, where many confidences are equal. "float32" rounds nothing more.
-        scored_ids: `[*, L]` int64, tokens whose log-probabilities are wanted as well, one a position.
+        scored_ids: `[*, L]` int64 or int32, tokens whose log-probabilities are wanted as well, one a position.
 
     Returns:
         `token_ids [*, L]` int64 and `confidence [*, L]` float32; with `scored_ids` also `log_probs [*, L]` float32, in the
@@ -125,6 +126,7 @@ def predict_tokens(
     Source: confidence-ranked unmasking of LLaDA (arXiv:2502.09992) and Dream (arXiv:2508.15487).
     """
     suppressed = as_tensor(OP, suppress_tokens, logits)
+    input_ids, scored_ids = arguments.as_int64(input_ids), arguments.as_int64(scored_ids)
     drawing = temperature_seed_positions(OP, input_ids, temperature, seed, positions)
     arguments.expect_choice(OP, "rank_dtype", rank_dtype, RANK_DTYPES)
     rest = (mask_index, measure, suppressed, logits_shift, *drawing, floor, scored_ids, suppress)
@@ -160,7 +162,7 @@ def as_tensor(
 ) -> torch.Tensor | None:
     """`suppress_tokens` on the device of the logits, its ids below `vocab` (None: the number of logits)."""
     if suppress_tokens is None or isinstance(suppress_tokens, torch.Tensor):
-        return suppress_tokens
+        return arguments.as_int64(suppress_tokens)
     if not isinstance(suppress_tokens, Sequence) or isinstance(suppress_tokens, str):
         kind = type(suppress_tokens).__name__
         raise TypeError(f"{op}: suppress_tokens must be a sequence of ints or an int64 tensor, got {kind}")
@@ -181,11 +183,15 @@ def _token_tensor(op: str, token_ids: tuple[int, ...], vocab: int, device: torch
 def check(logits: Any, input_ids: Any, *rest: Any) -> None:
     *rest_of_scan, scored_ids, suppress = rest
     check_logits(OP, logits, input_ids, *rest_of_scan)
-    arguments.expect_choice(OP, "suppress", suppress, SUPPRESSIONS)
+    check_scored(OP, logits, input_ids, scored_ids, suppress)
+
+
+def check_scored(op: str, logits: torch.Tensor, input_ids: torch.Tensor, scored_ids: Any, suppress: Any) -> None:
+    arguments.expect_choice(op, "suppress", suppress, SUPPRESSIONS)
     if scored_ids is not None:
-        arguments.expect_tensor(OP, "scored_ids", scored_ids, [torch.int64])
-        arguments.expect_shape(OP, "scored_ids", scored_ids, input_ids.shape, "like input_ids")
-        arguments.expect_same_device(OP, logits, "logits", scored_ids=scored_ids)
+        arguments.expect_tensor(op, "scored_ids", scored_ids, [torch.int64])
+        arguments.expect_shape(op, "scored_ids", scored_ids, input_ids.shape, "like input_ids")
+        arguments.expect_same_device(op, logits, "logits", scored_ids=scored_ids)
 
 
 def check_logits(

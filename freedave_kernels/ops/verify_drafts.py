@@ -24,8 +24,8 @@ def verify_drafts(
     """Finds the last draft of each sequence that static decoding would have reached too.
 
     Args:
-        drafts: `[B, K, L]` int64; draft 0 is right by construction.
-        targets: `[B, K, L]` int64; `targets[b, k]` is the state one static step after `drafts[b, k]`.
+        drafts: `[B, K, L]` int64; draft 0 is right by construction. Ids may be int32 (copied).
+        targets: `[B, K, L]` int64 or int32; `targets[b, k]` is the state one static step after `drafts[b, k]`.
         num_drafts: `[B]` int32 or int64, how many drafts are active (None: all). Inactive ones are never accepted.
         match: "exact", or "subset": equal wherever the draft is unmasked.
         mask_token_id: needed by "subset".
@@ -40,6 +40,7 @@ def verify_drafts(
 
     Source: verification of FreeDave (free draft-and-verification).
     """
+    drafts, targets = arguments.as_int64(drafts), arguments.as_int64(targets)
     return _call(drafts, targets, num_drafts, match, mask_token_id)
 
 

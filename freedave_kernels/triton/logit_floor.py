@@ -64,18 +64,20 @@ def weight_of(difference):
 
 @triton.jit
 def load_keys(
-    row, lane, first, vocab, suppress_tokens, num_suppressed, suppressed_step,
+    row, lane, first, vocab, suppress_tokens, num_suppressed, suppressed_step, HAS_SUPPRESSED: tl.constexpr,
     GROUP: tl.constexpr, VECTOR: tl.constexpr, TAIL_VECTOR: tl.constexpr,
 ):  # fmt: skip
     """`[LANES, GROUP]`; what is suppressed, or lies beyond the vocabulary, is less than any candidate."""
     x = load_chunk(row, lane, first, vocab, GROUP, VECTOR, TAIL_VECTOR)
-    return key_of(hide_suppressed(x, lane, suppress_tokens, num_suppressed, suppressed_step, first, GROUP))
+    if HAS_SUPPRESSED:
+        x = hide_suppressed(x, lane, suppress_tokens, num_suppressed, suppressed_step, first, GROUP)
+    return key_of(x)
 
 
 @triton.jit
 def sums_above(
     row, lane, vocab, suppress_tokens, num_suppressed, suppressed_step, pivot_0, pivot_1, pivot_2, highest, largest,
-    inverse_temperature, WEIGHTED: tl.constexpr, REDUNDANT: tl.constexpr,
+    inverse_temperature, WEIGHTED: tl.constexpr, REDUNDANT: tl.constexpr, HAS_SUPPRESSED: tl.constexpr,
     GROUP: tl.constexpr, VECTOR: tl.constexpr, TAIL_VECTOR: tl.constexpr,
 ):  # fmt: skip
     """The weights of the keys, without their redundant bits, above each pivot and not above `highest`."""
@@ -84,8 +86,9 @@ def sums_above(
     low, middle, high, top = pivot_0.to(tl.int32), pivot_1.to(tl.int32), pivot_2.to(tl.int32), highest.to(tl.int32)
     for first in range(0, vocab, lane.shape[0] * GROUP):
         key = load_keys(
-            row, lane, first, vocab, suppress_tokens, num_suppressed, suppressed_step, GROUP, VECTOR, TAIL_VECTOR
-        )
+            row, lane, first, vocab, suppress_tokens, num_suppressed, suppressed_step, HAS_SUPPRESSED,
+            GROUP, VECTOR, TAIL_VECTOR,
+        )  # fmt: skip
         part = key >> REDUNDANT
         inside = (part > low) & (part <= top) & (key >= LEAST_CANDIDATE)
         if WEIGHTED:
@@ -101,7 +104,7 @@ def sums_above(
 @triton.jit
 def search(
     row, lane, vocab, suppress_tokens, num_suppressed, suppressed_step, lowest, highest, largest, inverse_temperature,
-    top_k, top_p, WEIGHTED: tl.constexpr, REDUNDANT: tl.constexpr,
+    top_k, top_p, WEIGHTED: tl.constexpr, REDUNDANT: tl.constexpr, HAS_SUPPRESSED: tl.constexpr,
     GROUP: tl.constexpr, VECTOR: tl.constexpr, TAIL_VECTOR: tl.constexpr,
 ):  # fmt: skip
     """The least key from `lowest` to `highest`, without redundant bits, above which weights are less than a limit: `top_k`,
@@ -109,7 +112,7 @@ def search(
     """
     everything, _, _ = sums_above(
         row, lane, vocab, suppress_tokens, num_suppressed, suppressed_step, lowest - 1, highest, highest, highest,
-        largest, inverse_temperature, WEIGHTED, REDUNDANT, GROUP, VECTOR, TAIL_VECTOR,
+        largest, inverse_temperature, WEIGHTED, REDUNDANT, HAS_SUPPRESSED, GROUP, VECTOR, TAIL_VECTOR,
     )  # fmt: skip
     if WEIGHTED:
         limit = everything.to(tl.float64) * top_p
@@ -121,7 +124,7 @@ def search(
         pivot_0, pivot_1, pivot_2 = lowest + (width >> 2), lowest + (2 * width >> 2), lowest + (3 * width >> 2)
         sum_0, sum_1, sum_2 = sums_above(
             row, lane, vocab, suppress_tokens, num_suppressed, suppressed_step, pivot_0, pivot_1, pivot_2, highest,
-            largest, inverse_temperature, WEIGHTED, REDUNDANT, GROUP, VECTOR, TAIL_VECTOR,
+            largest, inverse_temperature, WEIGHTED, REDUNDANT, HAS_SUPPRESSED, GROUP, VECTOR, TAIL_VECTOR,
         )  # fmt: skip
         sum_0, sum_1, sum_2 = above + sum_0, above + sum_1, above + sum_2
         room_0, room_1, room_2 = (
@@ -159,6 +162,7 @@ def find_floor(
     HAS_MASK_INDEX: tl.constexpr,
     HAS_TOP_K: tl.constexpr,
     HAS_TOP_P: tl.constexpr,
+    HAS_SUPPRESSED: tl.constexpr,
 ):
     nth_row = tl.program_id(0)
     if HAS_MASK_INDEX:
@@ -172,8 +176,9 @@ def find_floor(
     tops = tl.full([LANES], -0x80000000, tl.int32)
     for first in range(0, vocab, LANES * GROUP):
         key = load_keys(
-            row, lane, first, vocab, suppress_tokens, num_suppressed, suppressed_step, GROUP, VECTOR, TAIL_VECTOR
-        )
+            row, lane, first, vocab, suppress_tokens, num_suppressed, suppressed_step, HAS_SUPPRESSED,
+            GROUP, VECTOR, TAIL_VECTOR,
+        )  # fmt: skip
         tops = tl.maximum(tops, tl.max(key, axis=1))
     top = tl.max(tops, axis=0)
     largest = logit_of(top) * inverse_temperature
@@ -188,19 +193,20 @@ def find_floor(
     if HAS_TOP_K:
         lowest = search(
             row, lane, vocab, suppress_tokens, num_suppressed, suppressed_step, lowest, highest, largest,
-            inverse_temperature, top_k, top_p, False, REDUNDANT, GROUP, VECTOR, TAIL_VECTOR,
+            inverse_temperature, top_k, top_p, False, REDUNDANT, HAS_SUPPRESSED, GROUP, VECTOR, TAIL_VECTOR,
         )  # fmt: skip
     if HAS_TOP_P:
         lowest = search(
             row, lane, vocab, suppress_tokens, num_suppressed, suppressed_step, lowest, highest, largest,
-            inverse_temperature, top_k, top_p, True, REDUNDANT, GROUP, VECTOR, TAIL_VECTOR,
+            inverse_temperature, top_k, top_p, True, REDUNDANT, HAS_SUPPRESSED, GROUP, VECTOR, TAIL_VECTOR,
         )  # fmt: skip
 
     leasts = tl.full([LANES], NOT_A_NUMBER, tl.int32)
     for first in range(0, vocab, LANES * GROUP):
         key = load_keys(
-            row, lane, first, vocab, suppress_tokens, num_suppressed, suppressed_step, GROUP, VECTOR, TAIL_VECTOR
-        )
+            row, lane, first, vocab, suppress_tokens, num_suppressed, suppressed_step, HAS_SUPPRESSED,
+            GROUP, VECTOR, TAIL_VECTOR,
+        )  # fmt: skip
         stays = ((key >> REDUNDANT) >= lowest.to(tl.int32)) & (key >= LEAST_CANDIDATE)
         stays &= logit_of(key) * inverse_temperature - largest >= least_difference
         leasts = tl.minimum(leasts, tl.min(tl.where(stays, key, NOT_A_NUMBER), axis=1))
@@ -248,7 +254,12 @@ def floor_into(
     vector = (alignment & -alignment) // itemsize
     suppressed = floor if suppress_tokens is None else suppress_tokens
     top_p_bits = struct.unpack("<q", struct.pack("<d", 1.0 if top_p is None else top_p))[0]
-    flags = (mask_index is not None, top_k is not None and top_k < vocab, top_p is not None and top_p < 1)
+    flags = (
+        mask_index is not None,
+        top_k is not None and top_k < vocab,
+        top_p is not None and top_p < 1,
+        suppress_tokens is not None,
+    )
     find_floor.launch(
         (floor.numel(), 1, 1),
         (logits, mask, suppressed, floor, vocab, 0 if suppress_tokens is None else suppressed.numel(),
@@ -256,6 +267,6 @@ def floor_into(
          vocab if top_k is None else min(top_k, vocab), top_p_bits,
          -math.inf if min_p is None else math.log(min_p), 1 / temperature),
         (lanes, group, vector, math.gcd(vector, vocab), REDUNDANT_BITS[logits.dtype], *flags),
-        (logits.dtype, suppressed.dtype, mask.dtype, short_range(logits)),
+        (logits.dtype, short_range(logits)),
         min(WARPS, max(1, lanes // 32)),
     )  # fmt: skip

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from freedave_kernels.contract import LARGEST_LOG_ODDS
+from freedave_kernels.contract import LARGEST_LOG_ODDS, STATE_FIELDS
 from freedave_kernels.triton.launch import as_rows, ceil_div, kernel, outer_stride, power_of_two
 
 NEVER = tl.constexpr(float("-inf"))
@@ -163,9 +163,12 @@ def merge_states(
 
 def merge_predictions(
     states: torch.Tensor, input_ids: torch.Tensor, measure: str, temperature: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    token_ids, confidence, _ = merge_and_score(states, input_ids, measure, temperature, None, None)
-    return token_ids, confidence
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    scored, forbidden = None, None
+    if states.shape[-1] > STATE_FIELDS:
+        singles = states[..., STATE_FIELDS:].amax(-2).float()  # (keeps a NaN)
+        scored, forbidden = singles[..., 0], singles[..., 1:].contiguous() if singles.shape[-1] > 1 else None
+    return merge_and_score(states, input_ids, measure, temperature, forbidden, scored)
 
 
 def merge_and_score(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from freedave_kernels.single_logits import forbidden_logits, scored_logits
 from freedave_kernels.triton.launch import power_of_two
 from freedave_kernels.triton.merge_predictions import merge_and_score
 from freedave_kernels.triton.scan_logits import VECTOR_BYTES, scan_logits
@@ -34,44 +35,9 @@ def predict_tokens(
     rest = (measure, suppress_tokens, logits_shift, temperature, seed, positions, floor, chunk)
     states = scan_logits(logits, input_ids, mask_token_id, 0, mask_index, *rest)
     forbidden = scored = None
+    of_row = (logits_shift, temperature, floor)
     if suppress == "forbid" and suppress_tokens is not None and suppress_tokens.numel():
-        token_ids = once(suppress_tokens).expand(*input_ids.shape, -1)
-        forbidden = logits_of(logits, token_ids, logits_shift, temperature, floor)
+        forbidden = forbidden_logits(logits, suppress_tokens, *of_row)
     if scored_ids is not None:
-        scored = logits_of(logits, scored_ids[..., None], logits_shift, temperature, floor).squeeze(-1)
-        if suppress == "exclude" and suppress_tokens is not None:
-            scored = scored.masked_fill((scored_ids[..., None] == suppress_tokens).any(-1), float("-inf"))
-        scored = scored.masked_fill(scored_ids < 0, float("nan"))
+        scored = scored_logits(logits, scored_ids, suppress_tokens, suppress, *of_row)
     return merge_and_score(states, input_ids, measure, temperature, forbidden, scored)
-
-
-def once(token_ids: torch.Tensor) -> torch.Tensor:
-    """A list in which -1, which is no token, stands for a token's repetitions."""
-    ordered = token_ids.sort().values
-    repeats = torch.zeros_like(ordered, dtype=torch.bool)
-    repeats[1:] = ordered[1:] == ordered[:-1]
-    return ordered.masked_fill(repeats, -1)
-
-
-def logits_of(
-    logits: torch.Tensor,
-    token_ids: torch.Tensor,
-    logits_shift: bool,
-    temperature: float,
-    floor: torch.Tensor | None,
-) -> torch.Tensor:
-    """Of tokens `[*, L, S]`, as the scan sees them where they are not suppressed: float32, contiguous, -inf for what is no
-    token of the vocabulary.
-    """
-    vocab = logits.shape[-1]
-    places = token_ids.clamp(0, vocab - 1)
-    if logits_shift:  # the first row serves the first two positions
-        rows = (logits[..., :1, :], places[..., :1, :]), (logits[..., :-1, :], places[..., 1:, :])
-        x = torch.cat([row.gather(-1, place) for row, place in rows], -2).float()
-    else:
-        x = logits.gather(-1, places).float()
-    absent = (token_ids < 0) | (token_ids >= vocab)
-    if temperature > 0:
-        absent |= False if floor is None else x < floor[..., None]
-        x = x * (1 / temperature)
-    return x.masked_fill(absent, float("-inf")).contiguous()
