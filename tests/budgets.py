@@ -2,12 +2,13 @@
 
 Spills and local memory have no column: every kernel's are 0, but for `ALLOWED_STACK`. Registers decide how many programs a
 multiprocessor holds; instructions an element decide whether memory or issue limits it (bfloat16 at 3.35 TB/s leaves an H100
-some 17, a B200 at 8 TB/s some 9). They are counted along the whole way of a Triton kernel, which has no loop, and in the loop
-of a CUDA kernel.
+some 17, a B200 at 8 TB/s some 9). They are counted along the whole way of a Triton kernel, which has no loop, and once around
+the loop of a CUDA kernel, in a sweep that is whole.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 
@@ -21,6 +22,10 @@ class Budget:
     """An element, at most."""
     vector_loads: int = 0
     """16-byte loads (LDG.E.128) that a thread issues one after the other, at least."""
+    rarely: int = 0
+    """Instructions of a CUDA kernel's loop beside those, at most: of a sweep that is not whole; the closer look at tokens of
+    which one may be drawn.
+    """
 
 
 # Bytes a thread, of Triton kernels that take nearly all registers: draft_attention for its sums and weights. By what their
@@ -89,23 +94,23 @@ BUDGETS: dict[tuple[str, str, str], Budget] = {
 }  # fmt: skip
 
 # CUDA kernels, the same for every architecture. 64 registers: eight blocks of 128 threads a multiprocessor, six where an
-# entropy needs 80. A window may be a block of 1024 threads, for which a multiprocessor has 64 registers.
+# entropy or a draw needs 80. A window may be a block of 1024 threads, for which a multiprocessor has 64 registers.
 CUDA_ARCHITECTURES = ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"]
 CUDA_BUDGETS = {
-    "predict_tokens bfloat16 prob": Budget(64, 3232, 8.0, 4),
-    "predict_tokens float16 prob": Budget(64, 3232, 8.0, 4),
-    "predict_tokens float32 prob": Budget(64, 3232, 7.5, 8),
-    "predict_tokens bfloat16 margin": Budget(64, 3232, 10.0, 4),
-    "predict_tokens float16 margin": Budget(64, 3232, 10.0, 4),
-    "predict_tokens float32 margin": Budget(64, 3232, 9.5, 8),
+    "predict_tokens bfloat16 prob": Budget(64, 3232, 7.0, 4, 88),
+    "predict_tokens float16 prob": Budget(64, 3232, 7.0, 4, 88),
+    "predict_tokens float32 prob": Budget(64, 3232, 7.0, 8, 88),
+    "predict_tokens bfloat16 margin": Budget(64, 3232, 9.0, 4, 88),
+    "predict_tokens float16 margin": Budget(64, 3232, 9.0, 4, 88),
+    "predict_tokens float32 margin": Budget(64, 3232, 8.0, 8, 88),
     "predict_tokens bfloat16 neg_entropy": Budget(80, 3232, 46.0, 4),
     "predict_tokens float16 neg_entropy": Budget(80, 3232, 46.0, 4),
     "predict_tokens float32 neg_entropy": Budget(80, 3232, 46.0, 8),
-    "predict_tokens bfloat16 log_odds": Budget(64, 3232, 9.0, 4),
-    "predict_tokens float16 log_odds": Budget(64, 3232, 9.0, 4),
-    "predict_tokens float32 log_odds": Budget(64, 3232, 8.75, 8),
+    "predict_tokens bfloat16 log_odds": Budget(64, 3232, 7.25, 4, 88),
+    "predict_tokens float16 log_odds": Budget(64, 3232, 7.25, 4, 88),
+    "predict_tokens float32 log_odds": Budget(64, 3232, 6.5, 8, 88),
     **{
-        f"predict_tokens {dtype} {measure} drawn": Budget(168, 3328, 34.0, loads)
+        f"predict_tokens {dtype} {measure} drawn": Budget(80, 3328, 20.75, loads, 376)
         for dtype, loads in (("bfloat16", 4), ("float16", 4), ("float32", 8))
         for measure in ("prob", "log_odds")
     },
@@ -122,4 +127,9 @@ CUDA_BUDGETS = {
     "keep_rows 2 bytes": Budget(48),
 }
 BUDGETS |= {("cuda", name, case): budget for name in CUDA_ARCHITECTURES for case, budget in CUDA_BUDGETS.items()}
+BUDGETS |= {  # four blocks a multiprocessor, as with 80 registers it would spill
+    ("cuda", "sm_120", case): dataclasses.replace(budget, registers=128)
+    for case, budget in CUDA_BUDGETS.items()
+    if case.endswith("drawn")
+}
 BUDGETS["cuda", "sm_120", "find_floors"] = Budget(128, 5632)  # one block a multiprocessor, as with 64 it would spill

@@ -5,7 +5,7 @@ Reads what NVIDIA's cuobjdump and nvdisasm print, which needs no GPU.
 
 from __future__ import annotations
 
-import heapq
+import collections
 import itertools
 import re
 import shutil
@@ -128,29 +128,50 @@ def fewest_executed(kernel: list[Instruction], through: list[Instruction]) -> in
     An instruction that its predicate turns off is executed all the same.
     """
     first, last = kernel.index(through[0]), kernel.index(through[-1])
-    before = _distance(kernel, 0, lambda place: place == first)
-    after = _distance(kernel, last, lambda place: kernel[place].opcode == "EXIT")
-    return before + len(through) + after
+    before = _way(kernel, 0, lambda place: place == first)
+    after = _way(kernel, last, lambda place: kernel[place].opcode == "EXIT")
+    return len(before) + len(through) + len(after)
+
+
+def way_around(loop: list[Instruction], *through: list[Instruction]) -> list[Instruction]:
+    """What the shortest way once around a loop executes that comes through these blocks of it, one after another."""
+    places, here = [], 0
+    for block in through:
+        first, last = loop.index(block[0]), loop.index(block[-1])
+        places += [*_way(loop, here, lambda place, first=first: place == first), *range(first, last)]
+        here = last
+    places += [*_way(loop, here, lambda place: place == len(loop) - 1), len(loop) - 1]
+    return [loop[place] for place in places]
 
 
 def _leaves(instruction: Instruction) -> bool:
     return instruction.opcode.split(".")[0] in ("BRA", "BRX", "JMP", "EXIT", "RET")
 
 
-def _distance(kernel: list[Instruction], begin: int, reached: Callable[[int], bool]) -> int:
-    """Steps from one instruction to the nearest that `reached` accepts."""
-    place_of = {instruction.address: place for place, instruction in enumerate(kernel)}
-    seen, queue = set(), [(0, begin)]
+def _always_leaves(instruction: Instruction) -> bool:
+    """BRA.DIV does so only where a warp's lanes are at different places."""
+    return _leaves(instruction) and instruction.predicate == "" and instruction.opcode != "BRA.DIV"
+
+
+def _way(code: list[Instruction], begin: int, reached: Callable[[int], bool]) -> list[int]:
+    """The places of the shortest way from one instruction to the nearest that `reached` accepts, which is not among them."""
+    place_of = {instruction.address: place for place, instruction in enumerate(code)}
+    came_from: dict[int, int | None] = {}
+    queue: collections.deque[tuple[int, int | None]] = collections.deque([(begin, None)])
     while queue:
-        steps, place = heapq.heappop(queue)
-        if reached(place):
-            return steps
-        if place in seen:
+        place, before = queue.popleft()
+        if place in came_from:
             continue
-        seen.add(place)
-        here = kernel[place]
-        if not (_leaves(here) and here.predicate == "") and place + 1 < len(kernel):
-            heapq.heappush(queue, (steps + 1, place + 1))
-        if here.target is not None:
-            heapq.heappush(queue, (steps + 1, place_of[here.target]))
-    raise ValueError(f"no way from {kernel[begin]} to where it should lead")
+        came_from[place] = before
+        if reached(place):
+            way = []
+            while (earlier := came_from[place]) is not None:
+                way.append(earlier)
+                place = earlier
+            return way[::-1]
+        here = code[place]
+        if not _always_leaves(here) and place + 1 < len(code):
+            queue.append((place + 1, place))
+        if here.target in place_of:
+            queue.append((place_of[here.target], place))
+    raise ValueError(f"no way from {code[begin]} to where it should lead")

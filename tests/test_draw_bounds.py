@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from conftest import INTERPRETED, NATIVE_BACKENDS, on_backend
 from states import INF, generator
 from test_predict_tokens import DTYPES, MASK, assert_close
 
@@ -22,11 +23,17 @@ PLACES = [0, 3, 4, 63, 127, 128, 1000, 2047, 2048, 16383, 16384, 20001, 32768, 3
 LARGEST = [(803, 27480), (1380, 6670), (1516, 35622), (1598, 25648), (2886, 12062)]
 
 
-@pytest.fixture(params=usable_cpu_isas())
-def isa(request, monkeypatch):
-    monkeypatch.setenv("FREEDAVE_CPU_ISA", request.param)
-    with fk.use_backend("cpu"):
-        yield request.param
+# Where Triton compiles, it is among them; its interpreter would take minutes.
+OTHERS = [name for name in NATIVE_BACKENDS if name != "cpu" and not (name == "triton" and INTERPRETED)]
+
+
+@pytest.fixture(params=[*(f"cpu {isa}" for isa in usable_cpu_isas()), *OTHERS])
+def kernels(request, monkeypatch):
+    """Of every backend, and for each instruction set of the CPU's."""
+    name, _, isa = request.param.partition(" ")
+    if isa:
+        monkeypatch.setenv("FREEDAVE_CPU_ISA", isa)
+    yield from on_backend(name)
 
 
 def drawn(logits, seed, positions, temperature=1.0, **arguments):
@@ -54,7 +61,7 @@ def peaked(rows: int, vocab: int = VOCAB) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("rows", [3, 40])  # few rows are shared by chunks
-def test_peaked_rows(isa, dtype, rows):
+def test_peaked_rows(kernels, dtype, rows):
     for temperature in (0.3, 1.0, 2.5):
         drawn(peaked(rows).to(dtype), *keys(rows), temperature)
 
@@ -66,7 +73,7 @@ def test_peaked_rows_by_threads(threads):
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 2.0, 4.5, 7.0])
-def test_rows_of_which_much_or_little_might_win(isa, scale):
+def test_rows_of_which_much_or_little_might_win(kernels, scale):
     drawn(torch.randn(4, VOCAB, generator=generator(5)) * scale, *keys(4))
 
 
@@ -92,7 +99,7 @@ def test_the_winner_may_stand_anywhere(native_backend, by, below):
 @pytest.mark.parametrize("by", [2e-5, -2e-5])
 @pytest.mark.parametrize("rest", [-100.0, 0.0])
 @pytest.mark.parametrize("temperature", [1.0, 0.25])
-def test_the_largest_noise_decides(isa, by, rest, temperature):
+def test_the_largest_noise_decides(kernels, by, rest, temperature):
     """The winner lies as far below the largest logit as any can; by a few units less, the largest logit's token wins."""
     seed, places = torch.tensor([seed for seed, _ in LARGEST]), [token for _, token in LARGEST]
     positions = torch.full_like(seed, 5)
@@ -106,7 +113,7 @@ def test_the_largest_noise_decides(isa, by, rest, temperature):
     assert drawn(logits, seed, positions, temperature).tolist() == (places if by > 0 else [VOCAB // 2] * len(places))
 
 
-def test_two_values_as_far_apart_as_noise_goes(isa):
+def test_two_values_as_far_apart_as_noise_goes(kernels):
     """Whether the lower value is out is a matter of one step of a float."""
     for largest, count in itertools.product((17.3286, 17.3287, 17.33, 20.14), (1, 30)):
         logits = torch.full((len(LARGEST), VOCAB), -largest)
@@ -116,7 +123,7 @@ def test_two_values_as_far_apart_as_noise_goes(isa):
 
 
 @pytest.mark.parametrize("exponent", [18, 23, 27])
-def test_of_equal_noisy_logits_the_lowest_token_is_drawn(isa, exponent):
+def test_of_equal_noisy_logits_the_lowest_token_is_drawn(kernels, exponent):
     """Noise is lost in so large logits, or counts in few steps: ties, of which the largest logit's may stand last."""
     rows, unit = 12, 2.0 ** (exponent - 23)
     steps = torch.randint(-30, 1, (rows, VOCAB), generator=generator(8))
@@ -128,7 +135,7 @@ def test_of_equal_noisy_logits_the_lowest_token_is_drawn(isa, exponent):
 
 @pytest.mark.parametrize("value", [math.nan, INF, 1e30])
 @pytest.mark.parametrize("scale", [1.0, 4.0])
-def test_what_is_suppressed_bounds_nothing(isa, value, scale):
+def test_what_is_suppressed_bounds_nothing(kernels, value, scale):
     """Neither hides the logits around it, nor lets others pass for hopeless."""
     tokens = torch.arange(VOCAB)
     for suppress in (tokens[tokens % 97 == 0], tokens[tokens % 32 >= 16]):
@@ -138,7 +145,43 @@ def test_what_is_suppressed_bounds_nothing(isa, value, scale):
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_what_is_below_the_floor_bounds_nothing(isa, scale):
+def test_what_is_below_the_floor_bounds_nothing(kernels, scale):
     logits = torch.randn(6, VOCAB, generator=generator(10)) * scale
     drawn(logits, *keys(6), floor=logits.topk(50).values[:, -1])
     drawn(logits, *keys(6), floor=torch.tensor([-1.0, 0.0, 1.0, -INF, math.nan, 2.0]))
+
+
+@pytest.mark.parametrize("how", ["never", "floor", "suppressed"])
+def test_one_token_is_left(kernels, how):
+    """Where nothing else could win, it is drawn, however little it has."""
+    places = torch.tensor(PLACES)
+    logits = torch.randn(len(PLACES), VOCAB, generator=generator(11)) * 2
+    tokens, arguments = torch.arange(VOCAB), {}
+    if how == "suppressed":
+        places = places[5:6].expand(len(PLACES))
+        arguments["suppress_tokens"] = tokens[tokens != places[0]]
+    elif how == "floor":
+        logits.scatter_(1, places[:, None], 20.0)
+        arguments["floor"] = torch.full((len(PLACES),), 19.0)
+    else:
+        logits = torch.where(tokens == places[:, None], -1e4, -INF)
+    assert torch.equal(drawn(logits, *keys(len(PLACES)), **arguments), places)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.37])
+def test_no_token_is_passed_over(kernels, temperature):
+    """A token is left out where its word cannot win, which must hold to the last rounding: logits a few units in the last
+    place apart, of every size, to which noise adds all, half a unit or nothing.
+    """
+    rows, vocab = 80, 3001
+    unit = torch.randint(-6, 7, (rows, vocab), generator=generator(4))
+    size = torch.arange(rows)[:, None] % 40 - 5
+    logits = (2.0**size + unit * 2.0 ** (size - 23)) * torch.where(torch.arange(rows)[:, None] < 40, 1, -1)
+    drawn(logits, torch.arange(rows) + 2**40, torch.arange(rows), temperature)
+
+
+def test_hopeless_tokens(kernels):
+    """One chunk, of which every group of 256 tokens among the first 1,024 has one that leaves no other a chance."""
+    logits = torch.randn(6, 16384, generator=generator(12)) - 40.0
+    logits[:, 5:1024:256] = 0.0
+    assert set(drawn(logits, *keys(6)).tolist()) <= {5, 261, 517, 773}

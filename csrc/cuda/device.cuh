@@ -85,6 +85,26 @@ __device__ __forceinline__ float exp2_flushed(float x) {
 #endif
 }
 
+// The logarithm to base 2, to 5e-6 down to 2^-24; of 0 it is -inf.
+__device__ __forceinline__ float log2_flushed(float x) {
+#if defined(__CUDA_ARCH__)
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return log2f(x);
+#endif
+}
+
+// What is in shared memory now, where other threads change it at any time.
+__device__ __forceinline__ int32_t load_shared_now(const int32_t& shared) {
+#if defined(__CUDA_ARCH__)
+  return *const_cast<const volatile int32_t*>(&shared);
+#else
+  return __atomic_load_n(&shared, __ATOMIC_RELAXED);
+#endif
+}
+
 // What all lanes hold alike, as the compiler knows it then: such numbers have registers and instructions of their own.
 __device__ __forceinline__ uint64_t same_in_warp(uint64_t x) {
   const uint32_t low = __reduce_min_sync(kFullWarp, static_cast<uint32_t>(x));

@@ -5,11 +5,12 @@
 // before it computes. What a thread adds up depends on the vocabulary alone, so a row's bits do not depend on the
 // batch, the grid or the alignment of its memory.
 //
-// Each logit is read once, at 6 instructions an element for a probability: memory-bound up to some 4e12 logits a
-// second.
+// Each logit is read once, at 7 instructions an element for a probability: memory-bound up to some 4e12 logits a
+// second. A token that is drawn takes 13 more, all but two of them Philox.
 #include <algorithm>
 
 #include "cuda/device.cuh"
+#include "cuda/draw_token.cuh"
 #include "cuda/logit_groups.cuh"
 #include "cuda/scan_logits.h"
 #include "freedave/online_softmax.h"
@@ -22,6 +23,8 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kGroupsAhead = 4;  // loaded before any is used, so that enough bytes are in flight
+constexpr int kQuadsAGroup = kGroup / kQuad;
+constexpr int kQuadsAhead = kGroupsAhead * kQuadsAGroup;
 constexpr int kSweep = kThreads * kGroup * kGroupsAhead;
 static_assert(kChunk % kSweep == 0 && kTokensPerState % kSweep == 0);
 
@@ -38,17 +41,17 @@ struct Draw {
   NoiseKey key;
 };
 
-// The group as floats; where a token is drawn, divided by the temperature, and what is below the floor at -inf.
-// Suppressed tokens are at -inf: their logits do not count, not even a NaN.
-template <bool kSuppress, bool kDrawn, typename T>
+// The group as floats; where a token is drawn, divided by the temperature. kHide: suppressed tokens and what is below
+// the floor are at -inf: their logits do not count, not even a NaN.
+template <bool kHide, bool kDrawn, typename T>
 __device__ __forceinline__ void values_of(const Group<T>& group, int first, const SuppressedBits& suppressed,
                                           const Draw& draw, float (&x)[kGroup]) {
   unpack(group, x);
   if constexpr (kDrawn) {
 #pragma unroll
-    for (int i = 0; i < kGroup; ++i) x[i] = x[i] < draw.floor ? -INFINITY : x[i] * draw.inverse_temperature;
+    for (int i = 0; i < kGroup; ++i) x[i] = kHide && x[i] < draw.floor ? -INFINITY : x[i] * draw.inverse_temperature;
   }
-  if constexpr (kSuppress) {
+  if constexpr (kHide) {
     const uint32_t bits = suppressed[first / 32] >> (first % 32);
 #pragma unroll
     for (int i = 0; i < kGroup; ++i) x[i] = bits >> i & 1 ? -INFINITY : x[i];
@@ -148,56 +151,13 @@ struct Seen {
   }
 };
 
-// What a thread knows of the token that is drawn: sampling.h. A token's noise takes two logarithms, which few need.
-// With w the uniform number, it is at most -log w, so that a token can only come first where w <= exp(x - best).
-class Drawn {
- public:
-  NoisyChoice choice = no_choice();
-
-  // A new reference of the terms.
-  __device__ void refer_to(float reference) {
-    // Rounding must lose no token: a noisy logit is rounded to its own precision, a term to some 1e-5.
-    const float slack = fabsf(best_) * 0x1p-22f + 1e-4f;
-    factor_ = best_ > -INFINITY ? fminf(exp2f((reference - best_ + slack) * kLog2E), FLT_MAX) : FLT_MAX;
-  }
-
-  // One bit for each of the 8 tokens from `first` that may come first. A term is exp(x - reference).
-  __device__ uint32_t filter(const float (&term)[kGroup], uint64_t first, const NoiseKey& key) const {
-    uint32_t may = 0;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const Philox noise = key.words(static_cast<int64_t>(first / 4 + half));
-#pragma unroll
-      for (int r = 0; r < 4; ++r) {
-        // 1 + w, without the last of its bits.
-        const float uniform = float_from_bits(noise.word[r] >> 9 | 0x3f800000u);
-        const int i = 4 * half + r;
-        if (uniform <= fmaf(term[i], factor_, 1.0f + 0x1p-22f)) may |= 1u << i;
-      }
-    }
-    return may;
-  }
-
-  __device__ void consider(float logit, uint64_t token, const NoiseKey& key) {
-    const NoisyChoice one = {logit + noise_of(key.word(static_cast<int64_t>(token))), logit,
-                             static_cast<int64_t>(token)};
-    if (one.noisy > -INFINITY) choice = first_of(one, choice);
-  }
-
-  // What any thread of the warp has found is the bound of all.
-  __device__ void share() { best_ = fmaxf(best_, warp_max(choice.noisy)); }
-
- private:
-  float best_ = -INFINITY;
-  float factor_ = FLT_MAX;
-};
-
 template <bool kDrawn>
 struct Choices {};
 
 template <>
 struct Choices<true> {
   NoisyChoice choice[kWarps];
+  int32_t bar;  // of all threads, while they draw
 };
 
 template <Measure kMeasure, bool kDrawn>
@@ -223,14 +183,14 @@ __device__ __forceinline__ void look_at(const float (&x)[kGroup], float& largest
 // the thread saw its maximum.
 constexpr uint32_t kNone = 0xffffffffu;
 
-template <bool kAligned, bool kSuppress, bool kDrawn, typename T>
+template <bool kAligned, bool kHide, bool kDrawn, typename T>
 __device__ __forceinline__ uint32_t find(const T* chunk, int size, int sweep, float wanted,
                                          const SuppressedBits& suppressed, const Draw& draw) {
   uint32_t found = kNone;
   for (int g = 0; g < kGroupsAhead && found == kNone; ++g) {
     const int first = sweep + (g * kThreads + static_cast<int>(threadIdx.x)) * kGroup;
     float x[kGroup];
-    values_of<kSuppress, kDrawn>(load_group<kAligned>(chunk, first, size), first, suppressed, draw, x);
+    values_of<kHide, kDrawn>(load_group<kAligned>(chunk, first, size), first, suppressed, draw, x);
     // Backwards, so that the lowest stands at the end.
     for (int i = kGroup - 1; i >= 0; --i) {
       if (first + i < size && x[i] == wanted) found = static_cast<uint32_t>(first + i);
@@ -240,7 +200,7 @@ __device__ __forceinline__ uint32_t find(const T* chunk, int size, int sweep, fl
 }
 
 // Sum of exp(x - reference) over what this thread has of a sweep but for one token.
-template <bool kAligned, bool kSuppress, bool kDrawn, typename T>
+template <bool kAligned, bool kHide, bool kDrawn, typename T>
 __device__ __forceinline__ float terms_beside(uint32_t token, const T* chunk, int size, int sweep, float reference,
                                               const SuppressedBits& suppressed, const Draw& draw) {
   float sum = 0.0f;
@@ -248,7 +208,7 @@ __device__ __forceinline__ float terms_beside(uint32_t token, const T* chunk, in
   for (int g = 0; g < kGroupsAhead; ++g) {
     const int first = sweep + (g * kThreads + static_cast<int>(threadIdx.x)) * kGroup;
     float x[kGroup];
-    values_of<kSuppress, kDrawn>(load_group<kAligned>(chunk, first, size), first, suppressed, draw, x);
+    values_of<kHide, kDrawn>(load_group<kAligned>(chunk, first, size), first, suppressed, draw, x);
 #pragma unroll
     for (int i = 0; i < kGroup; ++i) x[i] = static_cast<uint32_t>(first + i) == token ? -INFINITY : x[i];
     float e[kGroup];
@@ -258,66 +218,83 @@ __device__ __forceinline__ float terms_beside(uint32_t token, const T* chunk, in
   return sum;
 }
 
-// Looks closer at the tokens of a sweep whose bits are set, all of them tokens of this thread: bit 8 g + i is the i-th
-// of the g-th group. They are few, so their logits are read again.
-template <bool kSuppress, typename T>
-__device__ __forceinline__ void consider_all(uint32_t may, const T* chunk, int size, int sweep, int64_t first_token,
-                                             const SuppressedBits& suppressed, const Draw& draw, Drawn& drawn) {
-  while (may != 0) {
-    const int bit = __ffs(static_cast<int>(may)) - 1;
-    may &= may - 1;
-    const int place = sweep + (bit / kGroup * kThreads + static_cast<int>(threadIdx.x)) * kGroup + bit % kGroup;
-    if (place >= size) continue;
-    if (kSuppress && (suppressed[place / 32] >> (place % 32) & 1) != 0) continue;
-    const float logit = to_float(chunk[place]);
-    if (logit < draw.floor) continue;
-    drawn.consider(logit * draw.inverse_temperature, static_cast<uint64_t>(first_token + place), draw.key);
+// Draws from a sweep, of whose quads `top` are the largest logits. The quad whose bound is the largest comes first:
+// after it, few have a bound that is worth a look.
+template <bool kAligned, bool kHide, typename T>
+__device__ __forceinline__ void draw_from(const float (&top)[kQuadsAhead], const T* chunk, int size, int sweep,
+                                          int64_t first_token, const SuppressedBits& suppressed, const Draw& draw,
+                                          Drawn& drawn, int32_t& block_bar) {
+  const int mine = sweep + static_cast<int>(threadIdx.x) * kGroup;
+  const uint32_t first_quad = static_cast<uint32_t>(first_token / kQuad) + static_cast<uint32_t>(mine) / kQuad;
+  float most[kQuadsAhead];
+#pragma unroll
+  for (int q = 0; q < kQuadsAhead; ++q) {
+    const uint32_t quad = first_quad + q / kQuadsAGroup * kThreads * kQuadsAGroup + q % kQuadsAGroup;
+    most[q] = most_noisy(top[q], smallest_word(draw.key.words(quad)));
+  }
+#pragma unroll 1
+  for (float best = largest_of(most); __any_sync(kFullWarp, drawn.may_win(best)); best = largest_of(most)) {
+    if (drawn.may_win(best)) {
+      const int q = take(best, most);
+      const int first = mine + q / kQuadsAGroup * kThreads * kGroup;
+      float x[kGroup], quad[kQuad];
+      values_of<kHide, true>(load_group<kAligned>(chunk, first, size), first, suppressed, draw, x);
+#pragma unroll
+      for (int r = 0; r < kQuad; ++r) quad[r] = q % kQuadsAGroup == 0 ? x[r] : x[kQuad + r];
+      drawn.consider(quad, first_token + first + q % kQuadsAGroup * kQuad, draw.key);
+    }
+    drawn.share(block_bar);
+  }
+}
+
+// A thread's groups of a sweep from its first one on; `size` logits are left of the chunk. Most sweeps are whole, and
+// need no comparison for each group.
+template <bool kAligned, typename T>
+__device__ __forceinline__ void load_sweep(const T* first, int size, bool whole, Group<T> (&group)[kGroupsAhead]) {
+  constexpr int kStep = kThreads * kGroup;
+  if (kAligned && whole) {
+#pragma unroll
+    for (int g = 0; g < kGroupsAhead; ++g) group[g] = load_group<true>(first, g * kStep, (g + 1) * kStep);
+  } else {
+#pragma unroll
+    for (int g = 0; g < kGroupsAhead; ++g) group[g] = load_group<kAligned>(first, g * kStep, size);
   }
 }
 
 // What each thread sees of a chunk.
-template <typename T, Measure kMeasure, bool kAligned, bool kSuppress, bool kDrawn>
+template <typename T, Measure kMeasure, bool kAligned, bool kHide, bool kDrawn>
 __device__ __forceinline__ Seen<kMeasure> sweep_chunk(const T* chunk, int size, int64_t first_token,
-                                                      const SuppressedBits& suppressed, const Draw& draw,
-                                                      Drawn& drawn) {
+                                                      const SuppressedBits& suppressed, const Draw& draw, Drawn& drawn,
+                                                      Choices<kDrawn>& shared) {
   Seen<kMeasure> seen;
-  if constexpr (kDrawn) {  // one token of each thread first, so that their bound is worth something
-    consider_all<kSuppress>(1, chunk, size, 0, first_token, suppressed, draw, drawn);
-    drawn.share();
-  }
-  for (int sweep = 0; sweep < size; sweep += kSweep) {
+  const T* at = chunk + threadIdx.x * kGroup;
+  for (int sweep = 0; sweep < size; sweep += kSweep, at += kSweep) {
     const int mine = sweep + static_cast<int>(threadIdx.x) * kGroup;
     Group<T> group[kGroupsAhead];
-#pragma unroll
-    for (int g = 0; g < kGroupsAhead; ++g) {
-      group[g] = load_group<kAligned>(chunk, mine + g * kThreads * kGroup, size);
-    }
-    float x[kGroupsAhead][kGroup];
+    load_sweep<kAligned>(at, size - mine, sweep + kSweep <= size, group);
+    float x[kGroupsAhead][kGroup], top[kQuadsAhead];
     float largest = needs_second(kMeasure) ? seen.max : -INFINITY;
 #pragma unroll
     for (int g = 0; g < kGroupsAhead; ++g) {
-      values_of<kSuppress, kDrawn>(group[g], mine + g * kThreads * kGroup, suppressed, draw, x[g]);
-      look_at<kMeasure>(x[g], largest, seen.second);
+      values_of<kHide, kDrawn>(group[g], mine + g * kThreads * kGroup, suppressed, draw, x[g]);
+      if constexpr (kDrawn) {
+        for (int q = 0; q < kQuadsAGroup; ++q) top[g * kQuadsAGroup + q] = largest_of_quad(x[g] + q * kQuad);
+      } else {
+        look_at<kMeasure>(x[g], largest, seen.second);
+      }
     }
+    if constexpr (kDrawn) largest = largest_of(top);
     seen.raise(largest, sweep);
-    uint32_t may = 0;
-    if constexpr (kDrawn) {
-      drawn.refer_to(seen.reference());
-    }
 #pragma unroll
     for (int g = 0; g < kGroupsAhead; ++g) {
       float e[kGroup];
       if constexpr (!needs_entropy_terms(kMeasure)) terms_of(x[g], seen.reference(), e);
       seen.add(x[g], e, sweep);
-      if constexpr (kDrawn) {
-        const uint64_t first = static_cast<uint64_t>(first_token + mine + g * kThreads * kGroup);
-        may |= drawn.filter(e, first, draw.key) << (g * kGroup);
-      }
     }
     if constexpr (kDrawn) {
-      if (__any_sync(kFullWarp, may != 0)) {
-        consider_all<kSuppress>(may, chunk, size, sweep, first_token, suppressed, draw, drawn);
-        drawn.share();
+      drawn.hear(shared.bar);
+      if (__any_sync(kFullWarp, drawn.may_win(largest + kLargestNoise))) {
+        draw_from<kAligned, kHide>(top, chunk, size, sweep, first_token, suppressed, draw, drawn, shared.bar);
       }
     }
   }
@@ -325,13 +302,13 @@ __device__ __forceinline__ Seen<kMeasure> sweep_chunk(const T* chunk, int size, 
 }
 
 // One chunk of one row, by the whole block; thread 0 has the result.
-template <typename T, Measure kMeasure, bool kAligned, bool kDrawn, bool kSuppress>
+template <typename T, Measure kMeasure, bool kAligned, bool kDrawn, bool kHide>
 __device__ __forceinline__ OnlineSoftmax scan_chunk(const T* chunk, int size, int64_t first_token,
                                                     const SuppressedBits& suppressed, const Draw& draw,
                                                     Scratch<kMeasure, kDrawn>& scratch) {
   Drawn drawn;
   Seen<kMeasure> seen =
-      sweep_chunk<T, kMeasure, kAligned, kSuppress, kDrawn>(chunk, size, first_token, suppressed, draw, drawn);
+      sweep_chunk<T, kMeasure, kAligned, kHide, kDrawn>(chunk, size, first_token, suppressed, draw, drawn, scratch);
 
   // The block's maximum, and every thread's terms relative to it.
   const float warp_top = warp_max(seen.max);
@@ -343,12 +320,12 @@ __device__ __forceinline__ OnlineSoftmax scan_chunk(const T* chunk, int size, in
 
   uint32_t token = kNone;
   if (seen.max == top && top > -INFINITY) {
-    token = find<kAligned, kSuppress, kDrawn>(chunk, size, seen.sweep, top, suppressed, draw);
+    token = find<kAligned, kHide, kDrawn>(chunk, size, seen.sweep, top, suppressed, draw);
   }
   const bool has_top = token != kNone;
   if constexpr (needs_others(kMeasure)) {
     if (has_top) {
-      seen.top_sum = terms_beside<kAligned, kSuppress, kDrawn>(token, chunk, size, seen.sweep, top, suppressed, draw);
+      seen.top_sum = terms_beside<kAligned, kHide, kDrawn>(token, chunk, size, seen.sweep, top, suppressed, draw);
     }
     const uint32_t threads = __ballot_sync(kFullWarp, has_top);
     if (lane_id() == 0) scratch.ties[warp_id()] = __popc(threads);
@@ -356,13 +333,11 @@ __device__ __forceinline__ OnlineSoftmax scan_chunk(const T* chunk, int size, in
   token = __reduce_min_sync(kFullWarp, token);
   if (lane_id() == 0) scratch.token[warp_id()] = token;
   if constexpr (kDrawn) {
-    for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-      const NoisyChoice other = {__shfl_down_sync(kFullWarp, drawn.choice.noisy, offset),
-                                 __shfl_down_sync(kFullWarp, drawn.choice.logit, offset),
-                                 __shfl_down_sync(kFullWarp, drawn.choice.token, offset)};
-      drawn.choice = first_of(other, drawn.choice);
-    }
-    if (lane_id() == 0) scratch.choice[warp_id()] = drawn.choice;
+    const float best = float_of(ordered(__reduce_max_sync(kFullWarp, ordered(bits_of(drawn.choice.noisy)))));
+    const bool is_best = drawn.choice.token >= 0 && drawn.choice.noisy == best;
+    const uint32_t place = is_best ? static_cast<uint32_t>(drawn.choice.token - first_token) : kNone;
+    const uint32_t lowest = __reduce_min_sync(kFullWarp, place);
+    if (place == lowest && (lowest != kNone || lane_id() == 0)) scratch.choice[warp_id()] = drawn.choice;
   }
 
   const float own_max = seen.max;
@@ -406,10 +381,9 @@ __device__ __forceinline__ OnlineSoftmax scan_chunk(const T* chunk, int size, in
       if constexpr (needs_second(kMeasure)) whole.second = fmaxf(whole.second, scratch.second[w]);
     }
     if constexpr (kDrawn) {
-      for (int w = 1; w < kWarps; ++w) {
-        drawn.choice = first_of(scratch.choice[w], drawn.choice);
-      }
-      set_choice(whole, drawn.choice);
+      NoisyChoice best = scratch.choice[0];
+      for (int w = 1; w < kWarps; ++w) best = first_of(scratch.choice[w], best);
+      set_choice(whole, best);
     }
     if (needs_others(kMeasure) && token != kNone) {  // one of the threads' maxima is the chosen token
       whole.rest += whole.ties - 1.0;
@@ -449,7 +423,14 @@ __device__ __forceinline__ Place place_of(const LogitsToScan& p, uint32_t flat) 
 
 // Blocks that an SM must have room for. This caps the registers of a thread: low enough that many loads are in flight,
 // high enough that nothing spills.
-constexpr int blocks_per_sm(Measure measure, bool drawn) { return drawn ? 3 : needs_entropy_terms(measure) ? 6 : 8; }
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+constexpr int kDrawingBlocks = 4;  // with 5, one kernel spills
+#else
+constexpr int kDrawingBlocks = 6;
+#endif
+constexpr int blocks_per_sm(Measure measure, bool drawn) {
+  return drawn ? kDrawingBlocks : needs_entropy_terms(measure) ? 6 : 8;
+}
 
 template <typename T, Measure kMeasure, bool kAligned, bool kDrawn>
 __global__ void __launch_bounds__(kThreads, blocks_per_sm(kMeasure, kDrawn))
@@ -463,7 +444,12 @@ __global__ void __launch_bounds__(kThreads, blocks_per_sm(kMeasure, kDrawn))
   const int64_t first = static_cast<int64_t>(blockIdx.x) * chunk_size;
   const int64_t first_token = p.first_token_id + first;
   const int size = static_cast<int>(chunk_size < p.vocab - first ? chunk_size : p.vocab - first);
-  const bool suppress = p.num_suppress_tokens > 0 && mark_suppressed(p, first_token, size, suppressed);
+  const bool may_hide = p.num_suppress_tokens > 0 || (kDrawn && p.floor.data);
+  const bool suppress = may_hide && mark_suppressed(p, first_token, size, suppressed);
+  if constexpr (kDrawn) {
+    if (threadIdx.x == 0) scratch.bar = Drawn::kLowestBar;
+    __syncthreads();
+  }
   const auto state_of = [&](uint32_t row) {
     return states + (static_cast<int64_t>(row) * gridDim.x + blockIdx.x) * kStateFields;
   };
@@ -490,10 +476,13 @@ __global__ void __launch_bounds__(kThreads, blocks_per_sm(kMeasure, kDrawn))
                  same_in_warp(static_cast<uint64_t>(p.position.at(at.row, at.position)))}};
       }
       const OnlineSoftmax partial =
-          suppress
+          suppress || (kDrawn && draw.floor > -INFINITY)
               ? scan_chunk<T, kMeasure, kAligned, kDrawn, true>(chunk, size, first_token, suppressed, draw, scratch)
               : scan_chunk<T, kMeasure, kAligned, kDrawn, false>(chunk, size, first_token, suppressed, draw, scratch);
-      if (threadIdx.x == 0) store_state(partial, state_of(row));
+      if (threadIdx.x == 0) {
+        store_state(partial, state_of(row));
+        if constexpr (kDrawn) scratch.bar = Drawn::kLowestBar;
+      }
       __syncthreads();  // the next row uses the same scratch
     }
   }

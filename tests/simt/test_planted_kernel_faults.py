@@ -47,11 +47,18 @@ COPIES = [
             "test_predict_tokens.py::test_ties_go_to_the_lower_token",
         ),
         (
-            "the bound of a thread's draws is too low",
-            "fabsf(best_) * 0x1p-22f + 1e-4f",
-            "-0.5f",
+            "draws of a row are held to the bar of the row before",
+            "if constexpr (kDrawn) scratch.bar = Drawn::kLowestBar;\n      }",
+            "}",
             WRONG,
-            "test_drawn_tokens.py::test_every_token_has_its_own_noise",
+            "test_drawn_tokens.py::test_example",
+        ),
+        (
+            "tokens within the largest noise are left out",
+            "largest + kLargestNoise",
+            "largest + kLargestNoise - 1e-3f",
+            WRONG,
+            "test_draw_bounds.py::test_the_largest_noise_decides",
         ),
         (
             "the chosen token among its others",
@@ -74,6 +81,18 @@ COPIES = [
             WRONG,
             "test_partial_predictions.py::test_example",
         ),
+    ),
+    plant(
+        "scan_logits",
+        "plain",
+        (
+            "the bar of draws is too high",
+            "fabsf(noisy) * 0x1p-22f + 1e-4f",
+            "-0.5f",
+            WRONG,
+            "test_drawn_tokens.py::test_every_token_has_its_own_noise",
+        ),
+        file="draw_token.cuh",
     ),
     plant(
         "scan_logits",
@@ -447,6 +466,19 @@ COPIES = [
         ),
     ),
 ]
+# No fault: it refuses to work out what the kernel should leave out where it can, in all sweeps but a thread's first.
+LEAVES_OUT = plant(
+    "scan_logits",
+    "plain",
+    (
+        "no noise after the first sweep",
+        "  float most[kQuadsAhead];\n",
+        "  if (sweep > 0) __syncwarp(0);\n  float most[kQuadsAhead];\n",
+        "scan_chunks.*mask 0x0+ does not name the calling lane",
+        "test_draw_bounds.py::test_rows_of_which_much_or_little_might_win",
+    ),
+)
+COPIES.append(LEAVES_OUT)
 FAULTS = [pytest.param(copy, fault, id=f"{copy.kernels}-{fault.name}-{copy.build}".replace(" ", "_"))
           for copy in COPIES for fault in copy.faults]  # fmt: skip
 
@@ -514,12 +546,23 @@ def libraries(tmp_path_factory):
     return of
 
 
-@pytest.mark.parametrize(("copy", "fault"), FAULTS)
-def test_caught(copy, fault, libraries, runners, tmp_path):
+def run_contract(run: str, copy: Copy, libraries, runners, output: Path) -> int:
     if copy.build not in runners:
         runners[copy.build] = Runner(copy.build)
-    output = tmp_path / "output.txt"
-    file, _, name = fault.run.partition("::")
+    file, _, name = run.partition("::")
     tests = [f"tests/{file}", "-k", f"{name} and cuda_emulated"]
-    status = runners[copy.build].run({"library": libraries(copy), "tests": tests, "output": str(output)})
+    return runners[copy.build].run({"library": libraries(copy), "tests": tests, "output": str(output)})
+
+
+@pytest.mark.parametrize(("copy", "fault"), FAULTS)
+def test_caught(copy, fault, libraries, runners, tmp_path):
+    output = tmp_path / "output.txt"
+    status = run_contract(fault.run, copy, libraries, runners, output)
     planting.expect_shown(fault, status, output.read_text())
+
+
+def test_noise_of_hopeless_tokens_is_left_out(libraries, runners, tmp_path):
+    output = tmp_path / "output.txt"
+    assert run_contract("test_draw_bounds.py::test_hopeless_tokens", LEAVES_OUT, libraries, runners, output) == 0, (
+        output.read_text()
+    )
