@@ -139,6 +139,8 @@ def test_a_curve_goes_on_as_a_line_and_never_falls() -> None:
     costs.learn(curve, 100, 5e-3)
     assert curve.seconds(100) == pytest.approx(5e-3)
     assert 2.4e-3 < curve.seconds(1) < 5e-3 < curve.seconds(200) < 1e-2
+    assert curve.hopeful_seconds(300) == pytest.approx(5e-3)  # as on a GPU
+    assert curve.seconds(50) * 0.5 < curve.hopeful_seconds(50) < curve.seconds(50) * 0.7
     for _ in range(30):
         costs.learn(curve, 100, 5e-3)
         costs.learn(curve, 400, 4e-3)

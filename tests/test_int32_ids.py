@@ -17,8 +17,8 @@ IDS = torch.tensor([[MASK, 4, MASK], [MASK, MASK, 5]])
 SCORED, SUPPRESS = torch.tensor([[1, 2, 3], [4, -1, 12]]), torch.tensor([3, 9])
 TOKENS, CONFIDENCE = fk.predict_tokens(LOGITS, IDS, MASK, suppress_tokens=SUPPRESS)
 DRAFTS = fk.build_drafts(IDS, TOKENS, CONFIDENCE, MASK, 2)[0]
-TARGETS = TOKENS[:, None].expand(2, 2, 3)
-PREDICTED = CONFIDENCE[:, None].expand(2, 2, 3)
+TARGETS = TOKENS[:, None].repeat(1, 2, 1)
+PREDICTED = CONFIDENCE[:, None].repeat(1, 2, 1)
 ACTIVE = torch.tensor([2, 2], dtype=torch.int32)
 
 
@@ -46,7 +46,7 @@ CALLS: dict[str, tuple[Callable[..., Any], tuple[torch.Tensor, ...]]] = {
     ),
     "logit_floor": (lambda suppress: fk.logit_floor(LOGITS, top_k=2, suppress_tokens=suppress), (SUPPRESS,)),
     "build_drafts": (lambda ids, tokens: fk.build_drafts(ids, tokens, CONFIDENCE, MASK, 2), (IDS, TOKENS)),
-    "verify_drafts": (fk.verify_drafts, (DRAFTS, TARGETS)),
+    "verify_drafts": (lambda drafts, targets: fk.verify_drafts(drafts, targets), (DRAFTS, TARGETS)),
     "draft_step": (
         lambda drafts, tokens: fk.draft_step(drafts, tokens, PREDICTED, ACTIVE, MASK, 2).record,
         (DRAFTS, TARGETS),

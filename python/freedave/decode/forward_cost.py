@@ -105,19 +105,22 @@ class CostCurve:
 
     def optimistic_seconds(self, work: float) -> float:
         """The least that a forward may take, as far as is known."""
-        hopeful = self.hopeful_seconds(work)
-        if self.index(work) in self.sizes or not self._order or work >= self._order[0].work:
-            return hopeful
-        # Nothing below may be but in proportion.
-        return min(hopeful, self._order[0].seconds * work / self._order[0].work * math.exp(-_GUESSED))
+        size = self.sizes.get(self.index(work))
+        if size is not None:
+            return self.seconds(work) * math.exp(
+                -max(math.sqrt(size.variance), _GUESSED if size.runs < _FEW_RUNS else 0.0)
+            )
+        least = self.seconds(work)
+        if self._order and work < self._order[0].work:  # nothing below may be but in proportion
+            least = min(least, self._order[0].seconds * work / self._order[0].work)
+        return least * math.exp(-_GUESSED)
 
     def hopeful_seconds(self, work: float) -> float:
-        """What a forward takes where it takes a standard deviation less than is expected."""
-        size = self.sizes.get(self.index(work))
-        deviation = _GUESSED
-        if size is not None:
-            deviation = max(math.sqrt(size.variance), _GUESSED if size.runs < _FEW_RUNS else 0.0)
-        return self.seconds(work) * math.exp(-deviation)
+        """What a forward takes if what is unknown turns out well: more work than was ever run then takes no longer."""
+        if self.index(work) in self.sizes:
+            return self.optimistic_seconds(work)
+        hoped = self.seconds(work) * math.exp(-_GUESSED)
+        return min(hoped, self._order[-1].seconds) if self._order and work > self._order[-1].work else hoped
 
 
 class CostModel:
