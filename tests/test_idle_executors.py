@@ -49,6 +49,7 @@ def test_example():
         {"stop_sequences": [[3]]},
         {"prefill_chunk": 4},
         {"threshold": 0.5},
+        {"threshold": 0.5, "rule": "strict"},
     ],
 )
 def test_other_prompts_and_ends_find_it(options):
@@ -69,6 +70,7 @@ def test_other_prompts_and_ends_find_it(options):
         {"cache": "none"},
         {"order": "left_to_right"},
         {"measure": "margin"},
+        {"threshold": 0.5, "rule": "factor"},
         {"temperature": 1.0},
         {"new": 512 - 6},
     ],
