@@ -278,7 +278,7 @@ def both(*arguments: Any, **named: Any) -> fk.DraftStep:
 
 
 @given(case=decodes())
-@settings(max_examples=400)
+@settings(max_examples=800)
 def test_agrees_with_the_oracle(native_backend, case):
     """In every call of whole decodes, and in what the pool holds after it."""
     decode(**case, draft_step=both)

@@ -110,8 +110,10 @@ COPIES = [
         "plain",
         (
             "reads before the previous kernel is complete",
-            "  wait_for_previous_kernel();\n  const uint32_t row = blockIdx.x * (kMergeThreads",
-            "  const uint32_t row = blockIdx.x * (kMergeThreads",
+            "merge_states(const __grid_constant__ MergePredictionsParams p, uint32_t rows) {\n"
+            "  let_next_kernel_launch();\n  wait_for_previous_kernel();\n",
+            "merge_states(const __grid_constant__ MergePredictionsParams p, uint32_t rows) {\n"
+            "  let_next_kernel_launch();\n",
             "merge_states.* but no thread calls cudaGridDependencySynchronize",
             "test_predict_tokens.py::test_example",
         ),
