@@ -350,7 +350,7 @@ def test_contract_tests_compile_little(monkeypatch, op):
         draw()
     assert binaries
     for name, keys in binaries.items():
-        assert len(keys) <= 3 * FEW, name
+        assert len(keys) <= 4 * FEW, name
         for values in map(set, zip(*(constants for constants, *_ in keys), strict=True)):
             assert values == {False, True} or not isinstance(next(iter(values)), bool), (name, keys)
 
