@@ -115,7 +115,7 @@ CUDA_BUDGETS = {
         for measure in ("prob", "log_odds")
     },
     "merge_states": Budget(48),
-    "merge_and_score": Budget(64),
+    "merge_states scored": Budget(64),
     "merge_and_read": Budget(64),
     "find_floors": Budget(64, 5632),
     "rank_rows": Budget(64, 9216),
