@@ -31,8 +31,6 @@ class Budget:
 # Bytes a thread, of Triton kernels that take nearly all registers: draft_attention for its sums and weights. By what their
 # cases' names begin with, the longest that fits.
 ALLOWED_STACK = {
-    # Noise of 32 tokens a thread is worked out at once.
-    **{f"predict_tokens {case} drawn": 160 for case in ("bfloat16 prob", "float32 log_odds")},
     # The terms of an entropy, beside which tokens are suppressed.
     "predict_tokens bfloat16 neg_entropy scored": 40,
     "draft_attention": 16,
@@ -57,8 +55,8 @@ BUDGETS: dict[tuple[str, str, str], Budget] = {
     ("triton", "sm_90", "predict_tokens float32 neg_entropy"): Budget(255, 2048, 34.0, 16),
     ("triton", "sm_90", "predict_tokens bfloat16 log_odds"): Budget(128, 2048, 10.25, 8),
     ("triton", "sm_90", "predict_tokens float32 log_odds"): Budget(128, 2048, 9.75, 16),
-    ("triton", "sm_90", "predict_tokens bfloat16 prob drawn"): Budget(128, 2048, 135.0, 4),
-    ("triton", "sm_90", "predict_tokens float32 log_odds drawn"): Budget(128, 2048, 135.0, 8),
+    ("triton", "sm_90", "predict_tokens bfloat16 prob drawn"): Budget(128, 2048, 30.0, 8),
+    ("triton", "sm_90", "predict_tokens float32 log_odds drawn"): Budget(128, 2048, 31.0, 16),
     ("triton", "sm_100", "predict_tokens bfloat16 prob"): Budget(128, 2048, 9.0, 8),
     ("triton", "sm_100", "predict_tokens float16 prob"): Budget(128, 2048, 9.0, 8),
     ("triton", "sm_100", "predict_tokens float32 prob"): Budget(128, 2048, 9.0, 16),
@@ -115,7 +113,7 @@ CUDA_BUDGETS = {
         for measure in ("prob", "log_odds")
     },
     "merge_states": Budget(48),
-    "merge_and_score": Budget(64),
+    "merge_states scored": Budget(64),
     "merge_and_read": Budget(64),
     "find_floors": Budget(64, 5632),
     "rank_rows": Budget(64, 9216),

@@ -54,6 +54,8 @@ def case_of(symbol: str) -> str:
     kernel = next(name for name in KERNELS if name in symbol)
     if kernel == "keep_rows":
         return f"keep_rows {'16 bytes' if 'keep_rowsI5uint4E' in symbol else '2 bytes'}"
+    if kernel == "merge_states":
+        return f"merge_states{' scored' if 'merge_statesILb1E' in symbol else ''}"
     if kernel != "scan_chunks":
         return kernel
     dtype, measure, aligned, drawn = re.search(

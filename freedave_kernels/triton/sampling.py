@@ -11,6 +11,8 @@ LN2_HIGH, LN2_LOW = tl.constexpr(sampling.LN2_HIGH), tl.constexpr(sampling.LN2_L
 SQRT_HALF = tl.constexpr(sampling.SQRT_HALF)
 LOG_0, LOG_1, LOG_2, LOG_3 = map(tl.constexpr, sampling.LOG)
 ROUNDS = tl.constexpr(sampling.ROUNDS)
+MULTIPLIER_0, MULTIPLIER_1 = map(tl.constexpr, sampling.MULTIPLIERS)
+WEYL_0, WEYL_1 = map(tl.constexpr, sampling.WEYL)
 STEP = tl.constexpr(2.0**-24)
 MOST = tl.constexpr(1 - 2.0**-24)
 
@@ -47,12 +49,28 @@ def noise_of(word):
 
 
 @triton.jit
-def token_noise(seed, position, first_quad, lane, GROUP: tl.constexpr):
-    """float32 `[LANES, GROUP]`: of each lane's tokens, four of which have one counter."""
-    QUADS: tl.constexpr = GROUP // 4
-    quad = (first_quad + lane[:, None] * QUADS + tl.arange(0, QUADS)[None, :]).to(tl.uint32)
-    low = tl.zeros_like(quad) + (position & 0xFFFFFFFF).to(tl.uint32)
-    high = tl.zeros_like(quad) + ((position >> 32) & 0xFFFFFFFF).to(tl.uint32)
-    first, second, third, fourth = tl.philox(seed, quad, low, high, tl.zeros_like(quad), ROUNDS)
-    words = tl.join(tl.join(first, third), tl.join(second, fourth))
-    return noise_of(tl.reshape(words, [lane.shape[0], GROUP]))
+def words_of(quad, seed, position):
+    """The four words of a quad's tokens, in their order: Philox-4x32-10. A product's halves come of one instruction, which
+    those of `tl.philox` do not.
+    """
+    multiplier_0, multiplier_1 = tl.full([], MULTIPLIER_0, tl.uint64), tl.full([], MULTIPLIER_1, tl.uint64)
+    key_0, key_1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
+    first = quad.to(tl.uint32)
+    second = tl.zeros_like(first) + position.to(tl.uint32)
+    third = tl.zeros_like(first) + (position >> 32).to(tl.uint32)
+    fourth = tl.zeros_like(first)
+    for _ in tl.static_range(ROUNDS):
+        a = first.to(tl.uint64) * multiplier_0
+        b = third.to(tl.uint64) * multiplier_1
+        first, second = (b >> 32).to(tl.uint32) ^ second ^ key_0, b.to(tl.uint32)
+        third, fourth = (a >> 32).to(tl.uint32) ^ fourth ^ key_1, a.to(tl.uint32)
+        key_0 += tl.full([], WEYL_0, tl.uint32)
+        key_1 += tl.full([], WEYL_1, tl.uint32)
+    return first, second, third, fourth
+
+
+@triton.jit
+def word_of(token, seed, position):
+    """The word of each of some tokens."""
+    first, second, third, fourth = words_of(token // 4, seed, position)
+    return tl.where(token % 4 < 2, tl.where(token % 2 == 0, first, second), tl.where(token % 2 == 0, third, fourth))

@@ -4,7 +4,7 @@ A program owns one chunk of one row. It holds the chunk in registers, in groups 
 the groups' maxima, then the chunk's, then one sum relative to it, so nothing is ever rescaled. It leaves a state, as
 ops/partial_predictions.py describes it; merge_predictions.py merges those of a row. Chunks depend on the vocabulary alone:
 neither the batch nor the number of SMs can change a bit. Programs of rows that are not masked store the neutral state and
-read no logit. Six instructions an element: bound by memory.
+read no logit. Nine instructions an element: bound by memory. With drawn tokens 30, most of them for the words of their noise.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import triton.language as tl
 
 from freedave_kernels.contract import STATE_FIELDS
 from freedave_kernels.triton.launch import ceil_div, kernel, outer_stride, short_range
-from freedave_kernels.triton.sampling import token_noise
+from freedave_kernels.triton.sampling import noise_of, word_of, words_of
 from freedave_kernels.triton.tunables import tunables
 
 VECTOR_BYTES = 16
@@ -32,6 +32,7 @@ LN_2 = tl.constexpr(0.6931471805599453)
 SCALE = tl.constexpr(18446744073709551616.0)  # 2^64
 UNIT = tl.constexpr(1 / 18446744073709551616.0)
 NEVER = tl.constexpr(float("-inf"))
+LOWEST = tl.constexpr(-3.4028234663852886e38)  # the least float32 that is one
 
 
 class Needs(NamedTuple):
@@ -175,11 +176,10 @@ def hide_suppressed(x, lane, suppress_tokens, num_suppressed, suppressed_step, f
 
 
 @triton.jit
-def lowest_token(
+def logits_of(
     row,
     token,
     vocab,
-    logit,
     suppress_tokens,
     num_suppressed,
     suppressed_step,
@@ -190,9 +190,7 @@ def lowest_token(
     DRAWN: tl.constexpr,
     HAS_FLOOR: tl.constexpr,
 ):
-    """The id of the first of the tokens `token` whose logit is `logit`, or -1: for -inf and NaN. And the terms of the
-    others of them, relative to it.
-    """
+    """The logits of some tokens as the chunk has them, loaded again: float32, -inf where there is none to choose."""
     x = tl.load(row + token, mask=token < vocab, other=NEVER).to(tl.float32)
     if HAS_FLOOR:
         x = tl.where(x < floor, NEVER, x)
@@ -201,6 +199,14 @@ def lowest_token(
     if HAS_SUPPRESSED:
         for s in range(num_suppressed):
             x = tl.where(token == tl.load(suppress_tokens + s * suppressed_step) - first_token_id, NEVER, x)
+    return x
+
+
+@triton.jit
+def lowest_token(x, token, vocab, logit, first_token_id):
+    """The id of the first of the tokens `token` whose logit in x is `logit`, or -1: for -inf and NaN. And the terms of the
+    others of them, relative to it.
+    """
     found = tl.min(tl.where(x == logit, token, vocab), axis=0)
     below = x - tl.where(logit == NEVER, 0.0, logit)
     others = tl.sum(tl.where(token == found, 0.0, tl.exp2(below * LOG2_E)), axis=0)
@@ -266,18 +272,78 @@ def sums_below(
 
 
 @triton.jit
-def draw_token(x, lane, seed, position, first_id, GROUP: tl.constexpr):
-    """The token with the largest noisy logit (the lowest of equal ones; -1 where there is none), that logit, and without
-    its noise.
+def most_noisy_of_quads(x, seed, position, first_id, lane, GROUP: tl.constexpr):
+    """`[LANES, GROUP // 4]`: what no token of four neighbours comes to more than, with its noise; -inf where all are.
+
+    Their largest logit with their smallest word: with w the uniform number, noise is at most -log w. Here w lacks its last
+    bits; what rounding takes away is left to `bar_below`.
     """
-    noisy = x + token_noise(seed, position, first_id // 4, lane, GROUP)
-    best = tl.max(tl.max(noisy, axis=1), axis=0)
-    place = lane[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
-    nowhere = lane.shape[0] * GROUP
-    chosen = tl.min(tl.min(tl.where(noisy == best, place, nowhere), axis=1), axis=0)
-    logit = tl.max(tl.max(tl.where(place == chosen, x, NEVER), axis=1), axis=0)
-    some = best > NEVER
-    return tl.where(some, first_id + chosen, -1), best, tl.where(some, logit, 0.0)
+    QUADS: tl.constexpr = GROUP // 4
+    quad = first_id // 4 + lane[:, None] * QUADS + tl.arange(0, QUADS)[None, :]
+    first, second, third, fourth = words_of(quad, seed, position)
+    word = tl.minimum(tl.minimum(first, second), tl.minimum(third, fourth))
+    w = ((word >> 9) | 0x3F800000).to(tl.float32, bitcast=True) - 1.0
+    top = tl.max(tl.reshape(x, [lane.shape[0], QUADS, 4]), axis=2)
+    most = tl.fma(tl.log2(w), -LN_2, top)
+    return tl.where(top > NEVER, most, NEVER)
+
+
+@triton.jit
+def bar_below(noisy):
+    """What cannot reach this loses against `noisy`, which is rounded to its own precision; bounds are too low by 2e-5."""
+    return noisy - (tl.abs(noisy) * 2.3841858e-07 + 1e-4)
+
+
+@triton.jit
+def draw_token(
+    x,
+    lane,
+    seed,
+    position,
+    row,
+    first,
+    vocab,
+    suppress_tokens,
+    num_suppressed,
+    suppressed_step,
+    first_token_id,
+    inverse_temperature,
+    floor,
+    GROUP: tl.constexpr,
+    HAS_SUPPRESSED: tl.constexpr,
+    HAS_FLOOR: tl.constexpr,
+):
+    """Of a chunk, the token with the largest noisy logit (the lowest of equal ones; -1 where there is none), that logit, and
+    without its noise.
+
+    Noise takes more than all else that is done with a logit, and few tokens need it: one quad after the other is looked at,
+    from that with the largest bound down, until no bound reaches what was found. What is left out loses for certain.
+    """
+    QUADS: tl.constexpr = GROUP // 4
+    most = most_noisy_of_quads(x, seed, position, first_token_id + first, lane, GROUP)
+    token, noisy, logit = tl.full([], -1, tl.int64), tl.full([], NEVER, tl.float32), tl.full([], 0.0, tl.float32)
+    bar = tl.full([], LOWEST, tl.float32)
+    place = lane[:, None] * QUADS + tl.arange(0, QUADS)[None, :]
+    highest = tl.max(tl.max(most, axis=1), axis=0)
+    while highest >= bar:
+        quad = tl.min(tl.min(tl.where(most == highest, place, lane.shape[0] * QUADS), axis=1), axis=0)
+        four = first + quad * 4 + tl.arange(0, 4)
+        y = logits_of(
+            row, four, vocab, suppress_tokens, num_suppressed, suppressed_step, first_token_id, inverse_temperature, floor,
+            HAS_SUPPRESSED, True, HAS_FLOOR,
+        )  # fmt: skip
+        noisy_four = y + noise_of(word_of(first_token_id + four, seed, position))
+        best = tl.max(noisy_four, axis=0)
+        chosen = tl.min(tl.where(noisy_four == best, four, vocab), axis=0)
+        wins = (best > noisy) | ((best == noisy) & (first_token_id + chosen < token))
+        wins &= best > NEVER
+        logit = tl.where(wins, tl.max(tl.where(four == chosen, y, NEVER), axis=0), logit)
+        token = tl.where(wins, first_token_id + chosen, token)
+        noisy = tl.where(wins, best, noisy)
+        bar = tl.maximum(bar, tl.where(noisy < float("inf"), bar_below(noisy), noisy))
+        most = tl.where(place == quad, NEVER, most)
+        highest = tl.max(tl.max(most, axis=1), axis=0)
+    return token, noisy, logit
 
 
 @triton.jit
@@ -347,11 +413,12 @@ def scan_chunk(
     group = tl.min(tl.where(top == largest, lane, LANES), axis=0)
 
     # The token: the first place of that group, whose logits are loaded again while the sum is worked out.
-    token, others = lowest_token(
-        row, first + group * GROUP + tl.arange(0, GROUP), vocab, largest,
-        suppress_tokens, num_suppressed, suppressed_step, first_token_id, inverse_temperature, least,
+    near = first + group * GROUP + tl.arange(0, GROUP)
+    y = logits_of(
+        row, near, vocab, suppress_tokens, num_suppressed, suppressed_step, first_token_id, inverse_temperature, least,
         HAS_SUPPRESSED, DRAWN, HAS_FLOOR,
     )  # fmt: skip
+    token, others = lowest_token(y, near, vocab, largest, first_token_id)
     second = tl.full([], NEVER, tl.float32)
     if SECOND:
         second = tl.max(tl.where(lane == group, runner_up, top), axis=0)
@@ -360,7 +427,10 @@ def scan_chunk(
         place = outer.to(tl.int64) * seed_outer + position.to(tl.int64) * seed_position
         key = tl.load(seed + place)
         place = outer.to(tl.int64) * positions_outer + position.to(tl.int64) * positions_position
-        token, second, weighted = draw_token(x, lane, key, tl.load(positions + place), first_token_id + first, GROUP)
+        token, second, weighted = draw_token(
+            x, lane, key, tl.load(positions + place), row, first, vocab, suppress_tokens, num_suppressed, suppressed_step,
+            first_token_id, inverse_temperature, least, GROUP, HAS_SUPPRESSED, HAS_FLOOR,
+        )  # fmt: skip
     store_state(state, largest, second, token, ties, rest, weighted)
 
 
@@ -450,6 +520,6 @@ def scan_into(
         (lanes, group, vector, math.gcd(vector, vocab), position_axis, *flags),
         (logits.dtype, short_range(logits)),
         # Noise takes registers beside the chunk, so a thread has half as much of it.
-        min(chosen.num_warps * (2 if drawn else 1), max(1, lanes // 32)),
+        min(chosen.num_warps, max(1, lanes // 32)),
         chosen.max_registers,
     )  # fmt: skip
