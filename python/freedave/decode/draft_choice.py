@@ -12,6 +12,7 @@ What is chosen changes speed only. Static decoding, one draft, is a choice as an
 from __future__ import annotations
 
 import bisect
+import math
 import operator
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
@@ -47,13 +48,14 @@ def described(drafts: int, lookahead: int) -> str:
 
 class _Decision(NamedTuple):
     """`work`, `seconds` and `steps` are those that are expected of the forward, `static` the seconds of one with one draft
-    each."""
+    each; `tried`: another one is expected to be better."""
 
     choice: Choice
     work: float
     seconds: float
     steps: float
     static: float
+    tried: bool
 
 
 @dataclass
@@ -102,8 +104,8 @@ class _Plan:
     forwards_left: int
     only_near: bool
     """Whether forwards have no other lookahead than the shortest now."""
-    usual: float
-    """Work of a usual forward, where several pooled drafts are wanted; else 0."""
+    foretold: dict[int, float]
+    """Where drafts are pooled: steps that a second brings, by how many of them are wanted."""
     decided: dict[tuple[AnyOutlook, ...], _Decision] = field(default_factory=dict)
     more: float = 0.0
     fewer: float = 0.0
@@ -111,16 +113,36 @@ class _Plan:
 
 
 @dataclass
+class _Came:
+    """What came of forwards for which so many pooled drafts were wanted, newer ones counting more."""
+
+    steps: float = 0.0
+    foretold: float = 0.0
+    """The steps that their time was expected to bring."""
+    chains: float = 0.0
+
+    def add(self, steps: float, foretold: float, chains: float) -> None:
+        self.fade(1 / 40)
+        self.steps += steps
+        self.foretold += foretold
+        self.chains += chains
+
+    def fade(self, share: float) -> None:
+        self.steps -= share * self.steps
+        self.foretold -= share * self.foretold
+        self.chains -= share * self.chains
+
+
+@dataclass
 class _Progress:
     """Where choosing stands for forwards of one kind, drafts of one kind and about as many sequences."""
 
     made: _Rate = field(default_factory=_Rate)
-    foretold: float = 0.0
-    """The steps of `made` as they were expected."""
-    drafted: float = 0.0
-    """Work of forwards for which several pooled drafts were wanted."""
-    usual: float = 0.0
-    """The same, as if each were a usual one."""
+    came: dict[int, _Came] = field(default_factory=dict)
+    """By how many pooled drafts were wanted."""
+    wanted: int = 0
+    unsettled: int = 0
+    """How many are wanted now, and for how many forwards what comes still has to do with how many were before."""
     static: _Rate = field(default_factory=_Rate)
     """What static decoding would have made of the same time, as far as the curve knows."""
     near: _Rate = field(default_factory=_Rate)
@@ -156,6 +178,9 @@ _FIRST_FORWARDS, _FIRST_TRIALS, _LATER_TRIALS = 20, 3.0, 1.0
 _FIRST_PLANS, _LATER_PLANS, _EARLY = 8, 24, 256
 # Where steps differ from what was expected by more than a share, that adds up; from so many forwards' steps on, it tells.
 _SLACK, _SURPRISE = 0.3, 3.0
+# Pooled drafts: after how many forwards what a number of them brings shows, from how many chains that tells much, and
+# how much better it may be where nothing was seen.
+_UNSETTLED, _FEW_CHAINS, _HOPE = 2, 10, 0.15
 
 
 class Chosen(NamedTuple):
@@ -243,13 +268,9 @@ class DraftChooser:
         for chain in chains:
             steps += chain.steps
         progress.made.add(steps, expected)
-        progress.foretold += decision.steps - progress.foretold / 40
         progress.static.add(len(chains), decision.static)
-        if plan.usual:
-            progress.drafted += decision.work - progress.drafted / 40
-            progress.usual += plan.usual - progress.usual / 40
-        else:  # what was seen long ago says little
-            progress.drafted += (progress.usual - progress.drafted) / 400
+        if plan.foretold and not decision.tried:
+            self._hold_against(plan, progress, steps, expected, len(chains))
         if plan.only_near:
             progress.near.add(steps, expected)
             progress.near_likely = sum(self._acceptance.reached()[:4])
@@ -260,6 +281,19 @@ class DraftChooser:
         progress.most_allowance = _LATER_TRIALS * expected
         if decision.steps:
             self._compare(plan, steps / decision.steps - 1)
+
+    @staticmethod
+    def _hold_against(plan: _Plan, progress: _Progress, steps: float, seconds: float, chains: int) -> None:
+        """Notes what so many pooled drafts bring against what was foretold."""
+        if plan.wanted != progress.wanted:
+            progress.wanted, progress.unsettled = plan.wanted, _UNSETTLED
+        for each in progress.came.values():  # what was seen long ago says little
+            each.fade(1 / 400)
+        if progress.unsettled > 0:
+            progress.unsettled -= 1
+            return
+        came = progress.came.setdefault(plan.wanted, _Came())
+        came.add(steps, plan.foretold[plan.wanted] * seconds, chains)
 
     def _compare(self, plan: _Plan, surprise: float) -> None:
         """Of a forward that brought so much more than expected, in shares of that."""
@@ -313,10 +347,13 @@ class DraftChooser:
         else:
             rate = max(count * brought[level] / seconds[level] for level in self._levels)
         static_is_best = False
+        foretold: dict[int, float] = {}
         if outlook.pooled:
-            possible = self._possible_rates(outlook, count, one, brought)
+            foretold = self._foretold_rates(outlook, count, one, brought)
+            likely = {level: each * self._came_true(level) for level, each in foretold.items()}
+            possible = {level: each * self._hope(level) for level, each in likely.items()}
             static_is_best = max(possible.values()) <= _THRIFT * possible[1]
-            rate = max(rate, _THRIFT * max(possible.values()))
+            rate = max(rate, _THRIFT * max(likely.values()))
         worth, total, best, previous = [0.0, 0.0], 0.0, 0.0, 1
         wanted, build, hope, most_hope = 1, 1, 0.0, 0.0
         for level in self._levels[1:]:
@@ -330,32 +367,38 @@ class DraftChooser:
             if hope > most_hope:
                 build, most_hope = level, hope
             previous = level
-        usual = 0.0
         if outlook.pooled:
             wanted = 1 if static_is_best else max(possible, key=possible.__getitem__)
             worth = worth if wanted > 1 else [0.0] * len(worth)
-            if wanted > 1:
-                usual = _usual_work(outlook, count, one, wanted)
         near = len(self._lookaheads) > 1 and progress.forwards % _NEAR_EVERY < _NEAR_FORWARDS
         longest = _FIRST_PLANS if progress.forwards < _EARLY else _LATER_PLANS
         forwards = min(max(progress.forwards // 4, 1), longest)
-        return _Plan(rate, Expected(reached, useful, worth), brought, wanted, build, one, forwards, near, usual)
+        return _Plan(rate, Expected(reached, useful, worth), brought, wanted, build, one, forwards, near, foretold)
 
-    def _possible_rates(
+    def _foretold_rates(
         self, outlook: AnyOutlook, count: int, one: float, brought: Sequence[float]
     ) -> dict[int, float]:
-        """Steps a second where every forward has so many pooled drafts, as far as what was foretold came true.
+        """Steps a second where every forward has so many pooled drafts.
 
         What the first draft shows pays later on, and for as long as it is shown: a single forward would not tell.
         """
-        progress = self._progress
-        share = min(progress.made.steps / progress.foretold, 1.0) if progress.foretold > 0 else 1.0
-        more = max(progress.drafted / progress.usual, 1.0) if progress.usual > 0 else 1.0
-        rates = {1: count / self._curve.seconds(one)}
-        for level in self._levels[1:]:
-            work = more * _usual_work(outlook, count, one, level)
-            rates[level] = share * count * brought[level] / self._curve.seconds(work)
-        return rates
+        works = {level: _usual_work(outlook, count, one, level) for level in self._levels}
+        return {level: count * brought[level] / self._curve.seconds(work) for level, work in works.items()}
+
+    def _came_true(self, level: int) -> float:
+        """The share of what was foretold that so many drafts bring; where little was seen of them, that all bring."""
+        came = self._progress.came
+        usual = sum(each.steps for each in came.values()) + 1.0
+        usual /= sum(each.foretold for each in came.values()) + 1.0
+        here = came.get(level)
+        if here is None or not here.foretold:
+            return usual
+        return usual + (here.steps / here.foretold - usual) * here.chains / (here.chains + _FEW_CHAINS)
+
+    def _hope(self, level: int) -> float:
+        """How much better than was seen so many drafts may do, so that they are tried now and then."""
+        here = self._progress.came.get(level)
+        return 1 + _HOPE / math.sqrt(1 + (here.chains if here else 0.0) / _FEW_CHAINS)
 
     def _decide(
         self, outlooks: tuple[AnyOutlook, ...], other_work: float, plan: _Plan, trial: bool = False
@@ -379,14 +422,16 @@ class DraftChooser:
                     groups, levels[max(n - 1, 0) : n + 2], ahead, plan.wanted, other_work, plan
                 )
         best = max(candidates, key=_score)
+        tried = False
         if trial:
-            best = self._trial(best, candidates, groups, plan)
+            usual, best = best, self._trial(best, candidates, groups, plan)
+            tried = best is not usual
         self._crowd(outlooks[0])
         steps = 0.0
         for outlook, times in groups:
             steps += times * plan.brought[outlook.forwarded(best.level)]
         choice = Choice(min(best.level, most), best.lookahead, max(plan.build, best.level), best.shown)
-        return _Decision(choice, best.work, best.seconds, steps, static.seconds)
+        return _Decision(choice, best.work, best.seconds, steps, static.seconds, tried)
 
     def _crowd(self, outlook: AnyOutlook) -> None:
         """Notes what all drafts in hand would take together."""
@@ -444,4 +489,4 @@ class DraftChooser:
 def _usual_work(outlook: AnyOutlook, count: int, one: float, level: int) -> float:
     """Of a forward of so many sequences with so many pooled drafts, the first of which shows what they can reach; `one`: with
     a draft each."""
-    return one * level + count * (outlook.work(1, 1, level) - outlook.work(1, 1, 1))
+    return one * level + count * outlook.usually_shown(level)
