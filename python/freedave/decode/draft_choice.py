@@ -153,6 +153,10 @@ class _Progress:
     """Work of a draft against that of one that computes its own block alone."""
     allowance: float | None = None
     """Seconds that trials may lose now; None: no forward has been timed."""
+    lack: float = 0.0
+    """The share of wanted drafts that a forward lacks for each that is wanted: answers begin with one, and end."""
+    plans_allowance: float = 0.0
+    """The same of trials that last for a plan."""
     most_allowance: float = 0.0
     """With so much, a trial may lose more; then there is none until that is made up for."""
     forwards: int = 0
@@ -180,7 +184,8 @@ _FIRST_PLANS, _LATER_PLANS, _EARLY = 8, 24, 256
 _SLACK, _SURPRISE = 0.3, 3.0
 # Pooled drafts: after how many forwards what a number of them brings shows, from how many chains that tells much, and
 # how much better it may be where nothing was seen.
-_UNSETTLED, _FEW_CHAINS, _HOPE = 2, 10, 0.15
+_UNSETTLED, _FEW_CHAINS, _HOPE = 2, 20, 0.15
+_TRIED_FOR, _TRIED_SHARE, _TRIED_MOST = 8, 0.006, 3.0
 
 
 class Chosen(NamedTuple):
@@ -278,6 +283,7 @@ class DraftChooser:
         most = (_FIRST_TRIALS if progress.forwards <= _FIRST_FORWARDS else _LATER_TRIALS) * expected
         allowance = most if progress.allowance is None else progress.allowance
         progress.allowance = min(allowance + _TRIALS * expected, most)
+        progress.plans_allowance = min(progress.plans_allowance + _TRIED_SHARE * expected, _TRIED_MOST * expected)
         progress.most_allowance = _LATER_TRIALS * expected
         if decision.steps:
             self._compare(plan, steps / decision.steps - 1)
@@ -289,8 +295,8 @@ class DraftChooser:
             progress.wanted, progress.unsettled = plan.wanted, _UNSETTLED
         for each in progress.came.values():  # what was seen long ago says little
             each.fade(1 / 400)
-        if progress.unsettled > 0:
-            progress.unsettled -= 1
+        if progress.unsettled > 0 or progress.forwards < _FIRST_FORWARDS:
+            progress.unsettled = max(progress.unsettled - 1, 0)
             return
         came = progress.came.setdefault(plan.wanted, _Came())
         came.add(steps, plan.foretold[plan.wanted] * seconds, chains)
@@ -346,13 +352,13 @@ class DraftChooser:
             rate *= _THRIFT
         else:
             rate = max(count * brought[level] / seconds[level] for level in self._levels)
-        static_is_best = False
+        longest = _FIRST_PLANS if progress.forwards < _EARLY else _LATER_PLANS
+        forwards = min(max(progress.forwards // 4, 1), longest)
         foretold: dict[int, float] = {}
         if outlook.pooled:
             foretold = self._foretold_rates(outlook, count, one, brought)
             likely = {level: each * self._came_true(level) for level, each in foretold.items()}
-            possible = {level: each * self._hope(level) for level, each in likely.items()}
-            static_is_best = max(possible.values()) <= _THRIFT * possible[1]
+            hopes = self._foretold_rates(outlook, count, one, sums(hoped))
             rate = max(rate, _THRIFT * max(likely.values()))
         worth, total, best, previous = [0.0, 0.0], 0.0, 0.0, 1
         wanted, build, hope, most_hope = 1, 1, 0.0, 0.0
@@ -368,11 +374,13 @@ class DraftChooser:
                 build, most_hope = level, hope
             previous = level
         if outlook.pooled:
-            wanted = 1 if static_is_best else max(possible, key=possible.__getitem__)
+            wanted = self._best(likely)
+            tried = self._tried(likely, hopes, wanted, one)
+            if tried != wanted:
+                wanted, forwards = tried, _TRIED_FOR
             worth = worth if wanted > 1 else [0.0] * len(worth)
+            build = max(build, wanted)
         near = len(self._lookaheads) > 1 and progress.forwards % _NEAR_EVERY < _NEAR_FORWARDS
-        longest = _FIRST_PLANS if progress.forwards < _EARLY else _LATER_PLANS
-        forwards = min(max(progress.forwards // 4, 1), longest)
         return _Plan(rate, Expected(reached, useful, worth), brought, wanted, build, one, forwards, near, foretold)
 
     def _foretold_rates(
@@ -382,8 +390,14 @@ class DraftChooser:
 
         What the first draft shows pays later on, and for as long as it is shown: a single forward would not tell.
         """
-        works = {level: _usual_work(outlook, count, one, level) for level in self._levels}
-        return {level: count * brought[level] / self._curve.seconds(work) for level, work in works.items()}
+        lack, rates = self._progress.lack, {}
+        for level in self._levels:
+            drafts = max(level * (1 - lack * level), 1.0)
+            whole = int(drafts)
+            steps = brought[whole] + (drafts - whole) * (brought[min(whole + 1, len(brought) - 1)] - brought[whole])
+            work = one * drafts + count * outlook.usually_shown(level)
+            rates[level] = count * steps / self._curve.seconds(work)
+        return rates
 
     def _came_true(self, level: int) -> float:
         """The share of what was foretold that so many drafts bring; where little was seen of them, that all bring."""
@@ -395,10 +409,28 @@ class DraftChooser:
             return usual
         return usual + (here.steps / here.foretold - usual) * here.chains / (here.chains + _FEW_CHAINS)
 
-    def _hope(self, level: int) -> float:
-        """How much better than was seen so many drafts may do, so that they are tried now and then."""
-        here = self._progress.came.get(level)
-        return 1 + _HOPE / math.sqrt(1 + (here.chains if here else 0.0) / _FEW_CHAINS)
+    def _best(self, likely: Mapping[int, float]) -> int:
+        """The number of drafts that is wanted; what was wanted until now, where another one is hardly better."""
+        best = max(likely, key=likely.__getitem__)
+        before = self._progress.wanted
+        if likely[best] <= _THRIFT * likely[1]:
+            return 1
+        return before if before > 1 and likely.get(before, 0.0) * _THRIFT**2 >= likely[best] else best
+
+    def _tried(self, likely: Mapping[int, float], hopes: Mapping[int, float], best: int, one: float) -> int:
+        """Another number of drafts in the place of the best where it might be better, the more so the less was seen of it,
+        and the time that it may cost is allowed."""
+        progress, tried, most = self._progress, best, likely[best]
+        cost = 0.0
+        for level, rate in likely.items():
+            here = progress.came.get(level)
+            known = math.sqrt(1 + (here.chains if here else 0.0) / _FEW_CHAINS)
+            hope = rate + max(hopes[level] - rate, _HOPE * rate) / known
+            loss = _TRIED_FOR * self._curve.seconds(one * level) * max(1 - rate / likely[best], 0.0)
+            if hope > most and level != best and loss <= progress.plans_allowance:
+                tried, most, cost = level, hope, loss
+        progress.plans_allowance -= cost
+        return tried
 
     def _decide(
         self, outlooks: tuple[AnyOutlook, ...], other_work: float, plan: _Plan, trial: bool = False
@@ -407,21 +439,23 @@ class DraftChooser:
         for outlook in outlooks:
             most = max(most, outlook.drafts)
         levels = self._levels[: bisect.bisect_left(self._levels, most) + 1]
-        if not trial and outlooks[0].pooled:  # then what is worth its time in a usual forward is so in all
-            levels = (min(plan.wanted, levels[-1]),)
         groups = list(Counter(outlooks).items()) if len(outlooks) > 1 else [(outlooks[0], 1)]
-        candidates = self._candidates(groups, levels, self._lookaheads[0], plan.wanted, other_work, plan)
-        static = candidates[0]
-        best = max(candidates, key=_score)
-        if plan.wanted > 1 and outlooks[0].pooled:  # showing what more drafts could reach is not static decoding's work
-            (static,) = self._candidates(groups, levels[:1], self._lookaheads[0], 1, other_work, plan)
-        if not plan.only_near:  # about as many drafts are worth their time with a longer lookahead
-            n = levels.index(best.level)
-            for ahead in self._lookaheads[1:]:
-                candidates += self._candidates(
-                    groups, levels[max(n - 1, 0) : n + 2], ahead, plan.wanted, other_work, plan
-                )
-        best = max(candidates, key=_score)
+        near, pooled = self._lookaheads[0], outlooks[0].pooled
+        static = other_work  # showing what more drafts could reach is not static decoding's work
+        for outlook, times in groups:
+            static += times * outlook.work(1, near, 1)
+        if pooled and not trial:
+            best = self._wanted(groups, levels, other_work, plan)
+        else:
+            candidates = self._candidates(groups, levels, near, plan.wanted, other_work, plan)
+            best = candidates[levels.index(min(plan.wanted, levels[-1]))] if pooled else max(candidates, key=_score)
+            if not plan.only_near:  # about as many drafts are worth their time with a longer lookahead
+                n = levels.index(best.level)
+                for ahead in self._lookaheads[1:]:
+                    candidates += self._candidates(
+                        groups, levels[max(n - 1, 0) : n + 2], ahead, plan.wanted, other_work, plan
+                    )
+                best = best if pooled else max(candidates, key=_score)
         tried = False
         if trial:
             usual, best = best, self._trial(best, candidates, groups, plan)
@@ -431,7 +465,21 @@ class DraftChooser:
         for outlook, times in groups:
             steps += times * plan.brought[outlook.forwarded(best.level)]
         choice = Choice(min(best.level, most), best.lookahead, max(plan.build, best.level), best.shown)
-        return _Decision(choice, best.work, best.seconds, steps, static.seconds, tried)
+        return _Decision(choice, best.work, best.seconds, steps, self._curve.seconds(static), tried)
+
+    def _wanted(
+        self, groups: Sequence[tuple[AnyOutlook, int]], levels: Sequence[int], other_work: float, plan: _Plan
+    ) -> _Candidate:
+        """Pooled drafts: what is worth its time in a usual forward is so in all."""
+        level, near = min(plan.wanted, levels[-1]), self._lookaheads[0]
+        work = other_work
+        for outlook, times in groups:
+            work += times * outlook.work(level, near, plan.wanted)
+        if plan.wanted > 1:
+            had = sum(times * outlook.forwarded(level) for outlook, times in groups) / sum(times for _, times in groups)
+            lack = (1 - had / plan.wanted) / plan.wanted
+            self._progress.lack += (lack - self._progress.lack) / 40
+        return _Candidate(0.0, level, near, plan.wanted, 0.0, work, self._curve.seconds(work))
 
     def _crowd(self, outlook: AnyOutlook) -> None:
         """Notes what all drafts in hand would take together."""
@@ -484,9 +532,3 @@ class DraftChooser:
                 tried, most = each, hope
         progress.allowance = allowance - (best.score - tried.score) / plan.rate
         return tried
-
-
-def _usual_work(outlook: AnyOutlook, count: int, one: float, level: int) -> float:
-    """Of a forward of so many sequences with so many pooled drafts, the first of which shows what they can reach; `one`: with
-    a draft each."""
-    return one * level + count * outlook.usually_shown(level)
