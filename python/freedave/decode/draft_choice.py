@@ -12,6 +12,7 @@ What is chosen changes speed only. Static decoding, one draft, is a choice as an
 from __future__ import annotations
 
 import bisect
+import math
 import operator
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
@@ -47,13 +48,14 @@ def described(drafts: int, lookahead: int) -> str:
 
 class _Decision(NamedTuple):
     """`work`, `seconds` and `steps` are those that are expected of the forward, `static` the seconds of one with one draft
-    each."""
+    each; `tried`: another one is expected to be better."""
 
     choice: Choice
     work: float
     seconds: float
     steps: float
     static: float
+    tried: bool
 
 
 @dataclass
@@ -102,8 +104,8 @@ class _Plan:
     forwards_left: int
     only_near: bool
     """Whether forwards have no other lookahead than the shortest now."""
-    usual: float
-    """Work of a usual forward, where several pooled drafts are wanted; else 0."""
+    foretold: dict[int, float]
+    """Where drafts are pooled: steps that a second brings, by how many of them are wanted."""
     decided: dict[tuple[AnyOutlook, ...], _Decision] = field(default_factory=dict)
     more: float = 0.0
     fewer: float = 0.0
@@ -111,16 +113,36 @@ class _Plan:
 
 
 @dataclass
+class _Came:
+    """What came of forwards for which so many pooled drafts were wanted, newer ones counting more."""
+
+    steps: float = 0.0
+    foretold: float = 0.0
+    """The steps that their time was expected to bring."""
+    chains: float = 0.0
+
+    def add(self, steps: float, foretold: float, chains: float) -> None:
+        self.fade(1 / 40)
+        self.steps += steps
+        self.foretold += foretold
+        self.chains += chains
+
+    def fade(self, share: float) -> None:
+        self.steps -= share * self.steps
+        self.foretold -= share * self.foretold
+        self.chains -= share * self.chains
+
+
+@dataclass
 class _Progress:
     """Where choosing stands for forwards of one kind, drafts of one kind and about as many sequences."""
 
     made: _Rate = field(default_factory=_Rate)
-    foretold: float = 0.0
-    """The steps of `made` as they were expected."""
-    drafted: float = 0.0
-    """Work of forwards for which several pooled drafts were wanted."""
-    usual: float = 0.0
-    """The same, as if each were a usual one."""
+    came: dict[int, _Came] = field(default_factory=dict)
+    """By how many pooled drafts were wanted."""
+    wanted: int = 0
+    unsettled: int = 0
+    """How many are wanted now, and for how many forwards what comes still has to do with how many were before."""
     static: _Rate = field(default_factory=_Rate)
     """What static decoding would have made of the same time, as far as the curve knows."""
     near: _Rate = field(default_factory=_Rate)
@@ -131,6 +153,10 @@ class _Progress:
     """Work of a draft against that of one that computes its own block alone."""
     allowance: float | None = None
     """Seconds that trials may lose now; None: no forward has been timed."""
+    lack: float = 0.0
+    """The share of wanted drafts that a forward lacks for each that is wanted: answers begin with one, and end."""
+    plans_allowance: float = 0.0
+    """The same of trials that last for a plan."""
     most_allowance: float = 0.0
     """With so much, a trial may lose more; then there is none until that is made up for."""
     forwards: int = 0
@@ -153,9 +179,13 @@ _TRIALS = 0.006  # share of the time that may be lost by trying what is not expe
 # For how many forwards' time trials may be had at once: among the first forwards, and later.
 _FIRST_FORWARDS, _FIRST_TRIALS, _LATER_TRIALS = 20, 3.0, 1.0
 # A plan holds for a quarter as many forwards as there were, and for so many at most: among the first ones, and later.
-_FIRST_PLANS, _LATER_PLANS, _EARLY = 8, 24, 256
+_FIRST_PLANS, _LATER_PLANS, _EARLY = 24, 24, 256
 # Where steps differ from what was expected by more than a share, that adds up; from so many forwards' steps on, it tells.
 _SLACK, _SURPRISE = 0.3, 3.0
+# Pooled drafts: after how many forwards what a number of them brings shows, from how many chains that tells much, and
+# how much better it may be where nothing was seen.
+_UNSETTLED, _FEW_CHAINS, _HOPE = 2, 20, 0.15
+_TRIED_FOR, _TRIED_SHARE, _TRIED_MOST = 8, 0.006, 3.0
 
 
 class Chosen(NamedTuple):
@@ -243,13 +273,9 @@ class DraftChooser:
         for chain in chains:
             steps += chain.steps
         progress.made.add(steps, expected)
-        progress.foretold += decision.steps - progress.foretold / 40
         progress.static.add(len(chains), decision.static)
-        if plan.usual:
-            progress.drafted += decision.work - progress.drafted / 40
-            progress.usual += plan.usual - progress.usual / 40
-        else:  # what was seen long ago says little
-            progress.drafted += (progress.usual - progress.drafted) / 400
+        if plan.foretold and not decision.tried:
+            self._hold_against(plan, progress, steps, expected, len(chains))
         if plan.only_near:
             progress.near.add(steps, expected)
             progress.near_likely = sum(self._acceptance.reached()[:4])
@@ -257,9 +283,23 @@ class DraftChooser:
         most = (_FIRST_TRIALS if progress.forwards <= _FIRST_FORWARDS else _LATER_TRIALS) * expected
         allowance = most if progress.allowance is None else progress.allowance
         progress.allowance = min(allowance + _TRIALS * expected, most)
+        progress.plans_allowance = min(progress.plans_allowance + _TRIED_SHARE * expected, _TRIED_MOST * expected)
         progress.most_allowance = _LATER_TRIALS * expected
         if decision.steps:
             self._compare(plan, steps / decision.steps - 1)
+
+    @staticmethod
+    def _hold_against(plan: _Plan, progress: _Progress, steps: float, seconds: float, chains: int) -> None:
+        """Notes what so many pooled drafts bring against what was foretold."""
+        if plan.wanted != progress.wanted:
+            progress.wanted, progress.unsettled = plan.wanted, _UNSETTLED
+        for each in progress.came.values():  # what was seen long ago says little
+            each.fade(1 / 400)
+        if progress.unsettled > 0 or progress.forwards < _FIRST_FORWARDS:
+            progress.unsettled = max(progress.unsettled - 1, 0)
+            return
+        came = progress.came.setdefault(plan.wanted, _Came())
+        came.add(steps, plan.foretold[plan.wanted] * seconds, chains)
 
     def _compare(self, plan: _Plan, surprise: float) -> None:
         """Of a forward that brought so much more than expected, in shares of that."""
@@ -312,11 +352,14 @@ class DraftChooser:
             rate *= _THRIFT
         else:
             rate = max(count * brought[level] / seconds[level] for level in self._levels)
-        static_is_best = False
+        longest = _FIRST_PLANS if progress.forwards < _EARLY else _LATER_PLANS
+        forwards = min(max(progress.forwards // 4, 1), longest)
+        foretold: dict[int, float] = {}
         if outlook.pooled:
-            possible = self._possible_rates(outlook, count, one, brought)
-            static_is_best = max(possible.values()) <= _THRIFT * possible[1]
-            rate = max(rate, _THRIFT * max(possible.values()))
+            foretold = self._foretold_rates(outlook, count, one, brought)
+            likely = {level: each * self._came_true(level) for level, each in foretold.items()}
+            hopes = self._foretold_rates(outlook, count, one, sums(hoped))
+            rate = max(rate, _THRIFT * max(likely.values()))
         worth, total, best, previous = [0.0, 0.0], 0.0, 0.0, 1
         wanted, build, hope, most_hope = 1, 1, 0.0, 0.0
         for level in self._levels[1:]:
@@ -330,32 +373,64 @@ class DraftChooser:
             if hope > most_hope:
                 build, most_hope = level, hope
             previous = level
-        usual = 0.0
         if outlook.pooled:
-            wanted = 1 if static_is_best else max(possible, key=possible.__getitem__)
+            wanted = self._best(likely)
+            tried = self._tried(likely, hopes, wanted, one)
+            if tried != wanted:
+                wanted, forwards = tried, _TRIED_FOR
             worth = worth if wanted > 1 else [0.0] * len(worth)
-            if wanted > 1:
-                usual = _usual_work(outlook, count, one, wanted)
+            build = max(build, wanted)
         near = len(self._lookaheads) > 1 and progress.forwards % _NEAR_EVERY < _NEAR_FORWARDS
-        longest = _FIRST_PLANS if progress.forwards < _EARLY else _LATER_PLANS
-        forwards = min(max(progress.forwards // 4, 1), longest)
-        return _Plan(rate, Expected(reached, useful, worth), brought, wanted, build, one, forwards, near, usual)
+        return _Plan(rate, Expected(reached, useful, worth), brought, wanted, build, one, forwards, near, foretold)
 
-    def _possible_rates(
+    def _foretold_rates(
         self, outlook: AnyOutlook, count: int, one: float, brought: Sequence[float]
     ) -> dict[int, float]:
-        """Steps a second where every forward has so many pooled drafts, as far as what was foretold came true.
+        """Steps a second where every forward has so many pooled drafts.
 
         What the first draft shows pays later on, and for as long as it is shown: a single forward would not tell.
         """
-        progress = self._progress
-        share = min(progress.made.steps / progress.foretold, 1.0) if progress.foretold > 0 else 1.0
-        more = max(progress.drafted / progress.usual, 1.0) if progress.usual > 0 else 1.0
-        rates = {1: count / self._curve.seconds(one)}
-        for level in self._levels[1:]:
-            work = more * _usual_work(outlook, count, one, level)
-            rates[level] = share * count * brought[level] / self._curve.seconds(work)
+        lack, rates = self._progress.lack, {}
+        for level in self._levels:
+            drafts = max(level * (1 - lack * level), 1.0)
+            whole = int(drafts)
+            steps = brought[whole] + (drafts - whole) * (brought[min(whole + 1, len(brought) - 1)] - brought[whole])
+            work = one * drafts + count * outlook.usually_shown(level)
+            rates[level] = count * steps / self._curve.seconds(work)
         return rates
+
+    def _came_true(self, level: int) -> float:
+        """The share of what was foretold that so many drafts bring; where little was seen of them, that all bring."""
+        came = self._progress.came
+        usual = sum(each.steps for each in came.values()) + 1.0
+        usual /= sum(each.foretold for each in came.values()) + 1.0
+        here = came.get(level)
+        if here is None or not here.foretold:
+            return usual
+        return usual + (here.steps / here.foretold - usual) * here.chains / (here.chains + _FEW_CHAINS)
+
+    def _best(self, likely: Mapping[int, float]) -> int:
+        """The number of drafts that is wanted; what was wanted until now, where another one is hardly better."""
+        best = max(likely, key=likely.__getitem__)
+        before = self._progress.wanted
+        if likely[best] <= _THRIFT * likely[1]:
+            return 1
+        return before if before > 1 and likely.get(before, 0.0) * _THRIFT**3 >= likely[best] else best
+
+    def _tried(self, likely: Mapping[int, float], hopes: Mapping[int, float], best: int, one: float) -> int:
+        """Another number of drafts in the place of the best where it might be better, the more so the less was seen of it,
+        and the time that it may cost is allowed."""
+        progress, tried, most = self._progress, best, likely[best]
+        cost = 0.0
+        for level, rate in likely.items():
+            here = progress.came.get(level)
+            known = math.sqrt(1 + (here.chains if here else 0.0) / _FEW_CHAINS)
+            hope = rate + max(hopes[level] - rate, _HOPE * rate) / known
+            loss = _TRIED_FOR * self._curve.seconds(one * level) * max(1 - rate / likely[best], 0.0)
+            if hope > most and level != best and loss <= progress.plans_allowance:
+                tried, most, cost = level, hope, loss
+        progress.plans_allowance -= cost
+        return tried
 
     def _decide(
         self, outlooks: tuple[AnyOutlook, ...], other_work: float, plan: _Plan, trial: bool = False
@@ -364,29 +439,47 @@ class DraftChooser:
         for outlook in outlooks:
             most = max(most, outlook.drafts)
         levels = self._levels[: bisect.bisect_left(self._levels, most) + 1]
-        if not trial and outlooks[0].pooled:  # then what is worth its time in a usual forward is so in all
-            levels = (min(plan.wanted, levels[-1]),)
         groups = list(Counter(outlooks).items()) if len(outlooks) > 1 else [(outlooks[0], 1)]
-        candidates = self._candidates(groups, levels, self._lookaheads[0], plan.wanted, other_work, plan)
-        static = candidates[0]
-        best = max(candidates, key=_score)
-        if plan.wanted > 1 and outlooks[0].pooled:  # showing what more drafts could reach is not static decoding's work
-            (static,) = self._candidates(groups, levels[:1], self._lookaheads[0], 1, other_work, plan)
-        if not plan.only_near:  # about as many drafts are worth their time with a longer lookahead
-            n = levels.index(best.level)
-            for ahead in self._lookaheads[1:]:
-                candidates += self._candidates(
-                    groups, levels[max(n - 1, 0) : n + 2], ahead, plan.wanted, other_work, plan
-                )
-        best = max(candidates, key=_score)
+        near, pooled = self._lookaheads[0], outlooks[0].pooled
+        static = other_work  # showing what more drafts could reach is not static decoding's work
+        for outlook, times in groups:
+            static += times * outlook.work(1, near, 1)
+        if pooled and not trial:
+            best = self._wanted(groups, levels, other_work, plan)
+        else:
+            candidates = self._candidates(groups, levels, near, plan.wanted, other_work, plan)
+            best = candidates[levels.index(min(plan.wanted, levels[-1]))] if pooled else max(candidates, key=_score)
+            if not plan.only_near:  # about as many drafts are worth their time with a longer lookahead
+                n = levels.index(best.level)
+                for ahead in self._lookaheads[1:]:
+                    candidates += self._candidates(
+                        groups, levels[max(n - 1, 0) : n + 2], ahead, plan.wanted, other_work, plan
+                    )
+                best = best if pooled else max(candidates, key=_score)
+        tried = False
         if trial:
-            best = self._trial(best, candidates, groups, plan)
+            usual, best = best, self._trial(best, candidates, groups, plan)
+            tried = best is not usual
         self._crowd(outlooks[0])
         steps = 0.0
         for outlook, times in groups:
             steps += times * plan.brought[outlook.forwarded(best.level)]
         choice = Choice(min(best.level, most), best.lookahead, max(plan.build, best.level), best.shown)
-        return _Decision(choice, best.work, best.seconds, steps, static.seconds)
+        return _Decision(choice, best.work, best.seconds, steps, self._curve.seconds(static), tried)
+
+    def _wanted(
+        self, groups: Sequence[tuple[AnyOutlook, int]], levels: Sequence[int], other_work: float, plan: _Plan
+    ) -> _Candidate:
+        """Pooled drafts: what is worth its time in a usual forward is so in all."""
+        level, near = min(plan.wanted, levels[-1]), self._lookaheads[0]
+        work = other_work
+        for outlook, times in groups:
+            work += times * outlook.work(level, near, plan.wanted)
+        if plan.wanted > 1:
+            had = sum(times * outlook.forwarded(level) for outlook, times in groups) / sum(times for _, times in groups)
+            lack = (1 - had / plan.wanted) / plan.wanted
+            self._progress.lack += (lack - self._progress.lack) / 40
+        return _Candidate(0.0, level, near, plan.wanted, 0.0, work, self._curve.seconds(work))
 
     def _crowd(self, outlook: AnyOutlook) -> None:
         """Notes what all drafts in hand would take together."""
@@ -439,9 +532,3 @@ class DraftChooser:
                 tried, most = each, hope
         progress.allowance = allowance - (best.score - tried.score) / plan.rate
         return tried
-
-
-def _usual_work(outlook: AnyOutlook, count: int, one: float, level: int) -> float:
-    """Of a forward of so many sequences with so many pooled drafts, the first of which shows what they can reach; `one`: with
-    a draft each."""
-    return one * level + count * (outlook.work(1, 1, level) - outlook.work(1, 1, 1))

@@ -32,6 +32,7 @@ class AnyOutlook(Protocol):
     def pooled(self) -> bool: ...
     @property
     def usual_work(self) -> float: ...
+    def usually_shown(self, shown: int) -> float: ...
     def forwarded(self, drafts: int) -> int: ...
     def work(self, drafts: int, lookahead: int, shown: int) -> float: ...
     def gains(self, levels: Sequence[int], lookahead: int, shown: int, expected: Expected) -> list[float]: ...
@@ -89,6 +90,14 @@ class Outlook:
         """Of a draft among many."""
         tokens = self._size if self._whole is None else self._whole
         return tokens * (1 - self._head) + self._head * (self._size + 1) / 2
+
+    def usually_shown(self, shown: int) -> float:
+        """Work on what the first draft shows beyond the reach of a draft of its own, on average over where blocks end."""
+        if self._more is None or shown == 1:
+            return 0.0
+        # The n-th position to be filled lies (n - 1) / block_length blocks on, on average.
+        positions = min((2 * shown - 1) * self._steps + (self._more - 1) * self._size, self._total)
+        return positions * (self._head if self._whole is not None else 1.0)
 
     def work(self, drafts: int, lookahead: int, shown: int) -> float:
         """Of a forward of so many drafts, or of all in hand, whose first one shows what `shown` drafts can reach."""
@@ -195,6 +204,9 @@ class ShapeOutlook(NamedTuple):
     def pooled(self) -> bool:
         """Whether the first draft shows more than its own reach; what that costs is in the shape."""
         return False
+
+    def usually_shown(self, shown: int) -> float:
+        return 0.0
 
     @property
     def usual_work(self) -> float:
