@@ -179,7 +179,7 @@ _TRIALS = 0.006  # share of the time that may be lost by trying what is not expe
 # For how many forwards' time trials may be had at once: among the first forwards, and later.
 _FIRST_FORWARDS, _FIRST_TRIALS, _LATER_TRIALS = 20, 3.0, 1.0
 # A plan holds for a quarter as many forwards as there were, and for so many at most: among the first ones, and later.
-_FIRST_PLANS, _LATER_PLANS, _EARLY = 24, 24, 256
+_FIRST_PLANS, _LATER_PLANS, _EARLY = 8, 24, 256
 # Where steps differ from what was expected by more than a share, that adds up; from so many forwards' steps on, it tells.
 _SLACK, _SURPRISE = 0.3, 3.0
 # Pooled drafts: after how many forwards what a number of them brings shows, from how many chains that tells much, and
@@ -415,7 +415,7 @@ class DraftChooser:
         before = self._progress.wanted
         if likely[best] <= _THRIFT * likely[1]:
             return 1
-        return before if before > 1 and likely.get(before, 0.0) * _THRIFT**3 >= likely[best] else best
+        return before if before > 1 and likely.get(before, 0.0) * _THRIFT**2 >= likely[best] else best
 
     def _tried(self, likely: Mapping[int, float], hopes: Mapping[int, float], best: int, one: float) -> int:
         """Another number of drafts in the place of the best where it might be better, the more so the less was seen of it,
