@@ -41,8 +41,8 @@ Error launch(const MergePredictionsParams& p, Stream stream) {
   if (rows > INT32_MAX || p.chunks > INT32_MAX) return cudaErrorInvalidValue;
   const int64_t rows_per_block = kMergeThreads / kWarp;
   const dim3 grid(static_cast<unsigned>((rows + rows_per_block - 1) / rows_per_block));
-  return launch_kernel(p.single_logits > 0 ? merge_states<true> : merge_states<false>, grid, kMergeThreads, stream,
-                       p, static_cast<uint32_t>(rows));
+  return launch_kernel(p.single_logits > 0 ? merge_states<true> : merge_states<false>, grid, kMergeThreads, stream, p,
+                       static_cast<uint32_t>(rows));
 }
 
 }  // namespace freedave::cuda
