@@ -1,9 +1,10 @@
 """How many drafts a forward should have, and how far ahead they should be computed: `draft_steps="auto"`.
 
-Numbers in, a choice out; nothing here knows a tensor or a clock. Three parts, each learnt from the forwards that run anyway:
+Numbers in, a choice out; nothing here knows a tensor or a clock. Four parts, each learnt from the forwards that run anyway:
 
 - `CostModel` (`forward_cost.py`): the seconds of a forward against its work (tokens, roughly).
 - `Acceptance` (`acceptance.py`): how likely drafts are right.
+- `PooledDrafts` (`pooled_drafts.py`): what numbers of pooled drafts bring against what was foretold of them.
 - `DraftChooser`: the number of drafts and the lookahead with the most static steps a second, for the batch as a whole.
 
 What is chosen changes speed only. Static decoding, one draft, is a choice as any other.
@@ -12,7 +13,6 @@ What is chosen changes speed only. Static decoding, one draft, is a choice as an
 from __future__ import annotations
 
 import bisect
-import math
 import operator
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
@@ -22,6 +22,7 @@ from typing import NamedTuple
 from freedave.decode.acceptance import MOST_DRAFTS, Acceptance, Chain, sums
 from freedave.decode.forward_cost import CostCurve, CostModel
 from freedave.decode.outlook import AnyOutlook, Expected
+from freedave.decode.pooled_drafts import THRIFT, TRIED_FOR, PooledDrafts
 
 LEVELS = (1, 2, 3, 4, 6, 8, 12, MOST_DRAFTS)
 """How many drafts a forward may have; between two neighbours the speed differs little."""
@@ -113,36 +114,11 @@ class _Plan:
 
 
 @dataclass
-class _Came:
-    """What came of forwards for which so many pooled drafts were wanted, newer ones counting more."""
-
-    steps: float = 0.0
-    foretold: float = 0.0
-    """The steps that their time was expected to bring."""
-    chains: float = 0.0
-
-    def add(self, steps: float, foretold: float, chains: float) -> None:
-        self.fade(1 / 40)
-        self.steps += steps
-        self.foretold += foretold
-        self.chains += chains
-
-    def fade(self, share: float) -> None:
-        self.steps -= share * self.steps
-        self.foretold -= share * self.foretold
-        self.chains -= share * self.chains
-
-
-@dataclass
 class _Progress:
     """Where choosing stands for forwards of one kind, drafts of one kind and about as many sequences."""
 
     made: _Rate = field(default_factory=_Rate)
-    came: dict[int, _Came] = field(default_factory=dict)
-    """By how many pooled drafts were wanted."""
-    wanted: int = 0
-    unsettled: int = 0
-    """How many are wanted now, and for how many forwards what comes still has to do with how many were before."""
+    pooled: PooledDrafts = field(default_factory=PooledDrafts)
     static: _Rate = field(default_factory=_Rate)
     """What static decoding would have made of the same time, as far as the curve knows."""
     near: _Rate = field(default_factory=_Rate)
@@ -153,10 +129,6 @@ class _Progress:
     """Work of a draft against that of one that computes its own block alone."""
     allowance: float | None = None
     """Seconds that trials may lose now; None: no forward has been timed."""
-    lack: float = 0.0
-    """The share of wanted drafts that a forward lacks for each that is wanted: answers begin with one, and end."""
-    plans_allowance: float = 0.0
-    """The same of trials that last for a plan."""
     most_allowance: float = 0.0
     """With so much, a trial may lose more; then there is none until that is made up for."""
     forwards: int = 0
@@ -172,7 +144,6 @@ class Experience:
     progress: dict[Hashable, _Progress] = field(default_factory=dict)
 
 
-_THRIFT = 1.01  # what time is worth more than it brings now: of choices that are nearly alike, the cheaper one
 # The first forwards, and some now and then, have the shortest lookahead, so that its rate is known.
 _NEAR_FORWARDS, _NEAR_EVERY = 8, 500
 _TRIALS = 0.006  # share of the time that may be lost by trying what is not expected to be best
@@ -182,10 +153,6 @@ _FIRST_FORWARDS, _FIRST_TRIALS, _LATER_TRIALS = 20, 3.0, 1.0
 _FIRST_PLANS, _LATER_PLANS, _EARLY = 8, 24, 256
 # Where steps differ from what was expected by more than a share, that adds up; from so many forwards' steps on, it tells.
 _SLACK, _SURPRISE = 0.3, 3.0
-# Pooled drafts: after how many forwards what a number of them brings shows, from how many chains that tells much, and
-# how much better it may be where nothing was seen.
-_UNSETTLED, _FEW_CHAINS, _HOPE = 2, 20, 0.15
-_TRIED_FOR, _TRIED_SHARE, _TRIED_MOST = 8, 0.006, 3.0
 
 
 class Chosen(NamedTuple):
@@ -274,8 +241,11 @@ class DraftChooser:
             steps += chain.steps
         progress.made.add(steps, expected)
         progress.static.add(len(chains), decision.static)
-        if plan.foretold and not decision.tried:
-            self._hold_against(plan, progress, steps, expected, len(chains))
+        if plan.foretold:
+            if not decision.tried:
+                settled, foretold = progress.forwards >= _FIRST_FORWARDS, plan.foretold[plan.wanted] * expected
+                progress.pooled.learn(plan.wanted, steps, foretold, len(chains), settled=settled)
+            progress.pooled.earn(expected)
         if plan.only_near:
             progress.near.add(steps, expected)
             progress.near_likely = sum(self._acceptance.reached()[:4])
@@ -283,23 +253,9 @@ class DraftChooser:
         most = (_FIRST_TRIALS if progress.forwards <= _FIRST_FORWARDS else _LATER_TRIALS) * expected
         allowance = most if progress.allowance is None else progress.allowance
         progress.allowance = min(allowance + _TRIALS * expected, most)
-        progress.plans_allowance = min(progress.plans_allowance + _TRIED_SHARE * expected, _TRIED_MOST * expected)
         progress.most_allowance = _LATER_TRIALS * expected
         if decision.steps:
             self._compare(plan, steps / decision.steps - 1)
-
-    @staticmethod
-    def _hold_against(plan: _Plan, progress: _Progress, steps: float, seconds: float, chains: int) -> None:
-        """Notes what so many pooled drafts bring against what was foretold."""
-        if plan.wanted != progress.wanted:
-            progress.wanted, progress.unsettled = plan.wanted, _UNSETTLED
-        for each in progress.came.values():  # what was seen long ago says little
-            each.fade(1 / 400)
-        if progress.unsettled > 0 or progress.forwards < _FIRST_FORWARDS:
-            progress.unsettled = max(progress.unsettled - 1, 0)
-            return
-        came = progress.came.setdefault(plan.wanted, _Came())
-        came.add(steps, plan.foretold[plan.wanted] * seconds, chains)
 
     def _compare(self, plan: _Plan, surprise: float) -> None:
         """Of a forward that brought so much more than expected, in shares of that."""
@@ -349,17 +305,18 @@ class DraftChooser:
             if progress.near.seconds > 0:
                 near = progress.near.steps / progress.near.seconds
                 rate = max(rate, near * min(sum(reached[:4]) / progress.near_likely, 1.0))
-            rate *= _THRIFT
+            rate *= THRIFT
         else:
             rate = max(count * brought[level] / seconds[level] for level in self._levels)
         longest = _FIRST_PLANS if progress.forwards < _EARLY else _LATER_PLANS
         forwards = min(max(progress.forwards // 4, 1), longest)
         foretold: dict[int, float] = {}
         if outlook.pooled:
-            foretold = self._foretold_rates(outlook, count, one, brought)
-            likely = {level: each * self._came_true(level) for level, each in foretold.items()}
-            hopes = self._foretold_rates(outlook, count, one, sums(hoped))
-            rate = max(rate, _THRIFT * max(likely.values()))
+            forwards_of = self._levels, count, one, outlook.usually_shown
+            foretold = progress.pooled.foretold(*forwards_of, brought, curve.seconds)
+            hopes = progress.pooled.foretold(*forwards_of, sums(hoped), curve.seconds)
+            likely = progress.pooled.likely(foretold)
+            rate = max(rate, THRIFT * max(likely.values()))
         worth, total, best, previous = [0.0, 0.0], 0.0, 0.0, 1
         wanted, build, hope, most_hope = 1, 1, 0.0, 0.0
         for level in self._levels[1:]:
@@ -374,63 +331,12 @@ class DraftChooser:
                 build, most_hope = level, hope
             previous = level
         if outlook.pooled:
-            wanted = self._best(likely)
-            tried = self._tried(likely, hopes, wanted, one)
-            if tried != wanted:
-                wanted, forwards = tried, _TRIED_FOR
+            wanted, tried = progress.pooled.choose(likely, hopes, seconds)
+            forwards = TRIED_FOR if tried else forwards
             worth = worth if wanted > 1 else [0.0] * len(worth)
             build = max(build, wanted)
         near = len(self._lookaheads) > 1 and progress.forwards % _NEAR_EVERY < _NEAR_FORWARDS
         return _Plan(rate, Expected(reached, useful, worth), brought, wanted, build, one, forwards, near, foretold)
-
-    def _foretold_rates(
-        self, outlook: AnyOutlook, count: int, one: float, brought: Sequence[float]
-    ) -> dict[int, float]:
-        """Steps a second where every forward has so many pooled drafts.
-
-        What the first draft shows pays later on, and for as long as it is shown: a single forward would not tell.
-        """
-        lack, rates = self._progress.lack, {}
-        for level in self._levels:
-            drafts = max(level * (1 - lack * level), 1.0)
-            whole = int(drafts)
-            steps = brought[whole] + (drafts - whole) * (brought[min(whole + 1, len(brought) - 1)] - brought[whole])
-            work = one * drafts + count * outlook.usually_shown(level)
-            rates[level] = count * steps / self._curve.seconds(work)
-        return rates
-
-    def _came_true(self, level: int) -> float:
-        """The share of what was foretold that so many drafts bring; where little was seen of them, that all bring."""
-        came = self._progress.came
-        usual = sum(each.steps for each in came.values()) + 1.0
-        usual /= sum(each.foretold for each in came.values()) + 1.0
-        here = came.get(level)
-        if here is None or not here.foretold:
-            return usual
-        return usual + (here.steps / here.foretold - usual) * here.chains / (here.chains + _FEW_CHAINS)
-
-    def _best(self, likely: Mapping[int, float]) -> int:
-        """The number of drafts that is wanted; what was wanted until now, where another one is hardly better."""
-        best = max(likely, key=likely.__getitem__)
-        before = self._progress.wanted
-        if likely[best] <= _THRIFT * likely[1]:
-            return 1
-        return before if before > 1 and likely.get(before, 0.0) * _THRIFT**2 >= likely[best] else best
-
-    def _tried(self, likely: Mapping[int, float], hopes: Mapping[int, float], best: int, one: float) -> int:
-        """Another number of drafts in the place of the best where it might be better, the more so the less was seen of it,
-        and the time that it may cost is allowed."""
-        progress, tried, most = self._progress, best, likely[best]
-        cost = 0.0
-        for level, rate in likely.items():
-            here = progress.came.get(level)
-            known = math.sqrt(1 + (here.chains if here else 0.0) / _FEW_CHAINS)
-            hope = rate + max(hopes[level] - rate, _HOPE * rate) / known
-            loss = _TRIED_FOR * self._curve.seconds(one * level) * max(1 - rate / likely[best], 0.0)
-            if hope > most and level != best and loss <= progress.plans_allowance:
-                tried, most, cost = level, hope, loss
-        progress.plans_allowance -= cost
-        return tried
 
     def _decide(
         self, outlooks: tuple[AnyOutlook, ...], other_work: float, plan: _Plan, trial: bool = False
@@ -477,8 +383,7 @@ class DraftChooser:
             work += times * outlook.work(level, near, plan.wanted)
         if plan.wanted > 1:
             had = sum(times * outlook.forwarded(level) for outlook, times in groups) / sum(times for _, times in groups)
-            lack = (1 - had / plan.wanted) / plan.wanted
-            self._progress.lack += (lack - self._progress.lack) / 40
+            self._progress.pooled.had(had, plan.wanted)
         return _Candidate(0.0, level, near, plan.wanted, 0.0, work, self._curve.seconds(work))
 
     def _crowd(self, outlook: AnyOutlook) -> None:
