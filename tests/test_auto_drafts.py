@@ -22,6 +22,7 @@ from freedave.decode.graph_executor import GraphExecutor
 from freedave.decode.options import DecodingOptions
 from freedave.decode.outlook import Outlook
 from freedave.decode.planned_executor import PlannedExecutor
+from freedave.decode.settings import SequenceSettings
 from freedave.decode.shapes import Shape
 from freedave.demo.tasks import TASKS, problems
 from freedave_kernels.contract import DRAFTINGS, POOLED_DRAFTINGS
@@ -153,7 +154,7 @@ def test_the_outlook_foretells_what_is_computed(
     executor = engine._executor
     assert isinstance(executor, PlannedExecutor)
     executor._head_share = 0.0  # so that work is tokens
-    sequence: Any = engine.add(prompt(9)[0].tolist(), max_new_tokens=40)
+    sequence: Any = engine.add(prompt(9)[0].tolist(), SequenceSettings(max_new_tokens=40))
     foretold = []
     choose = DraftChooser.choose
 
@@ -318,7 +319,7 @@ def test_a_shape_is_made_only_where_that_pays(monkeypatch: pytest.MonkeyPatch) -
         lm = golden_lm(block_length=8)
         engine = decoder(lm, slots=1, capacity=96, draft_steps="auto", executor="graph")
         for seed in range(2):
-            engine.add(prompt(8, seed)[0].tolist(), max_new_tokens=60)
+            engine.add(prompt(8, seed)[0].tolist(), SequenceSettings(max_new_tokens=60))
             while engine.sequences:
                 engine.launch()
                 engine.poll()
@@ -336,7 +337,7 @@ def test_a_shape_is_made_once_it_would_have_saved_its_price(monkeypatch: pytest.
     engine = decoder(golden_lm(block_length=8), slots=1, capacity=96, draft_steps="auto", executor="graph")
     made: list[set[int]] = []
     for seed in range(12):
-        engine.add(prompt(8, seed)[0].tolist(), max_new_tokens=60)
+        engine.add(prompt(8, seed)[0].tolist(), SequenceSettings(max_new_tokens=60))
         while engine.sequences:
             engine.launch()
             engine.poll()
@@ -356,7 +357,7 @@ def test_more_drafts_are_tried_where_nobody_knows_what_they_cost(monkeypatch: py
         engine = decoder(lm, slots=1, capacity=160, draft_steps=drafts, block_length=16, executor="graph")
         counts = []
         for token_ids in prompts:
-            engine.add(token_ids, max_new_tokens=64)
+            engine.add(token_ids, SequenceSettings(max_new_tokens=64))
             before = engine.forwards
             while engine.sequences:
                 engine.launch()
@@ -371,7 +372,7 @@ def test_a_step_that_was_fetched_late_teaches_no_time(monkeypatch: pytest.Monkey
     learnt = []
     monkeypatch.setattr(DraftChooser, "learn", lambda self, work, seconds, *_: learnt.append(seconds))
     engine = decoder(golden_lm(), slots=1, capacity=64, draft_steps="auto", executor="graph")
-    engine.add(prompt(8)[0].tolist(), max_new_tokens=30)
+    engine.add(prompt(8)[0].tolist(), SequenceSettings(max_new_tokens=30))
     for step in range(6):
         engine.launch()
         machine.now += 1.0 if step == 3 else 0.0
@@ -389,7 +390,7 @@ def test_a_step_is_learnt_from_while_the_next_one_runs(monkeypatch: pytest.Monke
     monkeypatch.setattr(DraftChooser, "learn", lambda *args: (order.append("learn"), learn(*args))[1])
     engine = decoder(golden_lm(), slots=2, capacity=64, draft_steps="auto", executor="graph")
     for seed in range(2):
-        engine.add(prompt(8)[0].tolist(), max_new_tokens=16 + 8 * seed)
+        engine.add(prompt(8)[0].tolist(), SequenceSettings(max_new_tokens=16 + 8 * seed))
     steps = 0
     while engine.sequences:
         engine.launch()

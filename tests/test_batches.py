@@ -8,7 +8,7 @@ from tiny_models import MASK, golden_lm, golden_model, prompt
 
 import freedave
 from freedave.decode.decoder import Decoder
-from freedave.decode.settings import resolve_settings
+from freedave.decode.settings import SequenceSettings, resolve_settings
 from freedave.forward import packed_forward, prediction
 
 FAMILIES = [
@@ -256,7 +256,7 @@ def test_prompts_join_while_others_finish_blocks(draft_steps, executor):
     while len(sequences) < 8 or engine.sequences:
         if len(sequences) < 8:
             n = len(sequences)
-            sequences.append(engine.add(prompt(8 + n, seed=n)[0].tolist(), max_new_tokens=9 + n))
+            sequences.append(engine.add(prompt(8 + n, seed=n)[0].tolist(), SequenceSettings(max_new_tokens=9 + n)))
         engine.launch()
         engine.poll()
     for seed, sequence in enumerate(sequences):

@@ -12,6 +12,7 @@ from test_graph_steps import executor_of
 from tiny_models import golden_lm
 
 from freedave.decode.decoder import Decoder
+from freedave.decode.settings import SequenceSettings
 
 
 def captured(lm, slots: int, draft_steps: int | str = 4, **options) -> Decoder:
@@ -87,7 +88,7 @@ def test_a_replay_goes_by_its_own_sequences_threshold_and_end(family, cache, dra
     while waiting or engine.sequences:
         while waiting and engine.free_slots:
             seed, options = waiting.pop(0)
-            sequences.append(engine.add(ids(6, seed), **options))
+            sequences.append(engine.add(ids(6, seed), SequenceSettings(**options)))
         engine.launch()
         engine.poll()
     for seed, (sequence, options) in enumerate(zip(sequences, own, strict=True)):

@@ -13,7 +13,7 @@ import freedave
 from freedave.decode.decoder import Committed, Decoder
 from freedave.decode.metrics import DecoderMetrics
 from freedave.decode.sequence import Sequence
-from freedave.decode.settings import resolve_settings
+from freedave.decode.settings import SequenceSettings, resolve_settings
 from freedave.forward import packed_forward
 from freedave_kernels import DraftPool
 
@@ -125,7 +125,7 @@ def test_a_bad_request_is_refused_and_changes_nothing(start, new, error, message
     engine = engine_for(lm, slots=2, capacity=512 if len(start) > 500 else 100)
     healthy = engine.add(ids(6))
     with pytest.raises(error, match=message):
-        engine.add(start, new)
+        engine.add(start, SequenceSettings(new))
     assert engine.free_slots == 1 and engine.sequences == [healthy]
     finish(engine)
     expect_as_alone(lm, healthy, ids(6))
@@ -155,7 +155,7 @@ def test_integers_of_other_libraries():
     out = freedave.generate(lm, prompt(8), n(16), np.int32(4), n(8), n(1), lookahead_steps=torch.tensor(4))
     assert torch.equal(out.sequences, expected.sequences) and torch.equal(out.step_map, expected.step_map)
     engine = engine_for(lm)
-    sequences = [engine.add(start, n(16)) for start in (np.array(ids(8)), prompt(8)[0])]
+    sequences = [engine.add(start, SequenceSettings(n(16))) for start in (np.array(ids(8)), prompt(8)[0])]
     finish(engine)
     for sequence in sequences:
         assert sequence.generated(sequence.tokens) == expected.sequences[0, 8:].tolist()
@@ -336,7 +336,7 @@ def test_each_sequence_has_its_own_ends(family, cache, executor, drafting):
         while not engine.free_slots:
             engine.launch()
             engine.poll()
-        sequences.append(engine.add(ids(6), **end))
+        sequences.append(engine.add(ids(6), SequenceSettings(**end)))
     finish(engine)
     lengths = set()
     for sequence, end in zip(sequences, ends, strict=True):
@@ -360,7 +360,7 @@ def test_each_sequence_has_its_own_threshold(executor, family, cache, drafting, 
         while not engine.free_slots:
             engine.launch()
             engine.poll()
-        sequences.append(engine.add(ids(5 + seed % 3, seed), threshold=threshold))
+        sequences.append(engine.add(ids(5 + seed % 3, seed), SequenceSettings(threshold=threshold)))
     finish(engine)
     steps = Counter()
     for seed, (sequence, threshold) in enumerate(zip(sequences, thresholds, strict=True)):
@@ -382,7 +382,16 @@ BAD_THRESHOLDS = [
 def test_bad_thresholds_of_a_sequence(options, threshold, error, message):
     engine = engine_for(golden_lm(), slots=1, **options)
     with pytest.raises(error, match=message):
-        engine.add(ids(6), threshold=threshold)
+        engine.add(ids(6), SequenceSettings(threshold=threshold))
+    assert engine.free_slots == 1 and engine.metrics() == DecoderMetrics()
+
+
+@pytest.mark.parametrize("given", [64, {"max_new_tokens": 64}], ids=str)
+def test_settings_of_another_kind(given):
+    """Such as the length itself, where `generate` takes it."""
+    engine = engine_for(golden_lm(), slots=1)
+    with pytest.raises(TypeError, match=f"Decoder.add: settings must be SequenceSettings, got {type(given).__name__}"):
+        engine.add(ids(6), given)
     assert engine.free_slots == 1 and engine.metrics() == DecoderMetrics()
 
 
@@ -397,7 +406,7 @@ BAD_ENDS = [
 def test_bad_ends_of_a_sequence(ends, error, message):
     engine = engine_for(golden_lm(), slots=1)
     with pytest.raises(error, match=message):
-        engine.add(ids(6), **ends)
+        engine.add(ids(6), SequenceSettings(**ends))
     assert engine.free_slots == 1 and engine.metrics() == DecoderMetrics()
 
 

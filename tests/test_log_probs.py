@@ -14,7 +14,7 @@ import freedave
 from freedave.decode.decoder import Committed, Decoder
 from freedave.decode.graph_executor import GraphExecutor
 from freedave.decode.output import DecodeOutput
-from freedave.decode.settings import resolve_settings
+from freedave.decode.settings import SequenceSettings, resolve_settings
 
 FAMILIES = [("block_causal", "auto"), ("block_causal", "none"), ("full", "none"), ("full_shifted", "none")]
 CACHES = [("full", "prefix"), ("full", "dual"), ("full_shifted", "prefix"), ("full_shifted", "dual")]
@@ -121,7 +121,7 @@ def test_an_engine_gets_them_with_each_commit(executor):
         while waiting and decoder.free_slots:
             start = waiting.pop(0)
             alone = freedave.generate(lm, torch.tensor([start]), 16, 1, 4).sequences[0].tolist()
-            decoder.add(start, eos_token_id=alone[len(start) + 6] if len(start) == 7 else None)
+            decoder.add(start, SequenceSettings(eos_token_id=alone[len(start) + 6] if len(start) == 7 else None))
         decoder.launch()
         for commit in map(Committed.describe, decoder.poll()):
             told.setdefault(commit.sequence, {}).update(zip(commit.positions, commit.log_probs, strict=True))

@@ -12,7 +12,7 @@ from tiny_models import MASK, golden_lm, prompt
 
 import freedave
 from freedave.decode import device_step, planned_executor
-from freedave.decode.settings import Settings
+from freedave.decode.settings import SequenceSettings, Settings
 from freedave.demo.tasks import TASKS, problems
 from freedave_kernels import DraftStep, draft_step
 
@@ -143,7 +143,7 @@ def test_windows_of_the_planned_executor_stay_within_the_pool(drafting: str) -> 
     began_complete = 0
     for seed in range(6):
         engine = decoder(lm, slots=1, draft_steps=4, block_length=2, drafting=drafting, capacity=64)
-        sequence = engine.add(prompt(4, seed)[0].tolist(), max_new_tokens=40)
+        sequence = engine.add(prompt(4, seed)[0].tolist(), SequenceSettings(max_new_tokens=40))
         while engine.sequences:
             engine.launch()
             engine.poll()

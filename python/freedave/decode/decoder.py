@@ -31,7 +31,7 @@ from freedave.decode.options import Seed
 from freedave.decode.output import Commit
 from freedave.decode.planned_executor import PlannedExecutor
 from freedave.decode.sequence import NON_FINITE, STEPS, Sequence
-from freedave.decode.settings import Settings, check_length, check_prompt, with_ends, with_threshold
+from freedave.decode.settings import SequenceSettings, Settings, check_length, check_prompt, with_own
 from freedave.integers import as_int
 
 if TYPE_CHECKING:
@@ -152,23 +152,16 @@ class Decoder:
     def add(
         self,
         prompt: Several[int] | torch.Tensor,
-        max_new_tokens: int | None = None,
+        settings: SequenceSettings | None = None,
         seed: int | None = None,
-        *,
-        eos_token_id: int | Several[int] | None = None,
-        stop_sequences: Several[Several[int]] | None = None,
-        threshold: float | None = None,
     ) -> Sequence:
         """Adds a sequence, whose prompt the next launched step computes. Allowed while a step is under way, too.
 
         Args:
             prompt: its token ids, one at least.
-            max_new_tokens: None: as many as the settings say.
+            settings: its own length, ends and threshold; None: those of the decoder's settings.
             seed: of this sequence's draws, which are then those of `generate` with this seed and prompt alone. None: the
-                settings' seed, with a key of its own for each sequence.
-            eos_token_id, stop_sequences: what ends it, as in `generate`. None: what the settings say.
-            threshold: as in `generate`, of the settings' rule; above 1 for none where that is a probability. None: what the
-                settings say.
+                decoder's seed, with a key of its own for each sequence.
 
         Raises:
             RuntimeError: every slot is taken.
@@ -177,22 +170,21 @@ class Decoder:
         """
         if not self._free:
             raise RuntimeError("every slot is taken: wait for a sequence to finish, or drop one")
-        settings = self._settings
-        if max_new_tokens is not None:
-            max_new_tokens = as_int("Decoder.add", "max_new_tokens", max_new_tokens, minimum=1)
-            settings = dataclasses.replace(settings, max_new_tokens=max_new_tokens)
-        settings = with_threshold(with_ends(self._lm, settings, eos_token_id, stop_sequences), threshold)
-        key = sequence_key(settings.seed, self._metrics.added) if settings.temperature > 0 else 0
+        own = SequenceSettings() if settings is None else settings
+        if not isinstance(own, SequenceSettings):
+            raise TypeError(f"Decoder.add: settings must be SequenceSettings, got {type(settings).__name__}")
+        chosen = with_own(self._lm, self._settings, own)
+        key = sequence_key(chosen.seed, self._metrics.added) if chosen.temperature > 0 else 0
         if seed is not None:
             key = sequence_key(Seed().checked("seed", seed), 0)
         prompt = check_prompt(self._lm, prompt)
-        length = check_length(self._lm, settings, len(prompt))
+        length = check_length(self._lm, chosen, len(prompt))
         if length > self._capacity:
             raise ValueError(
-                f"the prompt ({len(prompt)} tokens) and max_new_tokens ({settings.max_new_tokens}) need {length} positions, "
+                f"the prompt ({len(prompt)} tokens) and max_new_tokens ({chosen.max_new_tokens}) need {length} positions, "
                 f"but a slot has {self._capacity}"
             )
-        sequence = self._executor.enter(self._metrics.added, self._free[-1], prompt, settings, key)
+        sequence = self._executor.enter(self._metrics.added, self._free[-1], prompt, chosen, key)
         self._free.pop()
         self._metrics.added += 1
         self._active.append(sequence)

@@ -156,6 +156,18 @@ class Settings:
         return whole if self.max_positions is None else max(length, min(whole, self.max_positions))
 
 
+@dataclass(frozen=True)
+class SequenceSettings:
+    """What a sequence of a `Decoder` may have of its own, as `generate` takes it. None: what the decoder's settings say."""
+
+    max_new_tokens: int | None = None
+    eos_token_id: int | Sequence[int] | None = None
+    """What ends it; (): nothing."""
+    stop_sequences: Sequence[Sequence[int]] | None = None
+    threshold: float | None = None
+    """Of the settings' rule; above 1 for none where that is a probability."""
+
+
 def least_above(threshold: float) -> float:
     """The least float32 above a threshold that must be exceeded; torch rounds it to float32 to compare a float32 with it."""
     return torch.tensor(float(threshold), dtype=torch.float32).nextafter(torch.tensor(torch.inf)).item()
@@ -300,13 +312,21 @@ def resolve_settings(
     return settings
 
 
-def with_threshold(settings: Settings, threshold: float | None) -> Settings:
-    """The settings of a sequence with another threshold; None: as the others."""
-    if threshold is None:
-        return settings
-    own = dataclasses.replace(settings, threshold=Threshold().checked("threshold", threshold))
-    _check_threshold(own)
-    return own
+def with_own(lm: DiffusionLM, settings: Settings, own: SequenceSettings) -> Settings:
+    """The settings of a sequence; raises TypeError or ValueError naming what is wrong."""
+    changed: dict[str, Any] = {}
+    if own.max_new_tokens is not None:
+        changed["max_new_tokens"] = as_int("Decoder.add", "max_new_tokens", own.max_new_tokens, minimum=1)
+    if own.eos_token_id is not None:
+        changed["eos_token_ids"] = as_token_ids(own.eos_token_id)
+    if own.stop_sequences is not None:
+        changed["stop_sequences"] = tuple(as_token_ids(stop) for stop in own.stop_sequences)
+    if own.threshold is not None:
+        changed["threshold"] = Threshold().checked("threshold", own.threshold)
+    settings = dataclasses.replace(settings, **changed)
+    _check_threshold(settings)
+    _check_ends(lm, settings)
+    return settings
 
 
 def _check_threshold(settings: Settings) -> None:
@@ -319,21 +339,6 @@ def _check_threshold(settings: Settings) -> None:
         raise ValueError(
             f"threshold is a probability: it needs measure='prob' or 'log_odds', got measure={settings.measure!r}"
         )
-
-
-def with_ends(
-    lm: DiffusionLM,
-    settings: Settings,
-    eos_token_id: int | Sequence[int] | None,
-    stop_sequences: Sequence[Sequence[int]] | None,
-) -> Settings:
-    """The settings of a sequence that ends elsewhere; None: as the others."""
-    if eos_token_id is not None:
-        settings = dataclasses.replace(settings, eos_token_ids=as_token_ids(eos_token_id))
-    if stop_sequences is not None:
-        settings = dataclasses.replace(settings, stop_sequences=tuple(as_token_ids(stop) for stop in stop_sequences))
-    _check_ends(lm, settings)
-    return settings
 
 
 def _check_ends(lm: DiffusionLM, settings: Settings) -> None:
