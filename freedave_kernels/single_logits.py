@@ -7,6 +7,11 @@ from __future__ import annotations
 import torch
 
 
+def scale_of(temperature: torch.Tensor) -> torch.Tensor:
+    """What logits are multiplied by: 1 where no token is drawn."""
+    return torch.where(temperature > 0, 1.0 / temperature, 1.0)
+
+
 def once(token_ids: torch.Tensor) -> torch.Tensor:
     """A list in which -1, which is no token, stands for a token's repetitions."""
     ordered = token_ids.sort().values
@@ -19,7 +24,7 @@ def logits_of(
     logits: torch.Tensor,
     token_ids: torch.Tensor,
     logits_shift: bool,
-    temperature: float,
+    temperature: torch.Tensor | None,
     floor: torch.Tensor | None,
 ) -> torch.Tensor:
     """Of tokens `[*, L, S]`, as the scan sees them where they are not suppressed: float32, contiguous, -inf for what is no
@@ -33,9 +38,9 @@ def logits_of(
     else:
         x = logits.gather(-1, places).float()
     absent = (token_ids < 0) | (token_ids >= vocab)
-    if temperature > 0:
+    if temperature is not None:
         absent |= False if floor is None else x < floor[..., None]
-        x = x * (1 / temperature)
+        x = x * scale_of(temperature)[..., None]
     return x.masked_fill(absent, float("-inf")).contiguous()
 
 
@@ -43,7 +48,7 @@ def forbidden_logits(
     logits: torch.Tensor,
     suppress_tokens: torch.Tensor,
     logits_shift: bool,
-    temperature: float,
+    temperature: torch.Tensor | None,
     floor: torch.Tensor | None,
     first_token_id: int = 0,
 ) -> torch.Tensor:
@@ -58,7 +63,7 @@ def scored_logits(
     suppress_tokens: torch.Tensor | None,
     suppress: str,
     logits_shift: bool,
-    temperature: float,
+    temperature: torch.Tensor | None,
     floor: torch.Tensor | None,
     first_token_id: int = 0,
 ) -> torch.Tensor:

@@ -108,13 +108,13 @@ CUDA_BUDGETS = {
     "predict_tokens float16 log_odds": Budget(64, 3232, 7.25, 4, 88),
     "predict_tokens float32 log_odds": Budget(64, 3232, 6.5, 8, 88),
     **{
-        f"predict_tokens {dtype} {measure} drawn": Budget(80, 3328, 20.75, loads, 376)
+        f"predict_tokens {dtype} {measure} drawn": Budget(80, 3328, 20.5, loads, 392)
         for dtype, loads in (("bfloat16", 4), ("float16", 4), ("float32", 8))
         for measure in ("prob", "log_odds")
     },
     "merge_states": Budget(48),
     "merge_states scored": Budget(64),
-    "merge_and_read": Budget(64),
+    "merge_and_read": Budget(72),
     "find_floors": Budget(64, 5632),
     "rank_rows": Budget(64, 9216),
     "select_rows": Budget(64, 10240),
@@ -126,8 +126,14 @@ CUDA_BUDGETS = {
     "keep_rows 2 bytes": Budget(48),
 }
 BUDGETS |= {("cuda", name, case): budget for name in CUDA_ARCHITECTURES for case, budget in CUDA_BUDGETS.items()}
-BUDGETS |= {  # four blocks a multiprocessor, as with 80 registers it would spill
-    ("cuda", "sm_120", case): dataclasses.replace(budget, registers=128)
+BUDGETS |= {
+    ("cuda", "sm_90", case): dataclasses.replace(budget, instructions=20.0)
+    for case, budget in CUDA_BUDGETS.items()
+    if case.endswith("drawn")
+}
+BUDGETS |= {  # five and four blocks a multiprocessor, as with 80 registers it would spill
+    ("cuda", architecture, case): dataclasses.replace(budget, registers=registers)
+    for architecture, registers in (("sm_100", 96), ("sm_120", 128))
     for case, budget in CUDA_BUDGETS.items()
     if case.endswith("drawn")
 }

@@ -42,7 +42,7 @@ def drawn(logits, seed, positions, temperature=1.0, **arguments):
     drawing = {"temperature": temperature, "seed": seed, "positions": positions}
     result = fk.predict_tokens(logits, input_ids, MASK, **drawing, **arguments)
     suppress, floor = arguments.get("suppress_tokens"), arguments.get("floor")
-    drawn = (temperature, seed, positions, floor, None, "exclude")
+    drawn = (torch.full(input_ids.shape, temperature), seed, positions, floor, None, "exclude")
     expected = reference(logits, input_ids, MASK, None, "prob", suppress, False, *drawn)
     assert_close(result, expected, "prob")
     return result[0]

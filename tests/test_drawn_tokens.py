@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -72,6 +73,9 @@ def draws(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
     few = draw(st.booleans())
     arguments["measure"] = "prob" if arguments["measure"] in ("prob", "margin") else "log_odds"
     arguments["temperature"] = draw(st.sampled_from([0.1, 0.7, 1.0, 3.0, 1e-6]))
+    if draw(st.booleans()):  # one a position, of which some draw nothing
+        temperatures = torch.tensor([arguments["temperature"], 0.0, 1.3, -1.0, math.nan])
+        arguments["temperature"] = temperatures[torch.randint(0, 5, input_ids.shape, generator=random)]
     arguments["seed"] = torch.randint(0, 3 if few else 2**62, input_ids.shape, generator=random)
     arguments["positions"] = torch.randint(0, 100 if few else 2**40, input_ids.shape, generator=random)
     if Constants(draw).value(
@@ -92,7 +96,10 @@ def draws_in_parts(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, dict[st
 
 
 def oracle(logits, input_ids, *, mask_index=None, measure="prob", suppress_tokens=None, logits_shift=False, **drawing):
-    drawn = (*map(drawing.get, NAMES), None, "exclude")
+    temperature = drawing["temperature"]
+    if not isinstance(temperature, torch.Tensor):
+        temperature = torch.full(input_ids.shape, temperature)
+    drawn = (*map((drawing | {"temperature": temperature}).get, NAMES), None, "exclude")
     return reference(logits, input_ids, MASK, mask_index, measure, suppress_tokens, logits_shift, *drawn)
 
 
@@ -221,7 +228,8 @@ def test_states_are_those_of_the_oracle(native_backend, measure):
     input_ids = torch.tensor([[MASK, MASK, 1], [2, MASK, MASK]])
     suppress, seed = torch.tensor([100_005, 100_100, 3]), torch.tensor([[5], [6]]).expand(2, 3)
     positions = torch.arange(3).expand(2, 3)
-    drawing = {"temperature": 1.5, "seed": seed, "positions": positions}
+    temperature = torch.tensor([[1.5], [0.0]]).expand(2, 3)
+    drawing = {"temperature": temperature, "seed": seed, "positions": positions}
     states = fk.partial_predictions(
         logits, input_ids, MASK, first_token_id=100_000, measure=measure, suppress_tokens=suppress, **drawing
     )
@@ -229,8 +237,8 @@ def test_states_are_those_of_the_oracle(native_backend, measure):
         logits, input_ids, MASK, 100_000, None, measure, suppress, False, *map(drawing.get, NAMES)
     )
     torch.testing.assert_close(states, expected, rtol=1e-6, atol=0)
-    merged = fk.merge_predictions(states, input_ids, measure=measure, temperature=1.5)
-    assert_close(merged, reference_merge(expected, input_ids, measure, 1.5), measure)
+    merged = fk.merge_predictions(states, input_ids, measure=measure, temperature=temperature)
+    assert_close(merged, reference_merge(expected, input_ids, measure, True), measure)
 
 
 def test_a_single_token_is_certain(backend):
@@ -264,15 +272,48 @@ def test_without_a_temperature_nothing_is_drawn(backend):
     assert all(map(torch.equal, ours, fk.predict_tokens(logits, input_ids, MASK)))
 
 
+@DRAWN
+@pytest.mark.parametrize("parts", [False, True], ids=["whole", "parts"])
+def test_each_position_has_its_temperature(backend, measure, parts):
+    """Bitwise as alone, with a number for all; and where there is none, as without a temperature, to the last bit."""
+    logits = torch.randn(6, 12000, generator=generator(4)) * 3
+    logits[4] = logits[1]  # beside a draw from the same logits
+    logits[5, 7000] = logits[5, 200] = 30.0  # the largest one twice
+    input_ids, seed, positions = torch.full((6,), MASK), torch.arange(6) + 3, torch.arange(6)
+    temperature = torch.tensor([0.7, 0.0, 2.5, -1.0, 0.9, math.nan])
+    floor = torch.where(temperature > 0, 0.5, -INF)
+    predict = functools.partial(in_parts, edges=[4096]) if parts else in_one
+    drawing = {"seed": seed, "positions": positions, "floor": floor}
+    found = predict(logits, input_ids, measure=measure, temperature=temperature, **drawing)
+    for row, each in enumerate(temperature.tolist()):
+        alone = {name: value[row : row + 1] for name, value in drawing.items()} if each > 0 else {}
+        options = {"temperature": each, **alone} if each > 0 else {}
+        expected = predict(logits[row : row + 1], input_ids[:1], measure=measure, **options)
+        assert all(torch.equal(one, many[row : row + 1]) for one, many in zip(expected, found, strict=True)), row
+    assert found[0][5] == 200
+
+
+def in_one(logits, input_ids, **arguments):
+    return fk.predict_tokens(logits, input_ids, MASK, **arguments)
+
+
+def test_a_temperature_is_rounded_to_float32(backend):
+    logits, input_ids = torch.randn(4, 900, generator=generator(5)), torch.full((4,), MASK)
+    drawing = {"seed": torch.arange(4), "positions": torch.arange(4)}
+    one = fk.predict_tokens(logits, input_ids, MASK, temperature=0.7, **drawing)
+    each = fk.predict_tokens(logits, input_ids, MASK, temperature=torch.full((4,), 0.7), **drawing)
+    assert all(map(torch.equal, one, each))
+
+
 def test_opcheck():
     logits, input_ids = torch.randn(2, 3, 40, generator=generator(8)), torch.full((2, 3), MASK)
-    drawing = (0.7, torch.ones_like(input_ids), torch.arange(3).expand(2, 3), torch.zeros(2, 3))
+    drawing = (torch.full((2, 3), 0.7), torch.ones_like(input_ids), torch.arange(3).expand(2, 3), torch.zeros(2, 3))
     plain = (None, "prob", None, False)
     torch.library.opcheck(torch.ops.freedave.predict_tokens.default, (logits, input_ids, MASK, *plain, *drawing))
     partial = torch.ops.freedave.partial_predictions.default
     torch.library.opcheck(partial, (logits, input_ids, MASK, 4, *plain, *drawing))
     states = partial(logits, input_ids, MASK, 4, *plain, *drawing)
-    torch.library.opcheck(torch.ops.freedave.merge_predictions.default, (states, input_ids, "prob", 0.7))
+    torch.library.opcheck(torch.ops.freedave.merge_predictions.default, (states, input_ids, "prob", True))
 
 
 def test_compiles_without_graph_breaks():
@@ -293,6 +334,9 @@ IDS = torch.zeros(2, 3, dtype=torch.int64)
         ({"temperature": -0.5}, ValueError, "temperature must be 0 or between 1e-30 and 1e30, got -0.5"),
         ({"temperature": math.nan}, ValueError, "temperature must be 0 or between 1e-30 and 1e30, got nan"),
         ({"temperature": "warm"}, TypeError, "temperature must be a float, got str"),
+        ({"temperature": torch.ones(2)}, ValueError, r"temperature must have shape \(2, 3\).*got \(2,\)"),
+        ({"temperature": torch.ones(2, 3).double()}, TypeError, "temperature must be float32, got float64"),
+        ({"temperature": torch.ones(2, 3, device="meta")}, ValueError, elsewhere("temperature", "logits")),
         ({"seed": None}, ValueError, "seed must be an int or an int64 tensor with a temperature, got None"),
         ({"seed": 1.5}, TypeError, "seed must be an int, got float"),
         ({"seed": 2**64}, ValueError, "seed must have at most 64 bits, got 18446744073709551616"),

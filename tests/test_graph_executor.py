@@ -13,7 +13,7 @@ from freedave.decode import shapes
 from freedave.decode.decoder import Decoder
 from freedave.decode.device_sequence import DeviceSequence
 from freedave.decode.sequence import Sequence
-from freedave.decode.settings import Settings, resolve_settings
+from freedave.decode.settings import SequenceSettings, Settings, resolve_settings
 from freedave.decode.shapes import Shapes, window_blocks
 
 LENGTHS = [3, 12, 8, 5]
@@ -125,11 +125,12 @@ def test_answers_of_different_lengths(family, cache, draft_steps):
     settings = settings_for(lm, draft_steps, new=30, cache=cache)
     engine = Decoder(lm, settings, slots=4, capacity=64)
     requests = [(ids(7), 13), (ids(4, 1), 6), (ids(16, 2), 30), (ids(11, 3), 1)]
-    sequences = [engine.add(start, new) for start, new in requests[:3]]
+    sequences = [engine.add(start, SequenceSettings(new)) for start, new in requests[:3]]
     for _ in range(3):
         engine.launch()
         engine.poll()
-    sequences.append(engine.add(*requests[3]))
+    start, new = requests[3]
+    sequences.append(engine.add(start, SequenceSettings(new)))
     while engine.sequences:
         engine.launch()
         engine.poll()

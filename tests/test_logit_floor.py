@@ -22,6 +22,8 @@ from freedave_kernels.reference.logit_floor import logit_floor as reference
 def oracle(
     logits, *, top_k=None, top_p=None, min_p=None, temperature=1.0, mask_index=None, suppress_tokens=None
 ) -> torch.Tensor:
+    if not isinstance(temperature, torch.Tensor):
+        temperature = torch.full(logits.shape[:-1], temperature)
     return reference(logits, top_k, top_p, min_p, temperature, mask_index, suppress_tokens)
 
 
@@ -68,6 +70,9 @@ def calls(draw: st.DrawFn) -> tuple[torch.Tensor, dict[str, Any]]:
     elif layout == "expanded" and shape and shape[-1]:
         logits = logits[..., :1, :].expand(logits.shape)
     arguments: dict[str, Any] = {"temperature": draw(st.sampled_from([1.0, 0.1, 0.7, 3.0, 1e-6, 1e30, 1e-30]))}
+    if constants.one_of([False, True]):  # one a row, of which some draw nothing
+        temperatures = torch.tensor([arguments["temperature"], 0.0, 0.7, -1.0, math.nan])
+        arguments["temperature"] = temperatures[torch.randint(0, 5, shape, generator=random)]
     if constants.one_of([False, True]):
         arguments["top_k"] = draw(st.one_of(st.integers(1, 60), st.integers(1, 2 * vocab)))
     if constants.one_of([False, True]):
@@ -238,7 +243,7 @@ def test_opcheck():
     op = torch.ops.freedave.logit_floor.default
     torch.library.opcheck(op, (logits,))
     masked = torch.ones(2, 3, dtype=torch.bool)
-    torch.library.opcheck(op, (logits.bfloat16(), 5, 0.9, 0.1, 0.7, masked, torch.tensor([3, 5])))
+    torch.library.opcheck(op, (logits.bfloat16(), 5, 0.9, 0.1, torch.full((2, 3), 0.7), masked, torch.tensor([3, 5])))
 
 
 def test_compiles_without_graph_breaks():

@@ -94,12 +94,12 @@ def test_states_are_those_of_the_oracle(native_backend, dtype, measure):
         logits, input_ids, MASK, first_token_id=100_000, measure=measure, suppress_tokens=suppress
     )
     expected = reference_partial(
-        logits, input_ids, MASK, 100_000, None, measure, suppress, False, 0.0, None, None, None
+        logits, input_ids, MASK, 100_000, None, measure, suppress, False, None, None, None, None
     )
     assert states.shape == (2, 3, 3, 6)
     torch.testing.assert_close(states, expected, rtol=1e-6, atol=0)
     merged = fk.merge_predictions(states, input_ids, measure=measure)
-    assert_close(merged, reference_merge(expected, input_ids, measure, 0.0)[:2], measure)
+    assert_close(merged, reference_merge(expected, input_ids, measure, False)[:2], measure)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -24,7 +24,7 @@ MEASURES = list(MEASURE_NAMES)
 
 
 def oracle(logits, input_ids, *, mask_index=None, measure="prob", suppress_tokens=None, logits_shift=False):
-    rest = (mask_index, measure, suppress_tokens, logits_shift, 0.0, None, None, None, None, "exclude")
+    rest = (mask_index, measure, suppress_tokens, logits_shift, None, None, None, None, None, "exclude")
     return reference.predict_tokens(logits, input_ids, MASK, *rest)
 
 

@@ -77,8 +77,8 @@ def test_a_floor_takes_all_logits_of_a_row(shapes):
     lm = large_vocabulary_lm()
     features, input_ids = inputs(8)
     input_ids[3] = 7
-    noise = torch.arange(8), torch.arange(8) + 5
-    predict = Predictor(lm, "prob", 0.7, {"top_k": 5, "top_p": 0.9})
+    noise = torch.arange(8), torch.arange(8) + 5, torch.full((8,), 0.7)
+    predict = Predictor(lm, "prob", {"top_k": 5, "top_p": 0.9})
     result = predict(features, input_ids, noise)
     assert shapes == [(8, VOCAB)] and result[0][3] == 7
     logits = lm.project(features)

@@ -16,7 +16,7 @@ from tiny_models import MASK, golden_lm, prompt
 
 import freedave
 from freedave.decode.noise import sequence_key
-from freedave.decode.settings import resolve_settings
+from freedave.decode.settings import SequenceSettings, resolve_settings
 from freedave.forward import prediction
 from freedave.models.diffusion_lm import DiffusionLM
 
@@ -117,6 +117,48 @@ def test_a_sequence_may_have_a_seed(executor: str) -> None:
         assert sequence.generated(sequence.tokens) == alone.sequences[0, 5:].tolist()
     with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
         engine.add([1], seed=-1)
+
+
+@BY_EXECUTOR
+@pytest.mark.parametrize("drafting", ["recycled", "pooled"])
+@pytest.mark.parametrize(("family", "cache"), [("block_causal", "auto"), ("full", "none"), ("full", "dual")])
+def test_each_sequence_has_its_temperature(family: str, cache: str, drafting: str, executor: str) -> None:
+    """Beside others that have the settings' or draw nothing, whichever comes and goes."""
+    lm = golden_lm(family)
+    options = {"cache": cache, "drafting": drafting, "top_p": 0.95}
+    engine = decoder(lm, slots=3, temperature=0.8, seed=1, executor=executor, **options)
+    temperatures = [None, 0.0, 2.5, 0.3, 0.0, 1.0, None]
+    sequences = []
+    for index, temperature in enumerate(temperatures):
+        while not engine.free_slots:
+            engine.launch()
+            engine.poll()
+        own = SequenceSettings(temperature=temperature)
+        sequences.append(engine.add(prompt(5 + index % 3, index)[0].tolist(), own, seed=index + 5))
+    while engine.sequences:
+        engine.launch()
+        engine.poll()
+    answers = set()
+    for index, (sequence, temperature) in enumerate(zip(sequences, temperatures, strict=True)):
+        start = prompt(5 + index % 3, index)
+        own = 0.8 if temperature is None else temperature
+        drawn = {"temperature": own, "seed": index + 5, "top_p": 0.95} if own else {}
+        alone = freedave.generate(lm, start, 16, 1, cache=cache, **drawn).sequences[0, start.shape[1] :].tolist()
+        assert sequence.generated(sequence.tokens) == alone, (index, temperature)
+        answers.add(tuple(alone))
+    assert len(answers) == len(temperatures)
+
+
+def test_a_temperature_of_a_sequence_needs_a_decoder_that_draws() -> None:
+    engine = decoder(golden_lm(), slots=2)
+    engine.add(prompt(5)[0].tolist(), SequenceSettings(temperature=0.0))
+    with pytest.raises(
+        ValueError, match="the decoder draws no tokens; resolve its settings with a temperature above 0"
+    ):
+        engine.add(prompt(5)[0].tolist(), SequenceSettings(temperature=0.5))
+    with pytest.raises(ValueError, match="temperature must be 0 or between 1e-30 and 1e30, got -1"):
+        engine.add(prompt(5)[0].tolist(), SequenceSettings(temperature=-1.0))
+    assert engine.free_slots == 1
 
 
 def test_keys_of_sequences() -> None:

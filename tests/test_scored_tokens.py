@@ -25,7 +25,9 @@ NAMES = ("suppress_tokens", "logits_shift", "temperature", "seed", "positions", 
 
 
 def oracle(logits: torch.Tensor, input_ids: torch.Tensor, arguments: dict[str, Any]) -> tuple[torch.Tensor, ...]:
-    given = {"measure": "prob", "logits_shift": False, "temperature": 0.0, "suppress": "exclude"} | arguments
+    given = {"measure": "prob", "logits_shift": False, "suppress": "exclude"} | arguments
+    if isinstance(given.get("temperature"), float):
+        given["temperature"] = torch.full(input_ids.shape, given["temperature"])
     rest = (given["measure"], *map(given.get, NAMES))
     return reference(logits, input_ids, MASK, given.get("mask_index"), *rest)
 
@@ -248,7 +250,7 @@ def test_opcheck() -> None:
     """Every position is masked: the NaN of another equals no NaN there."""
     logits, input_ids = torch.randn(2, 3, 40, generator=generator(8)), torch.full((2, 3), MASK)
     op, none = torch.ops.freedave.predict_tokens.default, (None, None, None)
-    call = (logits, input_ids, MASK, None, "prob", torch.tensor([3, 5]), False, 0.0, *none)
+    call = (logits, input_ids, MASK, None, "prob", torch.tensor([3, 5]), False, None, *none)
     torch.library.opcheck(op, (*call, input_ids, "exclude"))
     torch.library.opcheck(op, (*call, input_ids, "forbid"))
     torch.library.opcheck(op, (*call, None, "forbid"))

@@ -233,7 +233,7 @@ facts = {}
 for batch in (1, 2, 3, 16, 17, 64):
     driver.grids.clear()
     logits = torch.zeros(batch, 4, 32, 40000, dtype=torch.bfloat16)[:, :, :2]
-    rest = (None, "prob", None, False, 0.0, None, None, None, None, "exclude")
+    rest = (None, "prob", None, False, None, None, None, None, None, "exclude")
     predict_tokens(logits, torch.full((batch, 4, 2), MASK), MASK, *rest)
     predicted = list(driver.grids)
     ids = torch.full((batch, 4, 32), MASK)
@@ -306,7 +306,7 @@ def test_an_empty_batch_launches_nothing():
 import torch, triton_stub as stub
 driver = stub.use("sm_90")
 ids = torch.zeros(0, 4, 8, dtype=torch.int64)
-stub.predict_tokens(torch.zeros(0, 4, 8, 50), ids, 9, None, "prob", None, False, 0.0, None, None, None, None, "exclude")
+stub.predict_tokens(torch.zeros(0, 4, 8, 50), ids, 9, None, "prob", None, False, None, None, None, None, None, "exclude")
 rule = (1, None, None, None, "threshold", "confidence", None, "nested", "exact", None, None, None, None)
 stub.draft_step(ids, ids, torch.zeros(0, 4, 8), ids[:, 0, 0], 9, 2, *rule)
 print(len(driver.grids))
@@ -429,7 +429,7 @@ def test_leading_dimensions_that_no_stride_walks(triton):
     logits = torch.randn(3, 4, 2, 50, generator=torch.Generator().manual_seed(0))[:, ::3, :1]
     ids = torch.full((3, 2, 1), 9)
     odd = torch.full((3, 4, 2), 9)[:, 1:3, :1]
-    expected = reference(logits, ids, 9, None, "prob", None, False, 0.0, None, None, None, None, "exclude")
+    expected = reference(logits, ids, 9, None, "prob", None, False, None, None, None, None, None, "exclude")
     for input_ids in (ids, odd):
         token_ids, confidence = fk.predict_tokens(logits, input_ids, 9)
         assert torch.equal(token_ids, expected[0])

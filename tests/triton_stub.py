@@ -83,8 +83,9 @@ def predict(dtype: torch.dtype, measure: str, vocab: int = 151936, offset: int =
     """One masked row; `offset` elements past an aligned address."""
     logits = torch.zeros(vocab + offset, dtype=dtype)[offset:].view(1, vocab)
     suppress, shift = extra.get("suppress"), extra.get("shift", False)
-    seed = torch.tensor([1]) if extra.get("temperature") else None
-    rest = (measure, suppress, shift, extra.get("temperature", 0.0), seed, seed, extra.get("floor"))
+    drawn = extra.get("drawn", False)
+    temperature, seed = (torch.tensor([0.7]), torch.tensor([1])) if drawn else (None, None)
+    rest = (measure, suppress, shift, temperature, seed, seed, extra.get("floor"))
     rest += (extra.get("scored"), extra.get("suppression", "exclude"))
     return lambda: predict_tokens(logits, torch.tensor([MASK]), MASK, extra.get("mask"), *rest)
 
@@ -92,15 +93,15 @@ def predict(dtype: torch.dtype, measure: str, vocab: int = 151936, offset: int =
 def partial(dtype: torch.dtype, measure: str) -> Callable[[], Any]:
     """One masked row and eight chunks of the vocabulary."""
     logits, suppress = torch.zeros(1, 32768, dtype=dtype), torch.tensor([5])
-    rest = (None, measure, suppress, False, 0.0, None, None, None)
+    rest = (None, measure, suppress, False, None, None, None, None)
     return lambda: partial_predictions(logits, torch.tensor([MASK]), MASK, 4096, *rest)
 
 
 def floors(dtype: torch.dtype, everything: bool = True) -> Callable[[], Any]:
     """Everything that may be given, or nothing beside the truncations."""
     logits = torch.zeros(1, 151936, dtype=dtype)
-    given = (torch.tensor([True]), torch.tensor([5])) if everything else (None, None)
-    return lambda: logit_floor(logits, 50, 0.9, 0.01, 0.7, *given)
+    given = (torch.tensor([0.7]), torch.tensor([True]), torch.tensor([5])) if everything else (None, None, None)
+    return lambda: logit_floor(logits, 50, 0.9, 0.01, *given)
 
 
 def drafts(count: int, length: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -194,9 +195,9 @@ def cases(architecture: str) -> dict[str, Callable[[], Any]]:
         **{f"predict_tokens bfloat16 {measure} scored, forbidden": predict(
             bf16, measure, suppress=torch.tensor([1]), suppression="forbid", scored=torch.tensor([5]))
            for measure in MEASURES},
-        "predict_tokens bfloat16 prob drawn": predict(bf16, "prob", temperature=0.7),
-        "predict_tokens float32 log_odds drawn": predict(fp32, "log_odds", temperature=0.7),
-        "predict_tokens bfloat16 prob drawn above a floor": predict(bf16, "prob", temperature=0.7, floor=torch.zeros(1)),
+        "predict_tokens bfloat16 prob drawn": predict(bf16, "prob", drawn=True),
+        "predict_tokens float32 log_odds drawn": predict(fp32, "log_odds", drawn=True),
+        "predict_tokens bfloat16 prob drawn above a floor": predict(bf16, "prob", drawn=True, floor=torch.zeros(1)),
         "merge_predictions log_odds drawn": lambda: merge_predictions(states, torch.tensor([MASK]), "log_odds", 0.7),
         "predict_tokens bfloat16 prob 4 bytes": predict(bf16, "prob", offset=2),
         "predict_tokens bfloat16 prob 2 bytes": predict(bf16, "prob", offset=1),

@@ -150,8 +150,8 @@ struct Draw {
 template <typename T>
 void scale(const Chunk& chunk, int64_t begin, int size, float* to) {
   const T* x = static_cast<const T*>(chunk.logits) + begin;
-  const float floor = chunk.floor, inverse_temperature = chunk.inverse_temperature;
-  for (int i = 0; i < size; ++i) to[i] = to_float(x[i]) < floor ? -INFINITY : to_float(x[i]) * inverse_temperature;
+  const float floor = chunk.floor, by = chunk.scale;
+  for (int i = 0; i < size; ++i) to[i] = to_float(x[i]) < floor ? -INFINITY : to_float(x[i]) * by;
   for (int i = size; i % kDrawn != 0; ++i) to[i] = -INFINITY;
   for (int64_t s = 0; s < chunk.num_suppressed; ++s) {
     const int64_t i = chunk.suppressed[s] - chunk.first_token - begin;
@@ -166,7 +166,7 @@ float scaled(const Chunk& chunk, int64_t i) {
   const float x = to_float(static_cast<const T*>(chunk.logits)[i]);
   bool out = x < chunk.floor;
   for (int64_t s = 0; s < chunk.num_suppressed; ++s) out |= chunk.suppressed[s] == chunk.first_token + i;
-  return out ? -INFINITY : x * chunk.inverse_temperature;
+  return out ? -INFINITY : x * chunk.scale;
 }
 
 // Quads of tokens and their logits.
@@ -259,7 +259,7 @@ void draw_many(const Chunk& chunk, int64_t begin, int size, Draw& draw) {
     const int blocks = (size - first < kBatch ? size - first : kBatch) / kDrawn;
     // Scaling is monotone. What is suppressed or below the floor counts here, which does no harm.
     float top[Simd::kLanes] = {};
-    for (int i = 0; i < blocks; ++i) top[i] = top_of(logits + first + i * kDrawn) * chunk.inverse_temperature;
+    for (int i = 0; i < blocks; ++i) top[i] = top_of(logits + first + i * kDrawn) * chunk.scale;
     uint32_t limit[Simd::kLanes];
     word_limits(top, draw.bar, limit);
     for (int i = 0; i < blocks; ++i) {

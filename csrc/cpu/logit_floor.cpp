@@ -98,11 +98,11 @@ void keep_from(uint32_t least, Keys& keys) {
   keys.resize(kept);
 }
 
-float floor_of(const LogitFloorParams& p, Keys& keys) {
+float floor_of(const LogitFloorParams& p, float scale, Keys& keys) {
   uint32_t largest = 0;
   for (const uint32_t key : keys) largest = key > largest ? key : largest;
-  if (!is_usable(largest, p.inverse_temperature)) return -INFINITY;
-  const Difference difference(largest, p.inverse_temperature);
+  if (!is_usable(largest, scale)) return -INFINITY;
+  const Difference difference(largest, scale);
   uint32_t lowest = kLeastCandidate;
   if (p.top_k < p.vocab) {
     const auto one = [&](const uint32_t* some, int size, int64_t* weights) {
@@ -140,9 +140,9 @@ void launch(const LogitFloorParams& p, ParallelFor run) {
     thread_local Keys keys;
     for (int64_t row = begin; row < end; ++row) {
       p.floor[row] = -INFINITY;
-      if (p.mask_index.data && !p.mask_index.at(row, 0)) continue;
+      if (!p.wants(row)) continue;
       read_keys_of_type(p, row, keys);
-      p.floor[row] = floor_of(p, keys);
+      p.floor[row] = floor_of(p, p.scale_at(row), keys);
     }
   });
 }

@@ -15,7 +15,7 @@ void launch(const PartialPredictionsParams& p, ParallelFor run) {
     for (int64_t chunk = 0; chunk < scanned.chunks; ++chunk) {
       OnlineSoftmax state = *partial++;
       // Merging tiles has written to fields that this measure does not use. In a state they are neutral.
-      const bool drawn = p.inverse_temperature > 0.0f;
+      const bool drawn = p.drawn();
       if (!needs_second(p.measure) && !drawn) state.second = -INFINITY;
       if (!needs_entropy_terms(p.measure) && !drawn) state.weighted = 0.0;
       store_state(state, row + chunk * kStateFields);

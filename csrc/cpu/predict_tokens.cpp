@@ -11,7 +11,7 @@ namespace freedave::cpu {
 
 void launch(const PredictTokensParams& p, ParallelFor run) {
   const Scanned scanned = scan_logits(p, kChunk, DrawnFrom::kRow, run);
-  const bool drawn = p.inverse_temperature > 0.0f, scores = p.scored_ids.data != nullptr;
+  const bool drawn = p.drawn(), scores = p.scored_ids.data != nullptr;
   for (int64_t row = 0; row < p.input_ids.rows.count; ++row) {
     for (int64_t position = 0; position < p.length; ++position) {
       const int64_t flat = row * p.length + position;

@@ -162,7 +162,7 @@ class Scan {
         rows_(static_cast<int64_t>(masked.size())),
         // 128 K logits take some 30 us to read, longer than a thread takes to wake.
         grain_(std::max<int64_t>(1, (int64_t{1} << 17) / std::min(p.vocab, chunk_size))),
-        drawn_(p.inverse_temperature > 0.0f),
+        drawn_(p.drawn()),
         scope_(scope),
         kernel_(kernel_for(chosen_isa(), p.logit_type, p.measure, drawn_)),
         // The prefetchers of other processors follow a stream from page to page. Fetching beside them makes an AMD EPYC
@@ -220,7 +220,8 @@ class Scan {
         std::lower_bound(chunk.suppressed, suppressed_end_, chunk.first_token + chunk.size) - chunk.suppressed;
     if (drawn_) {
       const int64_t row = masked_[item / chunks_] / p_.length, place = masked_[item / chunks_] % p_.length;
-      chunk.inverse_temperature = p_.inverse_temperature;
+      chunk.draws = p_.draws_at(row, place);
+      chunk.scale = p_.scale_at(row, place);
       chunk.floor = p_.floor_at(row, place);
       chunk.key = {static_cast<uint64_t>(p_.seed.at(row, place)), static_cast<uint64_t>(p_.position.at(row, place))};
       chunk.tops = draws_.tops(item);
@@ -240,7 +241,9 @@ class Scan {
 
   // Whether a token of the chunk may do better than the best one known. Noise is bounded.
   bool might(int64_t item) const {
-    return results_[item].token >= 0 && results_[item].max + kLargestNoise >= draws_.bar(item);
+    const int64_t row = masked_[item / chunks_] / p_.length, place = masked_[item / chunks_] % p_.length;
+    return p_.draws_at(row, place) && results_[item].token >= 0 &&
+           results_[item].max + kLargestNoise >= draws_.bar(item);
   }
 
   void draw(int64_t item) {

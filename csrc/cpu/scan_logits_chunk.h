@@ -16,11 +16,12 @@ struct Chunk {
   const int64_t* suppressed = nullptr;  // sorted token ids within the chunk
   int64_t num_suppressed = 0;
   bool fetch_ahead = false;
-  // Above 0 where a token is drawn; the first token is then a multiple of 4.
-  float inverse_temperature = 0.0f;
+  // Where tokens may be drawn. The first token is then a multiple of 4.
+  bool draws = false;  // from this chunk; else its choice is the largest logit
+  float scale = 1.0f;  // what logits are multiplied by
   float floor = -INFINITY;
   NoiseKey key{};
-  float* tops = nullptr;  // the largest logit of each tile, divided by the temperature, is written here
+  float* tops = nullptr;  // the largest logit of each tile, scaled, is written here
   // What this thread reads after the chunk, to be fetched meanwhile; null if that is not known.
   const void* next = nullptr;
   int64_t next_size = 0;

@@ -395,7 +395,7 @@ template <typename T, Measure kMeasure, bool kIsDrawn>
 OnlineSoftmax scan_chunk(const Chunk& chunk) {
   alignas(64) T buffer[kTile];
   const auto prepare = [&](int64_t begin, int size) {
-    return Logits<T, kIsDrawn>{prepare_tile<T, kIsDrawn>(chunk, begin, size, buffer), chunk.inverse_temperature};
+    return Logits<T, kIsDrawn>{prepare_tile<T, kIsDrawn>(chunk, begin, size, buffer), chunk.scale};
   };
   OnlineSoftmax sum = empty_softmax();
   int64_t top_tile = -1;
@@ -482,7 +482,8 @@ OnlineSoftmax scan_chunk(const Chunk& chunk) {
     }
   }
   if constexpr (kIsDrawn) {
-    const NoisyChoice top = {sum.max + noise_of(chunk.key.word(sum.token)), sum.max, sum.token};
+    const float noisy = chunk.draws ? sum.max + noise_of(chunk.key.word(sum.token)) : sum.max;
+    const NoisyChoice top = {noisy, sum.max, sum.token};
     set_choice(sum, sum.token >= 0 ? top : no_choice());
   }
   return sum;

@@ -106,9 +106,9 @@ __device__ __forceinline__ int32_t load_shared_now(const int32_t& shared) {
 }
 
 // What all lanes hold alike, as the compiler knows it then: such numbers have registers and instructions of their own.
+__device__ __forceinline__ uint32_t same_in_warp(uint32_t x) { return __reduce_min_sync(kFullWarp, x); }
 __device__ __forceinline__ uint64_t same_in_warp(uint64_t x) {
-  const uint32_t low = __reduce_min_sync(kFullWarp, static_cast<uint32_t>(x));
-  const uint32_t high = __reduce_min_sync(kFullWarp, static_cast<uint32_t>(x >> 32));
+  const uint32_t low = same_in_warp(static_cast<uint32_t>(x)), high = same_in_warp(static_cast<uint32_t>(x >> 32));
   return static_cast<uint64_t>(high) << 32 | low;
 }
 

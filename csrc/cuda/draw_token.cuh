@@ -58,8 +58,9 @@ __device__ __forceinline__ int32_t ordered(int32_t bits) { return bits ^ (bits >
 // What a thread knows of the token that is drawn.
 class Drawn {
  public:
-  // The bar of the threads of a block, as an `ordered` integer.
-  static constexpr int32_t kLowestBar = static_cast<int32_t>(0xff7fffffu ^ 0x7fffffffu);  // -FLT_MAX
+  // The bar of the threads of a block, the bits of a number.
+  static constexpr int32_t kLowestBar = static_cast<int32_t>(0xff7fffffu);  // -FLT_MAX
+  static constexpr int32_t kNoToken = 0x7f800000;                           // infinity, which nothing reaches
 
   NoisyChoice choice = no_choice();
 
@@ -89,11 +90,14 @@ class Drawn {
 
   // What any thread of the block has found is the bar of all. All threads of a warp call these.
   __device__ void share(int32_t& block_bar) {
-    const int32_t bar = __reduce_max_sync(kFullWarp, ordered(bits_of(bar_)));
-    if (lane_id() == 0) atomicMax(&block_bar, bar);
-    bar_ = float_of(ordered(bar));
+    const int32_t bar = ordered(__reduce_max_sync(kFullWarp, ordered(bits_of(bar_))));
+    // Bits order as the numbers do, but those of negative ones backwards, and as unsigned integers above all others.
+    if (lane_id() == 0 && bar >= 0) atomicMax(&block_bar, bar);
+    if (lane_id() == 0 && bar < 0) atomicMin(reinterpret_cast<uint32_t*>(&block_bar), static_cast<uint32_t>(bar));
+    __syncwarp();
+    hear(block_bar);
   }
-  __device__ void hear(const int32_t& block_bar) { bar_ = float_of(ordered(load_shared_now(block_bar))); }
+  __device__ void hear(const int32_t& block_bar) { bar_ = float_of(load_shared_now(block_bar)); }
 
  private:
   float bar_ = -FLT_MAX;  // what is below loses

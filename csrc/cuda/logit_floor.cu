@@ -188,19 +188,20 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) find_floors(const __gr
   let_next_kernel_launch();
   wait_for_previous_kernel();
   const uint32_t row = blockIdx.x;
-  if (p.mask_index.data && !p.mask_index.at(row, 0)) {
+  if (!p.wants(row)) {
     if (threadIdx.x == 0) p.floor[row] = -INFINITY;
     return;
   }
   const Row<T, kAligned> keys(p, row, scratch);
   keys.mark_suppressed();
   const uint32_t largest = keys.span([](uint32_t) { return true; }).highest;
-  if (!is_usable(largest, p.inverse_temperature)) {
+  const float scale = p.scale_at(row);
+  if (!is_usable(largest, scale)) {
     if (threadIdx.x == 0) p.floor[row] = -INFINITY;
     return;
   }
 
-  const Difference difference(largest, p.inverse_temperature);
+  const Difference difference(largest, scale);
   const uint32_t highest = largest >> kRedundantBits<T>;
   uint32_t lowest = kLeastCandidate >> kRedundantBits<T>;
   if (p.top_k < p.vocab) {

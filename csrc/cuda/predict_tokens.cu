@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kMergeThreads)
   wait_for_previous_kernel();
   const uint32_t row = blockIdx.x * (kMergeThreads / kWarp) + warp_id();
   if (row >= rows) return;
-  const bool drawn = p.inverse_temperature > 0.0f;
+  const bool drawn = p.drawn();
   const OnlineSoftmax whole =
       merged_row(states + static_cast<int64_t>(row) * chunks * kStateFields, chunks, kStateFields, drawn);
   OnlineSoftmax all = whole;
@@ -65,7 +65,7 @@ Error launch(const PredictTokensParams& p, void* workspace, Stream stream) {
                                      .length = p.length,
                                      .input_ids = p.input_ids,
                                      .measure = p.measure,
-                                     .drawn = p.inverse_temperature > 0.0f,
+                                     .drawn = p.drawn(),
                                      .token_ids = p.token_ids,
                                      .confidence = p.confidence};
   return launch(merge, stream);

@@ -37,11 +37,11 @@ using SuppressedBits = uint32_t[kChunk / 32];
 
 // Of a row, where a token is drawn.
 struct Draw {
-  float inverse_temperature, floor;
+  float scale, floor;
   NoiseKey key;
 };
 
-// The group as floats; where a token is drawn, divided by the temperature. kHide: suppressed tokens and what is below
+// The group as floats; where a token is drawn, scaled by the temperature. kHide: suppressed tokens and what is below
 // the floor are at -inf: their logits do not count, not even a NaN.
 template <bool kHide, bool kDrawn, typename T>
 __device__ __forceinline__ void values_of(const Group<T>& group, int first, const SuppressedBits& suppressed,
@@ -49,7 +49,7 @@ __device__ __forceinline__ void values_of(const Group<T>& group, int first, cons
   unpack(group, x);
   if constexpr (kDrawn) {
 #pragma unroll
-    for (int i = 0; i < kGroup; ++i) x[i] = kHide && x[i] < draw.floor ? -INFINITY : x[i] * draw.inverse_temperature;
+    for (int i = 0; i < kGroup; ++i) x[i] = kHide && x[i] < draw.floor ? -INFINITY : x[i] * draw.scale;
   }
   if constexpr (kHide) {
     const uint32_t bits = suppressed[first / 32] >> (first % 32);
@@ -101,10 +101,12 @@ struct Seen {
   // The reference of the exponentials. Finite where max is not: -inf minus itself would be a NaN.
   __device__ float reference() const { return fmaxf(max, -FLT_MAX); }
 
-  // Takes a larger maximum; terms summed so far become relative to it.
-  __device__ void raise(float larger, int at) {
+  // Takes a larger maximum, and says whether it is one; terms summed so far become relative to it. What is in top_sum
+  // goes to sum, and is to be replaced.
+  __device__ bool raise(float larger, int at) {
+    const bool leads = larger > max;
     if constexpr (needs_entropy_terms(kMeasure)) {
-      if (larger > max) {
+      if (leads) {
         const double shift = static_cast<double>(reference()) - static_cast<double>(larger);
         const double scale = exp(shift);
         const double terms = ties + rest;
@@ -116,37 +118,38 @@ struct Seen {
     } else {
       const float before = reference();
       const float after = fmaxf(larger, before);
-      if (needs_others(kMeasure) && larger > max) {
-        sum += top_sum;
-        top_sum = 0.0f;
-      }
+      if (needs_others(kMeasure) && leads) sum += top_sum;
       sum *= exp2_flushed((before - after) * kLog2E);
     }
-    sweep = larger > max ? at : sweep;
+    sweep = leads ? at : sweep;
     max = fmaxf(max, larger);
+    return leads;
   }
 
-  // `e` are exp(x - reference()), where the entropy does not need more.
-  __device__ void add(const float (&x)[kGroup], const float (&e)[kGroup], int at) {
+  // The entropy's terms of a group.
+  __device__ void add(const float (&x)[kGroup]) {
     const float top = reference();
-    if constexpr (needs_entropy_terms(kMeasure)) {
-      float tied = 0.0f, terms = 0.0f, weights = 0.0f;
+    float tied = 0.0f, terms = 0.0f, weights = 0.0f;
 #pragma unroll
-      for (int i = 0; i < kGroup; ++i) {
-        float difference;
-        const float term = large_exp(x[i], top, difference);
-        const bool is_top = x[i] == top;
-        tied += is_top ? 1.0f : 0.0f;
-        terms += is_top ? 0.0f : term;
-        weights += is_top || term == 0.0f ? 0.0f : term * difference;
-      }
-      ties += tied;
-      rest += 0x1p-64 * static_cast<double>(terms);
-      weighted += 0x1p-64 * static_cast<double>(weights);
-    } else if (needs_others(kMeasure) && sweep == at) {
-      top_sum += sum_of(e);
+    for (int i = 0; i < kGroup; ++i) {
+      float difference;
+      const float term = large_exp(x[i], top, difference);
+      const bool is_top = x[i] == top;
+      tied += is_top ? 1.0f : 0.0f;
+      terms += is_top ? 0.0f : term;
+      weights += is_top || term == 0.0f ? 0.0f : term * difference;
+    }
+    ties += tied;
+    rest += 0x1p-64 * static_cast<double>(terms);
+    weighted += 0x1p-64 * static_cast<double>(weights);
+  }
+
+  // The sum of exp(x - reference()) of a sweep, which leads where it raised the maximum.
+  __device__ void add(float terms, bool leads) {
+    if (needs_others(kMeasure) && leads) {
+      top_sum = terms;
     } else {
-      sum += sum_of(e);
+      sum += terms;
     }
   }
 };
@@ -284,15 +287,21 @@ __device__ __forceinline__ Seen<kMeasure> sweep_chunk(const T* chunk, int size, 
       }
     }
     if constexpr (kDrawn) largest = largest_of(top);
-    seen.raise(largest, sweep);
+    const bool leads = seen.raise(largest, sweep);
+    if constexpr (needs_entropy_terms(kMeasure)) {
 #pragma unroll
-    for (int g = 0; g < kGroupsAhead; ++g) {
-      float e[kGroup];
-      if constexpr (!needs_entropy_terms(kMeasure)) terms_of(x[g], seen.reference(), e);
-      seen.add(x[g], e, sweep);
+      for (int g = 0; g < kGroupsAhead; ++g) seen.add(x[g]);
+    } else {
+      float terms = 0.0f;
+#pragma unroll
+      for (int g = 0; g < kGroupsAhead; ++g) {
+        float e[kGroup];
+        terms_of(x[g], seen.reference(), e);
+        terms = g == 0 ? sum_of(e) : terms + sum_of(e);
+      }
+      seen.add(terms, leads);
     }
     if constexpr (kDrawn) {
-      drawn.hear(shared.bar);
       if (__any_sync(kFullWarp, drawn.may_win(largest + kLargestNoise))) {
         draw_from<kAligned, kHide>(top, chunk, size, sweep, first_token, suppressed, draw, drawn, shared.bar);
       }
@@ -307,6 +316,7 @@ __device__ __forceinline__ OnlineSoftmax scan_chunk(const T* chunk, int size, in
                                                     const SuppressedBits& suppressed, const Draw& draw,
                                                     Scratch<kMeasure, kDrawn>& scratch) {
   Drawn drawn;
+  if constexpr (kDrawn) drawn.hear(scratch.bar);
   Seen<kMeasure> seen =
       sweep_chunk<T, kMeasure, kAligned, kHide, kDrawn>(chunk, size, first_token, suppressed, draw, drawn, scratch);
 
@@ -341,7 +351,7 @@ __device__ __forceinline__ OnlineSoftmax scan_chunk(const T* chunk, int size, in
   }
 
   const float own_max = seen.max;
-  seen.raise(top, 0);
+  if (seen.raise(top, 0)) seen.top_sum = 0.0f;
   if constexpr (needs_entropy_terms(kMeasure)) {
     const double ties = warp_sum(seen.ties), rest = warp_sum(seen.rest), weighted = warp_sum(seen.weighted);
     if (lane_id() == 0) {
@@ -383,7 +393,8 @@ __device__ __forceinline__ OnlineSoftmax scan_chunk(const T* chunk, int size, in
     if constexpr (kDrawn) {
       NoisyChoice best = scratch.choice[0];
       for (int w = 1; w < kWarps; ++w) best = first_of(scratch.choice[w], best);
-      set_choice(whole, best);
+      // Where nothing was drawn, it is the largest logit.
+      set_choice(whole, best.token < 0 ? NoisyChoice{top, top, whole.token} : best);
     }
     if (needs_others(kMeasure) && token != kNone) {  // one of the threads' maxima is the chosen token
       whole.rest += whole.ties - 1.0;
@@ -425,6 +436,8 @@ __device__ __forceinline__ Place place_of(const LogitsToScan& p, uint32_t flat) 
 // high enough that nothing spills.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
 constexpr int kDrawingBlocks = 4;  // with 5, one kernel spills
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kDrawingBlocks = 5;  // with 6, likewise
 #else
 constexpr int kDrawingBlocks = 6;
 #endif
@@ -446,10 +459,6 @@ __global__ void __launch_bounds__(kThreads, blocks_per_sm(kMeasure, kDrawn))
   const int size = static_cast<int>(chunk_size < p.vocab - first ? chunk_size : p.vocab - first);
   const bool may_hide = p.num_suppress_tokens > 0 || (kDrawn && p.floor.data);
   const bool suppress = may_hide && mark_suppressed(p, first_token, size, suppressed);
-  if constexpr (kDrawn) {
-    if (threadIdx.x == 0) scratch.bar = Drawn::kLowestBar;
-    __syncthreads();
-  }
   const auto state_of = [&](uint32_t row) {
     return states + (static_cast<int64_t>(row) * gridDim.x + blockIdx.x) * kStateFields;
   };
@@ -470,19 +479,18 @@ __global__ void __launch_bounds__(kThreads, blocks_per_sm(kMeasure, kDrawn))
       Draw draw{};
       if constexpr (kDrawn) {
         const Place at = place_of(p, row);
-        draw = {p.inverse_temperature,
+        draw = {float_from_bits(same_in_warp(static_cast<uint32_t>(bits_of(p.scale_at(at.row, at.position))))),
                 p.floor_at(at.row, at.position),
                 {same_in_warp(static_cast<uint64_t>(p.seed.at(at.row, at.position))),
                  same_in_warp(static_cast<uint64_t>(p.position.at(at.row, at.position)))}};
+        if (threadIdx.x == 0) scratch.bar = p.draws_at(at.row, at.position) ? Drawn::kLowestBar : Drawn::kNoToken;
+        __syncthreads();
       }
       const OnlineSoftmax partial =
           suppress || (kDrawn && draw.floor > -INFINITY)
               ? scan_chunk<T, kMeasure, kAligned, kDrawn, true>(chunk, size, first_token, suppressed, draw, scratch)
               : scan_chunk<T, kMeasure, kAligned, kDrawn, false>(chunk, size, first_token, suppressed, draw, scratch);
-      if (threadIdx.x == 0) {
-        store_state(partial, state_of(row));
-        if constexpr (kDrawn) scratch.bar = Drawn::kLowestBar;
-      }
+      if (threadIdx.x == 0) store_state(partial, state_of(row));
       __syncthreads();  // the next row uses the same scratch
     }
   }
@@ -501,7 +509,7 @@ ScanKernel scan_kernel(bool aligned, bool drawn) {
 
 template <typename T>
 ScanKernel scan_kernel(const LogitsToScan& p) {
-  const bool aligned = is_aligned(p.logits, p.logit_rows, p.vocab, sizeof(T)), drawn = p.inverse_temperature > 0.0f;
+  const bool aligned = is_aligned(p.logits, p.logit_rows, p.vocab, sizeof(T)), drawn = p.drawn();
   switch (p.measure) {
     case Measure::kProb:
       return scan_kernel<T, Measure::kProb>(aligned, drawn);

@@ -17,11 +17,16 @@ struct LogitFloorParams {
   Matrix<const bool> mask_index;  // [*], a row of length 1 each; data is null: every row is read
   const int64_t* suppress_tokens;
   int64_t num_suppress_tokens, suppress_tokens_step;
-  float inverse_temperature;
-  int64_t top_k;           // at least 1; V or more leaves all
-  double top_p;            // 1 leaves all
-  float least_difference;  // log(min_p); -inf leaves all
-  float* floor;            // contiguous [*]
+  Matrix<const float> temperature;  // [*] likewise; data is null: 1. Where it is 0, nothing is drawn, and all may stay
+  int64_t top_k;                    // at least 1; V or more leaves all
+  double top_p;                     // 1 leaves all
+  float least_difference;           // log(min_p); -inf leaves all
+  float* floor;                     // contiguous [*]
+
+  HD bool wants(int64_t row) const {
+    return (!mask_index.data || mask_index.at(row, 0)) && (!temperature.data || temperature.at(row, 0) > 0.0f);
+  }
+  HD float scale_at(int64_t row) const { return temperature.data ? 1.0f / temperature.at(row, 0) : 1.0f; }
 };
 
 // So many weights of at most 2^40 have a sum of 63 bits.
@@ -43,9 +48,9 @@ HD uint32_t key_of(float logit) {
 HD float logit_of(uint32_t key) { return float_from_bits(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
 
 // Whether a row with this largest key can be predicted: it is a number, and finite divided by the temperature.
-HD bool is_usable(uint32_t largest, float inverse_temperature) {
+HD bool is_usable(uint32_t largest, float scale) {
   if (largest < kLeastCandidate || largest == kNotANumber) return false;
-  const float scaled = logit_of(largest) * inverse_temperature;
+  const float scaled = logit_of(largest) * scale;
   return scaled - scaled == 0.0f;
 }
 
@@ -79,10 +84,9 @@ struct Weight {
 
 // Of a candidate, relative to the largest, both divided by the temperature.
 struct Difference {
-  float largest, inverse_temperature;
-  HD Difference(uint32_t largest_key, float inverse)
-      : largest(logit_of(largest_key) * inverse), inverse_temperature(inverse) {}
-  HD float of(uint32_t key) const { return logit_of(key) * inverse_temperature - largest; }
+  float largest, scale;
+  HD Difference(uint32_t largest_key, float scale) : largest(logit_of(largest_key) * scale), scale(scale) {}
+  HD float of(uint32_t key) const { return logit_of(key) * scale - largest; }
 };
 
 // Whether what weighs `above` in all leaves room for a token below.

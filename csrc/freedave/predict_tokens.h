@@ -24,10 +24,17 @@ struct LogitsToScan {
   const int64_t* suppress_tokens;  // in any order; ids that no logit has mean nothing
   int64_t num_suppress_tokens, suppress_tokens_step;
   Measure measure;
-  float inverse_temperature;             // 0: the largest logit is chosen, else a token is drawn
+  Matrix<const float> temperature;       // 0: the largest logit is chosen, as everywhere where data is null
   Matrix<const int64_t> seed, position;  // of the noise; looked at where a token is drawn
   Matrix<const float> floor;             // there, less has probability 0; data is null: nothing has
 
+  // Whether tokens may be drawn. States then hold choices, and rows whose largest logit is chosen do so, too.
+  HD bool drawn() const { return temperature.data != nullptr; }
+  HD bool draws_at(int64_t row, int64_t place) const { return temperature.at(row, place) > 0.0f; }
+  // What logits are multiplied by.
+  HD float scale_at(int64_t row, int64_t place) const {
+    return draws_at(row, place) ? 1.0f / temperature.at(row, place) : 1.0f;
+  }
   HD float floor_at(int64_t row, int64_t place) const { return floor.data ? floor.at(row, place) : -INFINITY; }
 };
 

@@ -27,8 +27,9 @@ HD float logit_of(const LogitsToScan& p, int64_t flat, int64_t token) {
       logit = to_float(static_cast<const Float16*>(p.logits)[at]);
       break;
   }
-  if (!(p.inverse_temperature > 0.0f)) return logit;
-  return logit < p.floor_at(flat / p.length, flat % p.length) ? -INFINITY : logit * p.inverse_temperature;
+  if (!p.drawn()) return logit;
+  const int64_t row = flat / p.length, place = flat % p.length;
+  return logit < p.floor_at(row, place) ? -INFINITY : logit * p.scale_at(row, place);
 }
 
 HD int64_t suppressed_token(const LogitsToScan& p, int64_t index) {

@@ -49,6 +49,15 @@ StepRules step_rules(const Argument& states, int64_t mask_token_id, int64_t toke
           {eos.value_or(-1), end.data, end.rows.stride[0], end.is_int32}};
 }
 
+// What logits [*, V] have one of a row, as rows of a length of 1, where the caller gave it: bool or float32.
+template <typename T>
+Matrix<const T> column_of(const Argument& logits, const char* name, const OptionalTensor& tensor) {
+  if (!tensor) return {};
+  const Argument column(logits.op, name, *tensor);
+  column.expect({sizeof(T) == 1 ? ScalarType::Bool : ScalarType::Float}).expect_shape_of(logits, logits.dims - 1);
+  return {static_cast<const T*>(column.data), column.rows(column.dims, 0)};
+}
+
 LogitType logit_type(const Argument& logits) {
   logits.expect({ScalarType::Float, ScalarType::BFloat16, ScalarType::Half});
   if (logits.type == ScalarType::Float) return LogitType::kFloat32;
@@ -78,8 +87,8 @@ void set_logits(Params& p, const Argument& logits, int64_t min_dims, const Optio
 // The arguments that say which logits are to be looked at.
 LogitsToScan to_scan(const Argument& logits, const Argument& input_ids, int64_t mask_token_id, int64_t first_token_id,
                      const OptionalTensor& mask_index, const Text& measure, const OptionalTensor& suppress_tokens,
-                     bool logits_shift, double temperature, const OptionalTensor& seed, const OptionalTensor& positions,
-                     const OptionalTensor& floor) {
+                     bool logits_shift, const OptionalTensor& temperature, const OptionalTensor& seed,
+                     const OptionalTensor& positions, const OptionalTensor& floor) {
   LogitsToScan p{};
   set_logits(p, logits, 2, suppress_tokens);
   input_ids.expect({ScalarType::Long}).expect_shape_of(logits, logits.dims - 1);
@@ -90,12 +99,12 @@ LogitsToScan to_scan(const Argument& logits, const Argument& input_ids, int64_t 
   p.mask_index = matrix_of<bool>(input_ids, "mask_index", mask_index);
   p.mask_token_id = mask_token_id;
   p.measure = choose<Measure>(logits.op, "measure", measure);
-  p.inverse_temperature = temperature > 0.0 ? static_cast<float>(1.0 / temperature) : 0.0f;
+  p.temperature = matrix_of<float>(input_ids, "temperature", temperature);
   p.seed = matrix_of<int64_t>(input_ids, "seed", seed);
   p.position = matrix_of<int64_t>(input_ids, "positions", positions);
   p.floor = matrix_of<float>(input_ids, "floor", floor);
   STD_TORCH_CHECK(
-      temperature == 0.0 || (seed && positions && measures_draws(p.measure) && first_token_id % 4 == 0), logits.op,
+      !temperature || (seed && positions && measures_draws(p.measure) && first_token_id % 4 == 0), logits.op,
       ": a temperature needs seed, positions, a measure of the drawn token, and a multiple of 4 as first token");
   return p;
 }
@@ -103,9 +112,10 @@ LogitsToScan to_scan(const Argument& logits, const Argument& input_ids, int64_t 
 std::tuple<Tensor, Tensor, Tensor> predict_tokens(const Tensor& logits_, const Tensor& input_ids_,
                                                   int64_t mask_token_id, const OptionalTensor& mask_index,
                                                   const Text& measure, const OptionalTensor& suppress_tokens,
-                                                  bool logits_shift, double temperature, const OptionalTensor& seed,
-                                                  const OptionalTensor& positions, const OptionalTensor& floor,
-                                                  const OptionalTensor& scored_ids, const Text& suppress) {
+                                                  bool logits_shift, const OptionalTensor& temperature,
+                                                  const OptionalTensor& seed, const OptionalTensor& positions,
+                                                  const OptionalTensor& floor, const OptionalTensor& scored_ids,
+                                                  const Text& suppress) {
   const Argument logits("predict_tokens", "logits", logits_), input_ids("predict_tokens", "input_ids", input_ids_);
   const LogitsToScan scan = to_scan(logits, input_ids, mask_token_id, 0, mask_index, measure, suppress_tokens,
                                     logits_shift, temperature, seed, positions, floor);
@@ -120,7 +130,7 @@ std::tuple<Tensor, Tensor, Tensor> predict_tokens(const Tensor& logits_, const T
 
 Tensor partial_predictions(const Tensor& logits_, const Tensor& input_ids_, int64_t mask_token_id,
                            int64_t first_token_id, const OptionalTensor& mask_index, const Text& measure,
-                           const OptionalTensor& suppress_tokens, bool logits_shift, double temperature,
+                           const OptionalTensor& suppress_tokens, bool logits_shift, const OptionalTensor& temperature,
                            const OptionalTensor& seed, const OptionalTensor& positions, const OptionalTensor& floor) {
   constexpr const char* kOp = "partial_predictions";
   const Argument logits(kOp, "logits", logits_), input_ids(kOp, "input_ids", input_ids_);
@@ -136,7 +146,7 @@ Tensor partial_predictions(const Tensor& logits_, const Tensor& input_ids_, int6
 }
 
 std::tuple<Tensor, Tensor, Tensor> merge_predictions(const Tensor& states_, const Tensor& input_ids_,
-                                                     const Text& measure, double temperature) {
+                                                     const Text& measure, bool drawn) {
   constexpr const char* kOp = "merge_predictions";
   const Argument states(kOp, "states", states_), input_ids(kOp, "input_ids", input_ids_);
   const int64_t leading = states.expect({ScalarType::Double}).dims - 2;
@@ -152,29 +162,25 @@ std::tuple<Tensor, Tensor, Tensor> merge_predictions(const Tensor& states_, cons
   launch(states,
          MergePredictionsParams{static_cast<const double*>(states.data), states.rows(leading, states.strides[leading]),
                                 states.sizes[leading], input_ids.sizes[leading - 1], input_ids.matrix<int64_t>(),
-                                choose<Measure>(kOp, "measure", measure), temperature > 0.0, singles,
-                                data<int64_t>(token_ids), data<float>(confidence), data<float>(log_probs)});
+                                choose<Measure>(kOp, "measure", measure), drawn, singles, data<int64_t>(token_ids),
+                                data<float>(confidence), data<float>(log_probs)});
   return {token_ids, confidence, log_probs};
 }
 
 Tensor logit_floor(const Tensor& logits_, OptionalInt top_k, OptionalFloat top_p, OptionalFloat min_p,
-                   double temperature, const OptionalTensor& mask_index, const OptionalTensor& suppress_tokens) {
-  constexpr const char* kOp = "logit_floor";
-  const Argument logits(kOp, "logits", logits_);
+                   const OptionalTensor& temperature, const OptionalTensor& mask_index,
+                   const OptionalTensor& suppress_tokens) {
+  const Argument logits("logit_floor", "logits", logits_);
   LogitFloorParams p{};
   set_logits(p, logits, 1, suppress_tokens);
-  STD_TORCH_CHECK(p.vocab <= kMostSummedTokens, kOp, ": logits must have at most ", kMostSummedTokens, " tokens, got ",
-                  p.vocab);
-  if (mask_index) {
-    const Argument mask(kOp, "mask_index", *mask_index);
-    mask.expect({ScalarType::Bool}).expect_shape_of(logits, logits.dims - 1);
-    p.mask_index = {static_cast<const bool*>(mask.data), mask.rows(mask.dims, 0)};
-  }
-  p.inverse_temperature = static_cast<float>(1.0 / temperature);
-  p.top_k = expect_at_least(kOp, "top_k", top_k.value_or(p.vocab), 1);
+  STD_TORCH_CHECK(p.vocab <= kMostSummedTokens, logits.op, ": logits must have at most ", kMostSummedTokens,
+                  " tokens, got ", p.vocab);
+  p.mask_index = column_of<bool>(logits, "mask_index", mask_index);
+  p.temperature = column_of<float>(logits, "temperature", temperature);
+  p.top_k = expect_at_least(logits.op, "top_k", top_k.value_or(p.vocab), 1);
   p.top_p = top_p.value_or(1.0);
   p.least_difference = min_p ? static_cast<float>(std::log(*min_p)) : -INFINITY;
-  STD_TORCH_CHECK(temperature > 0.0 && p.top_p > 0.0, kOp, ": temperature and top_p must be above 0");
+  STD_TORCH_CHECK(p.top_p > 0.0, logits.op, ": top_p must be above 0");
   Tensor floor = new_tensor(logits, ScalarType::Float, {logits.sizes, static_cast<size_t>(logits.dims - 1)});
   p.floor = data<float>(floor);
   launch(logits, p);

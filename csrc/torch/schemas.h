@@ -6,15 +6,15 @@ namespace freedave {
 
 inline constexpr const char* kSchemas[] = {
     "predict_tokens(Tensor logits, Tensor input_ids, int mask_token_id, Tensor? mask_index=None, str measure=\"prob\", "
-    "Tensor? suppress_tokens=None, bool logits_shift=False, float temperature=0.0, Tensor? seed=None, Tensor? "
-    "positions=None, Tensor? floor=None, Tensor? scored_ids=None, str suppress=\"exclude\") "
-    "-> (Tensor, Tensor, Tensor)",
+    "Tensor? suppress_tokens=None, bool logits_shift=False, Tensor? temperature=None, Tensor? seed=None, "
+    "Tensor? positions=None, Tensor? floor=None, Tensor? scored_ids=None, str suppress=\"exclude\") -> (Tensor, "
+    "Tensor, Tensor)",
     "partial_predictions(Tensor logits, Tensor input_ids, int mask_token_id, int first_token_id=0, "
     "Tensor? mask_index=None, str measure=\"prob\", Tensor? suppress_tokens=None, bool logits_shift=False, "
-    "float temperature=0.0, Tensor? seed=None, Tensor? positions=None, Tensor? floor=None) -> Tensor",
-    "merge_predictions(Tensor states, Tensor input_ids, str measure=\"prob\", float temperature=0.0) "
+    "Tensor? temperature=None, Tensor? seed=None, Tensor? positions=None, Tensor? floor=None) -> Tensor",
+    "merge_predictions(Tensor states, Tensor input_ids, str measure=\"prob\", bool drawn=False) "
     "-> (Tensor, Tensor, Tensor)",
-    "logit_floor(Tensor logits, int? top_k=None, float? top_p=None, float? min_p=None, float temperature=1.0, "
+    "logit_floor(Tensor logits, int? top_k=None, float? top_p=None, float? min_p=None, Tensor? temperature=None, "
     "Tensor? mask_index=None, Tensor? suppress_tokens=None) -> Tensor",
     "rank_positions(Tensor confidence, Tensor mask_index, str order=\"confidence\", int? block_length=None) -> Tensor",
     "select_transfer(Tensor confidence, Tensor mask_index, int num_transfer=1, Tensor? num_transfer_per_row=None, "

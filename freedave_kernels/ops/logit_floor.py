@@ -21,7 +21,7 @@ def logit_floor(
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
-    temperature: float = 1.0,
+    temperature: float | torch.Tensor = 1.0,
     mask_index: torch.Tensor | None = None,
     suppress_tokens: Sequence[int] | torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -34,7 +34,8 @@ def logit_floor(
         top_p: above 0, at most 1: of what `top_k` leaves, the fewest tokens stay, the likeliest first, whose probabilities
             reach `top_p`. None and 1: all.
         min_p: above 0, at most 1: tokens with at least so large a part of the likeliest token's probability stay; None: all.
-        temperature: above 0; probabilities are those of softmax(logits / temperature).
+        temperature: above 0; probabilities are those of softmax(logits / temperature). A float, rounded to float32, or a
+            float32 tensor `[*]`, one a row: where it is not above 0, nothing is to be drawn, and the floor is -inf.
         mask_index: `[*]` bool; rows that are False are not read. None: all are.
         suppress_tokens: ids (a sequence, or an int64 or int32 tensor `[S]`) that are no candidates, as
             `predict_tokens` takes them.
@@ -57,6 +58,12 @@ def logit_floor(
     (arXiv:2407.01082).
     """
     suppressed = as_tensor(OP, suppress_tokens, logits, min_dims=1)
+    if not isinstance(temperature, torch.Tensor):
+        arguments.expect_temperature(OP, temperature)
+        if temperature == 0:
+            raise ValueError(f"{OP}: temperature must be above 0, got 0; without one no token is drawn")
+        arguments.expect_logits(OP, logits, min_dims=1)
+        temperature = torch.full((), temperature, dtype=torch.float32, device=logits.device).expand(logits.shape[:-1])
     return _call(logits, top_k, top_p, min_p, temperature, mask_index, suppressed)
 
 
@@ -67,16 +74,18 @@ def check(
     if logits.shape[-1] > MOST_SUMMED_TOKENS:
         raise ValueError(f"{OP}: logits must have at most {MOST_SUMMED_TOKENS} tokens, got {logits.shape[-1]}")
     arguments.expect_truncation(OP, top_k, top_p, min_p)
-    arguments.expect_temperature(OP, temperature)
-    if temperature == 0:
-        raise ValueError(f"{OP}: temperature must be above 0, got 0; without one no token is drawn")
+    if temperature is not None:
+        arguments.expect_tensor(OP, "temperature", temperature, [torch.float32])
+        arguments.expect_shape(OP, "temperature", temperature, logits.shape[:-1], "logits without the vocabulary")
     if mask_index is not None:
         arguments.expect_tensor(OP, "mask_index", mask_index, [torch.bool])
         arguments.expect_shape(OP, "mask_index", mask_index, logits.shape[:-1], "logits without the vocabulary")
     if suppress_tokens is not None:
         arguments.expect_tensor(OP, "suppress_tokens", suppress_tokens, [torch.int64])
         arguments.expect_dims(OP, "suppress_tokens", suppress_tokens, "S")
-    arguments.expect_same_device(OP, logits, "logits", mask_index=mask_index, suppress_tokens=suppress_tokens)
+    arguments.expect_same_device(
+        OP, logits, "logits", temperature=temperature, mask_index=mask_index, suppress_tokens=suppress_tokens
+    )
 
 
 def fake(
@@ -84,7 +93,7 @@ def fake(
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
-    temperature: float = 1.0,
+    temperature: torch.Tensor | None = None,
     mask_index: torch.Tensor | None = None,
     suppress_tokens: torch.Tensor | None = None,
 ) -> torch.Tensor:

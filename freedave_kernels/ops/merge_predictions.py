@@ -20,7 +20,7 @@ def merge_predictions(
     input_ids: torch.Tensor,
     *,
     measure: str = "prob",
-    temperature: float = 0.0,
+    temperature: float | torch.Tensor = 0.0,
     scored: Literal[False] = False,
     rank_dtype: torch.dtype = torch.float32,
 ) -> tuple[torch.Tensor, torch.Tensor]: ...
@@ -32,7 +32,7 @@ def merge_predictions(
     input_ids: torch.Tensor,
     *,
     measure: str = "prob",
-    temperature: float = 0.0,
+    temperature: float | torch.Tensor = 0.0,
     scored: Literal[True],
     rank_dtype: torch.dtype = torch.float32,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: ...
@@ -43,7 +43,7 @@ def merge_predictions(
     input_ids: torch.Tensor,
     *,
     measure: str = "prob",
-    temperature: float = 0.0,
+    temperature: float | torch.Tensor = 0.0,
     scored: bool = False,
     rank_dtype: torch.dtype = torch.float32,
 ) -> tuple[torch.Tensor, ...]:
@@ -54,7 +54,7 @@ def merge_predictions(
             order of their tokens (`torch.cat(parts, -2)`); with its `scored_ids` or forbidden tokens there are more than 6
             fields. The last dimension contiguous, any other strides.
         input_ids: `[*, L]` int64 or int32 (copied).
-        measure, temperature: those that the states were made with.
+        measure, temperature: those that the states were made with. (Of a tensor, the values are not looked at.)
         scored: whether to return the log-probabilities of the `scored_ids` that the states were made with.
         rank_dtype: the confidence is rounded to float16 or bfloat16, where it is the dtype of logits that `predict_tokens`
             would round to with `rank_dtype="logits"`.
@@ -83,13 +83,16 @@ def merge_predictions(
                 f"{OP}: scored needs states of partial_predictions(..., scored_ids=...), which have more than "
                 f"{STATE_FIELDS} fields, got shape {tuple(states.shape)}"
             )
-    token_ids, confidence, log_probs = _call(states, input_ids, measure, temperature)
+    if not isinstance(temperature, torch.Tensor):
+        arguments.expect_temperature(OP, temperature)
+    drawn = isinstance(temperature, torch.Tensor) or temperature > 0
+    token_ids, confidence, log_probs = _call(states, input_ids, measure, drawn)
     if rank_dtype != torch.float32:
         confidence = confidence.to(rank_dtype).float()
     return (token_ids, confidence, log_probs) if scored else (token_ids, confidence)
 
 
-def check(states: Any, input_ids: Any, measure: Any, temperature: Any) -> None:
+def check(states: Any, input_ids: Any, measure: Any, drawn: Any) -> None:
     arguments.expect_tensor(OP, "states", states, [torch.float64], min_dims=3)
     if states.shape[-1] < STATE_FIELDS or states.shape[-2] == 0:
         raise ValueError(f"{OP}: states must have shape [*, L, C, {STATE_FIELDS} or more], got {tuple(states.shape)}")
@@ -98,14 +101,13 @@ def check(states: Any, input_ids: Any, measure: Any, temperature: Any) -> None:
     arguments.expect_tensor(OP, "input_ids", input_ids, [torch.int64])
     arguments.expect_shape(OP, "input_ids", input_ids, states.shape[:-2], "states without their last two dimensions")
     arguments.expect_choice(OP, "measure", measure, MEASURES)
-    arguments.expect_temperature(OP, temperature)
-    if temperature > 0:
+    if drawn:
         expect_drawn_measure(OP, measure)
     arguments.expect_same_device(OP, states, "states", input_ids=input_ids)
 
 
 def fake(
-    states: torch.Tensor, input_ids: torch.Tensor, measure: str = "prob", temperature: float = 0.0
+    states: torch.Tensor, input_ids: torch.Tensor, measure: str = "prob", drawn: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     confidence = states.new_empty(input_ids.shape, dtype=torch.float32)
     log_probs = torch.empty_like(confidence) if states.shape[-1] > STATE_FIELDS else confidence.new_empty(0)

@@ -29,7 +29,7 @@ def partial_predictions(
     measure: str = "prob",
     suppress_tokens: Sequence[int] | torch.Tensor | None = None,
     logits_shift: bool = False,
-    temperature: float = 0.0,
+    temperature: float | torch.Tensor = 0.0,
     seed: int | torch.Tensor | None = None,
     positions: torch.Tensor | None = None,
     floor: torch.Tensor | None = None,
@@ -65,7 +65,7 @@ def partial_predictions(
         - the sum of exp(x - max), without what is counted in the field before; NaN or inf if a logit was NaN or +inf,
         - for the entropy, the sum of (x - max) exp(x - max).
         With a temperature logits are those divided by it; the token is the one with the largest noisy logit, which stands in
-        the second field, and its logit in the last.
+        the second field, and its logit in the last. (Where a position's temperature is 0, there is no noise.)
         Positions that are not masked are not read: their states say that there is nothing.
 
         With `scored_ids`, or forbidden tokens (`suppress="forbid"`), single logits follow, `[*, L, C, 7 + S]`: that of the
@@ -90,7 +90,7 @@ def partial_predictions(
     forbidden = suppressed if suppress == "forbid" else None
     if scored_ids is None and forbidden is None:
         return states
-    of_row = (logits_shift, temperature, floor, first_token_id)
+    of_row = (logits_shift, drawing[0], floor, first_token_id)
     scored = None if scored_ids is None else scored_logits(logits, scored_ids, suppressed, suppress, *of_row)
     return _beside(states, scored, None if forbidden is None else forbidden_logits(logits, forbidden, *of_row))
 
@@ -112,7 +112,7 @@ def check(logits: Any, input_ids: Any, mask_token_id: Any, first_token_id: Any, 
     arguments.expect_int(OP, "first_token_id", first_token_id, minimum=0)
     if first_token_id + logits.shape[-1] > TOKEN_IDS:
         raise ValueError(f"{OP}: token ids must lie below 2^53, got first_token_id {first_token_id}")
-    if temperature > 0 and first_token_id % 4:
+    if temperature is not None and first_token_id % 4:
         raise ValueError(f"{OP}: with a temperature first_token_id must be a multiple of 4, got {first_token_id}")
 
 
@@ -125,7 +125,7 @@ def fake(
     measure: str = "prob",
     suppress_tokens: torch.Tensor | None = None,
     logits_shift: bool = False,
-    temperature: float = 0.0,
+    temperature: torch.Tensor | None = None,
     seed: torch.Tensor | None = None,
     positions: torch.Tensor | None = None,
     floor: torch.Tensor | None = None,

@@ -25,7 +25,7 @@ def predict_tokens(
     measure: str = "prob",
     suppress_tokens: Sequence[int] | torch.Tensor | None = None,
     logits_shift: bool = False,
-    temperature: float = 0.0,
+    temperature: float | torch.Tensor = 0.0,
     seed: int | torch.Tensor | None = None,
     positions: torch.Tensor | None = None,
     floor: torch.Tensor | None = None,
@@ -45,7 +45,7 @@ def predict_tokens(
     measure: str = "prob",
     suppress_tokens: Sequence[int] | torch.Tensor | None = None,
     logits_shift: bool = False,
-    temperature: float = 0.0,
+    temperature: float | torch.Tensor = 0.0,
     seed: int | torch.Tensor | None = None,
     positions: torch.Tensor | None = None,
     floor: torch.Tensor | None = None,
@@ -64,7 +64,7 @@ def predict_tokens(
     measure: str = "prob",
     suppress_tokens: Sequence[int] | torch.Tensor | None = None,
     logits_shift: bool = False,
-    temperature: float = 0.0,
+    temperature: float | torch.Tensor = 0.0,
     seed: int | torch.Tensor | None = None,
     positions: torch.Tensor | None = None,
     floor: torch.Tensor | None = None,
@@ -87,7 +87,8 @@ def predict_tokens(
         logits_shift: position i reads row i-1 and position 0 row 0 (Dream). No shifted copy is made.
         temperature: above 0, the token is drawn from softmax(logits / temperature), whose confidence is then meant ("prob",
             "log_odds"): arg max of logits / temperature + noise, where the noise follows from `seed`, the position and the
-            token alone. So a draw can be repeated, whatever is drawn beside it; with another seed it is another.
+            token alone. So a draw can be repeated, whatever is drawn beside it; with another seed it is another. A float,
+            rounded to float32, or a float32 tensor `[*, L]`, one a position: where it is not above 0, nothing is drawn.
         seed: an int, or int64 `[*, L]`: 64 bits for each position, one value a sequence as a rule. Needed with a temperature.
         positions: `[*, L]` int64, positions in their sequences (None: 0 to L - 1).
         floor: `[*, L]` float32, of each position (`logit_floor` finds it): tokens whose logit is below are not drawn and
@@ -138,11 +139,12 @@ def predict_tokens(
 
 def temperature_seed_positions(
     op: str, input_ids: Any, temperature: Any, seed: Any, positions: Any
-) -> tuple[float, torch.Tensor | None, torch.Tensor | None]:
-    """As kernels take them: tensors like `input_ids` where a token is drawn, else nothing."""
-    arguments.expect_temperature(op, temperature)
-    if temperature == 0:
-        return 0.0, None, None
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    """As kernels take them: tensors like `input_ids` where tokens may be drawn, else nothing."""
+    if not isinstance(temperature, torch.Tensor):
+        arguments.expect_temperature(op, temperature)
+        if temperature == 0:
+            return None, None, None
     if seed is None:
         raise ValueError(f"{op}: seed must be an int or an int64 tensor with a temperature, got None")
     arguments.expect_tensor(op, "input_ids", input_ids, [torch.int64])
@@ -154,7 +156,9 @@ def temperature_seed_positions(
         seed = torch.full((), signed, dtype=torch.int64, device=input_ids.device).expand(input_ids.shape)
     if positions is None:
         positions = torch.arange(input_ids.shape[-1], device=input_ids.device).expand(input_ids.shape)
-    return float(temperature), seed, positions
+    if not isinstance(temperature, torch.Tensor):
+        temperature = torch.full((), temperature, dtype=torch.float32, device=input_ids.device).expand(input_ids.shape)
+    return temperature, seed, positions
 
 
 def as_tensor(
@@ -221,8 +225,11 @@ def check_logits(
         arguments.expect_dims(op, "suppress_tokens", suppress_tokens, "S")
     arguments.expect_bool(op, "logits_shift", logits_shift)
     others = {"input_ids": input_ids, "mask_index": mask_index, "suppress_tokens": suppress_tokens}
-    if temperature > 0:
+    if temperature is not None:
         expect_drawn_measure(op, measure)
+        arguments.expect_tensor(op, "temperature", temperature, [torch.float32])
+        arguments.expect_shape(op, "temperature", temperature, input_ids.shape, "like input_ids")
+        others["temperature"] = temperature
         for name, value in (("seed", seed), ("positions", positions)):
             arguments.expect_tensor(op, name, value, [torch.int64])
             arguments.expect_shape(op, name, value, input_ids.shape, "like input_ids")
@@ -230,7 +237,7 @@ def check_logits(
     if floor is not None:
         arguments.expect_tensor(op, "floor", floor, [torch.float32])
         arguments.expect_shape(op, "floor", floor, input_ids.shape, "like input_ids")
-        if temperature == 0:
+        if temperature is None:
             raise ValueError(f"{op}: floor needs a temperature above 0: without one the largest logit is chosen")
         others["floor"] = floor
     arguments.expect_same_device(op, logits, "logits", **others)
@@ -249,7 +256,7 @@ def fake(
     measure: str = "prob",
     suppress_tokens: torch.Tensor | None = None,
     logits_shift: bool = False,
-    temperature: float = 0.0,
+    temperature: torch.Tensor | None = None,
     seed: torch.Tensor | None = None,
     positions: torch.Tensor | None = None,
     floor: torch.Tensor | None = None,

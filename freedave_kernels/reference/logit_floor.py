@@ -7,6 +7,7 @@ import math
 import torch
 
 from freedave_kernels.reference.predict_tokens import NEVER, suppressed_tokens
+from freedave_kernels.single_logits import scale_of
 
 LOG2_E = 1.44269504088896341
 LN2_HIGH = 0.693359375  # 10 bits: its product with a whole number is exact
@@ -21,7 +22,7 @@ def logit_floor(
     top_k: int | None,
     top_p: float | None,
     min_p: float | None,
-    temperature: float,
+    temperature: torch.Tensor | None,
     mask_index: torch.Tensor | None,
     suppress_tokens: torch.Tensor | None,
 ) -> torch.Tensor:
@@ -29,7 +30,7 @@ def logit_floor(
     if suppress_tokens is not None:
         x = x.masked_fill(suppressed_tokens(suppress_tokens, x.shape[-1]), NEVER)
     x = x.sort(-1, descending=True).values  # NaN wherever the row has one comes first
-    scaled = x * (1 / temperature)
+    scaled = x if temperature is None else x * scale_of(temperature)[..., None]
     usable = scaled[..., 0].isfinite()
     below = torch.where(usable[..., None], scaled - scaled[..., :1], 0.0)
 
@@ -43,8 +44,8 @@ def logit_floor(
     if min_p is not None:
         stays &= below >= torch.tensor(math.log(min_p), dtype=torch.float32, device=x.device)
     floor = torch.where(stays, x, math.inf).amin(-1)
-    if mask_index is not None:
-        usable = usable & mask_index
+    for wanted in (mask_index, None if temperature is None else temperature > 0):
+        usable = usable if wanted is None else usable & wanted
     return torch.where(usable, floor, NEVER)
 
 

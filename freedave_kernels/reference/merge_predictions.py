@@ -9,7 +9,7 @@ from freedave_kernels.reference.predict_tokens import NEVER, log_odds_of
 
 
 def merge_predictions(
-    states: torch.Tensor, input_ids: torch.Tensor, measure: str, temperature: float
+    states: torch.Tensor, input_ids: torch.Tensor, measure: str, drawn: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     # Of each row; a state that does not know such a logit has -inf.
     scored, *forbidden = states[..., STATE_FIELDS:].amax(-2).unbind(-1) if states.shape[-1] > STATE_FIELDS else (None,)
@@ -18,11 +18,11 @@ def merge_predictions(
     top = torch.where(known, largest, NEVER).amax(-1, keepdim=True)
     leads = known & (largest == top)
     first, logit = leads, torch.zeros_like(top.squeeze(-1))
-    if temperature > 0:  # `second` is the largest noisy logit, and `weighted` its logit
+    if drawn:  # `second` is the largest noisy logit, and `weighted` its logit
         noisy = torch.where(known, second, NEVER)
         first = known & (noisy == noisy.amax(-1, keepdim=True))
     chosen = torch.where(first, token, torch.inf).amin(-1, keepdim=True)
-    if temperature > 0:
+    if drawn:
         logit = torch.where(token == chosen, weighted - top, 0.0).sum(-1)
     usable = (top.squeeze(-1).isfinite()) & (rest.sum(-1) < torch.inf)  # NaN compares false
 

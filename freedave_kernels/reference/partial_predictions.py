@@ -18,7 +18,7 @@ def partial_predictions(
     measure: str,
     suppress_tokens: torch.Tensor | None,
     logits_shift: bool,
-    temperature: float,
+    temperature: torch.Tensor | None,
     seed: torch.Tensor | None,
     positions: torch.Tensor | None,
     floor: torch.Tensor | None,
@@ -50,9 +50,10 @@ def partial_predictions(
     nothing = torch.zeros_like(rest)
     if measure != "neg_entropy":
         weighted = nothing
-    if temperature > 0:  # the token with the largest noisy logit, both of which take fields that are free then
+    if temperature is not None:  # the token with the largest noisy logit, both of which take fields that are free then
         assert seed is not None and positions is not None
         noise = token_noise(seed, positions, first_token_id, states * TOKENS_PER_STATE).view_as(x)
+        noise = noise.masked_fill(~(temperature > 0)[..., None, None], 0.0)
         noisy = (x.float() + noise).double()
         second = noisy.amax(-1)
         is_drawn = (noisy == second[..., None]) & (noisy > NEVER)

@@ -6,6 +6,7 @@ import torch
 
 from freedave_kernels.contract import LARGEST_LOG_ODDS
 from freedave_kernels.reference.sampling import token_noise
+from freedave_kernels.single_logits import scale_of
 
 NEVER = float("-inf")
 
@@ -18,7 +19,7 @@ def predict_tokens(
     measure: str,
     suppress_tokens: torch.Tensor | None,
     logits_shift: bool,
-    temperature: float,
+    temperature: torch.Tensor | None,
     seed: torch.Tensor | None,
     positions: torch.Tensor | None,
     floor: torch.Tensor | None,
@@ -31,9 +32,10 @@ def predict_tokens(
     whole = x if suppress == "exclude" else logits_to_choose_from(logits, None, logits_shift, temperature, floor)
 
     noisy = x
-    if temperature > 0:
+    if temperature is not None:
         assert seed is not None and positions is not None
-        noisy = x.float() + token_noise(seed, positions, 0, vocab)
+        noise = token_noise(seed, positions, 0, vocab)
+        noisy = x.float() + noise.masked_fill(~(temperature > 0)[..., None], 0.0)
     vocabulary = torch.arange(vocab, device=x.device)
     # The lowest id among equal logits.
     token = torch.where(noisy == noisy.amax(-1, keepdim=True), vocabulary, vocab).amin(-1)
@@ -60,7 +62,7 @@ def logits_to_choose_from(
     logits: torch.Tensor,
     suppress_tokens: torch.Tensor | None,
     logits_shift: bool,
-    temperature: float,
+    temperature: torch.Tensor | None,
     floor: torch.Tensor | None,
 ) -> torch.Tensor:
     """In float64, each position's own row, suppressed tokens and those below the floor at -inf. Those divided by a
@@ -69,7 +71,7 @@ def logits_to_choose_from(
     if logits_shift:
         rows = (torch.arange(logits.shape[-2], device=logits.device) - 1).clamp(min=0)
         logits = logits[..., rows, :]
-    x = logits.double() if temperature == 0 else (logits.float() * (1 / temperature)).double()
+    x = logits.double() if temperature is None else (logits.float() * scale_of(temperature)[..., None]).double()
     if floor is not None:
         x = x.masked_fill(logits.float() < floor[..., None], NEVER)
     return x if suppress_tokens is None else x.masked_fill(suppressed_tokens(suppress_tokens, x.shape[-1]), NEVER)

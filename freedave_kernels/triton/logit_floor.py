@@ -77,7 +77,7 @@ def load_keys(
 @triton.jit
 def sums_above(
     row, lane, vocab, suppress_tokens, num_suppressed, suppressed_step, pivot_0, pivot_1, pivot_2, highest, largest,
-    inverse_temperature, WEIGHTED: tl.constexpr, REDUNDANT: tl.constexpr, HAS_SUPPRESSED: tl.constexpr,
+    scale, WEIGHTED: tl.constexpr, REDUNDANT: tl.constexpr, HAS_SUPPRESSED: tl.constexpr,
     GROUP: tl.constexpr, VECTOR: tl.constexpr, TAIL_VECTOR: tl.constexpr,
 ):  # fmt: skip
     """The weights of the keys, without their redundant bits, above each pivot and not above `highest`."""
@@ -92,7 +92,7 @@ def sums_above(
         part = key >> REDUNDANT
         inside = (part > low) & (part <= top) & (key >= LEAST_CANDIDATE)
         if WEIGHTED:
-            weight = tl.where(inside, weight_of(logit_of(key) * inverse_temperature - largest), 0)
+            weight = tl.where(inside, weight_of(logit_of(key) * scale - largest), 0)
         else:
             weight = inside.to(tl.int64)
         sum_0 += tl.sum(weight, axis=1)
@@ -103,7 +103,7 @@ def sums_above(
 
 @triton.jit
 def search(
-    row, lane, vocab, suppress_tokens, num_suppressed, suppressed_step, lowest, highest, largest, inverse_temperature,
+    row, lane, vocab, suppress_tokens, num_suppressed, suppressed_step, lowest, highest, largest, scale,
     top_k, top_p, WEIGHTED: tl.constexpr, REDUNDANT: tl.constexpr, HAS_SUPPRESSED: tl.constexpr,
     GROUP: tl.constexpr, VECTOR: tl.constexpr, TAIL_VECTOR: tl.constexpr,
 ):  # fmt: skip
@@ -112,7 +112,7 @@ def search(
     """
     everything, _, _ = sums_above(
         row, lane, vocab, suppress_tokens, num_suppressed, suppressed_step, lowest - 1, highest, highest, highest,
-        largest, inverse_temperature, WEIGHTED, REDUNDANT, HAS_SUPPRESSED, GROUP, VECTOR, TAIL_VECTOR,
+        largest, scale, WEIGHTED, REDUNDANT, HAS_SUPPRESSED, GROUP, VECTOR, TAIL_VECTOR,
     )  # fmt: skip
     if WEIGHTED:
         limit = everything.to(tl.float64) * top_p
@@ -124,7 +124,7 @@ def search(
         pivot_0, pivot_1, pivot_2 = lowest + (width >> 2), lowest + (2 * width >> 2), lowest + (3 * width >> 2)
         sum_0, sum_1, sum_2 = sums_above(
             row, lane, vocab, suppress_tokens, num_suppressed, suppressed_step, pivot_0, pivot_1, pivot_2, highest,
-            largest, inverse_temperature, WEIGHTED, REDUNDANT, HAS_SUPPRESSED, GROUP, VECTOR, TAIL_VECTOR,
+            largest, scale, WEIGHTED, REDUNDANT, HAS_SUPPRESSED, GROUP, VECTOR, TAIL_VECTOR,
         )  # fmt: skip
         sum_0, sum_1, sum_2 = above + sum_0, above + sum_1, above + sum_2
         room_0, room_1, room_2 = (
@@ -153,7 +153,8 @@ def find_floor(
     top_k: tl.int32,
     top_p_bits: tl.int64,
     least_difference: tl.float32,
-    inverse_temperature: tl.float32,
+    temperature,
+    temperature_outer: tl.int64,
     LANES: tl.constexpr,
     GROUP: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -163,6 +164,7 @@ def find_floor(
     HAS_TOP_K: tl.constexpr,
     HAS_TOP_P: tl.constexpr,
     HAS_SUPPRESSED: tl.constexpr,
+    HAS_TEMPERATURE: tl.constexpr,
 ):
     nth_row = tl.program_id(0)
     if HAS_MASK_INDEX:
@@ -170,6 +172,13 @@ def find_floor(
         if not masked:
             tl.store(floor + nth_row, NEVER)
             return
+    scale = tl.full([], 1.0, tl.float32)
+    if HAS_TEMPERATURE:
+        divisor = tl.load(temperature + nth_row.to(tl.int64) * temperature_outer)
+        if not (divisor > 0.0):
+            tl.store(floor + nth_row, NEVER)
+            return
+        scale = tl.div_rn(1.0, divisor)
     row = logits + tl.multiple_of(nth_row.to(tl.int64) * logits_outer, VECTOR)
     lane = tl.arange(0, LANES)
 
@@ -181,7 +190,7 @@ def find_floor(
         )  # fmt: skip
         tops = tl.maximum(tops, tl.max(key, axis=1))
     top = tl.max(tops, axis=0)
-    largest = logit_of(top) * inverse_temperature
+    largest = logit_of(top) * scale
     usable = (top >= LEAST_CANDIDATE) & (top != NOT_A_NUMBER) & (tl.abs(largest) <= LARGEST_FLOAT)
     if not usable:
         tl.store(floor + nth_row, NEVER)
@@ -193,12 +202,12 @@ def find_floor(
     if HAS_TOP_K:
         lowest = search(
             row, lane, vocab, suppress_tokens, num_suppressed, suppressed_step, lowest, highest, largest,
-            inverse_temperature, top_k, top_p, False, REDUNDANT, HAS_SUPPRESSED, GROUP, VECTOR, TAIL_VECTOR,
+            scale, top_k, top_p, False, REDUNDANT, HAS_SUPPRESSED, GROUP, VECTOR, TAIL_VECTOR,
         )  # fmt: skip
     if HAS_TOP_P:
         lowest = search(
             row, lane, vocab, suppress_tokens, num_suppressed, suppressed_step, lowest, highest, largest,
-            inverse_temperature, top_k, top_p, True, REDUNDANT, HAS_SUPPRESSED, GROUP, VECTOR, TAIL_VECTOR,
+            scale, top_k, top_p, True, REDUNDANT, HAS_SUPPRESSED, GROUP, VECTOR, TAIL_VECTOR,
         )  # fmt: skip
 
     leasts = tl.full([LANES], NOT_A_NUMBER, tl.int32)
@@ -208,7 +217,7 @@ def find_floor(
             GROUP, VECTOR, TAIL_VECTOR,
         )  # fmt: skip
         stays = ((key >> REDUNDANT) >= lowest.to(tl.int32)) & (key >= LEAST_CANDIDATE)
-        stays &= logit_of(key) * inverse_temperature - largest >= least_difference
+        stays &= logit_of(key) * scale - largest >= least_difference
         leasts = tl.minimum(leasts, tl.min(tl.where(stays, key, NOT_A_NUMBER), axis=1))
     tl.store(floor + nth_row, logit_of(tl.min(leasts, axis=0)))
 
@@ -218,7 +227,7 @@ def logit_floor(
     top_k: int | None,
     top_p: float | None,
     min_p: float | None,
-    temperature: float,
+    temperature: torch.Tensor | None,
     mask_index: torch.Tensor | None,
     suppress_tokens: torch.Tensor | None,
 ) -> torch.Tensor:
@@ -234,23 +243,24 @@ def floor_into(
     top_k: int | None,
     top_p: float | None,
     min_p: float | None,
-    temperature: float,
+    temperature: torch.Tensor | None,
     mask_index: torch.Tensor | None,
     suppress_tokens: torch.Tensor | None,
 ) -> None:
     """One launch where a single stride walks the leading dimensions, else one for each of the outermost."""
     mask = floor if mask_index is None else mask_index
-    logits_outer, mask_outer = outer_stride(logits, 1), outer_stride(mask, 0)
-    if logits_outer is None or mask_outer is None:
+    divisors = floor if temperature is None else temperature
+    outer = outer_stride(logits, 1), outer_stride(mask, 0), outer_stride(divisors, 0)
+    if None in outer:
         for n in range(len(floor)):
-            masked = None if mask_index is None else mask_index[n]
-            floor_into(floor[n], logits[n], top_k, top_p, min_p, temperature, masked, suppress_tokens)
+            divisor, masked = (None if each is None else each[n] for each in (temperature, mask_index))
+            floor_into(floor[n], logits[n], top_k, top_p, min_p, divisor, masked, suppress_tokens)
         return
     vocab, itemsize = logits.shape[-1], logits.element_size()
     group = VECTOR_BYTES // itemsize
     lanes = min(CHUNK, max(group, power_of_two(vocab))) // group
     # The lowest bit set is the largest power of two that divides every row's address.
-    alignment = logits.data_ptr() | logits_outer * itemsize | VECTOR_BYTES
+    alignment = logits.data_ptr() | (outer[0] or 0) * itemsize | VECTOR_BYTES
     vector = (alignment & -alignment) // itemsize
     suppressed = floor if suppress_tokens is None else suppress_tokens
     top_p_bits = struct.unpack("<q", struct.pack("<d", 1.0 if top_p is None else top_p))[0]
@@ -259,13 +269,14 @@ def floor_into(
         top_k is not None and top_k < vocab,
         top_p is not None and top_p < 1,
         suppress_tokens is not None,
+        temperature is not None,
     )
     find_floor.launch(
         (floor.numel(), 1, 1),
         (logits, mask, suppressed, floor, vocab, 0 if suppress_tokens is None else suppressed.numel(),
-         0 if suppress_tokens is None else suppressed.stride(0), logits_outer, mask_outer,
+         0 if suppress_tokens is None else suppressed.stride(0), outer[0], outer[1],
          vocab if top_k is None else min(top_k, vocab), top_p_bits,
-         -math.inf if min_p is None else math.log(min_p), 1 / temperature),
+         -math.inf if min_p is None else math.log(min_p), divisors, outer[2]),
         (lanes, group, vector, math.gcd(vector, vocab), REDUNDANT_BITS[logits.dtype], *flags),
         (logits.dtype, short_range(logits)),
         min(WARPS, max(1, lanes // 32)),

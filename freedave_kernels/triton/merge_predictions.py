@@ -162,20 +162,20 @@ def merge_states(
 
 
 def merge_predictions(
-    states: torch.Tensor, input_ids: torch.Tensor, measure: str, temperature: float
+    states: torch.Tensor, input_ids: torch.Tensor, measure: str, drawn: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     scored, forbidden = None, None
     if states.shape[-1] > STATE_FIELDS:
         singles = states[..., STATE_FIELDS:].amax(-2).float()  # (keeps a NaN)
         scored, forbidden = singles[..., 0], singles[..., 1:].contiguous() if singles.shape[-1] > 1 else None
-    return merge_and_score(states, input_ids, measure, temperature, forbidden, scored)
+    return merge_and_score(states, input_ids, measure, drawn, forbidden, scored)
 
 
 def merge_and_score(
     states: torch.Tensor,
     input_ids: torch.Tensor,
     measure: str,
-    temperature: float,
+    drawn: bool,
     forbidden: torch.Tensor | None,
     scored: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -215,6 +215,6 @@ def merge_and_score(
             ids.stride(0),
             ids.stride(1),
         ),
-        (merged_rows, padded, measure, temperature > 0, forbidden is not None, scored is not None),
+        (merged_rows, padded, measure, drawn, forbidden is not None, scored is not None),
     )
     return token_ids, confidence, log_probs

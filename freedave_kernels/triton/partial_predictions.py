@@ -19,7 +19,7 @@ def partial_predictions(
     measure: str,
     suppress_tokens: torch.Tensor | None,
     logits_shift: bool,
-    temperature: float,
+    temperature: torch.Tensor | None,
     seed: torch.Tensor | None,
     positions: torch.Tensor | None,
     floor: torch.Tensor | None,

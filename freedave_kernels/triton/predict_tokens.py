@@ -24,7 +24,7 @@ def predict_tokens(
     measure: str,
     suppress_tokens: torch.Tensor | None,
     logits_shift: bool,
-    temperature: float,
+    temperature: torch.Tensor | None,
     seed: torch.Tensor | None,
     positions: torch.Tensor | None,
     floor: torch.Tensor | None,
@@ -40,4 +40,4 @@ def predict_tokens(
         forbidden = forbidden_logits(logits, suppress_tokens, *of_row)
     if scored_ids is not None:
         scored = scored_logits(logits, scored_ids, suppress_tokens, suppress, *of_row)
-    return merge_and_score(states, input_ids, measure, temperature, forbidden, scored)
+    return merge_and_score(states, input_ids, measure, temperature is not None, forbidden, scored)

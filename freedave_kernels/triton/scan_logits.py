@@ -184,7 +184,7 @@ def logits_of(
     num_suppressed,
     suppressed_step,
     first_token_id,
-    inverse_temperature,
+    scale,
     floor,
     HAS_SUPPRESSED: tl.constexpr,
     DRAWN: tl.constexpr,
@@ -195,7 +195,7 @@ def logits_of(
     if HAS_FLOOR:
         x = tl.where(x < floor, NEVER, x)
     if DRAWN:
-        x *= inverse_temperature
+        x *= scale
     if HAS_SUPPRESSED:
         for s in range(num_suppressed):
             x = tl.where(token == tl.load(suppress_tokens + s * suppressed_step) - first_token_id, NEVER, x)
@@ -297,6 +297,7 @@ def bar_below(noisy):
 @triton.jit
 def draw_token(
     x,
+    bar,
     lane,
     seed,
     position,
@@ -307,14 +308,14 @@ def draw_token(
     num_suppressed,
     suppressed_step,
     first_token_id,
-    inverse_temperature,
+    scale,
     floor,
     GROUP: tl.constexpr,
     HAS_SUPPRESSED: tl.constexpr,
     HAS_FLOOR: tl.constexpr,
 ):
     """Of a chunk, the token with the largest noisy logit (the lowest of equal ones; -1 where there is none), that logit, and
-    without its noise.
+    without its noise. What does not reach `bar` is not drawn.
 
     Noise takes more than all else that is done with a logit, and few tokens need it: one quad after the other is looked at,
     from that with the largest bound down, until no bound reaches what was found. What is left out loses for certain.
@@ -322,14 +323,13 @@ def draw_token(
     QUADS: tl.constexpr = GROUP // 4
     most = most_noisy_of_quads(x, seed, position, first_token_id + first, lane, GROUP)
     token, noisy, logit = tl.full([], -1, tl.int64), tl.full([], NEVER, tl.float32), tl.full([], 0.0, tl.float32)
-    bar = tl.full([], LOWEST, tl.float32)
     place = lane[:, None] * QUADS + tl.arange(0, QUADS)[None, :]
     highest = tl.max(tl.max(most, axis=1), axis=0)
     while highest >= bar:
         quad = tl.min(tl.min(tl.where(most == highest, place, lane.shape[0] * QUADS), axis=1), axis=0)
         four = first + quad * 4 + tl.arange(0, 4)
         y = logits_of(
-            row, four, vocab, suppress_tokens, num_suppressed, suppressed_step, first_token_id, inverse_temperature, floor,
+            row, four, vocab, suppress_tokens, num_suppressed, suppressed_step, first_token_id, scale, floor,
             HAS_SUPPRESSED, True, HAS_FLOOR,
         )  # fmt: skip
         noisy_four = y + noise_of(word_of(first_token_id + four, seed, position))
@@ -371,11 +371,11 @@ def scan_chunk(
     logits_outer: tl.int64, logits_position: tl.int64,
     ids_outer: tl.int64, ids_position: tl.int64,
     mask_outer: tl.int64, mask_position: tl.int64,
-    seed, positions, floor,
+    temperature, seed, positions, floor,
+    temperature_outer: tl.int64, temperature_position: tl.int64,
     seed_outer: tl.int64, seed_position: tl.int64,
     positions_outer: tl.int64, positions_position: tl.int64,
     floor_outer: tl.int64, floor_position: tl.int64,
-    inverse_temperature: tl.float32,
     LANES: tl.constexpr, GROUP: tl.constexpr, VECTOR: tl.constexpr, TAIL_VECTOR: tl.constexpr,
     POSITION_AXIS: tl.constexpr, SECOND: tl.constexpr, ENTROPY: tl.constexpr, OTHERS: tl.constexpr,
     SHIFT: tl.constexpr, HAS_MASK_INDEX: tl.constexpr, HAS_SUPPRESSED: tl.constexpr, DRAWN: tl.constexpr,
@@ -399,8 +399,13 @@ def scan_chunk(
     if HAS_FLOOR:
         least = tl.load(floor + outer.to(tl.int64) * floor_outer + position.to(tl.int64) * floor_position)
         x = tl.where(x < least, NEVER, x)
+    scale, draws = tl.full([], 1.0, tl.float32), True
     if DRAWN:
-        x *= inverse_temperature
+        place = outer.to(tl.int64) * temperature_outer + position.to(tl.int64) * temperature_position
+        divisor = tl.load(temperature + place)
+        draws = divisor > 0.0
+        scale = tl.where(draws, tl.div_rn(1.0, divisor), 1.0)
+        x *= scale
     if HAS_SUPPRESSED:
         x = hide_suppressed(x, lane, suppress_tokens, num_suppressed, suppressed_step, first_token_id + first, GROUP)
 
@@ -415,7 +420,7 @@ def scan_chunk(
     # The token: the first place of that group, whose logits are loaded again while the sum is worked out.
     near = first + group * GROUP + tl.arange(0, GROUP)
     y = logits_of(
-        row, near, vocab, suppress_tokens, num_suppressed, suppressed_step, first_token_id, inverse_temperature, least,
+        row, near, vocab, suppress_tokens, num_suppressed, suppressed_step, first_token_id, scale, least,
         HAS_SUPPRESSED, DRAWN, HAS_FLOOR,
     )  # fmt: skip
     token, others = lowest_token(y, near, vocab, largest, first_token_id)
@@ -427,10 +432,15 @@ def scan_chunk(
         place = outer.to(tl.int64) * seed_outer + position.to(tl.int64) * seed_position
         key = tl.load(seed + place)
         place = outer.to(tl.int64) * positions_outer + position.to(tl.int64) * positions_position
-        token, second, weighted = draw_token(
-            x, lane, key, tl.load(positions + place), row, first, vocab, suppress_tokens, num_suppressed, suppressed_step,
-            first_token_id, inverse_temperature, least, GROUP, HAS_SUPPRESSED, HAS_FLOOR,
+        # Where no token is drawn, no bound reaches the bar, and the choice stays the largest logit.
+        bar = tl.where(draws, LOWEST, float("inf"))
+        drawn, second, weighted = draw_token(
+            x, bar, lane, key, tl.load(positions + place), row, first, vocab, suppress_tokens, num_suppressed,
+            suppressed_step, first_token_id, scale, least, GROUP, HAS_SUPPRESSED, HAS_FLOOR,
         )  # fmt: skip
+        second = tl.where(drawn < 0, largest, second)
+        weighted = tl.where(drawn < 0, tl.where(token < 0, 0.0, largest), weighted)
+        token = tl.where(drawn < 0, token, drawn)
     store_state(state, largest, second, token, ties, rest, weighted)
 
 
@@ -443,7 +453,7 @@ def scan_logits(
     measure: str,
     suppress_tokens: torch.Tensor | None,
     logits_shift: bool,
-    temperature: float,
+    temperature: torch.Tensor | None,
     seed: torch.Tensor | None,
     positions: torch.Tensor | None,
     floor: torch.Tensor | None,
@@ -468,7 +478,7 @@ def scan_into(
     measure: str,
     suppress_tokens: torch.Tensor | None,
     logits_shift: bool,
-    temperature: float,
+    temperature: torch.Tensor | None,
     seed: torch.Tensor | None,
     positions: torch.Tensor | None,
     floor: torch.Tensor | None,
@@ -476,15 +486,19 @@ def scan_into(
 ) -> None:
     """Launches the scan, once where a single stride walks the leading dimensions, else for each of the outermost."""
     mask = input_ids if mask_index is None else mask_index
+    divisors = input_ids if temperature is None else temperature
     keys = input_ids if seed is None else seed
     places = input_ids if positions is None else positions
     floors = input_ids if floor is None else floor
-    outer = outer_stride(logits, 2), *(outer_stride(each, 1) for each in (input_ids, mask, keys, places, floors))
+    outer = (
+        outer_stride(logits, 2),
+        *(outer_stride(each, 1) for each in (input_ids, mask, divisors, keys, places, floors)),
+    )
     if None in outer:
         for n in range(input_ids.shape[0]):
-            given = (None if each is None else each[n] for each in (mask_index, seed, positions, floor))
-            masked, key, place, least = given
-            rest = (measure, suppress_tokens, logits_shift, temperature, key, place, least, chunk)
+            given = (None if each is None else each[n] for each in (mask_index, temperature, seed, positions, floor))
+            masked, divisor, key, place, least = given
+            rest = (measure, suppress_tokens, logits_shift, divisor, key, place, least, chunk)
             scan_into(states[n], logits[n], input_ids[n], mask_token_id, first_token_id, masked, *rest)
         return
     length, vocab = logits.shape[-2:]
@@ -498,13 +512,12 @@ def scan_into(
     alignment = logits.data_ptr() | (outer[0] or 0) * itemsize | logits_position * itemsize | VECTOR_BYTES
     vector = (alignment & -alignment) // itemsize
     suppressed = input_ids if suppress_tokens is None else suppress_tokens
-    drawn = temperature > 0
     flags = (
         *NEEDS[measure],
         logits_shift,
         mask_index is not None,
         suppress_tokens is not None,
-        drawn,
+        temperature is not None,
         floor is not None,
     )
     chosen = tunables(logits.device, logits.dtype)
@@ -515,8 +528,8 @@ def scan_into(
          length, vocab, mask_token_id, first_token_id,
          0 if suppress_tokens is None else suppressed.numel(), suppressed.stride(0),
          outer[0], logits_position, outer[1], input_ids.stride(-1), outer[2], mask.stride(-1),
-         keys, places, floors, outer[3], keys.stride(-1), outer[4], places.stride(-1), outer[5], floors.stride(-1),
-         1 / temperature if drawn else 0.0),
+         divisors, keys, places, floors, outer[3], divisors.stride(-1), outer[4], keys.stride(-1),
+         outer[5], places.stride(-1), outer[6], floors.stride(-1)),
         (lanes, group, vector, math.gcd(vector, vocab), position_axis, *flags),
         (logits.dtype, short_range(logits)),
         # Noise takes registers beside the chunk, so a thread has half as much of it.

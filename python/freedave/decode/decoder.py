@@ -159,7 +159,7 @@ class Decoder:
 
         Args:
             prompt: its token ids, one at least.
-            settings: its own length, ends and threshold; None: those of the decoder's settings.
+            settings: its own length, ends, threshold and temperature; None: those of the decoder's settings.
             seed: of this sequence's draws, which are then those of `generate` with this seed and prompt alone. None: the
                 decoder's seed, with a key of its own for each sequence.
 
@@ -174,7 +174,7 @@ class Decoder:
         if not isinstance(own, SequenceSettings):
             raise TypeError(f"Decoder.add: settings must be SequenceSettings, got {type(settings).__name__}")
         chosen = with_own(self._lm, self._settings, own)
-        key = sequence_key(chosen.seed, self._metrics.added) if chosen.temperature > 0 else 0
+        key = sequence_key(chosen.seed, self._metrics.added) if chosen.draws else 0
         if seed is not None:
             key = sequence_key(Seed().checked("seed", seed), 0)
         prompt = check_prompt(self._lm, prompt)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -27,9 +28,10 @@ class DeviceState:
     All of it is changed in place, as a captured step reads and writes these tensors wherever it is replayed.
 
     `drafts [S, K, window]`, and `[S]` each: `num_drafts` (0 where a slot is empty, or waits for a forward of its own),
-    `start` of the window, `begin` of the sequence's own forward, `length` of the sequence, `prompt_length`, `steps_taken`,
-    and `key`, which its noise follows from where tokens are drawn; `threshold` (float32, NaN: none) and `end`, the token
-    behind which pooled drafts need not go (-1: none).
+    `start` of the window, `begin` of the sequence's own forward, `length` of the sequence, `prompt_length` and `steps_taken`;
+    `threshold` (float32, NaN: none) and `end`, the token behind which pooled drafts need not go (-1: none).
+    `noise [S, 2]`: where tokens are drawn, the key that it follows from, and the bits of the temperature, a float32. One copy
+    spreads both.
     `tokens [S, *]`: what is committed; with an exact cache, the prompt.
     `stored`: keys and values `[N, S, capacity, G, D]` of all layers. `row [1]`: the slot that a step of one slot is for.
     `pool`: where drafts are pooled, what each slot knows of states that were forwarded.
@@ -51,7 +53,7 @@ class DeviceState:
         self.drafts = integers(slots, settings.draft_steps, window, fill=NOTHING)
         self.num_drafts, self.start, self.begin = integers(slots), integers(slots), integers(slots)
         self.length, self.prompt_length, self.steps_taken = integers(slots), integers(slots), integers(slots)
-        self.key = integers(slots)
+        self.noise = integers(slots, 2)
         self.threshold = torch.full((slots,), math.nan, dtype=torch.float32, device=self.device)
         self.end = integers(slots, fill=-1)
         self.pool: DraftPool | None = None
@@ -101,7 +103,8 @@ class DeviceState:
             self.num_drafts[slot] = int(not sequence.waits)
             self.start[slot], self.length[slot], self.prompt_length[slot] = start, length, sequence.prompt_length
             self.begin[slot] = self.steps_taken[slot] = 0
-            self.key[slot] = sequence.key
+            (bits,) = struct.unpack("i", struct.pack("f", sequence.temperature))
+            self.noise[slot] = torch.tensor([sequence.key, bits], device=self.device)
             least, end = sequence.least_confidence, sequence.pooled_end
             self.threshold[slot] = math.nan if least is None else least
             self.end[slot] = -1 if end is None else end

@@ -38,12 +38,12 @@ class DeviceStep:
 
     def __init__(self, lm: DiffusionLM, settings: Settings, state: DeviceState) -> None:
         self.state = state
-        self.predict = Predictor(lm, settings.measure, settings.temperature, settings.truncation)
+        self.predict = Predictor(lm, settings.measure, settings.truncation)
         self._lm = lm
         self._settings = settings
         self._size = settings.block_length
         self._one_block = settings.one_block
-        self._drawn = settings.temperature > 0
+        self._drawn = settings.draws
         self._commits = settings.cache != "exact"  # later forwards read what is committed from `tokens`
 
     def run(self, shape: Shape, window: list[torch.Tensor]) -> torch.Tensor:
@@ -85,14 +85,16 @@ class DeviceStep:
         slots, forget = (self.state.row, self.state.anew) if shape.one else (None, None)
         return remembered(pool, slots, start, forget, self._lm.mask_token_id, shape.window)
 
-    def _noise(self, shape: Shape, place: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Key and position of each row that is predicted, `[R K L]` each, where tokens are drawn: the same for all drafts."""
+    def _noise(self, shape: Shape, place: torch.Tensor | None) -> tuple[torch.Tensor, ...] | None:
+        """Key, position and temperature of each row that is predicted, `[R K L]` each, where tokens are drawn: the same for
+        all drafts.
+        """
         if not self._drawn or place is None:
             return None
-        keys = self.state.taken(self.state.key, shape)[:, None].expand_as(place)
-        both = (each[:, None].expand(-1, shape.drafts, -1) for each in (keys, place))
-        seed, positions = torch.stack(list(both)).view(2, -1)
-        return seed, positions
+        keys, temperatures = self.state.taken(self.state.noise, shape)[..., None].unbind(1)
+        each = [value.expand_as(place)[:, None].expand(-1, shape.drafts, -1) for value in (keys, place, temperatures)]
+        seed, positions, bits = torch.stack(each).view(3, -1)
+        return seed, positions, bits.view(torch.float32)[::2]
 
     def _draft(
         self,

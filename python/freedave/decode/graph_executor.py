@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 # The settings that a captured step holds; the others concern the host.
 _FIXED = (
     *("draft_steps", "block_length", "tokens_per_step", "order", "step_rule"),
-    *("measure", "temperature", "truncation", "drafting", "cache", "compile", "log_probs"),
+    *("measure", "draws", "truncation", "drafting", "cache", "compile", "log_probs"),
 )
 
 

@@ -84,7 +84,7 @@ class PlannedExecutor:
         self._log_probs: torch.Tensor | None = None
         self._kept: list[int] = []
         self._kept_at: list[int] = []
-        self._predict = Predictor(lm, settings.measure, settings.temperature, settings.truncation)
+        self._predict = Predictor(lm, settings.measure, settings.truncation)
         self._pool: DraftPool | None = None
         if settings.pooled:
             self._pool = draft_pool(slots, settings.pool_states, settings.pool_length(capacity), lm.device)
@@ -240,13 +240,13 @@ class PlannedExecutor:
             numbers.append([sequence.start for sequence in sequences])
             numbers.append([sequence.slot for sequence in sequences])
             numbers.append([int(settings.one_block and sequence.refresh) for sequence in sequences])
-        if settings.temperature > 0:
+        if settings.draws:
             numbers.append([slot.sequence.key for slot in active])
             numbers.append([slot.sequence.start for slot in active])
         flat = list(itertools.chain.from_iterable(numbers))
         calls, drafts, numbers_on_device = builder.build(states, flat, lm.device, self._cache)
         num_drafts, steps_taken, *others = numbers_on_device.split([len(each) for each in numbers])
-        for_noise = others[-2:] if settings.temperature > 0 else None
+        for_noise = (*others[-2:], _temperatures(active, lm.device)) if settings.draws else None
         for_pool = others[:4] if settings.pooled else []
 
         token_ids = drafts.clone()
@@ -319,14 +319,18 @@ class PlannedExecutor:
         }
 
 
+def _temperatures(active: list[_Slot], device: torch.device) -> torch.Tensor:
+    return torch.tensor([slot.sequence.temperature for slot in active], dtype=torch.float32, device=device)
+
+
 def _noise(
-    prediction: Prediction, keys: torch.Tensor, starts: torch.Tensor, *, shape: torch.Size
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Key and position of each row that is predicted, `[R]`, where drafts `[B, J, L]` begin at `starts`; 0 of rows that only
-    fill up a product.
+    prediction: Prediction, keys: torch.Tensor, starts: torch.Tensor, temperatures: torch.Tensor, *, shape: torch.Size
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Key, position and temperature of each row that is predicted, `[R]`, where drafts `[B, J, L]` begin at `starts`; 0 of
+    rows that only fill up a product.
     """
     count, length = shape[1:]
     sequence = prediction.place // (count * length)
     rows = len(prediction.logits_row) - len(sequence)
     positions = starts[sequence] + prediction.place % length
-    return F.pad(keys[sequence], (0, rows)), F.pad(positions, (0, rows))
+    return F.pad(keys[sequence], (0, rows)), F.pad(positions, (0, rows)), F.pad(temperatures[sequence], (0, rows))

@@ -33,9 +33,9 @@ class Sequence:
     An answer ends behind its first end token or stop sequence, once the block in which it stands is finished, or at `end`.
     `answer_end` is that position as far as it is known: what is committed behind it is no part of the answer, though the rest
     of its block still depends on it. Nothing in the prompt ends an answer. `error` says why a sequence was given up. `key` is
-    what its noise follows from, where tokens are drawn. `log_probs` covers the same positions, NaN where nothing is committed
-    or nobody asked. `least_confidence`: the
-    threshold, as confidences are measured. `pooled_end`: the end token behind which pooled drafts need not go.
+    what its noise follows from, where tokens are drawn with a `temperature` above 0. `log_probs` covers the same positions,
+    NaN where nothing is committed or nobody asked. `least_confidence`: the threshold, as confidences are measured.
+    `pooled_end`: the end token behind which pooled drafts need not go.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class Sequence:
     ) -> None:
         self.index = index
         self.key = key
+        self.temperature = settings.temperature
         self.slot = slot
         self.prompt_length = len(prompt)
         self.end = len(prompt) + settings.max_new_tokens

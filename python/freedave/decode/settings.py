@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from freedave.decode.acceptance import MOST_DRAFTS
-from freedave.decode.options import DecodingOptions, Threshold
+from freedave.decode.options import DecodingOptions, Temperature, Threshold
 from freedave.integers import as_int, as_token_ids
 from freedave_kernels.contract import DRAWN_MEASURES, MAX_POOL_STATES, POOLED_DRAFTINGS
 
@@ -97,6 +97,11 @@ class Settings:
         return "threshold" if self.rule == "strict" else self.rule
 
     @property
+    def draws(self) -> bool:
+        """Whether tokens may be drawn."""
+        return self.temperature > 0
+
+    @property
     def truncation(self) -> dict[str, float]:
         """What tokens are drawn from, as `logit_floor` takes it; nothing: from all."""
         given = {"top_k": self.top_k, "top_p": self.top_p, "min_p": self.min_p}
@@ -166,6 +171,8 @@ class SequenceSettings:
     stop_sequences: Sequence[Sequence[int]] | None = None
     threshold: float | None = None
     """Of the settings' rule; above 1 for none where that is a probability."""
+    temperature: float | None = None
+    """Where the decoder's settings have one above 0; 0: this sequence's tokens are not drawn."""
 
 
 def least_above(threshold: float) -> float:
@@ -323,6 +330,13 @@ def with_own(lm: DiffusionLM, settings: Settings, own: SequenceSettings) -> Sett
         changed["stop_sequences"] = tuple(as_token_ids(stop) for stop in own.stop_sequences)
     if own.threshold is not None:
         changed["threshold"] = Threshold().checked("threshold", own.threshold)
+    if own.temperature is not None:
+        changed["temperature"] = Temperature().checked("temperature", own.temperature)
+        if changed["temperature"] > 0 and not settings.draws:
+            raise ValueError(
+                "temperature: the decoder draws no tokens; resolve its settings with a temperature above 0, which sequences "
+                "may then have of their own"
+            )
     settings = dataclasses.replace(settings, **changed)
     _check_threshold(settings)
     _check_ends(lm, settings)

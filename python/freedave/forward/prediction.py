@@ -35,6 +35,9 @@ ONE_PRODUCT_BYTES = 2**28
 # Where the vocabulary is not divided, more rows than ROWS are projected together if their logits take no more than this.
 WHOLE_BYTES = 2**23
 
+# What the noise of a row follows from, as ops name it.
+NOISE = ("seed", "positions", "temperature")
+
 
 class Predictor:
     """Predicts rows of features, with confidences of a measure. `projection_seconds` adds up what making their logits took,
@@ -45,14 +48,13 @@ class Predictor:
         self,
         lm: DiffusionLM,
         measure: str = "prob",
-        temperature: float = 0.0,
         truncation: Mapping[str, Any] | None = None,
     ) -> None:
         """`truncation`: what `logit_floor` takes, where tokens are not drawn from the whole vocabulary."""
         self.projection_seconds = 0.0
         self._lm = lm
         self._sharded = lm.ranks is not None
-        self._options: dict[str, Any] = {"measure": measure, "temperature": temperature}
+        self._measure = measure
         self._truncation = truncation or {}
         long = lm.vocab_size is not None and lm.vocab_size > TOKENS_PER_STATE
         # A floor is known when all logits of a row are.
@@ -63,13 +65,13 @@ class Predictor:
         self,
         features: torch.Tensor,
         input_ids: torch.Tensor,
-        noise: tuple[torch.Tensor, torch.Tensor] | None = None,
+        noise: tuple[torch.Tensor, ...] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens and confidences `[R]` of `features [R, *]` (`DiffusionLM.packed_features`); the mask is never predicted.
 
-        Rows whose `input_ids [R]` are not the mask are not predicted, as `predict_tokens` leaves them. With a temperature
-        `noise` are the seed and the position of each row, `[R]` int64 both. Results are the same
-        bits however the rows are divided, as far as their logits are.
+        Rows whose `input_ids [R]` are not the mask are not predicted, as `predict_tokens` leaves them. Where tokens are
+        drawn, `noise` are the seed and the position of each row, `[R]` int64 both, and its temperature, `[R]` float32 (0: its
+        likeliest token). Results are the same bits however the rows are divided, as far as their logits are.
         """
         large = features.is_cpu or self._sharded or self._logits_bytes(features) > ONE_PRODUCT_BYTES
         in_parts = self._in_parts and large
@@ -98,17 +100,16 @@ class Predictor:
         self,
         features: torch.Tensor,
         input_ids: torch.Tensor,
-        seed: torch.Tensor | None = None,
-        positions: torch.Tensor | None = None,
+        *noise: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         began = time.perf_counter()
         logits = self._lm.project(features)
         self.projection_seconds += time.perf_counter() - began
-        floor = None
+        drawing: dict[str, Any] = dict(zip(NOISE, noise, strict=False))
         if self._truncation:
-            floor = logit_floor(
+            drawing["floor"] = logit_floor(
                 logits,
-                temperature=self._options["temperature"],
+                temperature=drawing["temperature"],
                 mask_index=input_ids == self._lm.mask_token_id,
                 suppress_tokens=self._suppressed,
                 **self._truncation,
@@ -117,11 +118,9 @@ class Predictor:
             logits,
             input_ids,
             self._lm.mask_token_id,
+            measure=self._measure,
             suppress_tokens=self._suppressed,
-            seed=seed,
-            positions=positions,
-            floor=floor,
-            **self._options,
+            **drawing,
         )
 
     def _in_slices(
@@ -129,8 +128,7 @@ class Predictor:
         projection: torch.nn.Linear,
         features: torch.Tensor,
         input_ids: torch.Tensor,
-        seed: torch.Tensor | None = None,
-        positions: torch.Tensor | None = None,
+        *noise: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         weight, bias = projection.weight, projection.bias
         begin = projection.first if isinstance(projection, ShardedHead) else 0
@@ -138,6 +136,7 @@ class Predictor:
         state_bytes = max(1, len(features)) * features.element_size() * TOKENS_PER_STATE
         tokens = TOKENS_PER_STATE * max(1, most // state_bytes)
         states = []
+        drawing: dict[str, Any] = dict(zip(NOISE, noise, strict=False))
         for first in range(0, len(weight), tokens):
             began = time.perf_counter()
             logits = F.linear(
@@ -150,14 +149,13 @@ class Predictor:
                     input_ids,
                     self._lm.mask_token_id,
                     first_token_id=begin + first,
+                    measure=self._measure,
                     suppress_tokens=self._suppressed,
-                    seed=seed,
-                    positions=positions,
-                    **self._options,
+                    **drawing,
                 )
             )
             del logits  # frees them before the next slice's are made
         found = states[0] if len(states) == 1 else torch.cat(states, -2)
         if isinstance(projection, ShardedHead):
             found = projection.all_states(found)
-        return merge_predictions(found, input_ids, **self._options)
+        return merge_predictions(found, input_ids, measure=self._measure, temperature=drawing.get("temperature", 0.0))
