@@ -88,7 +88,8 @@ def predict_tokens(
         temperature: above 0, the token is drawn from softmax(logits / temperature), whose confidence is then meant ("prob",
             "log_odds"): arg max of logits / temperature + noise, where the noise follows from `seed`, the position and the
             token alone. So a draw can be repeated, whatever is drawn beside it; with another seed it is another. A float,
-            rounded to float32, or a float32 tensor `[*, L]`, one a position: where it is not above 0, nothing is drawn.
+            rounded to float32, or a float32 tensor `[*, L]`, one a position: where it is not above 0, nothing is drawn. 0, or
+            from 1e-30 to 1e30; a tensor's values are not checked.
         seed: an int, or int64 `[*, L]`: 64 bits for each position, one value a sequence as a rule. Needed with a temperature.
         positions: `[*, L]` int64, positions in their sequences (None: 0 to L - 1).
         floor: `[*, L]` float32, of each position (`logit_floor` finds it): tokens whose logit is below are not drawn and
