@@ -106,7 +106,7 @@ def executor_of(engine: Decoder) -> GraphExecutor:
     return engine._executor
 
 
-STATE = ("tokens", "drafts", "num_drafts", "start", "begin", "length", "prompt_length", "steps_taken", "key")
+STATE = ("tokens", "drafts", "num_drafts", "start", "begin", "length", "prompt_length", "steps_taken", "noise")
 STEP_OPS = {"recycled": "draft_step", "pooled": "pooled_step"}
 DRAFTINGS = pytest.mark.parametrize("drafting", STEP_OPS)
 TEMPERATURES = pytest.mark.parametrize("temperature", [0.0, 0.8])

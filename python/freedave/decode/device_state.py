@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import struct
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import torch
 
 from freedave.decode.device_sequence import DeviceSequence
+from freedave.decode.noise import bits_of
 from freedave.decode.settings import Settings
 from freedave.decode.shapes import Shape
 from freedave.forward.window_attention import attention_modules, layer_buffers
@@ -103,8 +103,7 @@ class DeviceState:
             self.num_drafts[slot] = int(not sequence.waits)
             self.start[slot], self.length[slot], self.prompt_length[slot] = start, length, sequence.prompt_length
             self.begin[slot] = self.steps_taken[slot] = 0
-            (bits,) = struct.unpack("i", struct.pack("f", sequence.temperature))
-            self.noise[slot] = torch.tensor([sequence.key, bits], device=self.device)
+            self.noise[slot] = torch.tensor([sequence.key, bits_of(sequence.temperature)], device=self.device)
             least, end = sequence.least_confidence, sequence.pooled_end
             self.threshold[slot] = math.nan if least is None else least
             self.end[slot] = -1 if end is None else end

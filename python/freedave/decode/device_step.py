@@ -22,6 +22,7 @@ import torch
 from freedave.decode.cache_policy import rank_blocks_first
 from freedave.decode.device_state import NOTHING, DeviceState
 from freedave.decode.log_probs import Known, beside, committed_log_probs, remembered
+from freedave.decode.noise import temperatures_of
 from freedave.decode.settings import Settings
 from freedave.decode.shapes import Shape
 from freedave.forward.prediction import Predictor
@@ -94,7 +95,7 @@ class DeviceStep:
         keys, temperatures = self.state.taken(self.state.noise, shape)[..., None].unbind(1)
         each = [value.expand_as(place)[:, None].expand(-1, shape.drafts, -1) for value in (keys, place, temperatures)]
         seed, positions, bits = torch.stack(each).view(3, -1)
-        return seed, positions, bits.view(torch.float32)[::2]
+        return seed, positions, temperatures_of(bits)
 
     def _draft(
         self,

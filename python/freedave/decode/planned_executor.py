@@ -24,6 +24,7 @@ from freedave.decode.draft_choice import Choice, DraftChooser, described
 from freedave.decode.executor import Found
 from freedave.decode.experience import chain_of, chooser_for
 from freedave.decode.log_probs import beside, committed_log_probs, read_behind, remembered
+from freedave.decode.noise import bits_of, temperatures_of
 from freedave.decode.planned_sequence import PlannedSequence
 from freedave.decode.sequence import ACCEPTED, NON_FINITE, PREFIX_LENGTH, Sequence
 from freedave.decode.settings import Settings
@@ -243,10 +244,11 @@ class PlannedExecutor:
         if settings.draws:
             numbers.append([slot.sequence.key for slot in active])
             numbers.append([slot.sequence.start for slot in active])
+            numbers.append([bits_of(slot.sequence.temperature) for slot in active])
         flat = list(itertools.chain.from_iterable(numbers))
         calls, drafts, numbers_on_device = builder.build(states, flat, lm.device, self._cache)
         num_drafts, steps_taken, *others = numbers_on_device.split([len(each) for each in numbers])
-        for_noise = (*others[-2:], _temperatures(active, lm.device)) if settings.draws else None
+        for_noise = others[-3:] if settings.draws else None
         for_pool = others[:4] if settings.pooled else []
 
         token_ids = drafts.clone()
@@ -319,12 +321,8 @@ class PlannedExecutor:
         }
 
 
-def _temperatures(active: list[_Slot], device: torch.device) -> torch.Tensor:
-    return torch.tensor([slot.sequence.temperature for slot in active], dtype=torch.float32, device=device)
-
-
 def _noise(
-    prediction: Prediction, keys: torch.Tensor, starts: torch.Tensor, temperatures: torch.Tensor, *, shape: torch.Size
+    prediction: Prediction, keys: torch.Tensor, starts: torch.Tensor, bits: torch.Tensor, *, shape: torch.Size
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Key, position and temperature of each row that is predicted, `[R]`, where drafts `[B, J, L]` begin at `starts`; 0 of
     rows that only fill up a product.
@@ -333,4 +331,5 @@ def _noise(
     sequence = prediction.place // (count * length)
     rows = len(prediction.logits_row) - len(sequence)
     positions = starts[sequence] + prediction.place % length
-    return F.pad(keys[sequence], (0, rows)), F.pad(positions, (0, rows)), F.pad(temperatures[sequence], (0, rows))
+    seed, positions, bits = (F.pad(each, (0, rows)) for each in (keys[sequence], positions, bits[sequence]))
+    return seed, positions, temperatures_of(bits)
