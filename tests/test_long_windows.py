@@ -36,7 +36,7 @@ def test_predict_tokens(native_backend, measure):
     logits = torch.randint(-4, 5, (1024, 40), generator=random).float()
     input_ids = torch.where(torch.rand(1024, generator=random) < 0.6, MASK, 1)
     result = fk.predict_tokens(logits, input_ids, MASK, measure=measure)
-    rest = (None, measure, None, False, 0.0, None, None, None, None, "exclude")
+    rest = (None, measure, None, False, None, None, None, None, None, "exclude")
     assert_close(result, predict_tokens(logits, input_ids, MASK, *rest), measure)
 
 

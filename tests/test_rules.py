@@ -9,7 +9,7 @@ import torch
 from tiny_models import golden_lm, prompt
 
 import freedave
-from freedave.decode.settings import least_above, least_log_odds, resolve_settings
+from freedave.decode.settings import SequenceSettings, least_above, least_log_odds, resolve_settings
 from freedave_kernels.contract import DRAFTINGS, POOLED_DRAFTINGS
 
 FAMILIES = [("block_causal", "auto"), ("full", "none"), ("full", "dual"), ("full_shifted", "prefix")]
@@ -57,7 +57,7 @@ def test_each_sequence_has_its_own_number(
     options: dict[str, Any] = {"block_length": 8, "rule": rule, "measure": measure}
     settings = resolve_settings(lm, 1, 16, draft_steps=4, threshold=thresholds[0], executor=executor, **options)
     engine = freedave.Decoder(lm, settings, slots=2, capacity=64)
-    sequences = [engine.add(prompt(6)[0].tolist(), threshold=each) for each in (None, thresholds[1])]
+    sequences = [engine.add(prompt(6)[0].tolist(), SequenceSettings(threshold=each)) for each in (None, thresholds[1])]
     while engine.sequences:
         engine.launch()
         engine.poll()

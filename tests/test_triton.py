@@ -395,10 +395,10 @@ def test_a_measure_that_no_kernel_knows_is_refused():
     ids, states = torch.tensor([9], device=DEVICE), torch.zeros(1, 1, 6, dtype=torch.float64, device=DEVICE)
     with pytest.raises(KeyError, match="max_logit"):
         scan_logits.scan_logits(
-            torch.zeros(1, 8, device=DEVICE), ids, 9, 0, None, "max_logit", None, False, 0.0, None, None, None, 8
+            torch.zeros(1, 8, device=DEVICE), ids, 9, 0, None, "max_logit", None, False, None, None, None, None, 8
         )
     with pytest.raises(Exception, match="this measure has no confidence"):
-        merge_predictions.merge_predictions(states, ids, "max_logit", 0.0)
+        merge_predictions.merge_predictions(states, ids, "max_logit", False)
 
 
 def test_rows_that_are_too_long(triton):
@@ -472,7 +472,7 @@ def test_opcheck():
         "prob",
         torch.tensor([3]),
         False,
-        0.0,
+        None,
         None,
         None,
         None,

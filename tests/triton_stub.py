@@ -164,7 +164,7 @@ def cases(architecture: str) -> dict[str, Callable[[], Any]]:
         "predict_tokens float16 prob": predict(fp16, "prob"),
         "predict_tokens float32 prob": predict(fp32, "prob"),
         "partial_predictions bfloat16 prob": partial(bf16, "prob"),
-        "merge_predictions prob": lambda: merge_predictions(states, torch.tensor([MASK]), "prob", 0.0),
+        "merge_predictions prob": lambda: merge_predictions(states, torch.tensor([MASK]), "prob", False),
         "logit_floor bfloat16": floors(bf16),
         "logit_floor float32": floors(fp32),
         "draft_step 8x32 recycled": step(8, 32, "recycled"),
@@ -198,16 +198,16 @@ def cases(architecture: str) -> dict[str, Callable[[], Any]]:
         "predict_tokens bfloat16 prob drawn": predict(bf16, "prob", drawn=True),
         "predict_tokens float32 log_odds drawn": predict(fp32, "log_odds", drawn=True),
         "predict_tokens bfloat16 prob drawn above a floor": predict(bf16, "prob", drawn=True, floor=torch.zeros(1)),
-        "merge_predictions log_odds drawn": lambda: merge_predictions(states, torch.tensor([MASK]), "log_odds", 0.7),
+        "merge_predictions log_odds drawn": lambda: merge_predictions(states, torch.tensor([MASK]), "log_odds", True),
         "predict_tokens bfloat16 prob 4 bytes": predict(bf16, "prob", offset=2),
         "predict_tokens bfloat16 prob 2 bytes": predict(bf16, "prob", offset=1),
         "predict_tokens float32 prob 4 bytes": predict(fp32, "prob", offset=1),
         **{f"partial_predictions float32 {measure}": partial(fp32, measure)
            for measure in ("margin", "neg_entropy", "log_odds")},
         "merge_predictions prob scored, forbidden": lambda: merge_predictions(
-            torch.zeros(1, 38, 8, dtype=torch.float64), torch.tensor([MASK]), "prob", 0.0
+            torch.zeros(1, 38, 8, dtype=torch.float64), torch.tensor([MASK]), "prob", False
         ),
-        **{f"merge_predictions {measure}": functools.partial(merge_predictions, states, torch.tensor([MASK]), measure, 0.0)
+        **{f"merge_predictions {measure}": functools.partial(merge_predictions, states, torch.tensor([MASK]), measure, False)
            for measure in ("margin", "neg_entropy", "log_odds")},
         "draft_step 8x32 nested": step(8, 32, "nested"),
         "draft_step 8x32 recycled threshold": step(8, 32, "recycled", 0.9),

@@ -63,7 +63,11 @@ def logit_floor(
         if temperature == 0:
             raise ValueError(f"{OP}: temperature must be above 0, got 0; without one no token is drawn")
         arguments.expect_logits(OP, logits, min_dims=1)
-        temperature = torch.full((), temperature, dtype=torch.float32, device=logits.device).expand(logits.shape[:-1])
+        if temperature == 1:
+            temperature = None
+        else:
+            temperature = torch.full((), temperature, dtype=torch.float32, device=logits.device)
+            temperature = temperature.expand(logits.shape[:-1])
     return _call(logits, top_k, top_p, min_p, temperature, mask_index, suppressed)
 
 

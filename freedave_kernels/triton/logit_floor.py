@@ -21,6 +21,7 @@ from freedave_kernels.triton.scan_logits import NEVER, VECTOR_BYTES, hide_suppre
 
 CHUNK = 4096  # logits that a program has in registers
 WARPS = 8
+MAX_REGISTERS = 128  # left to itself, the compiler spills one to fit a third program into a multiprocessor
 
 # The low bits of a key that follow from the others: a logit of 16 bits has fewer than a float.
 REDUNDANT_BITS = {torch.float32: 0, torch.float16: 13, torch.bfloat16: 16}
@@ -172,13 +173,11 @@ def find_floor(
         if not masked:
             tl.store(floor + nth_row, NEVER)
             return
-    scale = tl.full([], 1.0, tl.float32)
+    divisor = temperature + nth_row.to(tl.int64) * temperature_outer
     if HAS_TEMPERATURE:
-        divisor = tl.load(temperature + nth_row.to(tl.int64) * temperature_outer)
-        if not (divisor > 0.0):
+        if not (tl.load(divisor) > 0.0):
             tl.store(floor + nth_row, NEVER)
             return
-        scale = tl.div_rn(1.0, divisor)
     row = logits + tl.multiple_of(nth_row.to(tl.int64) * logits_outer, VECTOR)
     lane = tl.arange(0, LANES)
 
@@ -190,6 +189,9 @@ def find_floor(
         )  # fmt: skip
         tops = tl.maximum(tops, tl.max(key, axis=1))
     top = tl.max(tops, axis=0)
+    scale = tl.full([], 1.0, tl.float32)
+    if HAS_TEMPERATURE:
+        scale = tl.div_rn(1.0, tl.load(divisor))
     largest = logit_of(top) * scale
     usable = (top >= LEAST_CANDIDATE) & (top != NOT_A_NUMBER) & (tl.abs(largest) <= LARGEST_FLOAT)
     if not usable:
@@ -280,4 +282,5 @@ def floor_into(
         (lanes, group, vector, math.gcd(vector, vocab), REDUNDANT_BITS[logits.dtype], *flags),
         (logits.dtype, short_range(logits)),
         min(WARPS, max(1, lanes // 32)),
+        MAX_REGISTERS,
     )  # fmt: skip

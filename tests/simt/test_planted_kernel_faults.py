@@ -48,10 +48,17 @@ COPIES = [
         ),
         (
             "draws of a row are held to the bar of the row before",
-            "if constexpr (kDrawn) scratch.bar = Drawn::kLowestBar;\n      }",
-            "}",
+            "if (threadIdx.x == 0) scratch.bar = ",
+            "if (threadIdx.x == 0 && row == blockIdx.y) scratch.bar = ",
             WRONG,
             "test_drawn_tokens.py::test_example",
+        ),
+        (
+            "rows without a temperature are drawn",
+            "Drawn::kLowestBar : Drawn::kNoToken;",
+            "Drawn::kLowestBar : Drawn::kLowestBar;",
+            WRONG,
+            "test_drawn_tokens.py::test_each_position_has_its_temperature",
         ),
         (
             "tokens within the largest noise are left out",
