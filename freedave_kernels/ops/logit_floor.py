@@ -58,17 +58,20 @@ def logit_floor(
     (arXiv:2407.01082).
     """
     suppressed = as_tensor(OP, suppress_tokens, logits, min_dims=1)
-    if not isinstance(temperature, torch.Tensor):
-        arguments.expect_temperature(OP, temperature)
-        if temperature == 0:
-            raise ValueError(f"{OP}: temperature must be above 0, got 0; without one no token is drawn")
-        arguments.expect_logits(OP, logits, min_dims=1)
-        if temperature == 1:
-            temperature = None
-        else:
-            temperature = torch.full((), temperature, dtype=torch.float32, device=logits.device)
-            temperature = temperature.expand(logits.shape[:-1])
-    return _call(logits, top_k, top_p, min_p, temperature, mask_index, suppressed)
+    return _call(logits, top_k, top_p, min_p, _of_each(logits, temperature), mask_index, suppressed)
+
+
+def _of_each(logits: Any, temperature: Any) -> torch.Tensor | None:
+    """A temperature of each row; None: 1."""
+    if isinstance(temperature, torch.Tensor):
+        return temperature
+    arguments.expect_temperature(OP, temperature)
+    if temperature == 0:
+        raise ValueError(f"{OP}: temperature must be above 0, got 0; without one no token is drawn")
+    arguments.expect_logits(OP, logits, min_dims=1)
+    if temperature == 1:
+        return None
+    return torch.full((), temperature, dtype=torch.float32, device=logits.device).expand(logits.shape[:-1])
 
 
 def check(

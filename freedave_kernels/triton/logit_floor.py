@@ -175,7 +175,8 @@ def find_floor(
             return
     divisor = temperature + nth_row.to(tl.int64) * temperature_outer
     if HAS_TEMPERATURE:
-        if not (tl.load(divisor) > 0.0):
+        draws = tl.load(divisor) > 0.0
+        if not draws:
             tl.store(floor + nth_row, NEVER)
             return
     row = logits + tl.multiple_of(nth_row.to(tl.int64) * logits_outer, VECTOR)
