@@ -87,9 +87,8 @@ def predict_tokens(
         logits_shift: position i reads row i-1 and position 0 row 0 (Dream). No shifted copy is made.
         temperature: above 0, the token is drawn from softmax(logits / temperature), whose confidence is then meant ("prob",
             "log_odds"): arg max of logits / temperature + noise, where the noise follows from `seed`, the position and the
-            token alone. So a draw can be repeated, whatever is drawn beside it; with another seed it is another. A float,
-            rounded to float32, or a float32 tensor `[*, L]`, one a position: where it is not above 0, nothing is drawn. 0, or
-            from 1e-30 to 1e30; a tensor's values are not checked.
+            token alone. So a draw can be repeated, whatever is drawn beside it. 0 or 1e-30 to 1e30, rounded to float32; or a
+            float32 tensor `[*, L]` (its values are not checked), one a position: where it is not above 0, nothing is drawn.
         seed: an int, or int64 `[*, L]`: 64 bits for each position, one value a sequence as a rule. Needed with a temperature.
         positions: `[*, L]` int64, positions in their sequences (None: 0 to L - 1).
         floor: `[*, L]` float32, of each position (`logit_floor` finds it): tokens whose logit is below are not drawn and

@@ -168,17 +168,15 @@ def find_floor(
     HAS_TEMPERATURE: tl.constexpr,
 ):
     nth_row = tl.program_id(0)
-    if HAS_MASK_INDEX:
-        masked = tl.load(mask_index + nth_row.to(tl.int64) * mask_outer) != 0
-        if not masked:
-            tl.store(floor + nth_row, NEVER)
-            return
     divisor = temperature + nth_row.to(tl.int64) * temperature_outer
+    wanted = tl.full([], True, tl.int1)
+    if HAS_MASK_INDEX:
+        wanted = tl.load(mask_index + nth_row.to(tl.int64) * mask_outer) != 0
     if HAS_TEMPERATURE:
-        draws = tl.load(divisor) > 0.0
-        if not draws:
-            tl.store(floor + nth_row, NEVER)
-            return
+        wanted &= tl.load(divisor) > 0.0
+    if not wanted:
+        tl.store(floor + nth_row, NEVER)
+        return
     row = logits + tl.multiple_of(nth_row.to(tl.int64) * logits_outer, VECTOR)
     lane = tl.arange(0, LANES)
 

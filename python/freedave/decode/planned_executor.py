@@ -245,8 +245,7 @@ class PlannedExecutor:
             numbers.append([slot.sequence.key for slot in active])
             numbers.append([slot.sequence.start for slot in active])
             numbers.append([bits_of(slot.sequence.temperature) for slot in active])
-        flat = list(itertools.chain.from_iterable(numbers))
-        calls, drafts, numbers_on_device = builder.build(states, flat, lm.device, self._cache)
+        calls, drafts, numbers_on_device = builder.build(states, [*itertools.chain(*numbers)], lm.device, self._cache)
         num_drafts, steps_taken, *others = numbers_on_device.split([len(each) for each in numbers])
         for_noise = others[-3:] if settings.draws else None
         for_pool = others[:4] if settings.pooled else []
