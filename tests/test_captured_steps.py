@@ -76,6 +76,25 @@ def test_a_replay_draws_with_its_own_sequences_key(family, cache, monkeypatch):
     assert sum(graph.replays for graph in graphs) > 5
 
 
+@FAMILIES
+def test_a_replay_draws_with_its_own_sequences_temperature(family, cache, monkeypatch):
+    """Which changes between replays, where a slot is used again; with 0 nothing is drawn."""
+    graphs = use_recorded_graphs(monkeypatch)
+    lm = golden_lm(family, block_length=4)
+    engine = captured(lm, 2, cache=cache, temperature=0.8, seed=0)
+    start, answers = ids(6), []
+    for temperature in (3.0, 0.0, 0.8):
+        own = SequenceSettings(temperature=temperature)
+        sequences = [engine.add(start, own, seed=5), engine.add(ids(9, 1), seed=3)]
+        finish(engine)
+        drawn = {"temperature": temperature, "seed": 5} if temperature else {}
+        expect_static(lm, sequences[0], start, cache=cache, **drawn)
+        expect_static(lm, sequences[1], ids(9, 1), cache=cache, temperature=0.8, seed=3)
+        answers.append(tuple(sequences[0].tokens))
+    assert len(set(answers)) == 3
+    assert sum(graph.replays for graph in graphs) > 5
+
+
 @pytest.mark.parametrize("drafting", ["recycled", "pooled"])
 @FAMILIES
 def test_a_replay_goes_by_its_own_sequences_threshold_and_end(family, cache, drafting, monkeypatch):
