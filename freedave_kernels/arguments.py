@@ -118,7 +118,7 @@ def expect_choice(op: str, name: str, value: Any, choices: Sequence[str]) -> Non
 def expect_threshold(op: str, value: Any, each: torch.Tensor | None = None, shape: tuple[int, ...] = ()) -> None:
     """One for all, or one `each` over `shape`."""
     if each is not None:
-        expect_tensor(op, "threshold", each, [torch.float32])
+        expect_tensor(op, "threshold", each, [torch.float32, torch.float64])
         expect_shape(op, "threshold", each, shape, "one threshold a row")
     if value is None:
         return

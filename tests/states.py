@@ -83,8 +83,8 @@ class Constants:
         given = {}
         for name, each in choices.items():
             if name in settings and self.one_of([False, False, True]):
-                dtype = torch.float32 if name == "threshold" else self.one_of([torch.int32, torch.int64])
-                given[name] = each.to(dtype)
+                kinds = [torch.float32, torch.float64] if name == "threshold" else [torch.int32, torch.int64]
+                given[name] = each.to(self.one_of(kinds))
         return settings | given
 
 

@@ -195,7 +195,7 @@ def test_opcheck_and_compile():
         ({"tokens_per_step": torch.tensor([1, 2])}, ValueError, r"tokens_per_step must have shape \(1,\)"),
         ({"tokens_per_step": torch.tensor([1.0])}, TypeError, "tokens_per_step must be int32 or int64, got float32"),
         ({"threshold": torch.tensor(0.5)}, ValueError, r"threshold must have shape \(1,\)"),
-        ({"threshold": torch.tensor([0.5]).double()}, TypeError, "threshold must be float32, got float64"),
+        ({"threshold": torch.tensor([0.5]).half()}, TypeError, "threshold must be float32 or float64, got float16"),
         ({"threshold": torch.tensor([0.5], device="meta")}, ValueError, elsewhere("threshold", "input_ids")),
         ({"rule": "f", "threshold": 0.5}, ValueError, "rule must be one of"),
         ({"rule": "strict"}, ValueError, "rule='strict' needs a threshold, its number; got None"),

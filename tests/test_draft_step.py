@@ -415,7 +415,7 @@ def test_opcheck_and_compile():
         ({"eos_token_id": torch.tensor([0.0])}, TypeError, "eos_token_id must be int32 or int64, got float32"),
         ({"eos_token_id": torch.tensor([0, 1])}, ValueError, r"eos_token_id must have shape \(1,\)"),
         ({"tokens_per_step": torch.tensor(1)}, ValueError, r"tokens_per_step must have shape \(1,\)"),
-        ({"threshold": torch.tensor([1])}, TypeError, "threshold must be float32, got int64"),
+        ({"threshold": torch.tensor([1])}, TypeError, "threshold must be float32 or float64, got int64"),
         ({"threshold": torch.tensor([0.5], device="meta")}, ValueError, elsewhere("threshold", "drafts")),
         ({"step": torch.tensor([0], dtype=torch.int32)}, TypeError, "step must be int64, got int32"),
         ({"step": torch.tensor([0, 1])}, ValueError, r"step must have shape \(1,\)"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from tiny_models import golden_lm, prompt
 
 import freedave
-from freedave.decode.settings import SequenceSettings, least_above, least_log_odds, resolve_settings
+from freedave.decode.settings import SequenceSettings, least_log_odds, resolve_settings
 from freedave_kernels.contract import DRAFTINGS, POOLED_DRAFTINGS
 
 FAMILIES = [("block_causal", "auto"), ("full", "none"), ("full", "dual"), ("full_shifted", "prefix")]
@@ -69,10 +70,10 @@ def test_each_sequence_has_its_own_number(
 
 
 def test_what_must_be_exceeded() -> None:
-    """The next float32 is to be reached, in probabilities or log-odds."""
+    """The next float64 is to be reached, in probabilities or log-odds."""
     for measure in ("prob", "log_odds"):
         settings = resolve_settings(golden_lm(), 1, 8, threshold=0.3, rule="strict", measure=measure)
-        least = least_above(0.3)
+        least = math.nextafter(0.3, 1.0)
         assert settings.step_rule == "threshold"
         assert settings.least_confidence == (least if measure == "prob" else least_log_odds(least))
 
@@ -87,7 +88,7 @@ def test_what_must_be_exceeded() -> None:
             "rule='factor' needs measure='prob', got measure=",
         ),
         (
-            {"rule": "entropy_bound", "threshold": 0.3},
+            {"rule": "entropy_bound", "threshold": 0.3, "measure": "prob"},
             "rule='entropy_bound' needs measure='neg_entropy', got measure='prob'",
         ),
         ({"rule": "strict", "threshold": 0.3, "measure": "margin"}, "threshold is a probability: it needs measure="),

@@ -8,7 +8,6 @@ from random_models import Model, model_of, prompts
 from tiny_models import MASK
 
 import freedave
-from freedave.decode.settings import least_above
 from freedave.integrations import sdar
 
 STATES = 200
@@ -115,15 +114,6 @@ def test_published_rule(monkeypatch, lossless):
         assert outs[-1].step_map[0, :new].tolist() == step_map[:new].tolist(), seed
         fewer += outs[-1].num_forwards < int(step_map.max()) + 1
     assert stopped > 20 and (fewer > STATES / 2) == lossless
-
-
-@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.85, 1.0, 1 / 3])
-def test_thresholds_are_exceeded(threshold):
-    """The least float32 that a float32 confidence must have, as torch compares one with a number."""
-    least = torch.tensor(least_above(threshold))
-    below = least.nextafter(torch.tensor(0.0))
-    assert least > threshold and not below > threshold
-    assert least.item() == least_above(threshold)
 
 
 def test_one_model_for_all():

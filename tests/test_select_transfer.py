@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from conftest import golden_ops
@@ -14,7 +16,7 @@ import freedave_kernels as fk
 from freedave_kernels.contract import RULES
 from freedave_kernels.reference import select_transfer as reference
 
-CONFIDENCE = torch.tensor([0.3, 0.9, 0.5, 0.9, 0.6])
+CONFIDENCE = torch.tensor([0.25, 0.875, 0.5, 0.875, 0.6])
 MASKED = torch.tensor([True, True, True, True, False])
 
 
@@ -31,8 +33,8 @@ def test_example(backend):
 
 
 def test_strict(backend):
-    assert selected(threshold=0.9) == [1, 3]
-    assert selected(threshold=0.9, rule="strict") == [1]
+    assert selected(threshold=0.875) == [1, 3]
+    assert selected(threshold=0.875, rule="strict") == [1]
     assert selected(threshold=0.5, rule="strict") == [1, 3]
 
 
@@ -104,8 +106,8 @@ def test_left_to_right_rules_take_the_leading_run(backend, rule):
 
 
 def test_fallbacks(backend):
-    assert selected(threshold=0.9, num_transfer=3, fallback="top") == [1, 3]
-    assert selected(threshold=0.9, num_transfer=3, fallback="top_if_fewer") == [1, 2, 3]
+    assert selected(threshold=0.875, num_transfer=3, fallback="top") == [1, 3]
+    assert selected(threshold=0.875, num_transfer=3, fallback="top_if_fewer") == [1, 2, 3]
     assert selected(threshold=0.5, num_transfer=1, fallback="top_if_fewer") == [1, 2, 3]
     assert selected(threshold=0.95, num_transfer=2, fallback="top_always") == [1, 3]
     assert selected(threshold=0.5, num_transfer=1, fallback="top_always") == [1, 2, 3]
@@ -114,7 +116,7 @@ def test_fallbacks(backend):
 
 def test_left_to_right_takes_the_leading_run(backend):
     assert selected(order="left_to_right", num_transfer=2) == [0, 1]
-    assert selected(order="left_to_right", threshold=0.3) == [0, 1, 2, 3]
+    assert selected(order="left_to_right", threshold=0.25) == [0, 1, 2, 3]
     assert selected(order="left_to_right", threshold=0.5) == [0]  # nothing leads: the fallback
 
 
@@ -133,7 +135,7 @@ def test_counts_per_row(backend):
 def test_thresholds_per_row(backend):
     """A request each, in one call; a row whose threshold nothing reaches takes the first ranked."""
     confidence, masked = CONFIDENCE.repeat(5, 1), MASKED.repeat(5, 1)
-    thresholds = torch.tensor([0.3, 0.5, 0.9, INF, float("nan")])
+    thresholds = torch.tensor([0.25, 0.5, 0.875, INF, float("nan")])
     chosen = fk.select_transfer(confidence, masked, threshold=thresholds)
     assert chosen.sum(-1).tolist() == [4, 3, 2, 1, 1]
     strided = torch.stack([thresholds, thresholds + 1], 1)[:, 0]
@@ -171,6 +173,7 @@ def calls(draw):
     if threshold is not None and constants.one_of([False, True]):  # one threshold a row
         others = torch.rand(shape, generator=generator(draw(st.integers(0, 2**32))))
         threshold = torch.where(others < 0.5, torch.tensor(threshold, dtype=torch.float32), others)
+        threshold = threshold.to(constants.one_of([torch.float32, torch.float64]))
     rule = "threshold" if threshold is None else constants.one_of(RULES)
     row.confidence = ranked_for(rule, row.confidence)
     return row, {
@@ -198,6 +201,27 @@ def test_agrees_with_the_oracle(native_backend, call):
     assert torch.equal(chosen, reference.select_transfer(row.confidence, row.mask_index, *counts, *limits, *rest))
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_thresholds_are_float64(backend, rule):
+    """A confidence on either side of a threshold that is the same float32: for all rows, or one each."""
+    if rule == "entropy_bound":  # the sum so far stays below it
+        confidence, limits = torch.tensor([[-0.25, -0.5, -4, -4]]), [0.75, math.nextafter(0.75, 1.0)]
+    else:
+        confidence, limits = torch.tensor([[1.0, 0.75, 0.5, 0.5]]), [math.nextafter(0.75, 1.0), 0.75]
+    if rule == "strict":
+        limits[1] = math.nextafter(0.75, 0.0)
+    if rule == "factor":
+        limits = [3 * (1 - limit) for limit in limits]  # the second's bar is 1 - threshold / 3
+    passing = [[True, False, False, False], [True, True, False, False]]
+    masked = torch.ones(2, 4, dtype=torch.bool)
+    for limit, expected in zip(limits, passing, strict=True):
+        chosen = fk.select_transfer(confidence, masked[:1], threshold=limit, rule=rule, num_transfer=0)
+        assert chosen.tolist() == [expected]
+    each = torch.tensor(limits, dtype=torch.float64)
+    rows = confidence.expand(2, 4)
+    assert fk.select_transfer(rows, masked, threshold=each, rule=rule, num_transfer=0).tolist() == passing
+
+
 def test_opcheck_and_compile():
     confidence, masked = torch.rand(2, 9), torch.rand(2, 9) < 0.5
     op = torch.ops.freedave.select_transfer.default
@@ -217,7 +241,7 @@ def test_opcheck_and_compile():
         ({"num_transfer": torch.tensor([1, 2])}, ValueError, r"num_transfer must have shape \(\)"),
         ({"num_transfer": torch.tensor(1.0)}, TypeError, "num_transfer must be int32 or int64, got float32"),
         ({"threshold": torch.tensor([0.5])}, ValueError, r"threshold must have shape \(\)"),
-        ({"threshold": torch.tensor(0.5).double()}, TypeError, "threshold must be float32, got float64"),
+        ({"threshold": torch.tensor(0.5).half()}, TypeError, "threshold must be float32 or float64, got float16"),
         ({"threshold": torch.tensor(0.5, device="meta")}, ValueError, elsewhere("threshold", "confidence")),
         ({"threshold": "high"}, TypeError, "threshold must be a float, got str"),
         ({"threshold": float("nan")}, ValueError, "threshold must be a number, got nan"),

@@ -129,7 +129,7 @@ def pooled(
     ids, _, confidence, num_drafts = (tensor.expand(batch, *tensor.shape[1:]) for tensor in drafts(count, length))
     pool = torch.zeros(batch, PoolLayout.of(states, length).width, dtype=torch.int64)
     number, flag = torch.zeros(batch, dtype=torch.int64), torch.zeros(batch, dtype=torch.bool)
-    rule = (1, number, threshold, number.float(), bounded, "confidence", 32, drafting, 2, number)
+    rule = (1, number, threshold, number.double(), bounded, "confidence", 32, drafting, 2, number)
     of_pool = (number, number, number, ids[:, :, 0], number, flag)
     return lambda: pooled_step(ids, ids, confidence, num_drafts, pool, states, length, MASK, count, *rule, *of_pool)
 

@@ -24,6 +24,12 @@ struct Hop {
   int64_t known, begin, end;
 };
 
+// What filling a column does to the confidences elsewhere was measured: drafts `draft - 1` and `draft` differ in it
+// alone.
+struct Effect {
+  int64_t column, draft;
+};
+
 struct Candidate {
   float score;
   int64_t picks;  // on the way to it
@@ -33,7 +39,8 @@ struct Scratch {
   std::vector<int64_t> states, token_ids, state, expected, distance;
   std::vector<float> confidence, sure, heap;
   std::vector<Known> known;
-  std::vector<int64_t> kept, picks, chosen;
+  std::vector<int64_t> kept, picks, chosen, foreseen_by;
+  std::vector<Effect> effects;
   std::vector<Hop> path;
   std::vector<Candidate> candidates;
   Keys keys;
@@ -271,10 +278,40 @@ class Sequence {
     std::sort(kept.begin(), kept.end());
   }
 
+  void measure_effects() {
+    scratch_.effects.clear();
+    for (int64_t k = 1; k < drafts_; ++k) {
+      const int64_t* before = scratch_.known[k - 1].state;
+      const int64_t* after = scratch_.known[k].state;
+      int64_t different = 0, last = 0;
+      for (int64_t c = 0; c < columns(); ++c) {
+        different += before[c] != after[c];
+        last = before[c] != after[c] ? c : last;
+      }
+      if (different == 1 && before[last] == mask()) scratch_.effects.push_back({last, k});
+    }
+  }
+
+  // What known state `by` has foreseen knows nothing of what is filled by now, but not there: where the effect on the
+  // confidences was measured, it is added.
+  void add_effects(int64_t by) {
+    for (const Effect& effect : scratch_.effects) {
+      if (scratch_.state[effect.column] == mask() || scratch_.known[by].state[effect.column] != mask()) continue;
+      const float* before = scratch_.known[effect.draft - 1].confidence;
+      const float* after = scratch_.known[effect.draft].confidence;
+      for (int64_t i = block_.begin; i < block_.end; ++i) {
+        const int64_t c = column(i);
+        if (scratch_.foreseen_by[c] != by || !is_rankable(before[c]) || !is_rankable(after[c])) continue;
+        scratch_.sure[c] += after[c] - before[c];
+      }
+    }
+  }
+
   // What to expect in the current block of the state at work: each position as predicted at the nearest known state
-  // that has a prediction there, the oldest of those as near.
+  // that has a prediction there, the oldest of those as near; its confidence with the effects that were measured.
   void foresee() {
     int64_t open = 0;
+    scratch_.foreseen_by.assign(columns(), -1);
     for (int64_t i = block_.begin; i < block_.end; ++i) {
       scratch_.sure[column(i)] = -INFINITY;
       open += is_masked(i);
@@ -289,11 +326,13 @@ class Sequence {
       const Known& known = scratch_.known[nearest];
       for (int64_t i = block_.begin; i < block_.end; ++i) {
         const int64_t c = column(i);
-        if (!is_masked(i) || is_rankable(scratch_.sure[c]) || !is_rankable(known.confidence[c])) continue;
+        if (!is_masked(i) || scratch_.foreseen_by[c] >= 0 || !is_rankable(known.confidence[c])) continue;
+        scratch_.foreseen_by[c] = nearest;
         scratch_.sure[c] = known.confidence[c];
         scratch_.expected[c] = known.token_ids[c];
         --open;
       }
+      add_effects(nearest);
       last = nearest;
     }
   }
@@ -308,6 +347,7 @@ class Sequence {
   void walk() {
     scratch_.candidates.clear();
     scratch_.heap.clear();
+    measure_effects();
     int64_t block = block_.begin;
     float score = 1.0f, values = 1.0f;
     while (!is_finished() && score > kLeastScore) {

@@ -24,7 +24,7 @@ void select_row(const SelectTransferParams& p, int64_t row, Keys& keys) {
 
   bool take_top = true;
   if (p.has_threshold) {
-    const float threshold = p.threshold_of(row);
+    const double threshold = p.threshold_of(row);
     const int64_t passing = pass_threshold(is_masked, confidence, block, p.order, threshold, p.rule, unrankable, keys);
     const int64_t enough = p.fallback == Fallback::kTop ? 1 : wanted;
     const bool take_passing = passing >= enough || p.fallback == Fallback::kTopAlways;

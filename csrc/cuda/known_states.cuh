@@ -231,7 +231,8 @@ class KnownStates {
   const Shared& shared_;
 };
 
-// What every warp keeps in its lanes of all known states, state k in lane k % 32.
+// What every warp keeps in its lanes of all known states, state k in lane k % 32. And in lane k of draft k, if it fills
+// one position more than the draft before it, which one: the effect of that on the confidences elsewhere is measured.
 class Tallies {
  public:
   // Begins with draft 0. Where the window has slid, the pool forgets what it left.
@@ -247,6 +248,7 @@ class Tallies {
 
   // Position i of the state at work was open and now holds `token`.
   __device__ void fill(const KnownStates& known, int i, int64_t token) {
+    filled_ = filled_ || i == adds_;
 #pragma unroll
     for (int g = 0; g < kGroups; ++g) {
       if (index(g) >= known.count()) break;
@@ -280,6 +282,11 @@ class Tallies {
   }
 
   __device__ static int state_of(uint32_t ordered) { return static_cast<int>(ordered % kIndices); }
+
+  // A bit a draft: whether its effect is measured, of a position that is filled by now, but not in known state k.
+  __device__ uint32_t effects(const KnownStates& known, int k) const {
+    return __ballot_sync(kFullWarp, filled_ && known.state(k, adds_) == known.mask());
+  }
 
   // The newest that agree with the state at work wherever that is filled, as many as the pool holds. From now on only
   // these are found.
@@ -365,18 +372,30 @@ class Tallies {
     constexpr uint32_t kConflict = 1 << 16;
     const bool alone = blockDim.x == kWarp;
     const int i = window.position;
+    auto* of_drafts = reinterpret_cast<uint32_t*>(shared.probabilities);  // nothing is expected yet
     for (int k = i; !alone && k < kMaxKnown; k += static_cast<int>(blockDim.x)) shared.differences[k] = 0;
+    if (!alone && i < kMaxDrafts) of_drafts[i] = 0;
     const int64_t first = known.state(0, i);
+    int64_t before = first;
+    uint32_t changes = 0;  // a one for each position that differs, two where it was filled, and the position
     const unsigned filled = __ballot_sync(kFullWarp, first != known.mask());
     uint32_t differences[kGroups] = {};
 #pragma unroll 4
     for (int k = 0; k < known.count(); ++k) {
-      const unsigned word = __ballot_sync(kFullWarp, known.state(k, i) != first);
+      const int64_t state = known.state(k, i);
+      const unsigned word = __ballot_sync(kFullWarp, state != first);
       const int both = __popc(word) + static_cast<int>(kConflict) * __popc(word & filled);
 #pragma unroll
       for (int g = 0; g < kGroups; ++g) {
         if (index(g) == k) differences[g] = static_cast<uint32_t>(both);
       }
+      if (k >= known.drafts()) continue;
+      const unsigned changed = __ballot_sync(kFullWarp, state != before);
+      const unsigned refilled = __ballot_sync(kFullWarp, state != before && before != known.mask());
+      before = state;
+      const int place = changed == 0 ? 0 : window.position - lane_id() + __ffs(static_cast<int>(changed)) - 1;
+      const int one = static_cast<int>(kConflict) * (__popc(changed) + __popc(refilled));
+      if (lane_id() == k) changes = static_cast<uint32_t>(one + place);
     }
     if (!alone) {
       __syncthreads();
@@ -384,7 +403,9 @@ class Tallies {
       for (int g = 0; g < kGroups; ++g) {
         if (differences[g] != 0) atomicAdd(&shared.differences[index(g)], differences[g]);
       }
+      if (changes != 0) atomicAdd(&of_drafts[lane_id()], changes);
       __syncthreads();
+      changes = of_drafts[lane_id()];
 #pragma unroll
       for (int g = 0; g < kGroups; ++g) differences[g] = shared.differences[index(g)];
     }
@@ -392,9 +413,13 @@ class Tallies {
     for (int g = 0; g < kGroups; ++g) {
       tally_[g] += kDistance * (differences[g] % kConflict) + (differences[g] < kConflict ? 0 : kDisagrees);
     }
+    adds_ = changes / kConflict == 1 ? static_cast<int>(changes % kConflict) : -1;
+    filled_ = adds_ >= 0 && known.state(0, adds_) != known.mask();
   }
 
   uint32_t tally_[kGroups];
+  int adds_;     // the position that this lane's draft adds to the draft before it; -1: none, or more than one
+  bool filled_;  // whether it is filled in the state at work
 };
 
 }  // namespace freedave::cuda

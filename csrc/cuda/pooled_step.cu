@@ -113,7 +113,8 @@ class Sequence {
     return confidence;
   }
 
-  // Each position as predicted at the nearest known state that has a prediction there.
+  // Each position as predicted at the nearest known state that has a prediction there. What is filled by now, but not
+  // in that state, has the effects on its confidence that were measured.
   __device__ float foresee() {
     float confidence = -INFINITY;
     bool missing = in_block();
@@ -121,10 +122,14 @@ class Sequence {
     while (__any_sync(kFullWarp, missing)) {
       nearest = tallies_.nearest(nearest);
       if (nearest == kNone) break;
-      if (missing) {
-        const auto there = known_.prediction(Tallies::state_of(nearest), window_.position);
+      const int k = Tallies::state_of(nearest);
+      KnownStates::Prediction there{0, -INFINITY};
+      if (missing) there = known_.prediction(k, window_.position);
+      if (__any_sync(kFullWarp, is_rankable(there.confidence))) {
+        uint32_t effects = tallies_.effects(known_, k);
         if (is_rankable(there.confidence)) {
           confidence = there.confidence;
+          for (; effects != 0; effects &= effects - 1) confidence += effect(__ffs(static_cast<int>(effects)) - 1);
           expect(there.token_id, probability(confidence));
           missing = false;
         }
@@ -132,6 +137,13 @@ class Sequence {
       ++nearest;
     }
     return confidence;
+  }
+
+  // What filling the position that draft k adds does to this thread's confidence.
+  __device__ float effect(int k) const {
+    const float before = known_.prediction(k - 1, window_.position).confidence;
+    const float after = known_.prediction(k, window_.position).confidence;
+    return is_rankable(before) && is_rankable(after) ? after - before : 0.0f;
   }
 
   // One static step: fills positions as expected, where this thread's is expected with `confidence`. How many. `values`

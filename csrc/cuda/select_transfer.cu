@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kMaxLength) select_rows(const __grid_constant_
   bool mine = false;
   bool take_top = true;
   if (p.has_threshold) {
-    const float threshold = p.threshold_of(row);
+    const double threshold = p.threshold_of(row);
     const bool passes = passes_threshold(window, p.order, threshold, p.rule, masked, confidence, current);
     const int64_t passing = window.sum(passes);
     const int64_t clamped = wanted < 0 ? 0 : wanted < rankable ? wanted : rankable;

@@ -180,7 +180,7 @@ __device__ __forceinline__ bool passes_in_turn(Window& window, Order order, Pass
 
 // Whether this thread's position passes the threshold, in the current block `block`: by confidence all that pass, left
 // to right only the leading run of masked positions.
-__device__ __forceinline__ bool passes_threshold(Window& window, Order order, float threshold, Rule rule, bool masked,
+__device__ __forceinline__ bool passes_threshold(Window& window, Order order, double threshold, Rule rule, bool masked,
                                                  float confidence, uint32_t block) {
   const bool candidate = masked && window.block == block;
   if (!ignores_rank(rule)) return passes_in_turn(window, order, {rule, threshold}, candidate, confidence);

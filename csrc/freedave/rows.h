@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <type_traits>
 
 #include "freedave/host_device.h"
 
@@ -78,19 +79,24 @@ struct Slab {
   }
 };
 
-// One int32, int64 or float32 number a row.
+// The element at `offset` of numbers that are int32 or int64 or, where T is double, float32 or float64.
+template <typename T>
+HD T number_at(const void* data, bool is_32_bit, int64_t offset) {
+  using Narrow = std::conditional_t<std::is_same_v<T, double>, float, int32_t>;
+  return is_32_bit ? static_cast<T>(static_cast<const Narrow*>(data)[offset]) : static_cast<const T*>(data)[offset];
+}
+
+// A number a row: int32 or int64, or float32 or float64.
 struct Counts {
   const void* data;  // null when the caller gave none
-  bool is_int32;
+  bool is_32_bit;
   Rows rows;
 
-  HD float float_at(int64_t row) const { return static_cast<const float*>(data)[rows.start(row)]; }
+  HD double float_at(int64_t row) const { return number_at<double>(data, is_32_bit, rows.start(row)); }
 
   HD int64_t at(int64_t row) const { return read(rows.start(row)); }
 
-  HD int64_t read(int64_t offset) const {
-    return is_int32 ? static_cast<const int32_t*>(data)[offset] : static_cast<const int64_t*>(data)[offset];
-  }
+  HD int64_t read(int64_t offset) const { return number_at<int64_t>(data, is_32_bit, offset); }
 };
 
 }  // namespace freedave

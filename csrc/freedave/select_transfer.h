@@ -32,13 +32,13 @@ struct SelectTransferParams {
   int64_t num_transfer;
   Counts num_transfer_per_row;  // [*]; overrides num_transfer where given
   bool has_threshold;
-  float threshold;
-  Counts threshold_per_row;  // [*] float32; overrides threshold where given
+  double threshold;
+  Counts threshold_per_row;  // [*]; overrides threshold where given
   Rule rule;
   Fallback fallback;
   bool* transfer_index;  // contiguous [*, L]
 
-  HD float threshold_of(int64_t row) const {
+  HD double threshold_of(int64_t row) const {
     return threshold_per_row.data ? threshold_per_row.float_at(row) : threshold;
   }
 };

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "freedave/host_device.h"
+#include "freedave/rows.h"
 #include "freedave/total_order.h"
 
 namespace freedave {
@@ -27,15 +28,17 @@ constexpr const char* name(Rule rule) {
 // Whether a position passes by its own confidence alone, whatever its rank.
 HD bool ignores_rank(Rule rule) { return rule == Rule::kThreshold || rule == Rule::kStrict; }
 
-HD bool is_above(Rule rule, float confidence, float threshold) {
+// A threshold is a float64 everywhere: a confidence is compared with the number that was asked for, not with the
+// nearest float32.
+HD bool is_above(Rule rule, float confidence, double threshold) {
   return rule == Rule::kStrict ? confidence > threshold : confidence >= threshold;
 }
 
 // How far a step goes, asked for one ranked position after the other until one fails.
 struct Passing {
   Rule rule;
-  float threshold;  // NaN: nothing passes
-  int count = 0;    // how many have passed
+  double threshold;  // NaN: nothing passes
+  int count = 0;     // how many have passed
   double entropy = 0.0;
 
   HD bool passes(float confidence) {
@@ -54,12 +57,12 @@ struct Passing {
       case Rule::kStrict:
         return is_above(rule, confidence, threshold);
       case Rule::kFactor: {
-        const float limit = 1.0f - threshold / static_cast<float>(count + 2);
+        const double limit = 1.0 - threshold / (count + 2);
         return count == 0 ? threshold == threshold : confidence >= limit;
       }
       case Rule::kEntropyBound:
         entropy -= confidence < 0.0f ? static_cast<double>(confidence) : 0.0;
-        return entropy < static_cast<double>(threshold);
+        return entropy < threshold;
     }
     __builtin_unreachable();
   }
@@ -71,7 +74,7 @@ struct StepRule {
   int64_t tokens_per_step;
   int64_t block_length;  // the window's length when the caller gave none
   bool has_threshold;
-  float threshold;
+  double threshold;
   Rule rule;  // what the threshold bounds
   Order order;
   int64_t eos_token_id;  // negative: nothing ends the sequence
@@ -79,19 +82,15 @@ struct StepRule {
   HD bool ends(int64_t token) const { return eos_token_id >= 0 && token == eos_token_id; }
 };
 
-// A number for all sequences, or one each: int32 or int64 where T is an integer.
+// A number for all sequences, or one each, of 32 or 64 bits.
 template <typename T>
 struct Setting {
   T of_all;
   const void* each;  // [B]; null when the caller gave none
   int64_t stride;
-  bool is_int32;
+  bool is_32_bit;
 
-  HD T of(int64_t b) const {
-    if (each == nullptr) return of_all;
-    return is_int32 ? static_cast<T>(static_cast<const int32_t*>(each)[b * stride])
-                    : static_cast<const T*>(each)[b * stride];
-  }
+  HD T of(int64_t b) const { return each == nullptr ? of_all : number_at<T>(each, is_32_bit, b * stride); }
 };
 
 // The rules of a batch.
@@ -101,13 +100,13 @@ struct StepRules {
   Order order;
   bool has_threshold;
   Rule rule;
-  Setting<float> threshold;          // NaN: that sequence has none
+  Setting<double> threshold;         // NaN: that sequence has none
   Setting<int64_t> tokens_per_step;  // below 1 counts as 1, so that every step fills something
   Setting<int64_t> eos_token_id;
 
   HD StepRule of(int64_t b) const {
     const int64_t tokens = tokens_per_step.of(b);
-    const float limit = threshold.of(b);
+    const double limit = threshold.of(b);
     const bool is_number = limit == limit;
     return {mask_token_id, tokens < 1 ? 1 : tokens, block_length, has_threshold && is_number, limit, rule,
             order,         eos_token_id.of(b)};

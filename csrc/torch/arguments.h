@@ -141,13 +141,15 @@ struct Argument {
   }
 };
 
+// Of 32 bits, then of 64.
+constexpr auto kIntegers = {ScalarType::Int, ScalarType::Long}, kFloats = {ScalarType::Float, ScalarType::Double};
 // A number of one of these types for each row over the first `count` dimensions of `other`, where the caller gave them.
 inline Counts counts(const char* op, const char* name, const OptionalTensor& tensor, const Argument& other,
-                     int64_t count, std::initializer_list<ScalarType> types = {ScalarType::Int, ScalarType::Long}) {
+                     int64_t count, std::initializer_list<ScalarType> types = kIntegers) {
   if (!tensor) return {};
   const Argument argument(op, name, *tensor);
   argument.expect(types).expect_shape_of(other, count);
-  return {argument.data, argument.type == ScalarType::Int, argument.rows(count, 0)};
+  return {argument.data, argument.type == *types.begin(), argument.rows(count, 0)};
 }
 
 // As [*, L], where the caller gave it: int64, float32 or bool, over the first `count` dimensions of `other` (-1: all).

@@ -25,9 +25,9 @@ int64_t block_length_of(const char* op, OptionalInt block_length, int64_t length
   return block_length ? expect_at_least(op, "block_length", *block_length, 1) : length;
 }
 
-float threshold_of(const char* op, OptionalFloat threshold) {
+double threshold_of(const char* op, OptionalFloat threshold) {
   STD_TORCH_CHECK(!threshold || !std::isnan(*threshold), op, ": threshold must be a number, got nan");
-  return static_cast<float>(threshold.value_or(0.0));
+  return threshold.value_or(0.0);
 }
 
 // For sequences that are the first dimension of `states`.
@@ -35,18 +35,17 @@ StepRules step_rules(const Argument& states, int64_t mask_token_id, int64_t toke
                      OptionalFloat threshold, const OptionalTensor& threshold_each, const Text& rule, const Text& order,
                      OptionalInt block_length, OptionalInt eos = {}, const OptionalTensor& eos_each = {}) {
   const char* const op = states.op;
-  const Counts limit = counts(op, "threshold_per_row", threshold_each, states, 1, {ScalarType::Float});
+  const Counts limit = counts(op, "threshold_per_row", threshold_each, states, 1, kFloats);
   const Counts count = counts(op, "tokens_per_step_per_row", tokens_each, states, 1);
   const Counts end = counts(op, "eos_token_id_per_row", eos_each, states, 1);
-  expect_at_least(op, "tokens_per_step", tokens, 1);
   return {mask_token_id,
           block_length_of(op, block_length, states.length()),
           choose<Order>(op, "order", order),
           threshold || threshold_each,
           choose<Rule>(op, "rule", rule),
-          {threshold_of(op, threshold), limit.data, limit.rows.stride[0], false},
-          {tokens, count.data, count.rows.stride[0], count.is_int32},
-          {eos.value_or(-1), end.data, end.rows.stride[0], end.is_int32}};
+          {threshold_of(op, threshold), limit.data, limit.rows.stride[0], limit.is_32_bit},
+          {expect_at_least(op, "tokens_per_step", tokens, 1), count.data, count.rows.stride[0], count.is_32_bit},
+          {eos.value_or(-1), end.data, end.rows.stride[0], end.is_32_bit}};
 }
 
 // What logits [*, V] have one of a row, as rows of a length of 1, where the caller gave it: bool or float32.
@@ -211,21 +210,20 @@ Tensor select_transfer(const Tensor& confidence_, const Tensor& mask_index, int6
   expect_served(confidence, length);
 
   Tensor transfer_index = new_tensor_like(confidence, ScalarType::Bool);
-  launch(confidence,
-         SelectTransferParams{
-             .confidence = confidence.matrix<float>(),
-             .mask_index = matrix_of<bool>(confidence, "mask_index", mask_index),
-             .length = length,
-             .block_length = block_length_of(kOp, block_length, length),
-             .order = choose<Order>(kOp, "order", order),
-             .num_transfer = expect_at_least(kOp, "num_transfer", num_transfer, 0),
-             .num_transfer_per_row = counts(kOp, "num_transfer_per_row", counts_each, confidence, rows),
-             .has_threshold = threshold || limits_each,
-             .threshold = threshold_of(kOp, threshold),
-             .threshold_per_row = counts(kOp, "threshold_per_row", limits_each, confidence, rows, {ScalarType::Float}),
-             .rule = choose<Rule>(kOp, "rule", rule),
-             .fallback = choose<Fallback>(kOp, "fallback", fallback),
-             .transfer_index = data<bool>(transfer_index)});
+  launch(confidence, SelectTransferParams{
+                         .confidence = confidence.matrix<float>(),
+                         .mask_index = matrix_of<bool>(confidence, "mask_index", mask_index),
+                         .length = length,
+                         .block_length = block_length_of(kOp, block_length, length),
+                         .order = choose<Order>(kOp, "order", order),
+                         .num_transfer = expect_at_least(kOp, "num_transfer", num_transfer, 0),
+                         .num_transfer_per_row = counts(kOp, "num_transfer_per_row", counts_each, confidence, rows),
+                         .has_threshold = threshold || limits_each,
+                         .threshold = threshold_of(kOp, threshold),
+                         .threshold_per_row = counts(kOp, "threshold_per_row", limits_each, confidence, rows, kFloats),
+                         .rule = choose<Rule>(kOp, "rule", rule),
+                         .fallback = choose<Fallback>(kOp, "fallback", fallback),
+                         .transfer_index = data<bool>(transfer_index)});
   return transfer_index;
 }
 

@@ -36,7 +36,7 @@ def build_drafts(
         tokens_per_step: positions that one step unmasks, an int or an int32/int64 tensor `[B]`, one a sequence (below 1
             counts as 1).
         threshold: draft 0 is the thresholded state (`select_transfer`); each further draft adds one ranked position. A float,
-            or a float32 tensor `[B]`, one a sequence (NaN: this sequence has none). Compared in float32.
+            or a float64 or float32 tensor `[B]`, one a sequence (NaN: this sequence has none). Compared in float64.
         rule: what the threshold bounds, as in `select_transfer`.
         order, block_length: as in `rank_positions`.
 

@@ -30,8 +30,8 @@ def select_transfer(
         confidence: `[*, L]` float32.
         mask_index: `[*, L]` bool, True where a position is masked.
         num_transfer: how many positions, an int >= 0 or an int32/int64 tensor `[*]`; clamped to what can be ranked.
-        threshold: also (or instead) what passes it by `rule`, compared in float32; a float, or a float32 tensor `[*]`, one a
-            row (NaN: nothing passes).
+        threshold: also (or instead) what passes it by `rule`, compared in float64; a float, or a float64 or float32 tensor
+            `[*]`, one a row (NaN: nothing passes).
         rule: what passes, of the positions in the order of their ranks, up to the first that does not.
             "threshold": `confidence >= threshold`. "strict": `confidence > threshold`.
             "factor" (Fast-dLLM's): the n-th, n from 2 on, with `confidence >= 1 - threshold / (n + 1)`; the first always

@@ -54,9 +54,10 @@ def tokens_of_each(states: torch.Tensor, tokens_per_step: int, each: torch.Tenso
 
 
 def threshold_of_each(confidence: torch.Tensor, threshold: float | None, each: torch.Tensor | None) -> torch.Tensor:
-    """`[B]` float32: each sequence's threshold; NaN: none."""
-    limit = torch.tensor(float("nan") if threshold is None else threshold, device=confidence.device)
-    return (limit.float() if each is None else each).expand(confidence.shape[0])
+    """`[B]` float64: each sequence's threshold; NaN: none."""
+    number = float("nan") if threshold is None else threshold
+    limit = torch.tensor(number, dtype=torch.float64, device=confidence.device) if each is None else each.double()
+    return limit.expand(confidence.shape[0])
 
 
 def _draft_of(

@@ -80,8 +80,8 @@ class Rule(NamedTuple):
     def goes_on(self, before: int, confidence: float, entropy: float) -> bool:
         """Whether a step that has `before` positions takes one of this confidence; `entropy` is that of all of them."""
         if self.rule == "factor":
-            limit = 1 - torch.tensor(self.threshold, dtype=torch.float32) / (before + 2)
-            return confidence >= float(limit) if before else not math.isnan(self.threshold)
+            limit = 1 - self.threshold / (before + 2)
+            return confidence >= limit if before else not math.isnan(self.threshold)
         if self.rule == "entropy_bound":
             return entropy < self.threshold
         return confidence > self.threshold if self.rule == "strict" else confidence >= self.threshold
@@ -145,20 +145,58 @@ def verify(first: Known, known: list[Known], rule: Rule) -> tuple[Path, State]:
     return path, state
 
 
-def foresee(state: State, known: list[Known], rule: Rule) -> tuple[list[int], list[float]]:
-    """What to expect at a state: each position as predicted at the nearest known state that has a prediction there."""
+class Effect(NamedTuple):
+    """What filling a position does to the confidences elsewhere, measured by two drafts of which the second fills it."""
+
+    position: int
+    before: list[float]
+    after: list[float]
+
+    def on(self, confidence: torch.Tensor, i: int) -> torch.Tensor:
+        """A float32 confidence at position `i`, as it is to be expected once this one is filled, too."""
+        before, after = self.before[i], self.after[i]
+        if not (before > -INF and after > -INF):  # not measured here
+            return confidence
+        return confidence + (torch.tensor(after) - torch.tensor(before))
+
+
+def measured_effects(drafts: list[Known], mask_token_id: int) -> list[Effect]:
+    """Of the drafts that fill one position more than the draft before them."""
+    effects = []
+    for before, after in itertools.pairwise(drafts):
+        different = [i for i, (a, b) in enumerate(zip(before.state, after.state, strict=True)) if a != b]
+        if len(different) == 1 and before.state[different[0]] == mask_token_id:
+            effects.append(Effect(different[0], before.confidence, after.confidence))
+    return effects
+
+
+def foresee(state: State, known: list[Known], effects: list[Effect], rule: Rule) -> tuple[list[int], list[float]]:
+    """What to expect at a state: each position as predicted at the nearest known state that has a prediction there. What is
+    filled by now, but not in that state, has the effects on its confidence that were measured, added in their order.
+    """
     token_ids, confidence = list(state), [-INF] * len(state)
     nearest = sorted(known, key=lambda one: (distance(one.state, state), one.age))
+    mask = rule.mask_token_id
     for i in rule.masked(state):
         for one in nearest:
             if one.confidence[i] > -INF:
-                token_ids[i], confidence[i] = one.token_ids[i], one.confidence[i]
+                expected = torch.tensor(one.confidence[i])
+                for effect in effects:
+                    if state[effect.position] != mask and one.state[effect.position] == mask:
+                        expected = effect.on(expected, i)
+                token_ids[i], confidence[i] = one.token_ids[i], expected.item()
                 break
     return token_ids, confidence
 
 
 def next_drafts(
-    state: State, known: list[Known], kept: list[Known], rule: Rule, draft_steps: int, pipelined: bool
+    state: State,
+    known: list[Known],
+    kept: list[Known],
+    effects: list[Effect],
+    rule: Rule,
+    draft_steps: int,
+    pipelined: bool,
 ) -> list[State]:
     """`state`, which static decoding reaches for sure, and the states after it that are worth a forward."""
     first, block = state, rule.current_block(state)
@@ -178,7 +216,7 @@ def next_drafts(
             candidates.append(state)
             scores.append(score.item())
             score = score * DECAY
-            token_ids, confidence = foresee(state, known, rule)
+            token_ids, confidence = foresee(state, known, effects, rule)
             picks = rule.picks(state, confidence)
             for i in picks:
                 values = values * min(max(confidence[i], 0.0), 1.0)
@@ -372,7 +410,8 @@ def pooled_step(
         slot.keep(kept)
         built = []
         if path[-1][1]:  # else nothing can be filled, nor could it be after another forward of the same state
-            built = next_drafts(state, known, kept, static, draft_steps, drafting == "pipelined")
+            effects = measured_effects(inputs, mask_token_id)
+            built = next_drafts(state, known, kept, effects, static, draft_steps, drafting == "pipelined")
         records.append(record(path, state, built, static, draft_steps, of(step, b)))
     if memory is not pool:
         pool.copy_(memory)

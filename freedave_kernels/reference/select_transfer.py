@@ -24,9 +24,9 @@ def select_transfer(
     count = torch.tensor(num_transfer) if num_transfer_per_row is None else num_transfer_per_row[..., None]
     top = eligible & (rank_positions(confidence, masked, order, None) < count.to(confidence.device))
     if threshold_per_row is not None:
-        limit = threshold_per_row[..., None]
+        limit = threshold_per_row[..., None].double()
     elif threshold is not None:
-        limit = torch.tensor(threshold, dtype=torch.float32, device=confidence.device)
+        limit = torch.tensor(threshold, dtype=torch.float64, device=confidence.device)
     else:
         return top
 
@@ -41,18 +41,18 @@ def select_transfer(
 def passing_positions(
     confidence: torch.Tensor, masked: torch.Tensor, limit: torch.Tensor, rule: str, order: str
 ) -> torch.Tensor:
-    """`[*, L]`: which masked positions, all of one block, pass the threshold `limit [*, 1]`."""
+    """`[*, L]`: which masked positions, all of one block, pass the threshold `limit [*, 1]`, a float64."""
     eligible = rankable(confidence, masked)
     length = confidence.shape[-1]
     if length == 0:
         return eligible
     rank = rank_positions(confidence, masked, order, None).long()
     if rule == "threshold":
-        passes = confidence >= limit
+        passes = confidence.double() >= limit
     elif rule == "strict":
-        passes = confidence > limit
+        passes = confidence.double() > limit
     elif rule == "factor":
-        passes = torch.where(rank == 0, limit == limit, confidence >= 1 - limit / (rank + 2))
+        passes = torch.where(rank == 0, limit == limit, confidence.double() >= 1 - limit / (rank + 2))
     else:
         entropy = torch.where(eligible, -confidence.double().clamp(max=0), 0.0)
         place = rank.clamp(max=length - 1)

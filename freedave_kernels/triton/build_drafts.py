@@ -8,7 +8,7 @@ import torch
 import triton.language as tl
 
 from freedave_kernels.triton.launch import each_or, kernel, power_of_two
-from freedave_kernels.triton.select_transfer import as_float32
+from freedave_kernels.triton.select_transfer import as_number
 from freedave_kernels.triton.static_step import (
     expect_length,
     plan_drafts,
@@ -29,7 +29,7 @@ def build_sequence(
     num_drafts,
     tokens_each,
     threshold_each,
-    threshold: tl.float32,
+    threshold: tl.float64,
     length: tl.int32,
     draft_steps: tl.int32,
     mask_token_id: tl.int64,
@@ -102,7 +102,7 @@ def build_drafts(
             num_drafts,
             tokens,
             limits,
-            as_float32(threshold),
+            as_number(threshold),
             length,
             draft_steps,
             mask_token_id,
@@ -121,7 +121,7 @@ def build_drafts(
             tokens_per_step_per_row is not None,
             threshold_per_row is not None,
         ),
-        (tokens.dtype,),
+        (tokens.dtype, limits.dtype),
         *resources_for(length),
     )
     return drafts, num_drafts

@@ -13,7 +13,7 @@ import triton.language as tl
 
 from freedave_kernels.contract import COUNTERS, RecordLayout
 from freedave_kernels.triton.launch import each_or, kernel, power_of_two
-from freedave_kernels.triton.select_transfer import as_float32
+from freedave_kernels.triton.select_transfer import as_number
 from freedave_kernels.triton.static_step import (
     BLOCK_SHIFT,
     NO_KEY,
@@ -244,7 +244,7 @@ def account(
 @kernel()
 def step_sequence(
     drafts, token_ids, confidence, num_drafts, taken, answer_start, tokens_each, threshold_each, eos_each, record,
-    record_as_float, threshold: tl.float32, count: tl.int32, length: tl.int32, draft_steps: tl.int32,
+    record_as_float, threshold: tl.float64, count: tl.int32, length: tl.int32, draft_steps: tl.int32,
     mask_token_id: tl.int64, tokens_per_step: tl.int32, block_length: tl.int32, eos_token_id: tl.int64,
     drafts_sequence: tl.int64, drafts_row: tl.int64, drafts_step: tl.int64,
     tokens_sequence: tl.int64, tokens_row: tl.int64, tokens_step: tl.int64,
@@ -360,7 +360,7 @@ def draft_step(
             *numbers,
             record,
             record.view(torch.float32),
-            as_float32(threshold),
+            as_number(threshold),
             count,
             length,
             draft_steps,
@@ -389,7 +389,7 @@ def draft_step(
             tokens_per_step_per_row is not None,
             threshold_per_row is not None,
         ),
-        (num_drafts.dtype, numbers[2].dtype, numbers[4].dtype),
+        (num_drafts.dtype, *(number.dtype for number in numbers[2:])),
         *resources_for(padded * tile),
     )
     return record

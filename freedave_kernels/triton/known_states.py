@@ -157,6 +157,30 @@ def compare(known, k, total, state, COUNT: tl.constexpr, TILE: tl.constexpr):
 
 
 @triton.jit
+def additions(known, census, COUNT: tl.constexpr, TILE: tl.constexpr):
+    """`[COUNT]` twice: of each draft that fills one position more than the draft before it, that position, else -1; and
+    whether it is filled in draft 0, from which decoding goes on.
+
+    The effect of filling it on the confidences elsewhere is measured: it is the difference of the two drafts' confidences.
+    """
+    adds = tl.full([COUNT], -1, tl.int32)
+    for begin in range(0, known.count, TILE):
+        row = begin + tl.arange(0, TILE)
+        inside = ((row > 0) & (row < known.count))[:, None] & (known.position < known.length)[None, :]
+        there = state_at(known, row[:, None], known.position[None, :], known.column[None, :], inside)
+        before = state_at(known, row[:, None] - 1, known.position[None, :], known.column[None, :], inside)
+        differs = inside & (there != before)
+        count = tl.sum(tl.where(before == known.mask_token_id, 1, 2) * differs.to(tl.int32), axis=1)
+        place = tl.sum(tl.where(differs, known.position[None, :], 0), axis=1)
+        here = (census.k[:, None] == row[None, :]) & (count == 1)[None, :]
+        adds = tl.maximum(adds, tl.max(tl.where(here, place[None, :], -1), axis=1))
+    adds = tl.where(census.live, adds, -1)
+    first = tl.zeros([], tl.int32)
+    held = state_at(known, first, adds, column_of(adds, known.origin, known.columns), adds >= 0)
+    return adds, held != known.mask_token_id
+
+
+@triton.jit
 def newest(census, distance, among, end):
     """Of the known states in `among`, the newest that is the state at work and is computed up to `end`; -1 where none is."""
     same = among & (distance == 0) & (census.computed >= end)
@@ -177,8 +201,12 @@ def newest_agreeing(census, conflicts, most):
 
 
 @triton.jit
-def foresee(known, census, distance, wanted, state, LENGTH: tl.constexpr):
-    """What to expect where `wanted`: as predicted at the nearest known state, the oldest of them, that predicts there."""
+def foresee(known, census, distance, adds, added, wanted, state, LENGTH: tl.constexpr):
+    """What to expect where `wanted`: as predicted at the nearest known state, the oldest of them, that predicts there.
+
+    What is filled by now, but not in that state, has the effects on the confidence that were measured (`additions`; those
+    that are `added` are filled by now).
+    """
     token = state
     value = tl.full([LENGTH], float("-inf"), tl.float32)
     key = (distance.to(tl.int64) << DISTANCE_SHIFT) | (census.age << NUMBER_BITS) | census.k
@@ -190,6 +218,15 @@ def foresee(known, census, distance, wanted, state, LENGTH: tl.constexpr):
         predicted = wanted & (value_there > float("-inf"))
         token = tl.where(predicted, token_there, token)
         value = tl.where(predicted, value_there, value)
+        held = state_at(known, k, adds, column_of(adds, known.origin, known.columns), added)
+        effects = added & (held == known.mask_token_id)
+        draft = tl.min(tl.where(effects, census.k, NOT_FILLED), axis=0)
+        while draft != NOT_FILLED:
+            _, before = predictions_at(known, draft - 1, predicted)
+            _, after = predictions_at(known, draft, predicted)
+            measured = (before > float("-inf")) & (after > float("-inf"))
+            value += tl.where(measured, after - before, 0.0)
+            draft = tl.min(tl.where(effects & (census.k > draft), census.k, NOT_FILLED), axis=0)
         wanted = wanted & ~predicted
         open_still = tl.max(wanted.to(tl.int32), axis=0) > 0
         nearest = tl.min(tl.where((key > nearest) & open_still, key, NO_STATE), axis=0)
@@ -216,11 +253,11 @@ def picks_at(rule, state, value, position):
 
 
 @triton.jit
-def fill(known, census, state, token, value, picked, distance, conflicts, values):
+def fill(known, census, state, token, value, picked, distance, conflicts, adds, added, values):
     """Fills the picked positions of the state at work, in ascending order, which `values` is multiplied in.
 
-    Returns the state, its distances from the known states and their conflicts with it, and `values` times the picked
-    positions' confidences, taken for probabilities.
+    Returns the state, its distances from the known states and their conflicts with it, which of the positions in `adds` are
+    filled, and `values` times the picked positions' confidences, taken for probabilities.
     """
     state = tl.where(picked, token, state)
     position = known.position
@@ -232,6 +269,7 @@ def fill(known, census, state, token, value, picked, distance, conflicts, values
         values = values * tl.minimum(tl.maximum(certainty, 0.0), 1.0)
         there = state_at(known, census.k, spot, column_of(spot, known.origin, known.columns), census.live)
         conflicts += (there != chosen).to(tl.int32)
+        added = added | (adds == spot)
         distance += (there != chosen).to(tl.int32) - (there != known.mask_token_id).to(tl.int32)
         spot = tl.min(tl.where(picked & (position > spot), position, NOT_FILLED), axis=0)
-    return state, distance, conflicts, values
+    return state, distance, conflicts, added, values

@@ -18,6 +18,7 @@ from freedave_kernels.triton.known_states import (
     Census,
     Known,
     Rule,
+    additions,
     column_of,
     compare,
     current_block,
@@ -31,7 +32,7 @@ from freedave_kernels.triton.known_states import (
     state_at,
 )
 from freedave_kernels.triton.launch import each_or, kernel, power_of_two
-from freedave_kernels.triton.select_transfer import as_float32
+from freedave_kernels.triton.select_transfer import as_number
 from freedave_kernels.triton.static_step import NOT_FILLED, expect_length, rule_of, step_of
 
 DECAY = tl.constexpr(0.85)  # of a draft's score
@@ -57,10 +58,11 @@ def is_over(rule, state, position, begin):
 
 
 @triton.jit
-def verify(known, census, rule, state, distance, conflicts, LENGTH: tl.constexpr):
+def verify(known, census, rule, state, distance, conflicts, adds, added, LENGTH: tl.constexpr):
     """Static decoding from draft 0 for as long as its states are known.
 
-    Returns the last known state on the way; the state after it, with its distances and conflicts, and whether it is another;
+    Returns the last known state on the way; the state after it, with its distances and conflicts, which of `adds` are filled,
+    and whether it is another;
     how many known states there were, and the number of the one at which each position was filled; the last draft among
     them, and how many positions its complete blocks hold.
     """
@@ -85,12 +87,14 @@ def verify(known, census, rule, state, distance, conflicts, LENGTH: tl.constexpr
         picked = picks_at(rule, state, value, position)
         filled_at = tl.where(picked, hops, filled_at)
         hops += 1
-        state, distance, conflicts, _ = fill(known, census, state, token, value, picked, distance, conflicts, certain)
+        state, distance, conflicts, added, _ = fill(
+            known, census, state, token, value, picked, distance, conflicts, adds, added, certain
+        )
         begin, end = current_block(rule, state, position)
         moved = any_of(picked)
         serves = moved & ~is_over(rule, state, position, begin)
         at = tl.where(serves, newest(census, distance, census.live, end), -1)
-    return last, state, distance, conflicts, moved, hops, filled_at, accepted, reusable
+    return last, state, distance, conflicts, added, moved, hops, filled_at, accepted, reusable
 
 
 @triton.jit
@@ -114,7 +118,7 @@ def admit(best, score, values, candidates, draft_steps, PIPELINED: tl.constexpr)
 
 @triton.jit
 def walk(
-    known, census, rule, kept, state, distance, conflicts, draft_steps, going,
+    known, census, rule, kept, state, distance, conflicts, adds, added, draft_steps, going,
     LENGTH: tl.constexpr, DRAFTS: tl.constexpr, PIPELINED: tl.constexpr,
 ):  # fmt: skip
     """Goes on from `state` as decoding is expected to: by what is known where the state is, else as foreseen.
@@ -145,11 +149,11 @@ def walk(
             candidates += going.to(tl.int32)
             score = score * DECAY
             wanted = (state == rule.mask_token_id) & (position < tl.where(going, end, 0))
-            token, value = foresee(known, census, distance, wanted, state, LENGTH)
+            token, value = foresee(known, census, distance, adds, added, wanted, state, LENGTH)
         picked = picks_at(rule, state, value, position)
         after = tl.where(picked, candidates - 1, after)
-        state, distance, conflicts, product = fill(
-            known, census, state, token, value, picked, distance, conflicts, values
+        state, distance, conflicts, added, product = fill(
+            known, census, state, token, value, picked, distance, conflicts, adds, added, values
         )
         values = tl.where(at >= 0, values, product)
         begin, end = current_block(rule, state, position)
@@ -250,12 +254,26 @@ def step_census(
     first = tl.zeros([], tl.int32)
     given = state_at(known, first, position, known.column, inside)
     distance, conflicts = compare(known, census.k, known.count + entries, given, KNOWN, TILE)
-    last, committed, distance, conflicts, moved, hops, filled_at, accepted, reusable = verify(
-        known, census, rule, given, distance, conflicts, LENGTH
+    adds, added = additions(known, census, KNOWN, TILE)
+    last, committed, distance, conflicts, added, moved, hops, filled_at, accepted, reusable = verify(
+        known, census, rule, given, distance, conflicts, adds, added, LENGTH
     )
     kept = newest_agreeing(census, conflicts, entries)
     state, after, candidates, best = walk(
-        known, census, rule, kept, committed, distance, conflicts, draft_steps, moved, LENGTH, DRAFTS, PIPELINED
+        known,
+        census,
+        rule,
+        kept,
+        committed,
+        distance,
+        conflicts,
+        adds,
+        added,
+        draft_steps,
+        moved,
+        LENGTH,
+        DRAFTS,
+        PIPELINED,
     )
     next_at = record + WIDTH + 2 * length + position
     built = write_drafts(
@@ -285,7 +303,7 @@ def step_census(
 @kernel()
 def step_pooled(
     drafts, token_ids, confidence, num_drafts, pool, pool_as_float, taken, answer_start, window_start, tokens_each,
-    threshold_each, eos_each, computed_length, slots, forget, record, record_as_float, threshold: tl.float32,
+    threshold_each, eos_each, computed_length, slots, forget, record, record_as_float, threshold: tl.float64,
     count: tl.int32, length: tl.int32, draft_steps: tl.int32, num_slots: tl.int32, entries: tl.int32, columns: tl.int32,
     mask_token_id: tl.int64, tokens_per_step: tl.int32, block_length: tl.int32, eos_token_id: tl.int64,
     drafts_sequence: tl.int64, drafts_row: tl.int64, drafts_step: tl.int64,
@@ -397,7 +415,7 @@ def pooled_step(
     step_pooled.launch(
         (batch, 1, 1),
         (drafts, token_ids, confidence, num_drafts, pool, pool.view(torch.float32), *numbers, computed, places, forgotten,
-         record, record.view(torch.float32), as_float32(threshold), count, length, draft_steps, pool.shape[0], pool_states,
+         record, record.view(torch.float32), as_number(threshold), count, length, draft_steps, pool.shape[0], pool_states,
          pool_length, mask_token_id, min(tokens_per_step, length), min(block_length or length, length), eos_token_id or 0,
          *drafts.stride(), *token_ids.stride(), *confidence.stride(), num_drafts.stride(0),
          *(number.stride(0) for number in numbers), *computed.stride(), places.stride(0), forgotten.stride(0)),
@@ -406,7 +424,7 @@ def pooled_step(
          eos_token_id is not None or eos_token_id_per_row is not None,
          *(given is not None for given in (step, answer_start, window_start, tokens_per_step_per_row, threshold_per_row,
                                            eos_token_id_per_row, computed_length, slots, forget))),
-        (num_drafts.dtype, numbers[3].dtype, numbers[5].dtype, places.dtype, forgotten.dtype),
+        (num_drafts.dtype, *(number.dtype for number in numbers[3:]), places.dtype, forgotten.dtype),
         num_warps,
         max_registers=255,  # such a program waits for its own results most of the time, so it may take all
     )  # fmt: skip

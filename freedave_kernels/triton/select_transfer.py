@@ -4,14 +4,13 @@ threshold, or both. A program owns a row; the first ranked are found by one redu
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 import triton.language as tl
 
 from freedave_kernels.triton.launch import as_rows, kernel, power_of_two
 from freedave_kernels.triton.static_step import (
     NO_RULE,
+    as_float64,
     expect_length,
     first_ranked,
     passing,
@@ -28,7 +27,7 @@ def select_row(
     counts,
     thresholds,
     transfer,
-    threshold: tl.float32,
+    threshold: tl.float64,
     length: tl.int32,
     num_transfer: tl.int32,
     count_step: tl.int64,
@@ -59,7 +58,7 @@ def select_row(
     if HAS_THRESHOLDS:
         threshold = tl.load(thresholds + row * threshold_step)
     if RULE != NO_RULE:
-        passes = passing(keys, value, masked, position, threshold, RULE, LEFT_TO_RIGHT)
+        passes = passing(keys, value, masked, position, as_float64(threshold), RULE, LEFT_TO_RIGHT)
         if FALLBACK == "top_always":
             chosen = passes | top
         else:
@@ -100,7 +99,7 @@ def select_transfer(
             counts,
             thresholds,
             transfer_index,
-            as_float32(threshold),
+            as_number(threshold),
             length,
             min(num_transfer, length),
             counts.stride(0),
@@ -117,12 +116,12 @@ def select_transfer(
             fallback,
             order == "left_to_right",
         ),
-        (counts.dtype,),
+        (counts.dtype, thresholds.dtype),
         *resources_for(length),
     )
     return transfer_index
 
 
-def as_float32(threshold: float | None) -> float:
-    """Confidences are compared in float32; 0 where there is no threshold."""
-    return 0.0 if threshold is None else ctypes.c_float(threshold).value
+def as_number(threshold: float | None) -> float:
+    """0 where there is no threshold."""
+    return 0.0 if threshold is None else float(threshold)

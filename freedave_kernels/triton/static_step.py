@@ -109,7 +109,7 @@ def passing_in_turn(keys, confidence, in_block, position, threshold, RULE: tl.co
         here = left & (position == spot)
         value = tl.sum(tl.where(here, confidence, 0.0), axis=0)
         if RULE == FACTOR:
-            limit = 1.0 - tl.div_rn(threshold, count + 2.0)
+            limit = 1.0 - threshold / (count + 2)
             going = (count == 0) | (value >= limit)
         else:
             entropy -= tl.minimum(value, 0.0).to(tl.float64)
@@ -124,6 +124,12 @@ def passing_in_turn(keys, confidence, in_block, position, threshold, RULE: tl.co
 
 
 @triton.jit
+def as_float64(number):
+    """As confidences are compared with it. (Triton's interpreter takes an argument as Python's number, and that as float32.)"""
+    return tl.full([], number, tl.float64)
+
+
+@triton.jit
 def step_of(
     sequence, tokens_per_step, tokens_each, tokens_each_step, threshold, threshold_each, threshold_each_step, length,
     HAS_TOKENS_EACH: tl.constexpr, HAS_THRESHOLD_EACH: tl.constexpr,
@@ -134,7 +140,7 @@ def step_of(
         tokens_per_step = tl.minimum(tl.maximum(tokens, 1), length).to(tl.int32)
     if HAS_THRESHOLD_EACH:
         threshold = tl.load(threshold_each + sequence * threshold_each_step)
-    return tokens_per_step, threshold
+    return tokens_per_step, as_float64(threshold)
 
 
 @triton.jit

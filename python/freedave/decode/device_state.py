@@ -29,7 +29,7 @@ class DeviceState:
 
     `drafts [S, K, window]`, and `[S]` each: `num_drafts` (0 where a slot is empty, or waits for a forward of its own),
     `start` of the window, `begin` of the sequence's own forward, `length` of the sequence, `prompt_length` and `steps_taken`;
-    `threshold` (float32, NaN: none) and `end`, the token behind which pooled drafts need not go (-1: none).
+    `threshold` (float64, NaN: none) and `end`, the token behind which pooled drafts need not go (-1: none).
     `noise [S, 2]`: where tokens are drawn, the key that it follows from, and the bits of the temperature, a float32. One copy
     spreads both.
     `tokens [S, *]`: what is committed; with an exact cache, the prompt.
@@ -54,7 +54,7 @@ class DeviceState:
         self.num_drafts, self.start, self.begin = integers(slots), integers(slots), integers(slots)
         self.length, self.prompt_length, self.steps_taken = integers(slots), integers(slots), integers(slots)
         self.noise = integers(slots, 2)
-        self.threshold = torch.full((slots,), math.nan, dtype=torch.float32, device=self.device)
+        self.threshold = torch.full((slots,), math.nan, dtype=torch.float64, device=self.device)
         self.end = integers(slots, fill=-1)
         self.pool: DraftPool | None = None
         if settings.pooled:

@@ -50,7 +50,7 @@ def generate(
     prefill_chunk: int | None = 512,
     executor: str = "auto",
     compile: bool | None = None,
-    measure: str = "prob",
+    measure: str | None = None,
     temperature: float = 0.0,
     seed: int | None = None,
     top_k: int | None = None,

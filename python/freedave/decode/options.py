@@ -127,9 +127,10 @@ class DecodingOptions:
             at position 0 for block-causal models and at the end of the prompt for full attention.
         tokens_per_step: positions that one static step commits.
         order: "confidence" or "left_to_right".
-        measure: what positions are ranked by, as `freedave_kernels.predict_tokens` has it. "prob": the predicted token's
-            probability, in float32, of which many are 1.0. "log_odds" ranks these, too, as float64 would. "margin",
-            "neg_entropy": Dream's other algorithms.
+        measure: what positions are ranked by, as `freedave_kernels.predict_tokens` has it. "log_odds": the predicted token's
+            probability, in the order of float64, which is LLaDA's. "prob": the same in float32, of which many are 1.0, where
+            the lowest position comes first. "margin", "neg_entropy": Dream's other algorithms. None: what `rule` needs,
+            "log_odds" where it needs nothing else.
         threshold: a static step commits every position of the block whose token has at least this probability (so it needs
             "prob" or "log_odds"); if there is none, `tokens_per_step` positions.
         rule: what the threshold bounds, as `freedave_kernels.select_transfer` has it. "threshold": as above. "strict": such
@@ -165,10 +166,10 @@ class DecodingOptions:
     block_length: int | None = _option(None, WholeNumber(), "(default: the model's)", "L")
     tokens_per_step: int = _option(1, WholeNumber(), "positions that one static step commits", "N")
     order: str = _option("confidence", Choice(("confidence", "left_to_right")), "which positions a static step commits")
-    measure: str = _option(
-        "prob",
+    measure: str | None = _option(
+        None,
         Choice(("prob", "log_odds", "margin", "neg_entropy")),
-        "what positions are ranked by; log_odds tells those apart whose probability is 1.0",
+        "what positions are ranked by (default: log_odds, or what the rule needs)",
     )
     threshold: float | None = _option(None, Threshold(), "a step commits all tokens this confident", "P")
     rule: str = _option(

@@ -301,7 +301,7 @@ class PlannedExecutor:
         thresholds = [slot.sequence.least_confidence for slot in active]
         numbers = [math.nan if each is None else each for each in thresholds]
         alike = len({*thresholds}) == 1
-        each = thresholds[0] if alike else torch.tensor(numbers, dtype=torch.float32, device=self._lm.device)
+        each = thresholds[0] if alike else torch.tensor(numbers, dtype=torch.float64, device=self._lm.device)
         return {"threshold": each, "rule": self._settings.step_rule}
 
     def _pooling(self, for_pool: list[torch.Tensor], active: list[_Slot]) -> dict[str, Any]:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # pipelining enters later blocks early; with fewer blocks, both find fewer drafts (measured with the embedded model).
 MORE_BLOCKS = {"pooled": 1, "pipelined": 4}
 
+# What positions are ranked by where nobody says: the order of float64 probabilities, of which many are 1.0 in float32.
+MEASURE = "log_odds"
 # The rules of a threshold that is no probability to reach or to exceed, and what confidences are for each.
 NEEDED_MEASURE = {"factor": "prob", "entropy_bound": "neg_entropy"}
 
@@ -60,7 +62,7 @@ class Settings:
     """How many of the graph executor's drafts count; None: all."""
     rule: str = "threshold"
     """What the threshold bounds."""
-    measure: str = "prob"
+    measure: str = MEASURE
     """Of confidences, as `predict_tokens` has it."""
     temperature: float = 0.0
     """0, or what logits are divided by where tokens are drawn."""
@@ -88,12 +90,12 @@ class Settings:
         """The threshold as `step_rule` compares confidences with it."""
         if self.threshold is None or self.rule in NEEDED_MEASURE:
             return self.threshold
-        least = least_above(self.threshold) if self.rule == "strict" else self.threshold
+        least = math.nextafter(self.threshold, math.inf) if self.rule == "strict" else self.threshold
         return least if self.measure == "prob" else least_log_odds(least)
 
     @property
     def step_rule(self) -> str:
-        """The rule as `draft_step` has it: what must exceed a threshold reaches the next float32."""
+        """The rule as `draft_step` has it: what must exceed a threshold reaches the next float64."""
         return "threshold" if self.rule == "strict" else self.rule
 
     @property
@@ -175,19 +177,13 @@ class SequenceSettings:
     """Where the decoder's settings have one above 0; 0: this sequence's tokens are not drawn."""
 
 
-def least_above(threshold: float) -> float:
-    """The least float32 above a threshold that must be exceeded; torch rounds it to float32 to compare a float32 with it."""
-    return torch.tensor(float(threshold), dtype=torch.float32).nextafter(torch.tensor(torch.inf)).item()
-
-
 def least_log_odds(threshold: float) -> float:
-    """The log-odds from which on a probability, rounded to float32, is at least the float32 `threshold`."""
-    limit = torch.tensor(threshold, dtype=torch.float32)
-    below = torch.nextafter(limit, torch.tensor(-math.inf))
-    rounds_up = (limit.item() + below.item()) / 2
-    if rounds_up <= 0:
+    """The log-odds from which on a probability is at least `threshold`, in float64: 1 where its softmax is."""
+    if threshold <= 0:
         return -math.inf
-    return math.log(rounds_up) - math.log1p(-rounds_up) if rounds_up < 1 else math.inf
+    if threshold >= 1:
+        return 53 * math.log(2) if threshold == 1 else math.inf
+    return math.log(threshold) - math.log1p(-threshold)
 
 
 def check_prompts(lm: DiffusionLM, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[list[int]]:
@@ -283,7 +279,7 @@ def resolve_settings(
         order=chosen.order,
         threshold=chosen.threshold,
         rule=chosen.rule,
-        measure=chosen.measure,
+        measure=chosen.measure or NEEDED_MEASURE.get(chosen.rule, MEASURE),
         drafting=chosen.drafting,
         cache=_cache(lm, chosen.cache),
         eos_token_ids=lm.eos_token_ids if eos_token_id is None else as_token_ids(eos_token_id),

@@ -6,7 +6,7 @@
 
 Tokens and their order are those of the published functions, but for these differences: the mask is never predicted, and is
 no part of the softmax; confidences that float64 cannot tell apart, all of them 1.0, are told apart; with a `factor` they are
-compared in float32; and sequences of a batch do not wait for each other, so that one sequence's tokens do not depend on the
+rounded to float32; and sequences of a batch do not wait for each other, so that one sequence's tokens do not depend on the
 others.
 """
 

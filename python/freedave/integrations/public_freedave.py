@@ -30,6 +30,7 @@ from freedave.decode.decoder import Decoder
 from freedave.decode.sequence import Sequence
 from freedave.decode.settings import check_prompts, resolve_settings
 from freedave.integers import as_int
+from freedave.integrations.step_schedule import as_torch_compares
 from freedave.models.diffusion_lm import DiffusionLM
 
 # Whose logits are shifted, as published.
@@ -245,7 +246,8 @@ class DLMGeneration:
             block_length=block_length,
             tokens_per_step=self.token_per_step,
             order="left_to_right" if alg_temp == -1 else "confidence",
-            threshold=threshold,
+            threshold=as_torch_compares(threshold),
+            measure="prob",
             cache=cache,
             temperature=temperature,
             seed=self.seed,

@@ -26,7 +26,7 @@ import torch
 
 from freedave.decode.generate import generate as decode
 from freedave.integers import as_int
-from freedave.integrations.step_schedule import refuse, tokens_a_step
+from freedave.integrations.step_schedule import as_torch_compares, refuse, tokens_a_step
 from freedave.models.diffusion_lm import DiffusionLM
 from freedave_kernels.arguments import expect_choice
 
@@ -108,7 +108,7 @@ def block_diffusion_generate(
         block_length,
         tokens_per_step,
         ORDERS[remasking_strategy],
-        threshold=confidence_threshold if dynamic else eb_threshold if entropic else None,
+        threshold=as_torch_compares(confidence_threshold if dynamic else eb_threshold if entropic else None),
         rule="strict" if dynamic else "entropy_bound" if entropic else "threshold",
         measure="neg_entropy" if entropic else "prob",
         eos_token_id=() if stopping_criteria_idx is None else stopping_criteria_idx,

@@ -23,6 +23,7 @@ from sglang.srt.dllm.algorithm.low_confidence import LowConfidence
 
 import freedave_kernels as fk
 from freedave.integers import as_int
+from freedave.integrations.step_schedule import as_torch_compares
 from freedave_kernels.contract import COUNTERS, DRAFTINGS, MAX_DRAFTS
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class FreeDaveLowConfidence(LowConfidence):
         if forward_batch.dllm_prompt_mask is not None:
             masked &= ~forward_batch.dllm_prompt_mask
         token_ids, confidence = fk.predict_tokens(logits, input_ids, self.mask_id, mask_index=masked)
-        transfer = fk.select_transfer(confidence, masked, threshold=self.threshold, rule="strict")
+        transfer = fk.select_transfer(confidence, masked, threshold=as_torch_compares(self.threshold), rule="strict")
         input_ids.copy_(torch.where(transfer, token_ids, input_ids))
         return (~transfer.any(1)).tolist()
 
@@ -104,7 +105,7 @@ class FreeDaveJointThreshold(JointThreshold):
         post_edit_steps = post_edit_steps + only_edits
         goes_on = (finished == 0) & ~(only_edits & (post_edit_steps > self.max_post_edit_steps))
 
-        transfer = fk.select_transfer(confidence, masked, threshold=self.threshold, rule="strict")
+        transfer = fk.select_transfer(confidence, masked, threshold=as_torch_compares(self.threshold), rule="strict")
         transfer |= (confidence > self.edit_threshold) & (token_ids != input_ids) & ~masked & ~prompt
         transfer &= goes_on[:, None]
         input_ids.copy_(torch.where(transfer, token_ids, input_ids))
@@ -242,7 +243,7 @@ class FreeDave(DllmAlgorithm):
             token_ids[of_block, of_draft], confidence[of_block, of_draft] = found_ids, found_confidence
             step = fk.draft_step(
                 drafts, token_ids, confidence, num_drafts, self.mask_id, self.draft_steps,
-                threshold=self.threshold, rule="strict", drafting=self.drafting,
+                threshold=as_torch_compares(self.threshold), rule="strict", drafting=self.drafting,
             )  # fmt: skip
             committed = torch.where(step.drafts[:, 0] == LITERAL, self.mask_id, step.drafts[:, 0])
             forward_batch.input_ids.view(-1, self.block_size)[requests] = committed

@@ -4,6 +4,8 @@ step commits. All have options that cannot be honoured.
 
 from __future__ import annotations
 
+import torch
+
 from freedave.integers import as_int
 
 
@@ -47,3 +49,8 @@ def refuse(caller: str, **options: tuple[object, object, str]) -> None:
     for name, (value, honoured, why) in options.items():
         if value != honoured:
             raise ValueError(f"{caller}: {name}={value!r} cannot be honoured: {why}; leave it at {honoured!r}")
+
+
+def as_torch_compares(threshold: float | None) -> float | None:
+    """The number that a host's confidences, a float32 tensor, are compared with: torch rounds a threshold to float32."""
+    return None if threshold is None else torch.tensor(threshold, dtype=torch.float32).item()
