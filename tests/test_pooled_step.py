@@ -131,6 +131,43 @@ def test_drafts_are_foreseen_by_the_nearest_state(backend):
     assert step.drafts[0].tolist() == [[M, M, 3, M], [M, M, 3, 4], [M, 6, 3, 4]]
 
 
+def measured(**other: torch.Tensor) -> list[list[int]]:
+    """Static decoding fills position 1, where the drafts fill 0, 2 and maybe more; it may come to where [M, 2, 3, M, M] has
+    foreseen position 3 before 4, not knowing of position 0. That this changes their order, drafts 0 and 1 have measured.
+    """
+    pool = fk.draft_pool(1, 4, 5)
+    pool.states[0, 0] = torch.tensor([M, 2, 3, M, M])
+    pool.token_ids[0, 0] = torch.tensor([1, 2, 3, 4, 5])
+    pool.confidence[0, 0] = torch.tensor([0.9, -INF, -INF, 0.5, 0.4])
+    pool.age[0, 0], pool.computed[0, 0] = 1, 5
+    call = {
+        "drafts": torch.tensor([[M, M, M, M, M], [1, M, M, M, M]]),
+        "confidence": torch.tensor([[0.7, 0.95, 0.3, 0.6, 0.2], [0.0, 0.9, 0.8, 0.3, 0.3]]),
+        "num_drafts": torch.tensor(2),
+    } | other
+    drafts, confidence, num_drafts = (tensor[None] for tensor in call.values())
+    token_ids = torch.where(drafts == M, torch.tensor([1, 2, 3, 4, 5]), drafts)
+    step = fk.draft_step(drafts, token_ids, confidence, num_drafts, M, 4, drafting="pooled", pool=pool)
+    assert step.drafts[0, :3].tolist() == [[M, 2, M, M, M], [1, 2, M, M, M], [1, 2, 3, M, M]]
+    return step.drafts[0, 3].tolist()
+
+
+def test_measured_effects(backend):
+    """What a draft fills beyond the draft before it changes the confidences elsewhere: so it does, it is expected, at a state
+    near which it was not filled."""
+    assert measured() == [1, 2, 3, M, 5]
+    # Nothing was measured where one of the two has no confidence, nor by a draft that does not count.
+    for broken in (-INF, float("nan")):
+        for draft in (0, 1):
+            sure = torch.tensor([[0.7, 0.95, 0.3, 0.6, 0.2], [0.0, 0.9, 0.8, 0.3, 0.3]])
+            sure[draft, 3:] = broken
+            assert measured(confidence=sure) == [1, 2, 3, 4, M]
+    # Nor by drafts that differ in two positions, or in what they hold.
+    chain = torch.tensor([[M, M, M, M, M], [1, M, M, 6, M], [1, M, M, M, M]])
+    sure = torch.tensor([[0.7, 0.95, 0.3, 0.6, 0.2], [0.0] * 5, [0.0, 0.9, 0.8, 0.3, 0.3]])
+    assert measured(drafts=chain, confidence=sure, num_drafts=torch.tensor(3)) == [1, 2, 3, 4, M]
+
+
 def test_ties_go_to_the_earlier_draft(backend):
     """Nobody doubts anything here, so a later block is as good as this one, and its second draft as the second here."""
     drafts = torch.full((1, 1, 6), M)

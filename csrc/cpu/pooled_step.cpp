@@ -302,7 +302,7 @@ class Sequence {
       for (int64_t i = block_.begin; i < block_.end; ++i) {
         const int64_t c = column(i);
         if (scratch_.foreseen_by[c] != by || !is_rankable(before[c]) || !is_rankable(after[c])) continue;
-        scratch_.sure[c] += after[c] - before[c];
+        scratch_.sure[c] += kEffect * (after[c] - before[c]);
       }
     }
   }

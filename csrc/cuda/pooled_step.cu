@@ -143,7 +143,7 @@ class Sequence {
   __device__ float effect(int k) const {
     const float before = known_.prediction(k - 1, window_.position).confidence;
     const float after = known_.prediction(k, window_.position).confidence;
-    return is_rankable(before) && is_rankable(after) ? after - before : 0.0f;
+    return is_rankable(before) && is_rankable(after) ? kEffect * (after - before) : 0.0f;
   }
 
   // One static step: fills positions as expected, where this thread's is expected with `confidence`. How many. `values`

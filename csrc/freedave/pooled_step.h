@@ -61,6 +61,10 @@ HD DraftPool pool_of(const PooledStepParams& p, int64_t slot) {
 inline constexpr float kScoreDecay = 0.85f;
 inline constexpr float kLeastScore = 1e-6f;
 
+// How much of a measured effect is expected at other states: with half of it, models that are less sure took fewer
+// forwards than with all or none, and the embedded one hardly more than with all.
+inline constexpr float kEffect = 0.5f;
+
 // What a position that was filled as foreseen multiplies the probability of the values by. (Other measures than
 // probability may be greater or negative.)
 HD float probability(float confidence) { return confidence < 0.0f ? 0.0f : (confidence < 1.0f ? confidence : 1.0f); }

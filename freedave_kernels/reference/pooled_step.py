@@ -18,6 +18,7 @@ from freedave_kernels.reference.build_drafts import threshold_of_each, tokens_of
 
 INF = float("inf")
 DECAY, LEAST_SCORE = 0.85, 1e-6  # of a draft's score, float32
+EFFECT = 0.5  # how much of a measured effect is expected at other states
 
 State = list[int]
 
@@ -157,7 +158,7 @@ class Effect(NamedTuple):
         before, after = self.before[i], self.after[i]
         if not (before > -INF and after > -INF):  # not measured here
             return confidence
-        return confidence + (torch.tensor(after) - torch.tensor(before))
+        return confidence + EFFECT * (torch.tensor(after) - torch.tensor(before))
 
 
 def measured_effects(drafts: list[Known], mask_token_id: int) -> list[Effect]:
@@ -172,7 +173,7 @@ def measured_effects(drafts: list[Known], mask_token_id: int) -> list[Effect]:
 
 def foresee(state: State, known: list[Known], effects: list[Effect], rule: Rule) -> tuple[list[int], list[float]]:
     """What to expect at a state: each position as predicted at the nearest known state that has a prediction there. What is
-    filled by now, but not in that state, has the effects on its confidence that were measured, added in their order.
+    filled by now, but not in that state, has half the effects on its confidence that were measured, added in their order.
     """
     token_ids, confidence = list(state), [-INF] * len(state)
     nearest = sorted(known, key=lambda one: (distance(one.state, state), one.age))

@@ -19,6 +19,8 @@ NUMBER_MASK = tl.constexpr((1 << 10) - 1)
 DISTANCE_SHIFT = tl.constexpr(51)  # leaves 41 bits for an age, which grows by the number of drafts a call
 NO_STATE = tl.constexpr((1 << 63) - 1)
 
+EFFECT = tl.constexpr(0.5)  # how much of a measured effect is expected at other states
+
 MAX_STATES = 1 << NUMBER_BITS.value  # input drafts and entries of a pool
 
 
@@ -225,7 +227,7 @@ def foresee(known, census, distance, adds, added, wanted, state, LENGTH: tl.cons
             _, before = predictions_at(known, draft - 1, predicted)
             _, after = predictions_at(known, draft, predicted)
             measured = (before > float("-inf")) & (after > float("-inf"))
-            value += tl.where(measured, after - before, 0.0)
+            value += tl.where(measured, EFFECT * (after - before), 0.0)
             draft = tl.min(tl.where(effects & (census.k > draft), census.k, NOT_FILLED), axis=0)
         wanted = wanted & ~predicted
         open_still = tl.max(wanted.to(tl.int32), axis=0) > 0
