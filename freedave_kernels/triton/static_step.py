@@ -125,7 +125,7 @@ def passing_in_turn(keys, confidence, in_block, position, threshold, RULE: tl.co
 
 @triton.jit
 def as_float64(number):
-    """As confidences are compared with it. (Triton's interpreter takes an argument as Python's number, and that as float32.)"""
+    """As confidences are compared with it. (An interpreted kernel gets Python's number, and takes that for a float32.)"""
     return tl.full([], number, tl.float64)
 
 
