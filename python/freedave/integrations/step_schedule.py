@@ -4,7 +4,7 @@ step commits. All have options that cannot be honoured.
 
 from __future__ import annotations
 
-import torch
+import ctypes
 
 from freedave.integers import as_int
 
@@ -53,4 +53,4 @@ def refuse(caller: str, **options: tuple[object, object, str]) -> None:
 
 def as_torch_compares(threshold: float | None) -> float | None:
     """The number that a host's confidences, a float32 tensor, are compared with: torch rounds a threshold to float32."""
-    return None if threshold is None else torch.tensor(threshold, dtype=torch.float32).item()
+    return None if threshold is None else ctypes.c_float(threshold).value
