@@ -260,21 +260,9 @@ def step_census(
     )
     kept = newest_agreeing(census, conflicts, entries)
     state, after, candidates, best = walk(
-        known,
-        census,
-        rule,
-        kept,
-        committed,
-        distance,
-        conflicts,
-        adds,
-        added,
-        draft_steps,
-        moved,
-        LENGTH,
-        DRAFTS,
+        known, census, rule, kept, committed, distance, conflicts, adds, added, draft_steps, moved, LENGTH, DRAFTS,
         PIPELINED,
-    )
+    )  # fmt: skip
     next_at = record + WIDTH + 2 * length + position
     built = write_drafts(
         next_at, committed, state, after, candidates, best, inside, length, draft_steps, moved, PIPELINED
