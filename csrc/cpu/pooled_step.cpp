@@ -293,7 +293,7 @@ class Sequence {
   }
 
   // What known state `by` has foreseen knows nothing of what is filled by now, but not there: where the effect on the
-  // confidences was measured, it is added.
+  // confidences was measured, half of it is added.
   void add_effects(int64_t by) {
     for (const Effect& effect : scratch_.effects) {
       if (scratch_.state[effect.column] == mask() || scratch_.known[by].state[effect.column] != mask()) continue;
@@ -308,7 +308,7 @@ class Sequence {
   }
 
   // What to expect in the current block of the state at work: each position as predicted at the nearest known state
-  // that has a prediction there, the oldest of those as near; its confidence with the effects that were measured.
+  // that has a prediction there, the oldest of those as near; its confidence with half the effects that were measured.
   void foresee() {
     int64_t open = 0;
     scratch_.foreseen_by.assign(columns(), -1);

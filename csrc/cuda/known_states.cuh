@@ -413,6 +413,7 @@ class Tallies {
     for (int g = 0; g < kGroups; ++g) {
       tally_[g] += kDistance * (differences[g] % kConflict) + (differences[g] < kConflict ? 0 : kDisagrees);
     }
+    __syncwarp();  // other lanes have copied their tokens of draft 0
     adds_ = changes / kConflict == 1 ? static_cast<int>(changes % kConflict) : -1;
     filled_ = adds_ >= 0 && known.state(0, adds_) != known.mask();
   }

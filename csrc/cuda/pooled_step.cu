@@ -114,7 +114,7 @@ class Sequence {
   }
 
   // Each position as predicted at the nearest known state that has a prediction there. What is filled by now, but not
-  // in that state, has the effects on its confidence that were measured.
+  // in that state, has half the effects on its confidence that were measured.
   __device__ float foresee() {
     float confidence = -INFINITY;
     bool missing = in_block();
@@ -139,7 +139,7 @@ class Sequence {
     return confidence;
   }
 
-  // What filling the position that draft k adds does to this thread's confidence.
+  // What filling the position that draft k adds is expected to do to this thread's confidence.
   __device__ float effect(int k) const {
     const float before = known_.prediction(k - 1, window_.position).confidence;
     const float after = known_.prediction(k, window_.position).confidence;

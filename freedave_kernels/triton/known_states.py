@@ -206,8 +206,8 @@ def newest_agreeing(census, conflicts, most):
 def foresee(known, census, distance, adds, added, wanted, state, LENGTH: tl.constexpr):
     """What to expect where `wanted`: as predicted at the nearest known state, the oldest of them, that predicts there.
 
-    What is filled by now, but not in that state, has the effects on the confidence that were measured (`additions`; those
-    that are `added` are filled by now).
+    What is filled by now, but not in that state, has half the effects on the confidence that were measured (`additions`;
+    those that are `added` are filled by now).
     """
     token = state
     value = tl.full([LENGTH], float("-inf"), tl.float32)
