@@ -131,9 +131,11 @@ def test_drafts_are_foreseen_by_the_nearest_state(backend):
     assert step.drafts[0].tolist() == [[M, M, 3, M], [M, M, 3, 4], [M, 6, 3, 4]]
 
 
-def measured(**other: torch.Tensor) -> list[list[int]]:
+def measured(**other: torch.Tensor) -> list[int]:
     """Static decoding fills position 1, where the drafts fill 0, 2 and maybe more; it may come to where [M, 2, 3, M, M] has
     foreseen position 3 before 4, not knowing of position 0. That this changes their order, drafts 0 and 1 have measured.
+
+    Returns the last draft, which fills one of the two.
     """
     pool = fk.draft_pool(1, 4, 5)
     pool.states[0, 0] = torch.tensor([M, 2, 3, M, M])

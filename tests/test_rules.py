@@ -69,6 +69,15 @@ def test_each_sequence_has_its_own_number(
     assert sequences[0].steps_taken != sequences[1].steps_taken
 
 
+@pytest.mark.parametrize(
+    ("rule", "measure"),
+    [("threshold", "log_odds"), ("strict", "log_odds"), ("factor", "prob"), ("entropy_bound", "neg_entropy")],
+)
+def test_a_rule_has_its_measure(rule: str, measure: str) -> None:
+    """Where nobody says what positions are ranked by."""
+    assert resolve_settings(golden_lm(), 1, 8, threshold=0.3, rule=rule).measure == measure
+
+
 def test_what_must_be_exceeded() -> None:
     """The next float64 is to be reached, in probabilities or log-odds."""
     for measure in ("prob", "log_odds"):

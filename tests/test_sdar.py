@@ -9,6 +9,8 @@ from tiny_models import MASK
 
 import freedave
 from freedave.integrations import sdar
+from freedave.integrations.step_schedule import as_torch_compares
+from freedave_kernels import select_transfer
 
 STATES = 200
 
@@ -114,6 +116,20 @@ def test_published_rule(monkeypatch, lossless):
         assert outs[-1].step_map[0, :new].tolist() == step_map[:new].tolist(), seed
         fewer += outs[-1].num_forwards < int(step_map.max()) + 1
     assert stopped > 20 and (fewer > STATES / 2) == lossless
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.85, 1.0, 1 / 3])
+def test_thresholds_as_the_host_compares(threshold):
+    """The float32 confidences around a threshold pass where torch, which rounds it to float32, says so."""
+    nearest = torch.tensor(threshold, dtype=torch.float32)
+    confidence = torch.stack([nearest.nextafter(torch.tensor(0.0)), nearest, nearest.nextafter(torch.tensor(2.0))])
+    masked, limit = torch.ones(3, dtype=torch.bool), as_torch_compares(threshold)
+    chosen = select_transfer(
+        confidence, masked, num_transfer=0, threshold=limit, rule="strict", fallback="top_if_fewer"
+    )
+    assert torch.equal(chosen, confidence > threshold)
+    chosen = select_transfer(confidence, masked, num_transfer=0, threshold=limit, fallback="top_if_fewer")
+    assert torch.equal(chosen, confidence >= threshold)
 
 
 def test_one_model_for_all():
