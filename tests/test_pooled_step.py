@@ -166,7 +166,7 @@ def test_measured_effects(backend):
             assert measured(confidence=sure) == [1, 2, 3, 4, M]
     # Nor by drafts that differ in two positions, or in what they hold.
     chain = torch.tensor([[M, M, M, M, M], [1, M, M, 6, M], [1, M, M, M, M]])
-    sure = torch.tensor([[0.7, 0.95, 0.3, 0.6, 0.2], [0.0] * 5, [0.0, 0.9, 0.8, 0.3, 0.3]])
+    sure = torch.tensor([[0.7, 0.95, 0.3, 0.6, 0.2], [0.0, 0.0, 0.0, 0.0, 0.9], [0.0, 0.9, 0.8, 0.3, 0.3]])
     assert measured(drafts=chain, confidence=sure, num_drafts=torch.tensor(3)) == [1, 2, 3, 4, M]
 
 
