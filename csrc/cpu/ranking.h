@@ -43,8 +43,8 @@ inline void sort_first(Keys::iterator first, Keys::iterator last, int64_t count)
 // leading run of masked positions passes. `keys` holds the rankable positions of `span`, ascending by position, of
 // which `unrankable` more are masked.
 template <typename IsMasked, typename Confidence>
-int64_t pass_threshold(const IsMasked& is_masked, const Confidence& confidence, Span span, Order order, double threshold,
-                       Rule rule, int64_t unrankable, Keys& keys) {
+int64_t pass_threshold(const IsMasked& is_masked, const Confidence& confidence, Span span, Order order,
+                       double threshold, Rule rule, int64_t unrankable, Keys& keys) {
   if (order == Order::kConfidence && ignores_rank(rule)) {
     const auto passes = [&](uint64_t key) { return is_above(rule, confidence(position_of(key)), threshold); };
     return std::partition(keys.begin(), keys.end(), passes) - keys.begin();
