@@ -192,9 +192,10 @@ __global__ void __launch_bounds__(kMaxLength) step_sequences(const __grid_consta
   const uint32_t block = window.current_block(left);
   const int complete = window.begin_of(block);
   bool ended = false;
-  if (sequence.rule.eos_token_id >= 0) {
+  const int64_t eos_token_id = p.rules.eos_token_id.of(b);  // not before: registers are scarce until here
+  if (eos_token_id >= 0) {
     const int64_t answer_start = p.answer_start.data ? p.answer_start.at(b) : 0;  // the prompt ends nothing
-    ended = window.any(i < complete && i >= answer_start && sequence.rule.ends(committed));
+    ended = window.any(i < complete && i >= answer_start && committed == eos_token_id);
   }
   const uint32_t in_block = window.sum(left && window.block == block);
   const uint32_t in_window = window.sum(left);

@@ -214,7 +214,8 @@ class KnownStates {
  private:
   template <typename T>
   __device__ T& given(const Matrix<T>& matrix, Tensor tensor, int k, int i) const {
-    return matrix.data[shared_.offsets[tensor] + k * matrix.rows.row_stride + i * matrix.rows.step];
+    const auto row = static_cast<uint32_t>(k), column = static_cast<uint32_t>(i);  // no sign to be kept in a register
+    return matrix.data[shared_.offsets[tensor] + row * matrix.rows.row_stride + column * matrix.rows.step];
   }
 
   __device__ Prediction at_draft(int k, int i, int64_t state, int64_t predicted, float confidence) const {
@@ -264,9 +265,9 @@ class Tallies {
 #pragma unroll
     for (int g = 0; g < kGroups; ++g) {
       const bool found = tally_[g] < kDistance && tally_[g] % kOlder >= static_cast<uint32_t>(end);
-      newest = min(newest, found ? newest_first(g) : kNone);
+      newest = min(newest, found ? newest_first(g, 0) : kNone);
     }
-    newest = __reduce_min_sync(kFullWarp, newest);
+    newest = __reduce_min_sync(kFullWarp, newest == kNone ? kNone : newest + static_cast<uint32_t>(lane_id()));
     return newest == kNone ? -1 : state_of(newest);
   }
 
@@ -316,19 +317,20 @@ class Tallies {
 
   __device__ static int index(int g) { return g * kWarp + lane_id(); }
 
-  // Newer states first, the first of equally old ones.
-  __device__ uint32_t newest_first(int g) const {
-    return (kMaxKnown - tally_[g] % kDistance / kOlder) * kIndices + static_cast<uint32_t>(index(g));
+  // Newer states first, the first of equally old ones. A lane's own number can be added later.
+  __device__ uint32_t newest_first(int g, int lane) const {
+    return (kMaxKnown - tally_[g] % kDistance / kOlder) * kIndices + static_cast<uint32_t>(g * kWarp + lane);
   }
 
   __device__ void leave_newest(int most, uint32_t (&words)[kGroups]) const {
+    const int lane = lane_id();
     int newer[kGroups] = {};
 #pragma unroll
     for (int from = 0; from < kGroups; ++from) {
       for (uint32_t left = words[from]; left != 0; left &= left - 1) {
-        const uint32_t other = __shfl_sync(kFullWarp, newest_first(from), __ffs(static_cast<int>(left)) - 1);
+        const uint32_t other = __shfl_sync(kFullWarp, newest_first(from, lane), __ffs(static_cast<int>(left)) - 1);
 #pragma unroll
-        for (int g = 0; g < kGroups; ++g) newer[g] += other < newest_first(g);
+        for (int g = 0; g < kGroups; ++g) newer[g] += other < newest_first(g, lane);
       }
     }
 #pragma unroll
