@@ -142,7 +142,7 @@ def test_a_closed_standard_error() -> None:
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
 def test_names_and_texts_that_the_encoding_lacks(encoding: str, tmp_path: Path) -> None:
-    """\udcff is what Python makes of a byte in a name that is no text."""
+    r"""\udcff is what Python makes of a byte in a name that is no text."""
     names = [str(tmp_path / "\u00e9.html"), str(tmp_path / "\udcff.html")]
     arguments = [*WRITERS["generate"], *(word for name in names for word in ("--picture", name))]
     environment = os.environ | {"PYTHONIOENCODING": encoding}
