@@ -193,6 +193,12 @@ def nth_own_tile(number, own_tile, own_number, own_tiles, own_count, first_draft
 
 
 @triton.jit
+def choose_addresses(first, a, b):
+    """Addresses from `a` where `first`, else from `b`: as numbers, since Triton before 3.8 fails at pointers on AMD."""
+    return tl.where(first, a.to(tl.int64), b.to(tl.int64)).to(a.dtype)
+
+
+@triton.jit
 def starts_of_tile(
     stored_keys, stored_values, keys, values, place, window, start, farthest, exist, there,
     KEY_STEP: tl.constexpr, VALUE_STEP: tl.constexpr, STORED_KEY_STEP: tl.constexpr, STORED_VALUE_STEP: tl.constexpr,
@@ -210,8 +216,8 @@ def starts_of_tile(
         own_keys, own_values = tile_of(keys, start - window, KEY_STEP), tile_of(values, start - window, VALUE_STEP)
         if STORED:
             there = there & (place < tl.where(inside, 0, FAR))
-            k_start = tl.where(inside, own_keys + nth * KEY_STEP, k_start)
-            v_start = tl.where(inside, own_values + nth * VALUE_STEP, v_start)
+            k_start = choose_addresses(inside, own_keys + nth * KEY_STEP, k_start)
+            v_start = choose_addresses(inside, own_values + nth * VALUE_STEP, v_start)
             loaded = there | (inside & (place < window + farthest))
         else:
             k_start, v_start = own_keys + nth * KEY_STEP, own_values + nth * VALUE_STEP
