@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import pytest
 import torch
 import transformers
 from random_models import Model, model_of, prompts
 from tiny_models import MASK
 
+import freedave
 from freedave.integrations import fast_dllm, llada
 from freedave.integrations.step_schedule import tokens_a_step
 
@@ -89,6 +92,24 @@ def published(
     return x, filled, forwards
 
 
+def outputs(monkeypatch: pytest.MonkeyPatch, door: ModuleType) -> list[freedave.DecodeOutput]:
+    """What the loop returns to a door, which hands on the tokens alone."""
+    decoded, decode = [], door.decode
+
+    def noted(*arguments: object, **options: object) -> freedave.DecodeOutput:
+        decoded.append(decode(*arguments, **options))
+        return decoded[-1]
+
+    monkeypatch.setattr(door, "decode", noted)
+    return decoded
+
+
+def order(out: freedave.DecodeOutput, prompt: torch.Tensor) -> list[list[int]]:
+    """Which positions each step of the first sequence filled."""
+    steps = out.step_map[0]
+    return [((steps == step).nonzero()[:, 0] + prompt.shape[1]).tolist() for step in range(int(steps.max()) + 1)]
+
+
 FUNCTIONS = {
     "none": fast_dllm.generate,
     "prefix": fast_dllm.generate_with_prefix_cache,
@@ -100,13 +121,14 @@ SCHEDULES = [(16, 8, 16), (16, 8, 8), (16, 8, 6), (24, 8, 48), (16, 8, 2)]  # an
 @pytest.mark.parametrize("lossless", [False, True])
 @pytest.mark.parametrize(("gen", "block", "steps"), SCHEDULES)
 @pytest.mark.parametrize("seed", range(8))
-def test_llada(seed, gen, block, steps, lossless):
-    model, start = model_of(seed), prompts(seed, 2)
-    expected, _, _ = published(model, start, gen, block, steps)
+def test_llada(monkeypatch, seed, gen, block, steps, lossless):
+    model, start, decoded = model_of(seed), prompts(seed, 2), outputs(monkeypatch, llada)
+    expected, filled, _ = published(model, start, gen, block, steps)
     out = llada.generate(
         model, start, steps=steps, gen_length=gen, block_length=block, mask_id=MASK, lossless=lossless, draft_steps=4
     )
     assert torch.equal(out, expected)
+    assert order(decoded[0], start) == filled
 
 
 @pytest.mark.parametrize("lossless", [False, True])
@@ -116,14 +138,15 @@ def test_llada(seed, gen, block, steps, lossless):
 )
 @pytest.mark.parametrize("cache", FUNCTIONS)
 @pytest.mark.parametrize("seed", range(5))
-def test_fast_dllm(seed, cache, steps, threshold, factor, lossless):
-    model, start, told = model_of(seed), prompts(seed), []
+def test_fast_dllm(monkeypatch, seed, cache, steps, threshold, factor, lossless):
+    model, start, told, decoded = model_of(seed), prompts(seed), [], outputs(monkeypatch, fast_dllm)
     expected, filled, forwards = published(model, start, 16, 8, steps, cache, threshold, factor)
     out, taken = FUNCTIONS[cache](
         model, start, steps=steps, gen_length=16, block_length=8, mask_id=MASK, threshold=threshold, factor=factor,
         step_callback=told.append, lossless=lossless, draft_steps=4,
     )  # fmt: skip
     assert torch.equal(out, expected)
+    assert order(decoded[0], start) == filled
     assert told == list(range(len(filled)))
     assert taken <= forwards if lossless else taken == forwards
 
