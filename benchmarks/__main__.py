@@ -42,7 +42,7 @@ GPU_PARTS = (
 )
 GPU_ON_REQUEST = ("tune_attention",)
 # By benchmark, what --only can ask for.
-PARTS = {"gpu": (*GPU_PARTS, *GPU_ON_REQUEST), "step": ("ops", "decoder")}
+PARTS = {"gpu": (*GPU_PARTS, *GPU_ON_REQUEST), "step": ("ops", "decoder"), "decode": ("ways", "choices")}
 OF_RESULTS = {
     "report": "the tables of docs/benchmarks.md and the plots, from the results that are there",
     "compare": "two records of one machine, BEFORE AFTER: whether an op became slower, by its ratios to eager PyTorch",
@@ -143,7 +143,9 @@ def _measure(arguments: argparse.Namespace) -> int:
             held = module.run(record, gpu)
         else:
             stem, command = _of_parts(name, arguments.only)
-            record = Record(stem, arguments.machine or machine_name(), results, arguments.quick, arguments=command)
+            machine = arguments.machine or machine_name()
+            at_once = not arguments.quick
+            record = Record(stem, machine, results, arguments.quick, at_once=at_once, arguments=command)
             held = module.run(record, arguments.quick, **({"only": arguments.only} if arguments.only else {}))
     if arguments.dry_run or (arguments.quick and arguments.results is None):
         print("\nnothing written")

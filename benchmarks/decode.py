@@ -11,8 +11,8 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import torch
 
@@ -23,7 +23,7 @@ from freedave.demo.tasks import TASKS, problems
 
 MASK_TOKEN_ID = 151669  # SDAR's
 SEED = 0
-EMBEDDED_BUDGET, RANDOM_BUDGET, FEWEST_ROUNDS = 75.0, 60.0, 3
+EMBEDDED_BUDGET, RANDOM_BUDGET = 75.0, 60.0
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,6 @@ class Measured:
 class Chosen:
     """Tokens a second of "auto" against static decoding's, and against the best fixed setting's (static among them)."""
 
-    cell: str
     against_static: float
     against_best: float
     best: Way
@@ -69,7 +68,7 @@ class Chosen:
 @dataclass(frozen=True)
 class Workload:
     """`prompts`: by batch size, a list of `[B, P]`, decoded one after the other. `budget`: seconds after which no further
-    round begins, once there were three."""
+    round begins, once there were `fewest_rounds`."""
 
     name: str
     lm: freedave.DiffusionLM
@@ -77,6 +76,7 @@ class Workload:
     max_new_tokens: int
     rounds: int
     budget: float
+    fewest_rounds: int = 3
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,16 @@ class Decoded:
 Samples = dict[Way, list[list[Decoded]]]  # by prompt, the rounds
 
 
-def run(record: Record, quick: bool) -> None:
+def run(record: Record, quick: bool, only: Sequence[str] = ("ways", "choices")) -> None:
+    if "ways" in only:
+        _all_ways(record, quick)
+    if "choices" in only:
+        for model in ("embedded", "random"):
+            for batch, block_length in QUICK_CELLS if quick else CELLS:
+                measure_choice(record, model, batch, block_length, quick)
+
+
+def _all_ways(record: Record, quick: bool) -> None:
     print(
         f"{'model':<12}{'way':<46}{'seconds':>10}{'tokens/s':>10}{'forwards':>10}{'tok/fwd':>9}{'x static':>10}{'outside':>9}"
     )
@@ -105,13 +114,6 @@ def run(record: Record, quick: bool) -> None:
     )
     ways = QUICK_RANDOM if quick else RANDOM
     measure(record, random({way.batch for way in ways}, rounds=2 if quick else 3, tiny=quick), ways)
-    for model in ("embedded", "random"):
-        for batch, block_length in QUICK_CELLS if quick else CELLS:
-            chosen = measure_choice(record, model, batch, block_length, quick)
-            print(
-                f"  {chosen.cell}: auto {chosen.against_static:.2f} x static, {chosen.against_best:.2f} x the best fixed "
-                f"({chosen.best.provider}, K={chosen.best.draft_steps})"
-            )
 
 
 def _ways(batch: int, block_length: int, draft_steps: Iterable[int]) -> list[Way]:
@@ -137,7 +139,8 @@ CELLS = [(batch, block_length) for batch in (1, 4, 16, 32) for block_length in (
 QUICK_CELLS = [(2, 4)]
 CELLS_OF_CHECK = [(1, 4), (1, 16), (4, 16), (16, 4)]
 # Forwards of more tokens are not tried as fixed settings: on a CPU they take longer than the static steps that they spare.
-MOST_TOKENS = 4096
+MOST_TOKENS = 2048
+LEARNT = 100  # tokens
 POOLED = "pooled"  # as drafts are where nothing else is asked for
 
 
@@ -161,14 +164,70 @@ def measure_choice(record: Record, model: str, batch: int, block_length: int, qu
         workload = embedded({batch}, rounds=2 if quick else 5, max_new_tokens=16 if quick else 96)
     else:
         workload = random({batch}, rounds=2 if quick else 3, tiny=quick)
+        # Some forwards of this model take seconds: then fewer tokens and rounds, which are as long.
+        workload = replace(workload, max_new_tokens=min(max(64 // batch, 4), workload.max_new_tokens), fewest_rounds=2)
     ways = choices(batch, block_length)
-    for prompt in workload.prompts[batch]:  # the promise begins after a hundred tokens
-        decode(workload, ways[1], prompt)
-    found = measure(record, workload, ways)
-    static, auto, *_ = (found[way].seconds for way in ways)
-    best = min((way for way in ways if way.draft_steps != "auto"), key=lambda way: found[way].seconds)
-    cell = f"{workload.name} B={batch}, block {block_length}"
-    return Chosen(cell, static / auto, found[best].seconds / auto, best)
+    learnt = 0
+    while learnt < LEARNT:  # the promise begins after a hundred tokens
+        learnt += sum(decode(workload, ways[1], prompt).tokens for prompt in workload.prompts[batch])
+    samples = sample(workload, ways)
+    chosen = weigh(samples)
+    text = (
+        f"{workload.name} B={batch}, block {block_length}: auto {chosen.against_static:.2f} x static, "
+        f"{chosen.against_best:.2f} x the best fixed setting ({_name(chosen.best)})"
+    )
+    static = [rounds[-1].sequences for rounds in samples[ways[0]]]
+    record.put(
+        "choice",
+        text,
+        model=workload.name,
+        shape={"B": batch, "block": block_length},
+        against_static=chosen.against_static,
+        against_best=chosen.against_best,
+        best=_name(chosen.best),
+        rounds=len(samples[ways[0]][0]),
+        ways=[_speed(way, samples[way], static) for way in ways],
+    )
+    return chosen
+
+
+def weigh(samples: Samples) -> Chosen:
+    """How fast "auto" is, by the medians of what each prompt took.
+
+    The least of several noisy times is less than the time of the fastest setting. So which setting is the best is told for
+    each round by the other rounds alone, and what it took in this one is what counts.
+    """
+    (auto,) = (way for way in samples if way.draft_steps == "auto")
+    fixed = [way for way in samples if way is not auto]
+    rounds = range(len(samples[auto][0]))
+
+    def usual(way: Way, counted: Sequence[int]) -> float:
+        return sum(statistics.median(prompt[n].seconds for n in counted) for prompt in samples[way])
+
+    best = [min(fixed, key=lambda way: usual(way, [n for n in rounds if n != this])) for this in rounds]
+    of_best = sum(
+        statistics.median(samples[best[n]][prompt][n].seconds for n in rounds) for prompt in range(len(samples[auto]))
+    )
+    chosen = usual(auto, rounds)
+    return Chosen(usual(auto.static, rounds) / chosen, of_best / chosen, min(fixed, key=lambda way: usual(way, rounds)))
+
+
+def _name(way: Way) -> str:
+    if way.draft_steps in (1, "auto"):
+        return way.provider
+    return f"K={way.draft_steps}{', lookahead 1' if way.lookahead_steps == 1 else ''}"
+
+
+def _speed(way: Way, rounds: list[list[Decoded]], static: list[torch.Tensor]) -> dict[str, Any]:
+    last = [prompt[-1] for prompt in rounds]
+    tokens = sum(one.tokens for one in last)
+    return {
+        "way": _name(way),
+        "tokens_per_second": tokens / sum(statistics.median(one.seconds for one in prompt) for prompt in rounds),
+        "tokens": tokens,
+        "forwards": sum(one.forwards for one in last),
+        "identical_to_static": all(torch.equal(one.sequences, other) for one, other in zip(last, static, strict=True)),
+    }
 
 
 def embedded(batches: Iterable[int], rounds: int, max_new_tokens: int = 96) -> Workload:
@@ -228,18 +287,23 @@ def decode(workload: Workload, way: Way, prompt: torch.Tensor) -> Decoded:
 
 def measure(record: Record, workload: Workload, ways: Sequence[Way]) -> dict[Way, Measured]:
     """Every way in turn, on every prompt, in every round."""
+    samples = sample(workload, ways)
+    timings = {way: _summed([timing([one.seconds for one in rounds]) for rounds in samples[way]]) for way in ways}
+    return {way: _row(record, workload, way, samples, timings) for way in ways}
+
+
+def sample(workload: Workload, ways: Sequence[Way]) -> Samples:
     for batch in dict.fromkeys(way.batch for way in ways):
         freedave.generate(workload.lm, workload.prompts[batch][0], max_new_tokens=2, draft_steps=2)  # warms up
     samples: Samples = {way: [[] for _ in workload.prompts[way.batch]] for way in ways}
     began = time.perf_counter()
     for done in range(workload.rounds):
-        if done >= FEWEST_ROUNDS and time.perf_counter() - began > workload.budget:
+        if done >= workload.fewest_rounds and time.perf_counter() - began > workload.budget:
             break
         for index in range(max(len(prompts) for prompts in workload.prompts.values())):
             for way in ways:
                 samples[way][index].append(decode(workload, way, workload.prompts[way.batch][index]))
-    timings = {way: _summed([timing([one.seconds for one in rounds]) for rounds in samples[way]]) for way in ways}
-    return {way: _row(record, workload, way, samples, timings) for way in ways}
+    return samples
 
 
 def _summed(timings: list[Timing]) -> Timing:

@@ -104,6 +104,6 @@ def _decoding(record: Record, quick: bool) -> Iterator[Found]:
     for model in ("embedded", "random"):
         for batch, block_length in decode.QUICK_CELLS if quick else decode.CELLS_OF_CHECK:
             chosen = decode.measure_choice(record, model, batch, block_length, quick)
-            name = f"decode {chosen.cell}, auto: tokens a second"
+            name = f"decode {model} B={batch}, block {block_length}, auto: tokens a second"
             yield Found(f"{name} against static", chosen.against_static, "least", 0.97, "x")
             yield Found(f"{name} against the best fixed setting", chosen.against_best, "least", 0.95, "x")
