@@ -23,7 +23,7 @@ from freedave.demo.tasks import TASKS, problems
 
 MASK_TOKEN_ID = 151669  # SDAR's
 SEED = 0
-EMBEDDED_BUDGET, RANDOM_BUDGET = 75.0, 60.0
+EMBEDDED_BUDGET, RANDOM_BUDGET, FEWEST_ROUNDS = 75.0, 60.0, 3
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Chosen:
 @dataclass(frozen=True)
 class Workload:
     """`prompts`: by batch size, a list of `[B, P]`, decoded one after the other. `budget`: seconds after which no further
-    round begins, once there were `fewest_rounds`."""
+    round begins, once there were three."""
 
     name: str
     lm: freedave.DiffusionLM
@@ -76,7 +76,6 @@ class Workload:
     max_new_tokens: int
     rounds: int
     budget: float
-    fewest_rounds: int = 3
 
 
 @dataclass(frozen=True)
@@ -160,18 +159,20 @@ def _most_tokens(way: Way) -> int:
 
 def measure_choice(record: Record, model: str, batch: int, block_length: int, quick: bool) -> Chosen:
     """Interleaved, once what is learnt of the model has been learnt."""
+    sets, rounds = (2, 1) if quick or batch >= 16 else (3, 2 if model == "embedded" else 1)
+    if batch == 1 and model == "embedded" and not quick:
+        sets = 5
     if model == "embedded":
-        workload = embedded({batch}, rounds=2 if quick else 5, max_new_tokens=16 if quick else 96)
-    else:
-        workload = random({batch}, rounds=2 if quick else 3, tiny=quick)
-        # Some forwards of this model take seconds: then fewer tokens and rounds, which are as long.
-        workload = replace(workload, max_new_tokens=min(max(64 // batch, 4), workload.max_new_tokens), fewest_rounds=2)
-    ways = choices(batch, block_length)
+        workload = embedded({batch}, rounds, max_new_tokens=16 if quick else 96, sets=sets)
+    else:  # where forwards take seconds, fewer tokens take as long
+        workload = random({batch}, rounds, tiny=quick, sets=sets)
+        workload = replace(workload, max_new_tokens=min(max(64 // batch, 4), workload.max_new_tokens))
+    ways, prompts = choices(batch, block_length), workload.prompts[batch]
     learnt = 0
     while learnt < LEARNT:  # the promise begins after a hundred tokens
-        learnt += sum(decode(workload, ways[1], prompt).tokens for prompt in workload.prompts[batch])
+        learnt += sum(decode(workload, ways[1], prompt).tokens for prompt in prompts[: len(prompts) // sets])
     samples = sample(workload, ways)
-    chosen = weigh(samples)
+    chosen = weigh(samples, sets)
     text = (
         f"{workload.name} B={batch}, block {block_length}: auto {chosen.against_static:.2f} x static, "
         f"{chosen.against_best:.2f} x the best fixed setting ({_name(chosen.best)})"
@@ -185,31 +186,35 @@ def measure_choice(record: Record, model: str, batch: int, block_length: int, qu
         against_static=chosen.against_static,
         against_best=chosen.against_best,
         best=_name(chosen.best),
-        rounds=len(samples[ways[0]][0]),
+        rounds=rounds,
+        prompts=len(prompts),
         ways=[_speed(way, samples[way], static) for way in ways],
     )
     return chosen
 
 
-def weigh(samples: Samples) -> Chosen:
-    """How fast "auto" is, by the medians of what each prompt took.
+def weigh(samples: Samples, sets: int) -> Chosen:
+    """How fast "auto" is, where prompts come in `sets`, one set after the other.
 
-    The least of several noisy times is less than the time of the fastest setting. So which setting is the best is told for
-    each round by the other rounds alone, and what it took in this one is what counts.
+    Of settings that are nearly alike, one is the fastest on these prompts by chance. So which is the best is told for each
+    set by the others, as a user who tried them before would have found, and what it took for this set is what counts.
     """
+    seconds = {way: _of_sets(found, sets) for way, found in samples.items()}
     (auto,) = (way for way in samples if way.draft_steps == "auto")
     fixed = [way for way in samples if way is not auto]
-    rounds = range(len(samples[auto][0]))
+    of_best = 0.0
+    for this in range(sets):
+        best = min(fixed, key=lambda way: sum(seconds[way]) - seconds[way][this])
+        of_best += seconds[best][this]
+    took = sum(seconds[auto])
+    return Chosen(sum(seconds[auto.static]) / took, of_best / took, min(fixed, key=lambda way: sum(seconds[way])))
 
-    def usual(way: Way, counted: Sequence[int]) -> float:
-        return sum(statistics.median(prompt[n].seconds for n in counted) for prompt in samples[way])
 
-    best = [min(fixed, key=lambda way: usual(way, [n for n in rounds if n != this])) for this in rounds]
-    of_best = sum(
-        statistics.median(samples[best[n]][prompt][n].seconds for n in rounds) for prompt in range(len(samples[auto]))
-    )
-    chosen = usual(auto, rounds)
-    return Chosen(usual(auto.static, rounds) / chosen, of_best / chosen, min(fixed, key=lambda way: usual(way, rounds)))
+def _of_sets(rounds: list[list[Decoded]], sets: int) -> list[float]:
+    """Seconds of each set of prompts, by the faster round of each prompt: neighbours slow a machine down for moments."""
+    best = [min(one.seconds for one in prompt) for prompt in rounds]
+    size = len(best) // sets
+    return [sum(best[this * size : (this + 1) * size]) for this in range(sets)]
 
 
 def _name(way: Way) -> str:
@@ -223,31 +228,35 @@ def _speed(way: Way, rounds: list[list[Decoded]], static: list[torch.Tensor]) ->
     tokens = sum(one.tokens for one in last)
     return {
         "way": _name(way),
-        "tokens_per_second": tokens / sum(statistics.median(one.seconds for one in prompt) for prompt in rounds),
+        "tokens_per_second": tokens / sum(_of_sets(rounds, 1)),
         "tokens": tokens,
         "forwards": sum(one.forwards for one in last),
         "identical_to_static": all(torch.equal(one.sequences, other) for one, other in zip(last, static, strict=True)),
     }
 
 
-def embedded(batches: Iterable[int], rounds: int, max_new_tokens: int = 96) -> Workload:
-    """Held-out problems of every task; in a batch all prompts have one length."""
+def embedded(batches: Iterable[int], rounds: int, max_new_tokens: int = 96, sets: int = 1) -> Workload:
+    """Held-out problems: in each set some of every task; in a batch all prompts have one length."""
     lm = freedave.load_model("demo")
-    prompts = {batch: [_equal_prompts(lm, task, batch) for task in TASKS] for batch in batches}
+    prompts = {}
+    for batch in batches:
+        of_tasks = [_equal_prompts(lm, task, batch, sets) for task in TASKS]
+        prompts[batch] = [of_task[this] for this in range(sets) for of_task in of_tasks]
     return Workload("embedded", lm, prompts, max_new_tokens, rounds, EMBEDDED_BUDGET)
 
 
-def _equal_prompts(lm: freedave.DiffusionLM, task: str, batch: int) -> torch.Tensor:
-    """`[batch, P]`: the longest prompts of the task of which there are enough."""
+def _equal_prompts(lm: freedave.DiffusionLM, task: str, batch: int, sets: int) -> list[torch.Tensor]:
+    """`sets` times `[batch, P]`: the longest prompts of the task of which there are enough."""
     by_length: dict[int, list[list[int]]] = {}
-    for problem in problems(task, "test", 200, SEED):
+    for problem in problems(task, "test", 400, SEED):
         token_ids = lm.tokenizer(problem.prompt)["input_ids"]
         by_length.setdefault(len(token_ids), []).append(token_ids)
-    longest = max(length for length, prompts in by_length.items() if len(prompts) >= batch)
-    return torch.tensor(by_length[longest][:batch], dtype=torch.int64)
+    enough = max(length for length, prompts in by_length.items() if len(prompts) >= sets * batch)
+    prompts = by_length[enough]
+    return [torch.tensor(prompts[this * batch : (this + 1) * batch], dtype=torch.int64) for this in range(sets)]
 
 
-def random(batches: Iterable[int], rounds: int, tiny: bool = False) -> Workload:
+def random(batches: Iterable[int], rounds: int, tiny: bool = False, sets: int = 1) -> Workload:
     """A random model of Qwen3's architecture and vocabulary, and random prompts of 32 tokens."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -266,7 +275,10 @@ def random(batches: Iterable[int], rounds: int, tiny: bool = False) -> Workload:
     with torch.inference_mode(False):
         model = Qwen3ForCausalLM(config).float()
     lm = freedave.DiffusionLM(model, MASK_TOKEN_ID, attention="block_causal", block_length=16)
-    prompts = {batch: [torch.randint(0, MASK_TOKEN_ID, (batch, 32), generator=generator)] for batch in batches}
+    prompts = {
+        batch: [torch.randint(0, MASK_TOKEN_ID, (batch, 32), generator=generator) for _ in range(sets)]
+        for batch in batches
+    }
     return Workload("tiny" if tiny else "random 156 M", lm, prompts, 4 if tiny else 16, rounds, RANDOM_BUDGET)
 
 
@@ -298,7 +310,7 @@ def sample(workload: Workload, ways: Sequence[Way]) -> Samples:
     samples: Samples = {way: [[] for _ in workload.prompts[way.batch]] for way in ways}
     began = time.perf_counter()
     for done in range(workload.rounds):
-        if done >= workload.fewest_rounds and time.perf_counter() - began > workload.budget:
+        if done >= FEWEST_ROUNDS and time.perf_counter() - began > workload.budget:
             break
         for index in range(max(len(prompts) for prompts in workload.prompts.values())):
             for way in ways:

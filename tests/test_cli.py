@@ -230,7 +230,7 @@ def test_streaming_on_a_terminal_leaves_the_text_once(random_model: Path) -> Non
     pty = pytest.importorskip("pty")
     command = [sys.executable, "-m", "freedave.cli", "generate", str(random_model), "--prompt-ids", "1,2"]
     controller, terminal = pty.openpty()
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TERM": "xterm", "COLUMNS": "100", "LINES": "20"}
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "100", "LINES": "20"}
     process = subprocess.Popen(
         [*command, "--max-new-tokens", "30"],
         stdout=terminal,

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import unless_interpreted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from on_gpu import elsewhere
@@ -136,7 +137,7 @@ def test_agrees_with_transformers(backend):
     """What is kept, in its order of warpers; but for rows in which a sum comes as near to top_p as float32 rounds."""
     transformers = pytest.importorskip("transformers")
     top_k, top_p, min_p, temperature = 40, 0.85, 0.02, 0.8
-    logits = torch.randn(50, 500, generator=generator(5)) * 2
+    logits = torch.randn(unless_interpreted(backend, 50, 10), 500, generator=generator(5)) * 2
     scores = logits
     for warper in (
         transformers.TemperatureLogitsWarper(temperature),
@@ -147,7 +148,7 @@ def test_agrees_with_transformers(backend):
         scores = warper(None, scores)
     sums = (logits / temperature).topk(top_k).values.double().softmax(-1).cumsum(-1)
     clear = ((sums - top_p).abs() > 1e-5).all(-1)
-    assert clear.sum() > 40
+    assert clear.sum() > 0.8 * len(clear)
     kept = logits >= fk.logit_floor(logits, top_k=top_k, top_p=top_p, min_p=min_p, temperature=temperature)[:, None]
     assert torch.equal(kept[clear], (scores > -INF)[clear])
 
@@ -162,7 +163,8 @@ def test_weights_are_exact_enough() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_real_vocabulary(native_backend, dtype):
-    logits = (torch.randn(2, 151936, generator=generator(0)) * 3).to(dtype)
+    vocab = unless_interpreted(native_backend, 151936, 40000)
+    logits = (torch.randn(2, vocab, generator=generator(0)) * 3).to(dtype)
     logits[0, 777] = 20.0
     for arguments in ({"top_p": 0.9, "temperature": 0.7}, {"top_k": 200, "top_p": 0.95, "min_p": 0.05}):
         assert_same(fk.logit_floor(logits, **arguments), oracle(logits, **arguments))
@@ -215,17 +217,18 @@ def test_rows_that_are_not_masked_are_not_read(backend):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rows_that_start_anywhere(backend, dtype):
     memory = torch.randn(5 * 64 + 8, generator=generator(3)).to(dtype)
-    for offset in range(8):
+    for offset in range(0, 8, unless_interpreted(backend, 1, 3)):
         logits = memory[offset : offset + 5 * 64].view(5, 64)
         assert_same(fk.logit_floor(logits, top_k=9, top_p=0.8), oracle(logits, top_k=9, top_p=0.8))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_row_does_not_depend_on_its_batch(backend, threads, dtype):
-    logits = torch.randn(4, 20000, generator=generator(6)).to(dtype)
+    count = unless_interpreted(backend, 4, 2)
+    logits = torch.randn(count, 20000, generator=generator(6)).to(dtype)
     arguments = {"top_k": 900, "top_p": 0.9, "min_p": 0.01, "temperature": 0.9}
     floor = fk.logit_floor(logits, **arguments)
-    alone = [fk.logit_floor(logits[row : row + 1].clone(), **arguments) for row in range(4)]
+    alone = [fk.logit_floor(logits[row : row + 1].clone(), **arguments) for row in range(count)]
     assert_same(floor, torch.cat(alone))
     shuffled = logits[:, torch.randperm(20000, generator=generator(7))]
     assert_same(fk.logit_floor(shuffled, **arguments), floor)  # whatever the order of the sums

@@ -163,6 +163,18 @@ def _decoding(results: Results) -> Iterator[Line]:
                 yield f"whole decodes, {model} model, B={batch}, blocks of 16", "; ".join(found), "decode"
 
 
+def _choosing(results: Results) -> Iterator[Line]:
+    benchmark = "decode" if of_kind(results, "decode", "choice") else "decode-choices"
+    for row in of_kind(results, benchmark, "choice"):
+        found = f"{row['against_static']:.2f}x static"
+        if row["best"] != "static":
+            found += f", {row['against_best']:.2f}x the best fixed setting, {row['best']}"
+        if not all(way["identical_to_static"] for way in row["ways"]):
+            found += ", NOT the static tokens"
+        shape = f"B={row['shape']['B']}, blocks of {row['shape']['block']}"
+        yield f'tokens a second with `draft_steps="auto"`, {row["model"]} model, {shape}', found, benchmark
+
+
 def _launching(results: Results) -> Iterator[Line]:
     rows = [row for row in of_kind(results, "overhead", "timing") if row["provider"] == "triton, a launch"]
     times = {row["op"]: row["median_us"] for row in rows}
@@ -192,6 +204,7 @@ SOURCES: list[Callable[[Results], Iterator[Line]]] = [
     _decoder,
     _projecting,
     _decoding,
+    _choosing,
     _launching,
     _targets,
 ]
