@@ -18,7 +18,8 @@ ON_THE_CPU = {
     "ops": "every op over real shapes, against eager and compiled PyTorch and the read bandwidth",
     "step": "everything between two forwards: the ops alone, and what Decoder.launch and poll launch and take",
     "projection": "from features to predictions: logits in slices of the vocabulary against all at once",
-    "decode": "whole decodes, static and FreeDave: tokens a second and a forward, time outside the forward",
+    "decode": "whole decodes, static and FreeDave: tokens a second and a forward, time outside the forward; "
+    "--only choices: automatic numbers of drafts against fixed ones (an hour)",
     "scaling": "cost against vocabulary, rows, K, B and L, with fitted lines",
     "overhead": "what a launch of the Triton ops costs on the host; needs no GPU",
     "check": "the stated targets, and a comparison with the committed results",

@@ -92,7 +92,7 @@ class Decoded:
 Samples = dict[Way, list[list[Decoded]]]  # by prompt, the rounds
 
 
-def run(record: Record, quick: bool, only: Sequence[str] = ("ways", "choices")) -> None:
+def run(record: Record, quick: bool, only: Sequence[str] = ("ways",)) -> None:
     if "ways" in only:
         _all_ways(record, quick)
     if "choices" in only:

@@ -19,6 +19,7 @@ from benchmarks import (
     cases,
     check,
     compare,
+    decode,
     decoder_step,
     eager,
     gpu,
@@ -131,6 +132,49 @@ def test_only_the_decoders_steps(smoke, tmp_path):
     assert found[0]["command"] == "python -m benchmarks step --only decoder"
     text = processors.table("here", {"ops": [found[0] | {"threads": 2}], "step-decoder": found})
     assert text.count("`benchmarks step --only decoder --threads 1`") == 4
+
+
+def test_only_the_choices_of_drafts(smoke, tmp_path):
+    """They take an hour, so that they are measured only when asked for."""
+    assert not rows(smoke, "decode", "choice")
+    result = benchmarks("decode", "--quick", "--only", "choices", "--results", str(tmp_path), "--machine", "here")
+    assert result.returncode == 0, result.stderr[-3000:]
+    found = record.read(tmp_path / "here/decode-choices.jsonl")
+    environment, *choices = found
+    assert environment["command"] == "python -m benchmarks decode --only choices"
+    assert [(row["kind"], row["model"]) for row in choices] == [("choice", "embedded"), ("choice", "tiny")]
+    for row in choices:
+        speeds = {way["way"]: way["tokens_per_second"] for way in row["ways"]}
+        assert len(speeds) == 10 and {"static", "auto", "K=2", "K=16, lookahead 1"} <= speeds.keys()
+        assert row["against_static"] == pytest.approx(speeds["auto"] / speeds["static"])
+        assert speeds[row["best"]] == max(speed for way, speed in speeds.items() if way != "auto")
+        assert all(way["identical_to_static"] for way in row["ways"])
+    row = choices[0] | {"against_static": 2.0, "against_best": 0.96, "best": "K=8"}
+    text = processors.table("here", {"decode-choices": [environment, row, row | {"best": "static"}]})
+    what = '| tokens a second with `draft_steps="auto"`, embedded model, B=2, blocks of 4 |'
+    assert f"{what} 2.00x static, 0.96x the best fixed setting, K=8 | `benchmarks decode --only choices` |" in text
+    assert f"{what} 2.00x static | `benchmarks decode --only choices` |" in text
+
+
+def test_the_best_setting_is_told_by_other_prompts():
+    """Else what is fastest on some prompts by chance would be what "auto" is held against."""
+
+    def decoded(*seconds: float) -> list[list[decode.Decoded]]:
+        return [[decode.Decoded(each, 0.0, 1, 1, torch.empty(0)), decode.Decoded(9.0, 0.0, 1, 1, torch.empty(0))]
+                for each in seconds]  # fmt: skip
+
+    static, auto, *fixed = decode.choices(1, 4)
+    samples = {
+        static: decoded(4, 4, 4),
+        auto: decoded(2, 2, 2),
+        fixed[0]: decoded(1, 3, 2),
+        fixed[1]: decoded(3, 1, 2.5),
+    }
+    # fixed[0] is the best by all prompts. Without the first, fixed[1] is; without the second, fixed[0].
+    chosen = decode.weigh(samples, 3)
+    assert chosen.best == fixed[0] and chosen.against_static == 2
+    assert chosen.against_best == (3 + 3 + 2) / 6
+    assert decode.weigh({static: decoded(4, 4), auto: decoded(2, 2), fixed[0]: decoded(1, 1)}, 2).against_best == 0.5
 
 
 def operations(lm: freedave.DiffusionLM, executor: str) -> list[int]:
@@ -590,7 +634,7 @@ def test_gpu_without_a_gpu(monkeypatch, capsys):
         (("ops", "--dry-run"), "--dry-run goes with"),
         (("gpu", "--quick"), "--quick goes with"),
         (("gpu", "--only", "decode,nothing"), "'nothing' is no part; the parts are decode, contract"),
-        (("ops", "--only", "decode"), "--only goes with gpu and step"),
+        (("ops", "--only", "decode"), "--only goes with gpu and step and decode"),
         (("step", "--only", "decode"), "'decode' is no part; the parts are ops, decoder"),
         (("gpu", "--minutes", "0"), "--minutes must be positive"),
         (("ops", "--threads", "0"), "--threads must be at least 1"),
