@@ -17,11 +17,6 @@ import pytest
 import torch
 import triton_interpreter
 
-# The models of the tests are tiny: a second thread costs more than it brings, above all where other jobs share the machine.
-# Programs that tests start have one as well.
-torch.set_num_threads(1)
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import freedave  # noqa: F401  (before the first matrix product, whose mode it sets)
 
 # Inputs that are drawn while tests are collected are the same in every process that shares them out.
@@ -43,6 +38,11 @@ import freedave_kernels as fk  # noqa: E402
 from freedave.decode import experience  # noqa: E402
 from freedave.decode.graph_executor import GraphExecutor  # noqa: E402
 from freedave.decode.planned_executor import PlannedExecutor  # noqa: E402
+
+# The models of the tests are tiny: a second thread costs more than it brings, above all where other jobs share the machine.
+# Programs that tests start have one as well.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 BACKENDS = [name for name, reason in fk.available_backends().items() if reason is None]
 NATIVE_BACKENDS = [name for name in BACKENDS if name != "reference"]

@@ -427,7 +427,7 @@ COPIES = [
             "    __syncthreads();  // entries that go",
             "    // entries that go",
             "data race .* (write_pool|KnownStates)",
-            "test_pooled_step.py::test_long_windows_and_many_drafts and 200-230 and not pipelined and factor and left_to_right",
+            "test_pooled_step.py::test_long_windows_and_many_drafts and 200-230 and not pipelined and factor and left_to",
         ),
     ),
     plant(
