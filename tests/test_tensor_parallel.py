@@ -29,7 +29,7 @@ SECONDS = 300  # a machine that many tests share; alone, it takes a tenth
 
 def run_program(*arguments: str) -> subprocess.CompletedProcess[str]:
     """A program that starts processes, which all end with it."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(
         [sys.executable, *arguments],
         stdout=subprocess.PIPE,
