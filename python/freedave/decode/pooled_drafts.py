@@ -16,7 +16,7 @@ THRIFT = 1.01
 TRIED_FOR = 8
 """For how many forwards another number of drafts is tried."""
 
-_TRIED_SHARE, _TRIED_MOST = 0.003, 3.0  # the share of the time that this may cost, and at once, in forwards
+_TRIED_SHARE, _TRIED_MOST = 0.006, 3.0  # the share of the time that this may cost, and at once, in forwards
 # After how many forwards what a number of drafts brings shows, from how many chains that tells much, and how much better
 # it may be where nothing was seen.
 _UNSETTLED, _FEW_CHAINS, _HOPE = 2, 20, 0.15
