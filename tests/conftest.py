@@ -79,9 +79,9 @@ def on_backend(name: str) -> Iterator[str]:
 EXAMPLES_INTERPRETED = 0.15
 
 
-def unless_interpreted(backend: str, many: int, few: int) -> int:
-    """`many`, or `few` where `backend` runs in the interpreter."""
-    return few if INTERPRETED and backend == "triton" else many
+def unless_interpreted(backend: str, usual: int, interpreted: int) -> int:
+    """`usual`, or the other number where `backend` runs in the interpreter."""
+    return interpreted if INTERPRETED and backend == "triton" else usual
 
 
 def interpreted(item: pytest.Item) -> bool:

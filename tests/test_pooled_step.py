@@ -59,15 +59,15 @@ def test_example(backend, drafting):
     """The tokens of static decoding, each at its static step, in fewer forwards. (Pipelining believes in confidences: these
     are made up, so that it drafts worse than it does with a real model.)"""
     static, pooled, recycled = 0, 0, 0
-    seeds = unless_interpreted(backend, 8, 2)
-    for seed in range(seeds):
+    seeds = range(0, 8, unless_interpreted(backend, 1, 4))
+    for seed in seeds:
         tokens, steps, forwards = decode_toy(Toy(seed, 8), 32, 1)
         pool = fk.draft_pool(slots=1, states=32, length=32)
         ours = decode_toy(Toy(seed, 8), 32, 8, drafting=drafting, pool=pool)
         assert ours[:2] == (tokens, steps)
         static, pooled = static + forwards, pooled + ours[2]
         recycled += decode_toy(Toy(seed, 8), 32, 8)[2]
-    assert static == seeds * 32
+    assert static == len(seeds) * 32
     assert pooled < {"pooled": recycled, "pipelined": static}[drafting] <= static
 
 
