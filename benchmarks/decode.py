@@ -159,9 +159,8 @@ def _most_tokens(way: Way) -> int:
 
 def measure_choice(record: Record, model: str, batch: int, block_length: int, quick: bool) -> Chosen:
     """Interleaved, once what is learnt of the model has been learnt."""
-    sets, rounds = (2, 1) if quick or batch >= 16 else (3, 2 if model == "embedded" else 1)
-    if batch == 1 and model == "embedded" and not quick:
-        sets = 5
+    sets = 2 if quick or batch >= 16 else 5 if batch == 1 and model == "embedded" else 3
+    rounds = 2 if sets > 2 and model == "embedded" else 1
     if model == "embedded":
         workload = embedded({batch}, rounds, max_new_tokens=16 if quick else 96, sets=sets)
     else:  # where forwards take seconds, fewer tokens take as long
@@ -298,13 +297,14 @@ def decode(workload: Workload, way: Way, prompt: torch.Tensor) -> Decoded:
 
 
 def measure(record: Record, workload: Workload, ways: Sequence[Way]) -> dict[Way, Measured]:
-    """Every way in turn, on every prompt, in every round."""
+    """A row for each way."""
     samples = sample(workload, ways)
     timings = {way: _summed([timing([one.seconds for one in rounds]) for rounds in samples[way]]) for way in ways}
     return {way: _row(record, workload, way, samples, timings) for way in ways}
 
 
 def sample(workload: Workload, ways: Sequence[Way]) -> Samples:
+    """Every way in turn, on every prompt, in every round."""
     for batch in dict.fromkeys(way.batch for way in ways):
         freedave.generate(workload.lm, workload.prompts[batch][0], max_new_tokens=2, draft_steps=2)  # warms up
     samples: Samples = {way: [[] for _ in workload.prompts[way.batch]] for way in ways}
